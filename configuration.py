@@ -1,0 +1,85 @@
+"""Settings of the programs: flags before environment before file before defaults.
+
+This is the only place that reads the environment. The file is TOML with the same names as the
+fields below; it is looked for where the platform keeps configuration
+(`~/.config/deepseek-ocr/config.toml` on Linux) unless a path is given.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from platformdirs import user_config_path
+
+from deepseek_ocr.errors import SettingsError
+
+PREFIX = "DEEPSEEK_OCR_"
+"""Of every environment variable: `DEEPSEEK_OCR_DEVICE` sets `device`."""
+
+ROOT = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every program needs to know before it loads a model.
+
+    - `model`: a named checkpoint (see `weights.py`) or a folder
+    - `device`: auto, cpu, cuda, cuda:1, mps, npu …; `dtype`: auto, bfloat16, float16, float32
+    - `checkpoints`: folder that holds the named checkpoints
+    - `source`: where named checkpoints are fetched from
+    """
+
+    model: str = "deepseek-ocr"
+    device: str = "auto"
+    dtype: str = "auto"
+    checkpoints: str = str(ROOT / "checkpoints")
+    source: str = "auto"
+
+
+def default_path() -> Path:
+    """Where the configuration file is looked for."""
+    return user_config_path("deepseek-ocr", appauthor=False) / "config.toml"
+
+
+def load(
+    flags: Mapping[str, str | None] | None = None,
+    environ: Mapping[str, str] | None = None,
+    path: Path | None = None,
+) -> Settings:
+    """Settings from `flags` (None is unset), then `environ`, then the file, then the defaults.
+
+    Raises `SettingsError` for an unreadable file and for a name or a value nobody knows.
+    """
+    environ = os.environ if environ is None else environ
+    values = _from_file(path)
+    for field in fields(Settings):
+        if text := environ.get(PREFIX + field.name.upper(), "").strip():
+            values[field.name] = text
+        if (flag := (flags or {}).get(field.name)) is not None:
+            values[field.name] = flag
+    return Settings(**values)
+
+
+def _from_file(path: Path | None) -> dict[str, str]:
+    chosen = path or default_path()
+    if path is None and not chosen.is_file():
+        return {}
+    try:
+        raw = tomllib.loads(chosen.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{chosen} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{chosen} is not valid TOML: {error}.") from error
+    known = {field.name for field in fields(Settings)}
+    for name, value in raw.items():
+        if name not in known:
+            raise SettingsError(
+                f"{chosen} sets {name!r}, which is no setting; use {', '.join(sorted(known))}."
+            )
+        if not isinstance(value, str):
+            raise SettingsError(f"{chosen}: {name} must be a string in quotes.")
+    return raw

@@ -1,0 +1,323 @@
+"""The checkpoint folder: its config and its tensors, in the official format or the library's.
+
+The official `config.json` is mapped onto the library's config class, and every parameter of the
+library's network is traced to the tensors of the official file that make it up. Nothing in the
+folder is executed, and only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.models.unlimited_ocr.configuration_unlimited_ocr import UnlimitedOcrConfig
+
+from deepseek_ocr.errors import CheckpointError
+
+OFFICIAL_TYPES = ("DeepseekOCR", "deepseek_vl_v2")
+"""`model_type` of official configs: this project's copies and the hub's."""
+
+LIBRARY_TYPE = "unlimited_ocr"
+"""`model_type` that the library's class writes with `save_pretrained`."""
+
+OFFICIAL_IMAGE_TOKEN_ID = 128815
+"""Id of `<image>` in the official tokenizer; the official config does not state it."""
+
+_LARGEST_SIZE = 1 << 20
+_MOST_LAYERS = 256
+
+_REOPEN_BYTES = 512 * 2**20
+"""Memory-mapped bytes after which a file is opened anew, so that pages already copied go back."""
+
+_IGNORED = re.compile(
+    r"model\.vision_model\.embeddings\.(position_ids|patch_embedding\.weight)"
+    r"|model\.vision_tower\.vision_encoder\.embeddings\.(position_ids|patch_embedding\.weight)"
+)
+"""CLIP's own patch embedding (SAM's map takes its place) and a table some copies carry."""
+
+
+# --- config -------------------------------------------------------------------------------------
+
+
+def read_config(folder: Path) -> UnlimitedOcrConfig:
+    """The network's config from `folder/config.json`, in either schema.
+
+    Raises `CheckpointError` naming the file and the key that is missing, mistyped or absurd.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is not a checkpoint: it has no config.json. Give the folder that holds "
+            "config.json, tokenizer.json and the safetensors file."
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); download it again.") from error
+    kind = raw.get("model_type") if isinstance(raw, dict) else None
+    if kind not in (*OFFICIAL_TYPES, LIBRARY_TYPE):
+        raise CheckpointError(
+            f"{path} has model_type {kind!r}; this program runs "
+            f"{', '.join((*OFFICIAL_TYPES, LIBRARY_TYPE))}. Choose a DeepSeek-OCR checkpoint."
+        )
+    try:
+        arguments = raw if kind == LIBRARY_TYPE else _from_official(raw)
+        _check_sizes(arguments, "")
+        return UnlimitedOcrConfig(**arguments)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except KeyError as error:
+        raise CheckpointError(f"{path} lacks {error}; download it again.") from error
+    except Exception as error:  # the library's validation raises many kinds
+        raise CheckpointError(f"{path} does not describe this network: {error}") from error
+
+
+def _check_sizes(values: Any, where: str) -> None:
+    """Refuse numbers that would exhaust memory before a single tensor is compared."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _check_sizes(value, f"{where}{key}.")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            limit = _MOST_LAYERS if key in ("num_hidden_layers", "layers") else _LARGEST_SIZE
+            if key.endswith(("_size", "_layers", "_dim", "_experts")) and not 0 < value <= limit:
+                raise CheckpointError(f"{where}{key} is {value}, outside 1 to {limit}.")
+
+
+def _from_official(raw: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the library's config class from the official schema."""
+    for key, expected in (("use_mla", False), ("scoring_func", "softmax"), ("tie_word_embeddings", False)):
+        if raw.get(key, expected) != expected:
+            raise CheckpointError(f"{key} is {raw[key]!r}; this network has {expected!r}.")
+    layers = raw["num_hidden_layers"]
+    if not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS:
+        raise CheckpointError(f"num_hidden_layers is {layers!r}, outside 1 to {_MOST_LAYERS}.")
+    copied = (
+        "hidden_size intermediate_size moe_intermediate_size num_hidden_layers "
+        "num_attention_heads num_key_value_heads n_routed_experts n_shared_experts "
+        "num_experts_per_tok vocab_size max_position_embeddings rms_norm_eps "
+        "first_k_dense_replace bos_token_id eos_token_id"
+    ).split()
+    text = {key: raw[key] for key in copied}
+    text |= {
+        "pad_token_id": raw.get("pad_token_id"),
+        "routed_scaling_factor": raw.get("routed_scaling_factor", 1.0),
+        "topk_method": "greedy",
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(raw["rope_theta"])},
+        "layer_types": ["full_attention"] * layers,
+        "sliding_window": 128,  # the class insists on a number; no layer uses it
+    }
+    width = raw["vision_config"]["width"]
+    return {
+        "text_config": text,
+        "vision_config": {
+            "sam_config": _sam_config(width["sam_vit_b"]),
+            "encoder_config": _clip_config(width["clip-l-14-224"]),
+        },
+        "image_token_id": raw.get("image_token_id", OFFICIAL_IMAGE_TOKEN_ID),
+    }
+
+
+def _sam_config(sam: dict[str, Any]) -> dict[str, Any]:
+    # The last three are fixed in the official code; small checkpoints may state their own.
+    return {
+        "hidden_size": sam["width"],
+        "num_hidden_layers": sam["layers"],
+        "num_attention_heads": sam["heads"],
+        "global_attn_indexes": sam["global_attn_indexes"],
+        "downsample_channels": sam["downsample_channels"],
+        "mlp_dim": 4 * sam["width"],
+        "output_channels": sam.get("neck_channels", 256),
+        "window_size": sam.get("window_size", 14),
+        "image_size": sam.get("image_size", 1024),
+    }
+
+
+def _clip_config(clip: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "hidden_size": clip["width"],
+        "num_hidden_layers": clip["layers"],
+        "num_attention_heads": clip["heads"],
+        "image_size": clip["image_size"],
+        "patch_size": clip["patch_size"],
+        "intermediate_size": clip.get("mlp_dim", 4 * clip["width"]),
+        "hidden_act": "quick_gelu",
+    }
+
+
+# --- tensors ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One official tensor (or the `rows` of it) and the part of a parameter it fills."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    rows: tuple[int, int] | None = None
+    target: tuple[int | slice, ...] = ()
+
+
+_RENAMES = [
+    (r"^model\.vision_tower\.sam_encoder\.layers\.(\d+)\.layer_norm([12])\.", r"model.sam_model.blocks.\1.norm\2."),
+    (r"^model\.vision_tower\.sam_encoder\.layers\.", r"model.sam_model.blocks."),
+    (r"^model\.vision_tower\.sam_encoder\.patch_embed\.projection\.", r"model.sam_model.patch_embed.proj."),
+    (r"^model\.vision_tower\.sam_encoder\.neck\.conv1\.", r"model.sam_model.neck.0."),
+    (r"^model\.vision_tower\.sam_encoder\.neck\.layer_norm1\.", r"model.sam_model.neck.1."),
+    (r"^model\.vision_tower\.sam_encoder\.neck\.conv2\.", r"model.sam_model.neck.2."),
+    (r"^model\.vision_tower\.sam_encoder\.neck\.layer_norm2\.", r"model.sam_model.neck.3."),
+    (r"^model\.vision_tower\.sam_encoder\.proj\.conv1\.", r"model.sam_model.net_2."),
+    (r"^model\.vision_tower\.sam_encoder\.proj\.conv2\.", r"model.sam_model.net_3."),
+    (r"^model\.vision_tower\.sam_encoder\.", r"model.sam_model."),
+    (r"^model\.vision_tower\.vision_encoder\.encoder\.", r"model.vision_model.transformer."),
+    (r"^model\.vision_tower\.vision_encoder\.", r"model.vision_model."),
+    (r"^model\.multi_modal_projector\.", r"model.projector.layers."),
+    (r"^model\.view_separator$", r"model.view_seperator"),
+    (r"^model\.language_model\.", r"model."),
+]  # fmt: skip
+"""From the library's parameter names to the official ones; the first that matches applies."""
+
+
+def official_pieces(parameter: str, shape: tuple[int, ...]) -> list[Piece]:
+    """The official tensors that make up the library's `parameter` of this `shape`.
+
+    Most parameters are one tensor; CLIP's query, key and value are thirds of one fused tensor,
+    and the library stacks the experts `[experts, out, in]`, gate above up.
+    """
+    name = parameter
+    for pattern, replacement in _RENAMES:
+        name, count = re.subn(pattern, replacement, name)
+        if count:
+            break
+    if expert := re.fullmatch(r"(.*\.mlp\.experts\.)(gate_up_proj|down_proj)", name):
+        return _expert_pieces(expert[1], expert[2], shape)
+    if thirds := re.fullmatch(r"(model\.vision_model\..*\.self_attn\.)([qkv])_proj\.(.*)", name):
+        size, which = shape[0], "qkv".index(thirds[2])
+        rows = (which * size, (which + 1) * size)
+        return [Piece(f"{thirds[1]}qkv_proj.{thirds[3]}", (3 * size, *shape[1:]), rows)]
+    return [Piece(name, shape)]
+
+
+def _expert_pieces(prefix: str, kind: str, shape: tuple[int, ...]) -> list[Piece]:
+    experts, out, size = shape
+    if kind == "down_proj":
+        return [Piece(f"{prefix}{e}.down_proj.weight", (out, size), target=(e,)) for e in range(experts)]
+    half = out // 2
+    return [
+        Piece(f"{prefix}{e}.{part}_proj.weight", (half, size), target=(e, rows))
+        for e in range(experts)
+        for part, rows in (("gate", slice(0, half)), ("up", slice(half, out)))
+    ]
+
+
+class TensorFiles:
+    """The safetensors files of one folder as one table of named tensors.
+
+    Raises `CheckpointError` where a file is missing, damaged, or lies outside the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[Path, Any] = {}
+        self._unread = 0
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._path_of: dict[str, Path] = {}
+        for path in _tensor_paths(folder):
+            file = self._open(path)
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                if name in self._path_of:
+                    raise CheckpointError(f"{path} repeats tensor {name}; remove the older file.")
+                view = file.get_slice(name)
+                self.shapes[name] = tuple(view.get_shape())
+                self._path_of[name] = path
+
+    def _open(self, path: Path) -> Any:
+        try:
+            self._files[path] = safe_open(path, framework="pt", device="cpu")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is damaged or incomplete ({error}); download it again."
+            ) from error
+        return self._files[path]
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
+        """Tensor `name` (or some `rows` of it) on the CPU, in the type of the file."""
+        path = self._path_of[name]
+        if self._unread > _REOPEN_BYTES:
+            self._unread = 0
+            self._open(path)
+        file = self._files[path]
+        tensor: torch.Tensor = (
+            file.get_slice(name)[slice(*rows)] if rows else file.get_tensor(name)
+        )
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{path}: tensor {name} holds {tensor.dtype}, not floating point.")
+        self._unread += tensor.nbytes
+        return tensor
+
+    def close(self) -> None:
+        """Let go of the memory maps."""
+        self._files.clear()
+
+
+def _tensor_paths(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"{index} is damaged ({error!r}); download it again.") from error
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise CheckpointError(f"{index} points outside its folder ({name!r}); refused.")
+        paths = [folder / name for name in sorted(names)]
+    else:
+        paths = sorted(folder.glob("model*.safetensors"))
+    if not paths:
+        raise CheckpointError(
+            f"{folder} has no model*.safetensors; download the weights (other formats, such as "
+            "pickled .bin files, are not read because they can run code)."
+        )
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise CheckpointError(f"{folder} lacks {', '.join(missing)}; download it again.")
+    return paths
+
+
+def plan(files: TensorFiles, shapes: dict[str, tuple[int, ...]]) -> dict[str, list[Piece]]:
+    """For every parameter (name → shape) the tensors of `files` that fill it.
+
+    Raises `CheckpointError` naming each missing, unexpected and mis-shaped tensor.
+    """
+    pieces = {
+        name: [Piece(name, shape)] if name in files.shapes else official_pieces(name, shape)
+        for name, shape in shapes.items()
+    }
+    expected = {piece.tensor: piece.shape for parts in pieces.values() for piece in parts}
+    found = {name for name in files.shapes if not _IGNORED.fullmatch(name)}
+    problems = [*_listed("missing", expected.keys() - found)]
+    problems += _listed("unexpected", found - expected.keys())
+    problems += _listed(
+        "of the wrong shape",
+        {
+            f"{name} (is {list(files.shapes[name])}, should be {list(shape)})"
+            for name, shape in expected.items()
+            if name in files.shapes and files.shapes[name] != shape
+        },
+    )
+    if problems:
+        raise CheckpointError(
+            f"The tensors do not fit the config: {'; '.join(problems)}. "
+            "The files are damaged or not of one checkpoint; download them again."
+        )
+    return pieces
+
+
+def _listed(what: str, names: set[str], most: int = 5) -> Iterator[str]:
+    if names:
+        shown = ", ".join(sorted(names)[:most])
+        rest = f" and {len(names) - most} more" if len(names) > most else ""
+        yield f"{what}: {shown}{rest}"

@@ -1,0 +1,52 @@
+"""Every error this project raises on purpose, as one tree.
+
+    OcrError
+    ├── InputError           what was handed in cannot be used
+    │   ├── ImageError       not an image, damaged, or in a form we cannot open
+    │   │   └── ImageTooLargeError   refused before its pixels were decoded
+    │   ├── PromptError      a prompt or a reference that the model must not be given
+    │   └── SettingsError    a setting outside its range, or one nobody knows
+    ├── CheckpointError      a model folder that is missing, damaged or of another kind
+    ├── DeviceError          a device or number type that is not to be had here
+    └── GenerationError      the network produced numbers that mean nothing
+
+Each message is one or two sentences that end with what to do next.
+"""
+
+from __future__ import annotations
+
+
+class OcrError(Exception):
+    """Base of all errors raised on purpose; catch this one to catch them all."""
+
+
+class InputError(OcrError, ValueError):
+    """What was handed in cannot be used."""
+
+
+class ImageError(InputError):
+    """Not an image, damaged, or in a form that cannot be opened."""
+
+
+class ImageTooLargeError(ImageError):
+    """Refused before decoding, because of its bytes or its pixels."""
+
+
+class PromptError(InputError):
+    """A prompt or a reference that the model must not be given."""
+
+
+class SettingsError(InputError):
+    """A setting outside its range, or one that nobody knows."""
+
+
+class CheckpointError(OcrError):
+    """A model folder that is missing, damaged, or of another kind."""
+
+
+class DeviceError(OcrError):
+    """A device or a number type that is not to be had on this machine."""
+
+
+class GenerationError(OcrError):
+    """The network produced numbers that mean nothing (not a number, infinity)."""

@@ -1,0 +1,229 @@
+"""Token by token: prefill, choose, step. Free functions over the library's network and cache.
+
+The loop guard on text lives in `loops.py` and is offered here as `LoopDetector` and `is_loop`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+from transformers.cache_utils import Cache, DynamicCache
+
+from deepseek_ocr.errors import GenerationError, PromptError
+from deepseek_ocr.loops import LoopDetector, is_loop
+from deepseek_ocr.model import Network
+from deepseek_ocr.settings import DecodeSettings
+
+__all__ = [
+    "LoopDetector",
+    "NgramGuard",
+    "Prefilled",
+    "TextStream",
+    "Token",
+    "decode",
+    "is_loop",
+    "prefill",
+    "room",
+]
+
+
+@dataclass(frozen=True)
+class Token:
+    """One decoded token and its natural log-probability under the raw logits."""
+
+    id: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """A prompt that the decoder has read: its cache and the logits `[V]` of the next token."""
+
+    cache: Cache
+    logits: torch.Tensor
+
+
+def room(network: Network, prompt_tokens: int, wanted: int) -> int:
+    """How many of the `wanted` new tokens fit into the context behind a prompt.
+
+    Raises `PromptError` where the prompt alone fills it.
+    """
+    context: int = network.config.text_config.max_position_embeddings
+    if prompt_tokens >= context:
+        raise PromptError(
+            f"The prompt has {prompt_tokens} tokens and the model's context {context}; "
+            "shorten the prompt or choose a smaller preset."
+        )
+    return min(wanted, context - prompt_tokens)
+
+
+@torch.inference_mode()
+def prefill(network: Network, embeddings: torch.Tensor) -> Prefilled:
+    """Run the decoder over a prompt's embeddings `[1, L, H]`."""
+    cache = DynamicCache(config=network.config.text_config)
+    return Prefilled(cache, _last_logits(network, embeddings, cache))
+
+
+def _last_logits(network: Network, embeddings: torch.Tensor, cache: Cache) -> torch.Tensor:
+    output = network.model.language_model(
+        inputs_embeds=embeddings, past_key_values=cache, use_cache=True
+    )
+    logits: torch.Tensor = network.lm_head(output.last_hidden_state[:, -1])
+    return logits[0].float()
+
+
+@torch.inference_mode()
+def decode(
+    network: Network,
+    prefilled: Prefilled,
+    prompt_ids: list[int],
+    settings: DecodeSettings,
+    end_ids: frozenset[int],
+    exempt_ids: frozenset[int] = frozenset(),
+) -> Iterator[Token]:
+    """Tokens one at a time, the end token included, until it comes or there is no more room.
+
+    Each step is a plain Python step, so closing the iterator stops at once. `prompt_ids` is what
+    the whole-sequence guard looks back on. Raises `GenerationError` where the logits are not
+    finite.
+    """
+    chooser = _Chooser(settings, prompt_ids, exempt_ids)
+    embed = network.get_input_embeddings()
+    logits = prefilled.logits
+    most = room(network, len(prompt_ids), settings.max_new_tokens)
+    for count in range(1, most + 1):
+        token = chooser.choose(logits)
+        yield token
+        if token.id in end_ids or count == most:
+            return
+        step = torch.tensor([[token.id]], device=embed.weight.device)
+        logits = _last_logits(network, embed(step), prefilled.cache)
+
+
+class _Chooser:
+    """Picks the next token from logits under the guards and the sampling settings."""
+
+    def __init__(
+        self, settings: DecodeSettings, prompt_ids: list[int], exempt_ids: frozenset[int]
+    ) -> None:
+        self._settings = settings
+        self._guard = NgramGuard(
+            settings.no_repeat_ngram_size, settings.no_repeat_window, exempt_ids
+        )
+        self._guard.extend(prompt_ids)
+        self._written: dict[int, None] = {}
+        # Draws come from the CPU's generator, so that a seed means the same on every device.
+        self._random = torch.Generator().manual_seed(settings.seed)
+
+    def choose(self, logits: torch.Tensor) -> Token:
+        scores = self._adjusted(logits)
+        if self._settings.temperature > 0:
+            chosen = self._sample(scores).to(logits.device)
+        else:
+            chosen = scores.argmax()
+        logprob = logits[chosen] - logits.logsumexp(0)
+        # One transfer for both numbers; ids are below 2**24 and so exact in float32.
+        values = torch.stack([chosen.float(), logprob]).tolist()
+        token = Token(int(values[0]), values[1])
+        if not math.isfinite(token.logprob):
+            raise GenerationError(
+                "The network's output is not a finite number; try --dtype float32 (or bfloat16 "
+                "instead of float16), and check the weights."
+            )
+        self._guard.extend([token.id])
+        self._written[token.id] = None
+        return token
+
+    def _adjusted(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits after the repetition penalty and the n-gram guard; the argument is kept."""
+        banned = self._guard.banned()
+        penalty = self._settings.repetition_penalty
+        if not banned and (penalty == 1 or not self._written):
+            return logits
+        scores = logits.clone()
+        if penalty != 1 and self._written:
+            written = torch.tensor(list(self._written), device=logits.device)
+            values = scores[written]
+            scores[written] = torch.where(values > 0, values / penalty, values * penalty)
+        if banned:
+            scores[torch.tensor(banned, device=logits.device)] = -math.inf
+        return scores
+
+    def _sample(self, scores: torch.Tensor) -> torch.Tensor:
+        """Draw from the softmax of `scores` after temperature, top-k, then top-p."""
+        settings = self._settings
+        ordered, ids = (scores.cpu() / settings.temperature).sort(descending=True)
+        if settings.top_k:
+            ordered = ordered[: settings.top_k]
+        shares = ordered.softmax(0)
+        if settings.top_p < 1:
+            # The most likely token stays whatever top_p is.
+            shares[1:][shares.cumsum(0)[:-1] >= settings.top_p] = 0
+        return ids[torch.multinomial(shares, 1, generator=self._random)[0]]
+
+
+class NgramGuard:
+    """Forbids tokens that would complete an n-gram already written.
+
+    `size` is the n-gram's length (0 is off); `window` is how many tokens back the first token of
+    the earlier n-gram may lie (0 is the whole sequence); `exempt` ids are never forbidden. Each
+    token costs a dictionary look-up, however long the sequence.
+    """
+
+    def __init__(self, size: int, window: int = 0, exempt: frozenset[int] = frozenset()) -> None:
+        self._size, self._window, self._exempt = size, window, exempt
+        self._ids: list[int] = []
+        # First size-1 tokens of an n-gram → its last token → where it last began.
+        self._followers: dict[tuple[int, ...], dict[int, int]] = {}
+
+    def extend(self, ids: list[int]) -> None:
+        """Add tokens of the prompt or of the text."""
+        if not self._size:
+            return
+        for token in ids:
+            self._ids.append(token)
+            start = len(self._ids) - self._size
+            if start >= 0:
+                prefix = tuple(self._ids[start:-1])
+                self._followers.setdefault(prefix, {})[token] = start
+
+    def banned(self) -> list[int]:
+        """Ids that must not come next."""
+        if not self._size or len(self._ids) < self._size:
+            return []
+        prefix = tuple(self._ids[len(self._ids) - self._size + 1 :])
+        earliest = len(self._ids) - self._window if self._window else 0
+        return [
+            token
+            for token, start in self._followers.get(prefix, {}).items()
+            if start >= earliest and token not in self._exempt
+        ]
+
+
+class TextStream:
+    """Turns ids into text as they come; a character made of several tokens appears whole."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=False)
+        self._ids: list[int] = []
+        self.text = ""
+
+    def add(self, token_id: int) -> str:
+        """Text that `token_id` completes; empty in the middle of a character."""
+        self._ids.append(token_id)
+        piece = self._stream.step(self._tokenizer, token_id) or ""
+        self.text += piece
+        return piece
+
+    def flush(self) -> str:
+        """What is left when no more tokens come: a broken character, as U+FFFD."""
+        whole = self._tokenizer.decode(self._ids, skip_special_tokens=False)
+        rest = whole[len(self.text) :] if whole.startswith(self.text) else ""
+        self.text += rest
+        return rest

@@ -1,0 +1,149 @@
+"""Read the regions out of grounded text, and clean the text into Markdown.
+
+The text is data from outside: a strict grammar reads it in time linear in its length, nothing
+evaluates it, and whatever does not fit the grammar stays as text. Coordinates are integers 0 to
+999 of the page's width and height.
+
+    <|ref|>label<|/ref|><|det|>[[x1, y1, x2, y2], …]<|/det|> text of the region
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+SCALE = 999
+"""Largest coordinate: pixel = value / 999 * side."""
+
+FIGURE_LABEL = "image"
+"""Label of regions that are cropped out as pictures."""
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom."""
+
+_TAG = re.compile(r"<\|(/?)(ref|det)\|>")
+_NUMBER = r"-?[0-9]{1,9}"
+_BOX = rf"\[\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\]"
+_ONE_BOX = re.compile(_BOX)
+_COMMA = re.compile(r"\s*,\s*")
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How sure the model was over some tokens: geometric mean and lowest probability, 0 to 1."""
+
+    mean: float
+    lowest: float
+
+
+@dataclass(frozen=True)
+class Region:
+    """One labelled part of a page.
+
+    - `label`: what the model calls it (title, text, table, image, …), or what was to be located
+    - `boxes`: in 0–999 of the page, corners ordered and clamped
+    - `text`: what stands in it, tags removed, stripped
+    - `start`, `text_start`, `end`: characters in the whole text: tag, text, end of text
+    - `confidence`: over the tokens of its text, or of its tag where it has no text
+    """
+
+    label: str
+    boxes: tuple[Box, ...]
+    text: str
+    start: int
+    text_start: int
+    end: int
+    confidence: Confidence | None = None
+
+    @property
+    def is_figure(self) -> bool:
+        """True where the region is a picture to be cropped from the page."""
+        return self.label == FIGURE_LABEL
+
+
+def parse(text: str) -> list[Region]:
+    """The regions of `text`, in its order. Never raises; malformed spans yield no region."""
+    tags = list(_TAG.finditer(text))
+    heads: list[tuple[int, int, str, tuple[Box, ...]]] = []
+    at = 0
+    while at + 3 < len(tags):
+        ref, ref_end, det, det_end = tags[at : at + 4]
+        shape = [tag[0] for tag in (ref, ref_end, det, det_end)]
+        boxes = None
+        if shape == ["<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"] and ref_end.end() == det.start():
+            boxes = _parse_boxes(text[det.end() : det_end.start()])
+        if boxes is None:
+            at += 1
+            continue
+        label = text[ref.end() : ref_end.start()].strip()
+        heads.append((ref.start(), det_end.end(), label, boxes))
+        at += 4
+    ends = [*(head[0] for head in heads[1:]), len(text)] if heads else []
+    return [
+        Region(label, boxes, text[text_start:end].strip(), start, text_start, end)
+        for (start, text_start, label, boxes), end in zip(heads, ends, strict=True)
+    ]
+
+
+def _parse_boxes(text: str) -> tuple[Box, ...] | None:
+    """Boxes of `[[x1, y1, x2, y2], …]`, ordered and clamped; None where the text is not that."""
+    text = text.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    inner = text[1:-1].strip()
+    boxes: list[Box] = []
+    at = 0
+    while True:
+        match = _ONE_BOX.match(inner, at)
+        if match is None:
+            return None
+        boxes.append(_tidy(*(int(number) for number in match.groups())))
+        at = match.end()
+        if at == len(inner):
+            return tuple(boxes)
+        comma = _COMMA.match(inner, at)
+        if comma is None:
+            return None
+        at = comma.end()
+
+
+def _tidy(x1: int, y1: int, x2: int, y2: int) -> Box:
+    x1, y1, x2, y2 = (min(max(value, 0), SCALE) for value in (x1, y1, x2, y2))
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+
+
+def to_pixels(box: Box, width: int, height: int) -> Box:
+    """`box` in 0–999 as whole pixels of a page `width` x `height` px."""
+    x1, y1, x2, y2 = box
+    return (
+        round(x1 / SCALE * width),
+        round(y1 / SCALE * height),
+        round(x2 / SCALE * width),
+        round(y2 / SCALE * height),
+    )
+
+
+def figure_name(number: int) -> str:
+    """Where the official script puts the `number`-th figure (from 0) of a single image."""
+    return f"images/{number}.jpg"
+
+
+def to_markdown(text: str, name_of: Callable[[int], str] = figure_name) -> str:
+    """`text` without its tags, pictures as links named by `name_of` (from 0, one a box).
+
+    As the official clean-up: tags removed, `\\coloneqq` and `\\eqqcolon` rewritten; besides that
+    no more than one blank line in a row. Never raises; malformed spans stay as they are.
+    """
+    parts: list[str] = []
+    at = figures = 0
+    for region in parse(text):
+        parts.append(text[at : region.start])
+        if region.is_figure:
+            for _ in region.boxes:
+                parts.append(f"![]({name_of(figures)})\n")
+                figures += 1
+        at = region.text_start
+    parts.append(text[at:])
+    cleaned = "".join(parts).replace("\\coloneqq", ":=").replace("\\eqqcolon", "=:")
+    return re.sub(r"\n{3,}", "\n\n", cleaned).strip("\n")

@@ -1,0 +1,265 @@
+"""From a picture to the square views that the network sees.
+
+Everything here must match the official preprocessing to the pixel, so resizing is Pillow's and
+the arithmetic is plain; `tests/golden/preprocess.json` holds what the official code gave.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from deepseek_ocr.errors import ImageError, ImageTooLargeError
+from deepseek_ocr.settings import CELL, CropSettings
+
+Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
+
+PADDING = (127, 127, 127)
+"""Colour around a padded view: the official mean 0.5 in 8 bits."""
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "HEIF", "AVIF", "JPEG2000", "PPM")
+"""What Pillow may try: the formats pages come in, none that starts another program (EPS does)."""
+
+MIN_TILES, MAX_TILES = 2, 9
+"""Fewest and most tiles of one page in the official code."""
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """Refused before decoding: more bytes in the file, more pixels in the picture.
+
+    178,956,970 px is the bound at which Pillow speaks of a decompression bomb.
+    """
+
+    max_bytes: int = 256 * 2**20
+    max_pixels: int = 178_956_970
+
+
+@dataclass(frozen=True)
+class Views:
+    """What the network sees of one page, normalised to [-1, 1], float32.
+
+    - `global_view`: `[3, S, S]`
+    - `tiles`: `[n, 3, T, T]`, row by row; n is 0 where the page has none
+    - `grid`: tiles as (columns, rows); (1, 1) where there are none
+    """
+
+    global_view: torch.Tensor
+    tiles: torch.Tensor
+    grid: tuple[int, int]
+
+    @property
+    def token_count(self) -> int:
+        """Vision tokens these views become: tiles, global view, separator."""
+        cells = self.global_view.shape[-1] // CELL
+        count = cells * (cells + 1) + 1
+        if len(self.tiles):
+            columns, rows = self.grid
+            cells = self.tiles.shape[-1] // CELL
+            count += (columns * cells + 1) * rows * cells
+        return count
+
+
+def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image:
+    """Open a picture as RGB, upright (EXIF), first frame, from a path, bytes, stream or image.
+
+    Transparency, palettes, CMYK, grey, 16-bit and floating point become 8-bit RGB. The size is
+    checked before any pixel is decoded. HEIC opens where `pillow-heif` is installed.
+
+    Raises `ImageTooLargeError` beyond `limits`, `ImageError` for anything that is no picture.
+    """
+    limits = limits or ImageLimits()
+    if isinstance(source, Image.Image):
+        return _decode(source, "The image", limits)
+    data, name = _read(source, limits)
+    _register_heif()
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns at half of the bound that is enforced here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(data, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageTooLargeError(f"{name} has too many pixels: {error}; scale it down.") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{name} is not a picture that can be opened; use JPEG, PNG, WebP, TIFF, BMP or GIF."
+        ) from error
+    except Exception as error:
+        raise _damaged(name, error) from error
+    with image:
+        return _decode(image, name, limits)
+
+
+def _decode(image: Image.Image, name: str, limits: ImageLimits) -> Image.Image:
+    _check_pixels(image, name, limits)
+    try:
+        return _to_rgb(image)
+    except Exception as error:  # decoders of damaged files raise whatever they tripped over
+        raise _damaged(name, error) from error
+
+
+def _damaged(name: str, error: Exception) -> ImageError:
+    return ImageError(f"{name} is damaged or incomplete ({error}); save or download it again.")
+
+
+def _read(source: str | os.PathLike[str] | bytes | BinaryIO, limits: ImageLimits) -> tuple[
+    BinaryIO, str
+]:
+    """The bytes behind `source`, no more than allowed, and what to call it in messages."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        data, name = bytes(source), "The image"
+    elif isinstance(source, str | os.PathLike):
+        path = Path(source)
+        name = str(path)
+        if not path.is_file():  # also keeps out pipes and devices that never end
+            what = "is a folder" if path.is_dir() else "does not exist or is not a file"
+            raise ImageError(f"{name} {what}; give the path of a picture.")
+        try:
+            with path.open("rb") as file:
+                data = file.read(limits.max_bytes + 1)
+        except OSError as error:
+            raise ImageError(f"{name} cannot be read: {error.strerror}.") from error
+    elif hasattr(source, "read"):
+        data, name = source.read(limits.max_bytes + 1), "The image"
+        if not isinstance(data, bytes):
+            raise ImageError("The image stream gave text; open it in binary mode.")
+    else:
+        raise ImageError(
+            f"An image cannot be made from {type(source).__name__}; "
+            "give a path, bytes, a binary stream or a PIL image."
+        )
+    if not data:
+        raise ImageError(f"{name} is empty (zero bytes); check where it came from.")
+    if len(data) > limits.max_bytes:
+        raise ImageTooLargeError(
+            f"{name} is larger than {limits.max_bytes / 2**20:.0f} MiB; compress or scale it down."
+        )
+    return io.BytesIO(data), name
+
+
+def _check_pixels(image: Image.Image, name: str, limits: ImageLimits) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise ImageTooLargeError(
+            f"{name} is {width} x {height} px, more than the {limits.max_pixels:,} px allowed; "
+            "scale it down (the model sees at most about 1920 x 1920 px of it)."
+        )
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} has no pixels; check where it came from.")
+
+
+@functools.cache
+def _register_heif() -> None:
+    """Let Pillow open HEIC where the optional `pillow-heif` is installed."""
+    try:
+        from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        return
+    register_heif_opener()
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        return _deep_grey_to_rgb(image)
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        return _flatten(image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
+    """Scale 16-bit, 32-bit and floating-point grey to 8 bits (Pillow alone would clip it)."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+    highest = float(values.max())
+    if image.mode.startswith("I;16") or 255 < highest <= 65535:
+        white = 65535.0
+    elif image.mode == "F" and highest <= 1.0:
+        white = 1.0
+    else:
+        white = max(highest, 255.0)
+    grey = np.clip(values * (255.0 / white), 0, 255).round().astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Drop the alpha channel as the official code does, but for pages on a see-through ground.
+
+    Drawing programs write black text on transparent black; dropping alpha would give a black
+    page. Where all see-through pixels hide one colour, that colour carries nothing, and the page
+    is laid on white.
+    """
+    pixels = np.asarray(image)
+    hidden = pixels[pixels[..., 3] == 0]
+    if len(hidden) and (hidden == hidden[0]).all():
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def make_views(image: Image.Image, crop: CropSettings) -> Views:
+    """Cut an RGB page into its views as the official code does (see `CropSettings`)."""
+    if crop.crop_mode:
+        tiles, grid = _tiles(image, crop.image_size)
+        return Views(_normalise([_pad(image, crop.base_size)])[0], tiles, grid)
+    side = crop.image_size
+    # The small presets stretch the page to the square, the large ones keep its shape: 640 px is
+    # the bound in the official code.
+    square = image.resize((side, side)) if side <= 640 else _pad(image, side)
+    return Views(_normalise([square])[0], torch.empty(0, 3, side, side), (1, 1))
+
+
+def _tiles(image: Image.Image, side: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    if image.width <= side and image.height <= side:
+        return torch.empty(0, 3, side, side), (1, 1)
+    columns, rows = choose_grid(image.width, image.height, side)
+    page = image.resize((columns * side, rows * side))
+    boxes = [
+        (column * side, row * side, (column + 1) * side, (row + 1) * side)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return _normalise([page.crop(box) for box in boxes]), (columns, rows)
+
+
+def choose_grid(width: int, height: int, side: int) -> tuple[int, int]:
+    """Crop grid (columns, rows) of 2 to 9 tiles whose shape is closest to the page's.
+
+    On ties the larger grid wins if the page has more than half as many pixels as its tiles.
+    """
+    grids = [
+        (columns, rows)
+        for columns in range(1, MAX_TILES + 1)
+        for rows in range(1, MAX_TILES + 1)
+        if MIN_TILES <= columns * rows <= MAX_TILES
+    ]
+    best, best_difference = (1, 1), float("inf")
+    for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+        difference = abs(width / height - columns / rows)
+        roomy = width * height > 0.5 * side * side * columns * rows
+        if difference < best_difference or (difference == best_difference and roomy):
+            best, best_difference = (columns, rows), difference
+    return best
+
+
+def _pad(image: Image.Image, side: int) -> Image.Image:
+    """Fit the page into a square of `side` px and fill the rest with grey."""
+    width, height = image.size
+    if round(min(width, height) / max(width, height) * side) < 1:
+        # A page this thin would be scaled to nothing; keep one pixel of it.
+        image = image.resize((side, 1) if width > height else (1, side))
+    return ImageOps.pad(image, (side, side), color=PADDING)
+
+
+def _normalise(images: list[Image.Image]) -> torch.Tensor:
+    """RGB images of one size to `[n, 3, H, W]` float32 in [-1, 1] (mean 0.5, deviation 0.5)."""
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.5).contiguous()

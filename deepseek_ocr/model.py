@@ -1,0 +1,175 @@
+"""The network, loaded from a checkpoint folder straight to its device and type.
+
+The class is the library's own (`transformers`); this file only fills it and asks it for vision
+tokens. Nothing here knows about pages, prompts or text.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers.models.unlimited_ocr.configuration_unlimited_ocr import UnlimitedOcrConfig
+from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
+    UnlimitedOcrForConditionalGeneration,
+    UnlimitedOcrTextRotaryEmbedding,
+)
+
+from deepseek_ocr import devices
+from deepseek_ocr.checkpoint import TensorFiles, plan, read_config
+from deepseek_ocr.errors import CheckpointError, InputError
+from deepseek_ocr.images import Views
+
+Network = UnlimitedOcrForConditionalGeneration
+
+
+def load_network(
+    folder: str | os.PathLike[str],
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+) -> Network:
+    """The network of the checkpoint in `folder`, in evaluation mode, gradients off.
+
+    Every tensor is copied once, from the file to its place on the device; a second full copy
+    never exists. A folder without a tokenizer will do.
+
+    Raises `CheckpointError` (folder, config, tensors) and `DeviceError`.
+    """
+    folder = Path(folder)
+    target = devices.choose_device(device)
+    kind = devices.choose_dtype(dtype, target)
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no folder {folder}; give the folder of a checkpoint.")
+    network = empty_network(read_config(folder))
+    _fill(network, folder, target, kind)
+    _rebuild_buffers(network, target)
+    network.model.language_model.set_attn_implementation(devices.decoder_attention(target, kind))
+    _keep_position_tables(network)
+    return network.eval().requires_grad_(False)
+
+
+def empty_network(config: UnlimitedOcrConfig) -> Network:
+    """The network of this config without any memory behind its parameters."""
+    with torch.device("meta"):
+        return UnlimitedOcrForConditionalGeneration(config)
+
+
+def _fill(network: Network, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    files = TensorFiles(folder)
+    try:
+        for name, pieces in plan(files, shapes).items():
+            values = torch.empty(shapes[name], dtype=dtype, device=device)
+            for piece in pieces:
+                values[piece.target].copy_(files.read(piece.tensor, piece.rows))
+            owner, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
+    finally:
+        files.close()
+
+
+def _rebuild_buffers(network: Network, device: torch.device) -> None:
+    """Compute what no checkpoint holds: rotary frequencies (float32 always) and position ids."""
+    text = network.model.language_model
+    text.rotary_emb = UnlimitedOcrTextRotaryEmbedding(config=text.config).to(device)
+    embeddings = network.model.vision_tower.vision_encoder.embeddings
+    embeddings.position_ids = torch.arange(embeddings.num_positions, device=device)[None]
+    left = [name for name, buffer in network.named_buffers() if buffer.is_meta]
+    if left:
+        raise CheckpointError(f"This version of transformers has unknown buffers: {left}.")
+
+
+def _keep_position_tables(network: Network) -> None:
+    """Interpolate the two position tables once per view size instead of once per call.
+
+    While a table is being trained it is resized anew each time, as the library does.
+    """
+    sam = network.model.vision_tower.sam_encoder
+    clip = network.model.vision_tower.vision_encoder.embeddings
+    sam_kept: dict[object, torch.Tensor] = {}
+    clip_kept: dict[object, torch.Tensor] = {}
+
+    def sam_table(height: int, width: int) -> torch.Tensor:
+        return _kept(sam_kept, sam.pos_embed, (height, width), _resize_grid)
+
+    def clip_table(_: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        size = (height // clip.patch_size, width // clip.patch_size)
+        return _kept(clip_kept, clip.position_embedding.weight, size, _resize_class_and_grid)
+
+    sam.interpolate_pos_encoding = sam_table
+    clip.interpolate_pos_encoding = clip_table
+
+
+def _kept(
+    kept: dict[object, torch.Tensor],
+    table: torch.Tensor,
+    size: tuple[int, int],
+    resize: Callable[[torch.Tensor, tuple[int, int]], torch.Tensor],
+) -> torch.Tensor:
+    if table.requires_grad:
+        return resize(table, size)
+    key = (size, table.device, table.dtype)
+    if key not in kept:
+        kept[key] = resize(table.cpu(), size).to(table.device)
+    return kept[key]
+
+
+def _resize_grid(table: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """`[1, h, w, C]` to `[1, H, W, C]`: bicubic, antialiased, in float32, as the model was made."""
+    if table.shape[1:3] == size:
+        return table
+    resized = nn.functional.interpolate(
+        table.float().permute(0, 3, 1, 2), size, mode="bicubic", antialias=True
+    )
+    return resized.permute(0, 2, 3, 1).to(table.dtype)
+
+
+def _resize_class_and_grid(table: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """`[1 + h*w, C]` (class token first, h = w) to `[1, 1 + H*W, C]`."""
+    side = round((len(table) - 1) ** 0.5)
+    grid = _resize_grid(table[1:].reshape(1, side, side, -1), size)
+    return torch.cat([table[None, :1], grid.flatten(1, 2)], dim=1)
+
+
+@torch.inference_mode()
+def vision_tokens(network: Network, views: Views) -> torch.Tensor:
+    """The rows that stand for a page in the sequence: `[N, hidden]`, N = `views.token_count`.
+
+    Order: tiles as they lie on the page, global view, view separator; an image newline ends each
+    row of cells.
+    """
+    weight = network.model.image_newline
+    tiles = views.tiles.to(weight.device, weight.dtype) if len(views.tiles) else None
+    features = network.get_image_features(
+        pixel_values=views.global_view[None].to(weight.device, weight.dtype),
+        pixel_values_local=tiles,
+        num_local_patches=[len(views.tiles)],
+        patches_grid=[list(views.grid)],
+    )
+    rows: torch.Tensor = features.pooler_output[0]
+    return rows
+
+
+@torch.inference_mode()
+def embed(network: Network, ids: list[int], rows: torch.Tensor, start: int) -> torch.Tensor:
+    """Embeddings of a prompt with the vision `rows` in place of its placeholders from `start` on:
+    `[1, len(ids), hidden]`.
+
+    Raises `InputError` where the placeholders are not exactly as many as the rows.
+    """
+    image_id = network.config.image_token_id
+    stop = start + len(rows)
+    placeholders = [position for position, token in enumerate(ids) if token == image_id]
+    if placeholders != list(range(start, stop)):
+        raise InputError(
+            f"The prompt has {len(placeholders)} image placeholders and the page {len(rows)} "
+            "vision tokens; encode the prompt for these views."
+        )
+    table = network.get_input_embeddings()
+    device = table.weight.device
+    before = table(torch.tensor(ids[:start], device=device))
+    after = table(torch.tensor(ids[stop:], device=device, dtype=torch.long))
+    return torch.cat([before, rows.to(device, before.dtype), after])[None]

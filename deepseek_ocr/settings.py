@@ -1,0 +1,97 @@
+"""Frozen values that say how a page is cut and how its text is decoded.
+
+Standard library only: doors build these before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepseek_ocr.errors import SettingsError
+
+CELL = 64
+"""Side in pixels of the square that becomes one vision token: 16 px patches, then two stride-2
+convolutions."""
+
+LARGEST_VIEW = 1280
+"""Largest view side in pixels that the model was trained for (preset Large)."""
+
+TABLE_TOKENS = ("<td>", "</td>", "<tr>", "</tr>")
+"""Single tokens of the official tokenizer that any table repeats for good reason."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise SettingsError(message)
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """How one page image becomes the square views that the network sees.
+
+    With `crop_mode` the page gives one padded global view of `base_size` px and, where a side is
+    longer than `image_size`, two to nine tiles of `image_size` px. Without it the page gives a
+    single view of `image_size` px and `base_size` is not used.
+
+    Raises `SettingsError` where a size is not a multiple of 64 px between 64 and 1280.
+    """
+
+    base_size: int = 1024
+    image_size: int = 640
+    crop_mode: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("base_size", "image_size"):
+            size = getattr(self, name)
+            _require(
+                isinstance(size, int) and CELL <= size <= LARGEST_VIEW and size % CELL == 0,
+                f"{name} must be a multiple of {CELL} between {CELL} and {LARGEST_VIEW} px, "
+                f"not {size!r}; the presets use 512, 640, 1024 and 1280.",
+            )
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """How text is decoded: greedy unless `temperature` is above zero.
+
+    The default guard forbids a 30-token sequence to come twice within the last 90 tokens, table
+    tags excepted: these are the numbers of the vLLM recipe that the model's authors publish. It
+    is windowed because a page may honestly repeat a line far apart (headers, forms, equal rows),
+    while a loop repeats at once; and row tags are exempt besides cell tags because a table of
+    empty cells is nothing but these four tokens.
+
+    - `max_new_tokens`: most tokens to write; the model's context bounds it as well.
+    - `temperature` (0 is greedy), `top_p`, `top_k` (0 is off), `seed`: sampling.
+    - `repetition_penalty`: divides the score of tokens already written (1 is off).
+    - `no_repeat_ngram_size`: length in tokens of the sequence that may not repeat (0 is off).
+    - `no_repeat_window`: how many tokens back the guard looks (0 is the whole sequence, prompt
+      included, as the official `no_repeat_ngram_size` does).
+    - `exempt_tokens`: tokens the n-gram guard never forbids; unknown ones are ignored.
+    - `stop_on_loop`: end the page with finish reason "loop" once the text goes in circles.
+
+    Raises `SettingsError` for a value outside its range.
+    """
+
+    max_new_tokens: int = 8192
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    no_repeat_ngram_size: int = 30
+    no_repeat_window: int = 90
+    exempt_tokens: tuple[str, ...] = TABLE_TOKENS
+    stop_on_loop: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens >= 1, "max_new_tokens must be at least 1.")
+        _require(0 <= self.temperature <= 2, "temperature must lie between 0 (greedy) and 2.")
+        _require(0 < self.top_p <= 1, "top_p must lie above 0 and at most 1 (1 is off).")
+        _require(self.top_k >= 0, "top_k must be 0 (off) or more.")
+        _require(0 < self.repetition_penalty <= 10, "repetition_penalty must lie in (0, 10].")
+        _require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1.")
+        _require(self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size must be 0 (off) or more.")
+        _require(
+            self.no_repeat_window == 0 or self.no_repeat_window >= self.no_repeat_ngram_size,
+            "no_repeat_window must be 0 (whole sequence) or at least no_repeat_ngram_size.",
+        )
