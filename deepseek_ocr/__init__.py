@@ -37,24 +37,57 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "engine": (
-        "Counts", "Delta", "Failure", "OcrEngine", "Page", "Reading", "TextToken", "Timings",
-    ),
-    "errors": (
-        "CheckpointError", "DeviceError", "GenerationError", "ImageError", "ImageTooLargeError",
-        "InputError", "OcrError", "PromptError", "SettingsError",
-    ),
-    "grounding": ("Confidence", "Region"),
-    "images": ("ImageLimits", "Views"),
-    "settings": ("CropSettings", "DecodeSettings"),
-}  # fmt: skip
-
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = [  # noqa: PLE0604 - the names of the table above, spelt out once
-    *sorted(_HOME_OF),
+__all__ = [
+    "CheckpointError",
+    "Confidence",
+    "Counts",
+    "CropSettings",
+    "DecodeSettings",
+    "Delta",
+    "DeviceError",
+    "Failure",
+    "GenerationError",
+    "ImageError",
+    "ImageLimits",
+    "ImageTooLargeError",
+    "InputError",
+    "OcrEngine",
+    "OcrError",
+    "Page",
+    "PromptError",
+    "Reading",
+    "Region",
+    "SettingsError",
+    "TextToken",
+    "Timings",
+    "Views",
 ]
+
+_HOME_OF = {
+    "CheckpointError": "errors",
+    "Confidence": "grounding",
+    "Counts": "engine",
+    "CropSettings": "settings",
+    "DecodeSettings": "settings",
+    "Delta": "engine",
+    "DeviceError": "errors",
+    "Failure": "engine",
+    "GenerationError": "errors",
+    "ImageError": "errors",
+    "ImageLimits": "images",
+    "ImageTooLargeError": "errors",
+    "InputError": "errors",
+    "OcrEngine": "engine",
+    "OcrError": "errors",
+    "Page": "engine",
+    "PromptError": "errors",
+    "Reading": "engine",
+    "Region": "grounding",
+    "SettingsError": "errors",
+    "TextToken": "engine",
+    "Timings": "engine",
+    "Views": "images",
+}
 
 
 def __getattr__(name: str) -> Any:

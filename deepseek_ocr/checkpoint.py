@@ -35,6 +35,25 @@ _MOST_LAYERS = 256
 _REOPEN_BYTES = 512 * 2**20
 """Memory-mapped bytes after which a file is opened anew, so that pages already copied go back."""
 
+_COPIED = (
+    "hidden_size",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "n_routed_experts",
+    "n_shared_experts",
+    "num_experts_per_tok",
+    "vocab_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "first_k_dense_replace",
+    "bos_token_id",
+    "eos_token_id",
+)
+"""Keys that the official config and the library's share."""
+
 _IGNORED = re.compile(
     r"model\.vision_model\.embeddings\.(position_ids|patch_embedding\.weight)"
     r"|model\.vision_tower\.vision_encoder\.embeddings\.(position_ids|patch_embedding\.weight)"
@@ -91,19 +110,17 @@ def _check_sizes(values: Any, where: str) -> None:
 
 def _from_official(raw: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the library's config class from the official schema."""
-    for key, expected in (("use_mla", False), ("scoring_func", "softmax"), ("tie_word_embeddings", False)):
+    for key, expected in (
+        ("use_mla", False),
+        ("scoring_func", "softmax"),
+        ("tie_word_embeddings", False),
+    ):
         if raw.get(key, expected) != expected:
             raise CheckpointError(f"{key} is {raw[key]!r}; this network has {expected!r}.")
     layers = raw["num_hidden_layers"]
     if not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS:
         raise CheckpointError(f"num_hidden_layers is {layers!r}, outside 1 to {_MOST_LAYERS}.")
-    copied = (
-        "hidden_size intermediate_size moe_intermediate_size num_hidden_layers "
-        "num_attention_heads num_key_value_heads n_routed_experts n_shared_experts "
-        "num_experts_per_tok vocab_size max_position_embeddings rms_norm_eps "
-        "first_k_dense_replace bos_token_id eos_token_id"
-    ).split()
-    text = {key: raw[key] for key in copied}
+    text = {key: raw[key] for key in _COPIED}
     text |= {
         "pad_token_id": raw.get("pad_token_id"),
         "routed_scaling_factor": raw.get("routed_scaling_factor", 1.0),
@@ -206,7 +223,9 @@ def official_pieces(parameter: str, shape: tuple[int, ...]) -> list[Piece]:
 def _expert_pieces(prefix: str, kind: str, shape: tuple[int, ...]) -> list[Piece]:
     experts, out, size = shape
     if kind == "down_proj":
-        return [Piece(f"{prefix}{e}.down_proj.weight", (out, size), target=(e,)) for e in range(experts)]
+        return [
+            Piece(f"{prefix}{e}.down_proj.weight", (out, size), target=(e,)) for e in range(experts)
+        ]
     half = out // 2
     return [
         Piece(f"{prefix}{e}.{part}_proj.weight", (half, size), target=(e, rows))
@@ -251,11 +270,11 @@ class TensorFiles:
             self._unread = 0
             self._open(path)
         file = self._files[path]
-        tensor: torch.Tensor = (
-            file.get_slice(name)[slice(*rows)] if rows else file.get_tensor(name)
-        )
+        tensor: torch.Tensor = file.get_slice(name)[slice(*rows)] if rows else file.get_tensor(name)
         if not tensor.is_floating_point():
-            raise CheckpointError(f"{path}: tensor {name} holds {tensor.dtype}, not floating point.")
+            raise CheckpointError(
+                f"{path}: tensor {name} holds {tensor.dtype}, not floating point."
+            )
         self._unread += tensor.nbytes
         return tensor
 

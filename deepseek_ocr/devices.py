@@ -6,6 +6,7 @@ Nothing is probed at import; every function looks when it is called.
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
 
@@ -22,7 +23,12 @@ def _npu_available() -> bool:
     if importlib.util.find_spec("torch_npu") is None:
         return False
     importlib.import_module("torch_npu")  # registers torch.npu
-    return bool(torch.npu.is_available())
+    return bool(_npu().is_available())
+
+
+def _npu() -> Any:
+    """`torch.npu`, which exists once torch-npu is imported."""
+    return vars(torch)["npu"]
 
 
 def _is_available(kind: str) -> bool:
@@ -72,7 +78,7 @@ def _count(kind: str) -> int:
     if kind == "cuda":
         return torch.cuda.device_count()
     if kind == "npu":
-        return int(torch.npu.device_count())
+        return int(_npu().device_count())
     return 1
 
 
@@ -128,4 +134,4 @@ def synchronize(device: torch.device) -> None:
     elif device.type == "mps":
         torch.mps.synchronize()
     elif device.type == "npu":
-        torch.npu.synchronize()
+        _npu().synchronize()

@@ -1,8 +1,9 @@
 """One page in, a `Reading` out; many pages in, one outcome each.
 
+The shortest use:
+
     engine = OcrEngine.load("checkpoints/deepseek-ocr")
-    reading = engine.read("page.jpg", "<image>\\nFree OCR.")
-    print(reading.text)
+    print(engine.read("page.jpg", "Free OCR.").text)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Literal
 import torch
 
 from deepseek_ocr import devices, generation, grounding, images, model, prompts
+from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.grounding import Confidence, Region
 from deepseek_ocr.images import ImageLimits, Source, Views
 from deepseek_ocr.settings import CELL, CropSettings, DecodeSettings
@@ -136,7 +138,7 @@ class OcrEngine:
         Raises `CheckpointError` and `DeviceError`.
         """
         folder = Path(folder)
-        config = model.read_config(folder)
+        config = read_config(folder)
         codec = prompts.load_codec(
             folder,
             begin_id=config.text_config.bos_token_id,
@@ -148,12 +150,14 @@ class OcrEngine:
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return self.network.device
+        device: torch.device = self.network.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Number type of the weights."""
-        return self.network.dtype
+        dtype: torch.dtype = self.network.dtype
+        return dtype
 
     def vision_tokens(self, views: Views) -> torch.Tensor:
         """The rows `[N, hidden]` that stand for a page in the sequence."""

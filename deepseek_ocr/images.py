@@ -81,12 +81,11 @@ def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image
     if isinstance(source, Image.Image):
         return _decode(source, "The image", limits)
     data, name = _read(source, limits)
-    _register_heif()
     try:
         with warnings.catch_warnings():
             # Pillow warns at half of the bound that is enforced here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(data, formats=FORMATS)
+            image = Image.open(data, formats=_formats())
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"{name} has too many pixels: {error}; scale it down.") from error
     except UnidentifiedImageError as error:
@@ -111,9 +110,9 @@ def _damaged(name: str, error: Exception) -> ImageError:
     return ImageError(f"{name} is damaged or incomplete ({error}); save or download it again.")
 
 
-def _read(source: str | os.PathLike[str] | bytes | BinaryIO, limits: ImageLimits) -> tuple[
-    BinaryIO, str
-]:
+def _read(
+    source: str | os.PathLike[str] | bytes | BinaryIO, limits: ImageLimits
+) -> tuple[BinaryIO, str]:
     """The bytes behind `source`, no more than allowed, and what to call it in messages."""
     if isinstance(source, bytes | bytearray | memoryview):
         data, name = bytes(source), "The image"
@@ -158,13 +157,16 @@ def _check_pixels(image: Image.Image, name: str, limits: ImageLimits) -> None:
 
 
 @functools.cache
-def _register_heif() -> None:
-    """Let Pillow open HEIC where the optional `pillow-heif` is installed."""
+def _formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow can read; HEIC where `pillow-heif` is installed."""
     try:
         from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
-        return
-    register_heif_opener()
+        pass
+    else:
+        register_heif_opener()
+    Image.init()  # Pillow knows only a few formats before
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -23,7 +24,8 @@ from deepseek_ocr.checkpoint import TensorFiles, plan, read_config
 from deepseek_ocr.errors import CheckpointError, InputError
 from deepseek_ocr.images import Views
 
-Network = UnlimitedOcrForConditionalGeneration
+Network: TypeAlias = UnlimitedOcrForConditionalGeneration
+"""The library's class, under the name this project uses for it."""
 
 
 def load_network(
@@ -48,7 +50,8 @@ def load_network(
     _rebuild_buffers(network, target)
     network.model.language_model.set_attn_implementation(devices.decoder_attention(target, kind))
     _keep_position_tables(network)
-    return network.eval().requires_grad_(False)
+    network.requires_grad_(False)
+    return network.eval()
 
 
 def empty_network(config: UnlimitedOcrConfig) -> Network:

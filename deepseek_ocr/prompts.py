@@ -59,9 +59,7 @@ def load_codec(folder: Path, begin_id: int, end_ids: frozenset[int], image_id: i
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(
-            f"{path} is not a tokenizer ({error}); download it again."
-        ) from error
+        raise CheckpointError(f"{path} is not a tokenizer ({error}); download it again.") from error
     if tokenizer.token_to_id(IMAGE) != image_id:
         raise CheckpointError(
             f"{path} gives {IMAGE} the id {tokenizer.token_to_id(IMAGE)}, the config {image_id}; "

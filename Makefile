@@ -1,0 +1,53 @@
+# make demo    read an example page with the bundled model
+# make test    everything that needs no system package
+# make check   ruff and mypy
+# make bench   full-size random model on this machine, the library's plain class and ours
+#
+# Everything runs in .venv, which is made when needed. On a machine without a GPU, PyTorch's CPU
+# build saves several GB:
+#     make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BENCH ?=
+
+.PHONY: help demo test check format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile | head -4
+
+$(READY): requirements-local.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; name one with: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements-local.txt
+	@touch $@
+
+demo: $(READY)
+	@echo "Reading examples/fruit.png with the bundled model: a toy of 13 MB that reads a few"
+	@echo "large printed words. Real pages need the 6.7 GB checkpoint: checkpoints/README.md."
+	@echo
+	$(BIN)/python ocr.py --model pocket examples/fruit.png
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.run $(BENCH)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,122 @@
+"""Run a job: load the model once, read every page, print, and say what failed."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import weights
+from cli.arguments import STANDARD_INPUT, Job, parse
+from deepseek_ocr.errors import OcrError
+
+if TYPE_CHECKING:
+    from deepseek_ocr.engine import OcrEngine, Reading
+
+ALL_READ, SOME_FAILED, COULD_NOT_START, INTERRUPTED = 0, 1, 2, 130
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that could steer a terminal; a page's text must not."""
+
+_ENDINGS = {
+    "loop": "the model went in circles and was stopped; try another --size, or --temperature 0.2",
+    "length": "the answer reached its longest length and may be cut; see --max-new-tokens",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read what `arguments` name; the exit status is in the help text."""
+    job = parse(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        engine = _load(job)
+        return _read_all(engine, job)
+    except OcrError as error:
+        _complain(str(error))
+        return COULD_NOT_START
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`| head`); nothing is left to flush to.
+        sys.stdout = None
+        return SOME_FAILED
+    except KeyboardInterrupt:
+        _complain("interrupted; what was printed so far is kept.")
+        return INTERRUPTED
+
+
+def _load(job: Job) -> OcrEngine:
+    folder = weights.ensure(job.settings.model, Path(job.settings.checkpoints))
+    _tell(f"loading {folder} …")
+    from deepseek_ocr.engine import OcrEngine  # imports torch: seconds
+
+    engine = OcrEngine.load(folder, job.settings.device, job.settings.dtype)
+    _tell(f"on {engine.device}, {str(engine.dtype).removeprefix('torch.')}")
+    return engine
+
+
+def _read_all(engine: OcrEngine, job: Job) -> int:
+    from deepseek_ocr.engine import Failure
+    from deepseek_ocr.exports import document_to_json, page_to_json
+
+    pages: list[dict[str, Any]] = []
+    failed = 0
+    for number, name in enumerate(job.images):
+        if job.format != "json" and len(job.images) > 1:
+            _write(f"{'' if number == 0 else chr(10)}==> {name} <==\n")
+        try:
+            reading = _read_one(engine, job, name)
+            pages.append(page_to_json(reading, name))
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # one bad page must not stop the others
+            failed += 1
+            pages.append(page_to_json(Failure(error), name))
+            _complain(f"{name}: {Failure(error)}")
+    if job.format == "json":
+        _write(json.dumps(document_to_json(pages), ensure_ascii=False, indent=2) + "\n")
+    if failed and len(job.images) > 1:
+        _complain(f"{failed} of {len(job.images)} pages failed.")
+    return SOME_FAILED if failed else ALL_READ
+
+
+def _read_one(engine: OcrEngine, job: Job, name: str) -> Reading:
+    """Read one page and print it in the job's format (JSON is printed when all are read)."""
+    from deepseek_ocr.engine import Delta
+
+    source = sys.stdin.buffer if name == STANDARD_INPUT else name
+    reading: Reading | None = None
+    for event in engine.stream(source, job.prompt, job.crop, job.decode):
+        if not isinstance(event, Delta):
+            reading = event
+        elif job.format == "txt":
+            _write(event.text)
+    assert reading is not None
+    if job.format == "txt" and not reading.text.endswith("\n"):
+        _write("\n")
+    if job.format == "md":
+        _write(f"{reading.markdown}\n")
+    if reading.finish_reason in _ENDINGS:
+        _complain(f"{name}: {_ENDINGS[reading.finish_reason]}.")
+    return reading
+
+
+def _write(text: str) -> None:
+    """Print at once; a terminal gets no control characters out of a page."""
+    if sys.stdout.isatty():
+        text = _CONTROL.sub("\ufffd", text)
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _tell(text: str) -> None:
+    """Progress for a person; silent when nobody watches."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"ocr.py: {text}\n")
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"ocr.py: {text}\n")
