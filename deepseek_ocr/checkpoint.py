@@ -32,9 +32,6 @@ OFFICIAL_IMAGE_TOKEN_ID = 128815
 _LARGEST_SIZE = 1 << 20
 _MOST_LAYERS = 256
 
-_REOPEN_BYTES = 512 * 2**20
-"""Memory-mapped bytes after which a file is opened anew, so that pages already copied go back."""
-
 _COPIED = (
     "hidden_size",
     "intermediate_size",
@@ -241,46 +238,32 @@ class TensorFiles:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files: dict[Path, Any] = {}
-        self._unread = 0
+        self._file_of: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._path_of: dict[str, Path] = {}
         for path in _tensor_paths(folder):
-            file = self._open(path)
+            file = _open(path)
             for name in file.keys():  # noqa: SIM118 - not a dict
-                if name in self._path_of:
+                if name in self.shapes:
                     raise CheckpointError(f"{path} repeats tensor {name}; remove the older file.")
-                view = file.get_slice(name)
-                self.shapes[name] = tuple(view.get_shape())
-                self._path_of[name] = path
-
-    def _open(self, path: Path) -> Any:
-        try:
-            self._files[path] = safe_open(path, framework="pt", device="cpu")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is damaged or incomplete ({error}); download it again."
-            ) from error
-        return self._files[path]
+                self.shapes[name] = tuple(file.get_slice(name).get_shape())
+                self._file_of[name] = file
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
-        """Tensor `name` (or some `rows` of it) on the CPU, in the type of the file."""
-        path = self._path_of[name]
-        if self._unread > _REOPEN_BYTES:
-            self._unread = 0
-            self._open(path)
-        file = self._files[path]
+        """Tensor `name` (or some `rows` of it) on the CPU in the file's type, memory-mapped."""
+        file = self._file_of[name]
         tensor: torch.Tensor = file.get_slice(name)[slice(*rows)] if rows else file.get_tensor(name)
         if not tensor.is_floating_point():
-            raise CheckpointError(
-                f"{path}: tensor {name} holds {tensor.dtype}, not floating point."
-            )
-        self._unread += tensor.nbytes
+            raise CheckpointError(f"Tensor {name} holds {tensor.dtype}, not floating point.")
         return tensor
 
-    def close(self) -> None:
-        """Let go of the memory maps."""
-        self._files.clear()
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or incomplete ({error}); download it again."
+        ) from error
 
 
 def _tensor_paths(folder: Path) -> list[Path]:

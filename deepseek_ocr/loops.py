@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 _UNIT = re.compile(
     r"</?[a-z]{1,8}>|<\|/?[a-z]{1,12}\|>"  # tags
-    r"|[A-Za-z\u00c0-\u06ff]+|\d+|_+"  # words in scripts that put spaces between them
+    r"|[A-Za-z\u00c0-\u06ff]{1,12}|\d{1,12}|_+"  # words where spaces stand between them
     r"|\S"  # anything else by the character, Chinese among it
 )
 _BOXES = re.compile(r"<\|det\|>.*?<\|/det\|>", re.DOTALL)
@@ -26,8 +26,8 @@ _LONGEST_BOXES = 2000
 """Characters after which boxes that do not close are taken for text."""
 
 _LONGEST_WORD = 60
-"""Characters without a boundary after which text is cut anyway; a multiple of most short periods,
-so that "hahaha…" falls into equal units."""
+"""Characters without a boundary after which text is cut anyway; a multiple of the longest unit and
+of most short periods, so that "hahaha…" falls into equal units."""
 
 _CHECK_EVERY = 32
 """Units between two searches; one costs up to two milliseconds."""
@@ -42,8 +42,8 @@ class _Bound:
 
 
 # Bounds as (digits kept, digits made equal). The real loop in a one-letter form repeats twelve
-# units some thirty times; a page of address labels repeats its thirty labels.
-_WORDS = (_Bound(20, 220), _Bound(60, 300))
+# units some thirty times; few pages have a hundred lines.
+_WORDS = (_Bound(20, 220), _Bound(100, 400))
 _TABLE_WORDS = (_Bound(20, 1600), _Bound(20, 2400))
 _NO_WORDS = (_Bound(20, 3000), _Bound(20, 4500))
 _LONGEST_TAIL = max(bound.units for bound in (*_WORDS, *_TABLE_WORDS, *_NO_WORDS)) + _CHECK_EVERY

@@ -35,8 +35,10 @@ def load_network(
 ) -> Network:
     """The network of the checkpoint in `folder`, in evaluation mode, gradients off.
 
-    Every tensor is copied once, from the file to its place on the device; a second full copy
-    never exists. A folder without a tokenizer will do.
+    Every tensor goes from the file to its place on the device at most once; a second full copy
+    never exists. On the CPU, in the type of the file, single tensors stay memory-mapped: do not
+    write to the file while the network is in use (replacing it is fine). A folder without a
+    tokenizer will do.
 
     Raises `CheckpointError` (folder, config, tensors) and `DeviceError`.
     """
@@ -47,7 +49,7 @@ def load_network(
         raise CheckpointError(f"There is no folder {folder}; give the folder of a checkpoint.")
     network = empty_network(read_config(folder))
     _fill(network, folder, target, kind)
-    _rebuild_buffers(network, target)
+    rebuild_buffers(network, target)
     network.model.language_model.set_attn_implementation(devices.decoder_attention(target, kind))
     _keep_position_tables(network)
     network.requires_grad_(False)
@@ -63,18 +65,20 @@ def empty_network(config: UnlimitedOcrConfig) -> Network:
 def _fill(network: Network, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     files = TensorFiles(folder)
-    try:
-        for name, pieces in plan(files, shapes).items():
+    for name, pieces in plan(files, shapes).items():
+        if len(pieces) == 1:
+            # Where nothing has to change, this stays the file's own memory-mapped pages, which
+            # the system loads when they are needed and shares between processes.
+            values = files.read(pieces[0].tensor, pieces[0].rows).to(device, dtype)
+        else:
             values = torch.empty(shapes[name], dtype=dtype, device=device)
             for piece in pieces:
                 values[piece.target].copy_(files.read(piece.tensor, piece.rows))
-            owner, _, leaf = name.rpartition(".")
-            setattr(network.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
-    finally:
-        files.close()
+        owner, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
 
 
-def _rebuild_buffers(network: Network, device: torch.device) -> None:
+def rebuild_buffers(network: Network, device: torch.device) -> None:
     """Compute what no checkpoint holds: rotary frequencies (float32 always) and position ids."""
     text = network.model.language_model
     text.rotary_emb = UnlimitedOcrTextRotaryEmbedding(config=text.config).to(device)

@@ -1,0 +1,129 @@
+"""Write a checkpoint of full size, official format and random weights (6.7 GB).
+
+    python -m benchmarks.random_checkpoint FOLDER
+
+It stands for the real one wherever only shapes and speed matter. What it writes as text means
+nothing. It has no tokenizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from deepseek_ocr.checkpoint import official_pieces, read_config
+from deepseek_ocr.model import empty_network
+
+FULL_SIZE: dict[str, Any] = {
+    "model_type": "DeepseekOCR",
+    "architectures": ["DeepseekOCRForCausalLM"],
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "vocab_size": 129280,
+    "hidden_size": 1280,
+    "intermediate_size": 6848,
+    "moe_intermediate_size": 896,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 10,
+    "num_key_value_heads": 10,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 6,
+    "first_k_dense_replace": 1,
+    "topk_method": "greedy",
+    "scoring_func": "softmax",
+    "routed_scaling_factor": 1.0,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 8192,
+    "use_mla": False,
+    "torch_dtype": "bfloat16",
+    "vision_config": {
+        "width": {
+            "sam_vit_b": {
+                "width": 768,
+                "layers": 12,
+                "heads": 12,
+                "global_attn_indexes": [2, 5, 8, 11],
+                "downsample_channels": [512, 1024],
+            },
+            "clip-l-14-224": {
+                "width": 1024,
+                "layers": 24,
+                "heads": 16,
+                "image_size": 224,
+                "patch_size": 14,
+            },
+        }
+    },
+}
+"""The sizes of deepseek-ai/DeepSeek-OCR in the official config's words."""
+
+FILE = "model-00001-of-000001.safetensors"
+
+
+def official_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors of the official file for the config in `folder`.
+
+    CLIP's own patch embedding and position ids are among them, although nothing uses them.
+    """
+    network = empty_network(read_config(folder))
+    shapes = {
+        piece.tensor: piece.shape
+        for name, parameter in network.named_parameters()
+        for piece in official_pieces(name, tuple(parameter.shape))
+    }
+    clip = network.config.vision_config.encoder_config
+    positions = (clip.image_size // clip.patch_size) ** 2 + 1
+    embeddings = "model.vision_model.embeddings"
+    shapes[f"{embeddings}.patch_embedding.weight"] = (
+        clip.hidden_size, 3, clip.patch_size, clip.patch_size,
+    )  # fmt: skip
+    shapes[f"{embeddings}.position_ids"] = (1, positions)
+    return shapes
+
+
+def write(folder: Path, config: dict[str, Any] | None = None, seed: int = 0) -> None:
+    """Write `config` and random bfloat16 weights for it into `folder`; replaces what is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config or FULL_SIZE, indent=1))
+    shapes = official_shapes(folder)
+    torch.manual_seed(seed)
+    tensors = {name: _random(name, shape) for name, shape in shapes.items()}
+    save_file(tensors, folder / FILE, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, FILE)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _random(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Values of the size that trained weights have, so that nothing overflows."""
+    if name.endswith("position_ids"):
+        return torch.arange(shape[-1])[None]
+    if name.endswith("bias"):
+        return torch.zeros(shape, dtype=torch.bfloat16)
+    if "norm" in name or ".neck.1." in name or ".neck.3." in name:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    return torch.empty(shape, dtype=torch.bfloat16).normal_(std=0.02)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="written to; needs 7 GB")
+    parser.add_argument("--seed", type=int, default=0)
+    flags = parser.parse_args()
+    write(flags.folder, seed=flags.seed)
+    print(f"wrote {flags.folder}")
+
+
+if __name__ == "__main__":
+    main()

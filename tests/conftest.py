@@ -1,0 +1,75 @@
+"""Paths and loaded models that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.images import Views
+from deepseek_ocr.model import Network, load_network
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+POCKET = ROOT / "checkpoints" / "pocket"
+
+REFERENCE = Path(os.environ.get("OCR_REFERENCE", ROOT.parent / "shared"))
+"""Outputs of the real checkpoint and its tokenizer, where somebody has put them."""
+
+
+def reference(*parts: str) -> Path:
+    """A file of the reference material; the test is skipped where it is not at hand."""
+    path = REFERENCE.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs the reference material ({'/'.join(parts)}); set OCR_REFERENCE")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_user_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever the person who runs the tests has configured must not matter."""
+    for name in [name for name in os.environ if name.startswith("DEEPSEEK_OCR_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-config"))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Network:
+    """The golden checkpoint: official format, small sizes, random weights, float32."""
+    return load_network(GOLDEN / "checkpoint", "cpu", "float32")
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, torch.Tensor]:
+    """What the official implementation computed with the golden checkpoint."""
+    return load_file(GOLDEN / "model_outputs.safetensors")
+
+
+@pytest.fixture(scope="session")
+def pocket() -> OcrEngine:
+    """The bundled model, which really reads."""
+    return OcrEngine.load(POCKET, "cpu", "float32")
+
+
+VIEW_SIZES = {"tiny": 512, "small": 640, "base": 1024, "large": 1280}
+
+
+def golden_views(golden: dict[str, torch.Tensor], name: str) -> Views:
+    """The views whose features are stored under `name` (tiny, …, gundam_2x3)."""
+    if not name.startswith("gundam_"):
+        page = _enlarge(golden[f"{name}.input_16x16"][0], VIEW_SIZES[name])
+        return Views(page, torch.empty(0, 3, 640, 640), (1, 1))
+    columns, rows = (int(number) for number in name.removeprefix("gundam_").split("x"))
+    page = _enlarge(golden["base.input_16x16"][0], 1024)
+    return Views(page, _enlarge(golden[f"{name}.tiles_input_16x16"], 640), (columns, rows))
+
+
+def _enlarge(small: torch.Tensor, side: int) -> torch.Tensor:
+    times = side // small.shape[-1]
+    return small.repeat_interleave(times, -1).repeat_interleave(times, -2)

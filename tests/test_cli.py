@@ -1,0 +1,195 @@
+"""`ocr.py` as a person runs it: a process, its output, its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import POCKET, ROOT
+
+INVOICE, TOTAL = "examples/invoice.png", "examples/total.png"
+
+
+def ocr(*arguments: str, stdin: bytes = b"", **environ: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "ocr.py", *arguments],
+        cwd=ROOT,
+        input=stdin,
+        capture_output=True,
+        timeout=120,
+        env=os.environ | environ,
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_text_goes_to_standard_output_and_nothing_else() -> None:
+    assert ocr("--model", "pocket", INVOICE) == (0, "Invoice\n", "")
+
+
+def test_several_pages_are_headed_by_their_names() -> None:
+    status, out, err = ocr("--model", "pocket", INVOICE, TOTAL)
+    assert (status, err) == (0, "")
+    assert out == f"==> {INVOICE} <==\nInvoice\n\n==> {TOTAL} <==\nTotal 498\n"
+
+
+def test_the_model_may_be_a_folder_or_come_from_the_environment() -> None:
+    sized = ("--task", "ocr", "--size", "tiny")
+    assert ocr("--model", str(POCKET), *sized, INVOICE)[1] == "Invoice\n"
+    assert ocr(INVOICE, DEEPSEEK_OCR_MODEL="pocket")[1] == "Invoice\n"
+
+
+def test_standard_input_is_a_page() -> None:
+    status, out, _ = ocr("--model", "pocket", "-", stdin=(ROOT / INVOICE).read_bytes())
+    assert (status, out) == (0, "Invoice\n")
+    status, _, err = ocr("--model", "pocket", "-")
+    assert status == 1
+    assert "empty" in err
+
+
+def test_json_has_pages_with_all_that_is_known() -> None:
+    status, out, err = ocr("--model", "pocket", "--format", "json", INVOICE, "gone.png")
+    assert status == 1
+    assert "gone.png does not exist" in err
+    good, bad = json.loads(out)["pages"]
+    assert good["text"] == good["markdown"] == "Invoice"
+    assert (good["finish_reason"], good["width"], good["height"]) == ("stop", 512, 512)
+    assert {"regions", "confidence", "counts", "timings"} <= good.keys()
+    assert bad.keys() == {"source", "error"}
+
+
+def test_a_page_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    status, out, err = ocr("--model", "pocket", str(tmp_path / "broken.png"), INVOICE)
+    assert status == 1
+    assert "Invoice\n" in out
+    assert "broken.png" in err
+    assert "1 of 2 pages failed" in err
+
+
+def test_markdown_is_cleaned_and_a_cut_answer_is_told() -> None:
+    status, out, err = ocr("--model", "pocket", "--format", "md", "--max-new-tokens", "3", INVOICE)
+    assert (status, out) == (0, "Inv\n")
+    assert "--max-new-tokens" in err
+
+
+def test_a_prompt_of_ones_own() -> None:
+    assert ocr("--model", "pocket", "--prompt", "Free OCR.", INVOICE)[1] == "Invoice\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no image given"),
+        (["--task", "locate", INVOICE], "needs a reference"),
+        (["--task", "locate", "--reference", "<|ref|>", INVOICE], "special tokens"),
+        (["--task", "ocr", "--reference", "x", INVOICE], "only used with"),
+        (["--prompt", " ", INVOICE], "--prompt is empty"),
+        (["--prompt", "x", "--reference", "y", INVOICE], "--reference belongs to"),
+        (["--task", "nothing", INVOICE], "no task 'nothing'"),
+        (["--size", "huge", INVOICE], "no preset 'huge'"),
+        (["--base-size", "100", INVOICE], "multiple of 64"),
+        (["--temperature", "9", INVOICE], "temperature"),
+        (["--max-new-tokens", "0", INVOICE], "max_new_tokens"),
+        (["--max-new-tokens", "many", INVOICE], "invalid int"),
+        (["--format", "docx", INVOICE], "invalid choice"),
+        (["--config", "no-such-file.toml", INVOICE], "cannot be read"),
+        (["--model", "no-such-model", INVOICE], "no checkpoint called"),
+        (["--model", "pocket", "--device", "npu:0", INVOICE], "this machine has"),
+        (["--model", "pocket", "--device", "abacus", INVOICE], "no device called"),
+        (["--model", "pocket", "--dtype", "int3", INVOICE], "no type"),
+        (["--checkpoints", "/nowhere", INVOICE], "not in"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
+)
+def test_what_cannot_start_says_why_and_exits_with_2(arguments: list[str], message: str) -> None:
+    status, out, err = ocr(*arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["--task", "nothing", "x.png"]])
+def test_help_and_bad_arguments_do_not_import_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
+        "from cli.main import main; main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (2 if "nothing" in arguments else 0)
+
+
+def test_help_says_what_pocket_is() -> None:
+    text = " ".join(ocr("--help")[1].split())
+    assert "a toy" in text
+    assert "Real pages need" in text
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "ocr.py", "--model", "pocket", *[INVOICE] * 6],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait(60)
+
+
+def test_interrupting_keeps_what_was_printed() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "ocr.py", "--model", "pocket", *[INVOICE] * 400],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"==> {INVOICE} <==\n".encode()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert b"interrupted" in err
+
+
+def test_a_page_is_read_with_the_network_out_of_reach() -> None:
+    code = """
+import socket, sys
+def refuse(*arguments, **options):
+    raise OSError("no network in this test")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+from cli.main import main
+sys.exit(main(["--model", "pocket", "examples/invoice.png"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "Invoice\n"), done.stderr
+
+
+def test_nothing_in_a_page_can_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from cli import main
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    main._write("a\x1b]0;owned\x07b\r\x9b2Jc\n\td")
+    assert screen.getvalue() == "a\ufffd]0;owned\ufffdb\ufffd\ufffd2Jc\n\td"

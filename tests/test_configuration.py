@@ -1,0 +1,57 @@
+"""Flags before environment before file before defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import configuration
+from deepseek_ocr.errors import SettingsError
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_each_source_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.toml", 'model = "file"\ndevice = "file"\ndtype = "file"\n')
+    environ = {"DEEPSEEK_OCR_MODEL": "env", "DEEPSEEK_OCR_DEVICE": "env"}
+    settings = configuration.load({"model": "flag", "device": None}, environ, file)
+    assert (settings.model, settings.device, settings.dtype) == ("flag", "env", "file")
+    assert settings.source == "auto"
+
+
+def test_empty_environment_variables_are_unset() -> None:
+    assert configuration.load({}, {"DEEPSEEK_OCR_MODEL": " "}).model == "deepseek-ocr"
+
+
+def test_the_file_is_looked_for_where_the_platform_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    configuration.default_path().parent.mkdir(parents=True)
+    write(configuration.default_path(), 'device = "cpu"')
+    assert configuration.load(environ={}).device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modle = 'x'", "no setting"),
+        ("model = 3", "string"),
+        ("model = ", "not valid TOML"),
+        ("[model]\nname = 'x'", "string"),
+    ],
+)
+def test_a_bad_file_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:
+    file = write(tmp_path / "bad.toml", text)
+    with pytest.raises(SettingsError, match=message) as caught:
+        configuration.load({}, {}, file)
+    assert "bad.toml" in str(caught.value)
+
+
+def test_a_missing_file_asked_for_by_name_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        configuration.load({}, {}, tmp_path / "none.toml")

@@ -1,0 +1,242 @@
+"""Guards, sampling, streaming of characters, loops."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+
+import pytest
+import torch
+
+from deepseek_ocr import generation
+from deepseek_ocr.errors import GenerationError, PromptError
+from deepseek_ocr.generation import LoopDetector, NgramGuard, TextStream, is_loop
+from deepseek_ocr.model import Network
+from deepseek_ocr.settings import TABLE_TOKENS, DecodeSettings
+from tests.conftest import reference
+
+END = frozenset[int]()
+
+
+def ids_of(network: Network, settings: DecodeSettings, prompt: list[int]) -> list[int]:
+    with torch.inference_mode():
+        embeddings = network.get_input_embeddings()(torch.tensor([prompt]))
+    prefilled = generation.prefill(network, embeddings)
+    return [t.id for t in generation.decode(network, prefilled, prompt, settings, END)]
+
+
+# --- guards -------------------------------------------------------------------------------------
+
+
+def banned_by_definition(
+    ids: list[int], size: int, window: int, exempt: frozenset[int]
+) -> set[int]:
+    """The rule of the official code, written out."""
+    if len(ids) < size:
+        return set()
+    prefix = ids[len(ids) - size + 1 :]
+    first = max(0, len(ids) - window) if window else 0
+    grams = [ids[at : at + size] for at in range(first, len(ids) - size + 1)]
+    return {gram[-1] for gram in grams if gram[:-1] == prefix} - exempt
+
+
+@pytest.mark.parametrize(("size", "window"), [(1, 0), (2, 0), (3, 0), (3, 7), (4, 4), (2, 20)])
+def test_the_guard_bans_what_the_rule_says(size: int, window: int) -> None:
+    chance = random.Random(size * 100 + window)
+    guard, ids, exempt = NgramGuard(size, window, frozenset({0})), [], frozenset({0})
+    bans = 0
+    for _ in range(400):
+        expected = banned_by_definition(ids, size, window, exempt)
+        assert set(guard.banned()) == expected
+        bans += bool(expected)
+        token = chance.randrange(4)
+        ids.append(token)
+        guard.extend([token])
+    assert bans
+
+
+def test_a_guard_of_size_nought_is_off() -> None:
+    guard = NgramGuard(0)
+    guard.extend([1, 1, 1, 1])
+    assert guard.banned() == []
+
+
+def empty_tables() -> list[str]:
+    cell = "<td></td>"
+    return [
+        "<table>" + ("<tr>" + cell * 20 + "</tr>") * 20 + "</table>",
+        "<table>" + ("<tr>" + cell + "</tr>") * 400 + "</table>",
+        "<table><tr>" + cell * 400 + "</tr></table>",
+        "<table>" + ("<tr>" + cell * 8 + "</tr>") * 50 + "</table>",
+    ]
+
+
+@pytest.mark.parametrize("table", empty_tables(), ids=["20x20", "400x1", "1x400", "50x8"])
+def test_the_default_lets_a_table_of_400_empty_cells_pass(table: str) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(reference("upstream", "tokenizer.json")))
+    exempt = frozenset(tokenizer.token_to_id(token) for token in TABLE_TOKENS)
+    default = DecodeSettings()
+    guard = NgramGuard(default.no_repeat_ngram_size, default.no_repeat_window, exempt)
+    for token in tokenizer.encode(table, add_special_tokens=False).ids:
+        assert token not in guard.banned()
+        guard.extend([token])
+    assert not is_loop(table)
+
+
+# --- sampling -----------------------------------------------------------------------------------
+
+
+def test_a_seed_gives_the_same_text_and_another_seed_another(tiny: Network) -> None:
+    warm = {"max_new_tokens": 24, "temperature": 1.0, "no_repeat_ngram_size": 0}
+    first = ids_of(tiny, DecodeSettings(**warm, seed=1), [0, 9, 9])  # type: ignore[arg-type]
+    again = ids_of(tiny, DecodeSettings(**warm, seed=1), [0, 9, 9])  # type: ignore[arg-type]
+    other = ids_of(tiny, DecodeSettings(**warm, seed=2), [0, 9, 9])  # type: ignore[arg-type]
+    assert first == again != other
+
+
+def draws(settings: DecodeSettings, logits: list[float], times: int = 400) -> Counter[int]:
+    chooser = generation._Chooser(settings, [], frozenset())
+    return Counter(chooser.choose(torch.tensor(logits)).id for _ in range(times))
+
+
+def test_sampling_follows_the_probabilities() -> None:
+    off = {"no_repeat_ngram_size": 0}
+    logits = [math.log(0.6), math.log(0.3), math.log(0.1)]
+    counts = draws(DecodeSettings(temperature=1.0, **off), logits, 3000)  # type: ignore[arg-type]
+    assert [round(counts[i] / 3000, 1) for i in range(3)] == [0.6, 0.3, 0.1]
+
+
+def test_top_k_and_top_p_cut_the_tail() -> None:
+    logits = [math.log(0.6), math.log(0.3), math.log(0.1)]
+    base = {"temperature": 1.0, "no_repeat_ngram_size": 0}
+    assert set(draws(DecodeSettings(top_k=2, **base), logits)) == {0, 1}  # type: ignore[arg-type]
+    assert set(draws(DecodeSettings(top_p=0.7, **base), logits)) == {0, 1}  # type: ignore[arg-type]
+    assert set(draws(DecodeSettings(top_p=0.01, **base), logits)) == {0}  # type: ignore[arg-type]
+
+
+def test_repetition_penalty_turns_to_other_tokens() -> None:
+    settings = DecodeSettings(repetition_penalty=2.0, no_repeat_ngram_size=0)
+    chooser = generation._Chooser(settings, [], frozenset())
+    logits = torch.tensor([2.0, 1.5, -1.0])
+    assert [chooser.choose(logits).id for _ in range(3)] == [0, 1, 0]
+
+
+def test_logprobs_are_of_the_raw_logits() -> None:
+    settings = DecodeSettings(repetition_penalty=2.0, temperature=0.0, no_repeat_ngram_size=0)
+    chooser = generation._Chooser(settings, [], frozenset())
+    logits = torch.tensor([2.0, 1.5, -1.0])
+    expected = logits.log_softmax(0)
+    for _ in range(3):
+        token = chooser.choose(logits)
+        assert token.logprob == pytest.approx(expected[token.id].item(), abs=1e-6)
+
+
+def test_numbers_that_are_not_finite_are_an_error() -> None:
+    chooser = generation._Chooser(DecodeSettings(), [], frozenset())
+    with pytest.raises(GenerationError, match="float32"):
+        chooser.choose(torch.tensor([0.0, math.nan]))
+
+
+def test_the_context_bounds_prompt_and_answer(tiny: Network) -> None:
+    context = tiny.config.text_config.max_position_embeddings
+    assert generation.room(tiny, context - 3, 100) == 3
+    with pytest.raises(PromptError, match="context"):
+        generation.room(tiny, context, 1)
+
+
+# --- characters ---------------------------------------------------------------------------------
+
+
+def test_no_delta_splits_a_character() -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(reference("upstream", "tokenizer.json")))
+    text = "Größe 你好 𝔘𝔫𝔦 👩‍👩‍👧 ﷽ naïve\n<|ref|>x<|/ref|>ꙮ\u0301𐍈"
+    stream = TextStream(tokenizer)
+    pieces = [stream.add(token) for token in tokenizer.encode(text, add_special_tokens=False).ids]
+    assert "".join(pieces) == text == stream.text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "" in pieces  # some characters take several tokens
+    assert stream.flush() == ""
+
+
+def test_a_character_cut_off_at_the_end_is_not_lost_in_silence() -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(reference("upstream", "tokenizer.json")))
+    ids = tokenizer.encode("a𐍈", add_special_tokens=False).ids
+    stream = TextStream(tokenizer)
+    for token in ids[:-1]:
+        stream.add(token)
+    assert stream.text == "a"
+    assert set(stream.flush()) == {"\ufffd"}
+
+
+# --- loops --------------------------------------------------------------------------------------
+
+REAL = ("commons_example_receipt", "commons_test_ocr_document", "german_official_print",
+        "receipt_historical", "simple_form")  # fmt: skip
+
+
+@pytest.mark.parametrize("page", REAL)
+@pytest.mark.parametrize("task", ["free_ocr", "grounding_markdown"])
+def test_the_real_loop_is_found_and_the_real_pages_are_not(page: str, task: str) -> None:
+    text = reference("real", f"{page}.{task}.txt").read_text()
+    assert is_loop(text) == ((page, task) == ("simple_form", "grounding_markdown"))
+
+
+def first_found(text: str, step: int) -> int | None:
+    detector = LoopDetector()
+    for at in range(0, len(text), step):
+        if detector.feed(text[at : at + step]):
+            return at + step
+    return None
+
+
+def block(letter: str, x: int) -> str:
+    return f"<|ref|>text<|/ref|><|det|>[[{x}, 844, 20, 860]]<|/det|>\n{letter}\n\n"
+
+
+LOOPS = {
+    "a word": "the " * 400,
+    "a line": "Total amount due: 12.50\n" * 60,
+    "counting": "".join(f"{number}. item\n" for number in range(300)),
+    "blocks that move": "".join(block("FRE"[n % 3], n) for n in range(150)),
+    "empty cells without end": "<table>" + "<tr><td></td><td></td></tr>" * 2000,
+    "equal rows without end": "<table>" + "<tr><td>Yes</td><td>No</td></tr>" * 700,
+    "dots": "." * 20_000,
+    "numbers": " ".join(str(number) for number in range(8000)),
+    "Chinese": "你好世界" * 500,
+    "no spaces": "haha" * 3000,
+    "boxes without end": "<|ref|>a<|/ref|><|det|>[" + "[1, 2, 3, 4], " * 2000,
+}
+
+HONEST = {
+    "nothing": "",
+    "address labels": "Acme Ltd\n12 High Street\nLondon\n\n" * 18,
+    "a form": "".join(f"Question {n}\n[ ] yes [ ] no [ ] don't know\n" for n in range(30)),
+    "numbers in cells": "<table>" + ("<tr>" + "<td>12</td>" * 20 + "</tr>") * 40 + "</table>",
+    "equal cells": "<table>" + ("<tr>" + "<td>Yes</td>" * 10 + "</tr>") * 25 + "</table>",
+    "an empty Markdown table": ("|" + "   |" * 10 + "\n") * 40,
+    "a dotted line": "Introduction " + "." * 900 + " 7\n",
+    "a contents page": "".join(f"Chapter {n} {'.' * 60} {n * 7}\n" for n in range(60)),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops_are_found_however_the_text_arrives(name: str) -> None:
+    before = "A page may begin as honestly as this one does, and then go wrong.\n"
+    text = before + LOOPS[name]
+    for step in (1, 7, 256):
+        found = first_found(text, step)
+        assert found is not None
+        assert found < len(text)
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_repetition_is_left_alone(name: str) -> None:
+    assert not is_loop(HONEST[name])
+    assert first_found(HONEST[name], 3) is None

@@ -1,0 +1,114 @@
+"""The network gives what the official implementation gave."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deepseek_ocr import generation
+from deepseek_ocr.model import Network, embed, vision_tokens
+from deepseek_ocr.settings import DecodeSettings
+from tests.conftest import golden_views
+
+TOLERANCE = 1e-5
+
+Golden = dict[str, torch.Tensor]
+
+CASES = {"case_tiny": "tiny", "case_small": "small", "case_gundam": "gundam_2x1"}
+
+GUARDS = {
+    "norepeat0": (0, 0, frozenset[int]()),
+    "norepeat3": (3, 0, frozenset[int]()),
+    "norepeat20": (20, 0, frozenset[int]()),
+    "window6_24": (6, 24, frozenset({7, 8})),
+}
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def embedded(tiny: Network, golden: Golden, case: str) -> tuple[list[int], torch.Tensor]:
+    ids = golden[f"{case}.input_ids"][0].tolist()
+    mask = golden[f"{case}.images_seq_mask"][0].tolist()
+    rows = vision_tokens(tiny, golden_views(golden, CASES[case]))
+    return ids, embed(tiny, ids, rows, mask.index(True))
+
+
+@pytest.mark.parametrize("name", ["tiny", "base"])
+def test_features_of_each_encoder(tiny: Network, golden: Golden, name: str) -> None:
+    views = golden_views(golden, name)
+    tower = tiny.model.vision_tower
+    with torch.inference_mode():
+        sam = tower.sam_encoder(views.global_view[None]).last_hidden_state
+        clip = tower.vision_encoder(sam).last_hidden_state
+    assert relative_error(sam, golden[f"{name}.sam"]) < TOLERANCE
+    assert relative_error(clip, golden[f"{name}.clip"]) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny", "small", "base", "large", "gundam_1x2", "gundam_2x1", "gundam_2x3"]
+)
+def test_vision_tokens(tiny: Network, golden: Golden, name: str) -> None:
+    views = golden_views(golden, name)
+    rows = vision_tokens(tiny, views)
+    assert len(rows) == views.token_count
+    assert relative_error(rows, golden[f"{name}.vision_tokens"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_loss(tiny: Network, golden: Golden, case: str) -> None:
+    ids, embeddings = embedded(tiny, golden, case)
+    with torch.inference_mode():
+        hidden = tiny.model.language_model(inputs_embeds=embeddings).last_hidden_state
+        logits = tiny.lm_head(hidden)[0]
+    assert relative_error(logits[-16:], golden[f"{case}.logits_last16"]) < TOLERANCE
+    loss = torch.nn.functional.cross_entropy(logits[-10:-1], torch.tensor(ids[-9:]))
+    assert relative_error(loss[None], golden[f"{case}.loss_labels_last9"]) < TOLERANCE
+
+
+def test_logits_of_text_alone(tiny: Network, golden: Golden) -> None:
+    with torch.inference_mode():
+        output = tiny.model.language_model(input_ids=golden["case_text.input_ids"])
+        logits = tiny.lm_head(output.last_hidden_state)[0]
+    assert relative_error(logits, golden["case_text.logits"]) < TOLERANCE
+
+
+def test_one_expert_layer(tiny: Network, golden: Golden) -> None:
+    layer = tiny.model.language_model.layers[1].mlp
+    with torch.inference_mode():
+        _, weights, chosen = layer.gate(golden["moe.input"])
+        output = layer(golden["moe.input"])
+    order, golden_order = chosen.argsort(), golden["moe.topk_ids"].argsort()
+    assert torch.equal(chosen.gather(1, order), golden["moe.topk_ids"].gather(1, golden_order))
+    theirs = golden["moe.topk_weight"].gather(1, golden_order)
+    assert relative_error(weights.gather(1, order), theirs) < TOLERANCE
+    assert relative_error(output, golden["moe.output"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("guard", GUARDS)
+def test_greedy_ids(tiny: Network, golden: Golden, case: str, guard: str) -> None:
+    size, window, exempt = GUARDS[guard]
+    theirs = golden[f"{case}.greedy_{guard}"].tolist()
+    ids, embeddings = embedded(tiny, golden, case)
+    settings = DecodeSettings(
+        max_new_tokens=len(theirs), no_repeat_ngram_size=size, no_repeat_window=window
+    )
+    prefilled = generation.prefill(tiny, embeddings)
+    tokens = generation.decode(tiny, prefilled, ids, settings, frozenset({1}), exempt)
+    assert [token.id for token in tokens] == theirs
+
+
+def test_position_tables_are_kept_and_give_way_to_training(tiny: Network, golden: Golden) -> None:
+    sam = tiny.model.vision_tower.sam_encoder
+    first = sam.interpolate_pos_encoding(40, 40)
+    assert sam.interpolate_pos_encoding(40, 40) is first
+    sam.pos_embed.requires_grad_(True)
+    try:
+        trained = sam.interpolate_pos_encoding(40, 40)
+        assert trained.requires_grad
+        assert torch.equal(trained.detach(), first)
+    finally:
+        sam.pos_embed.requires_grad_(False)

@@ -1,0 +1,94 @@
+"""Names that users say become prompts and settings."""
+
+from __future__ import annotations
+
+import pytest
+
+import tasks
+from deepseek_ocr.errors import PromptError, SettingsError
+from deepseek_ocr.settings import CropSettings, DecodeSettings
+
+
+def test_the_prompts_are_the_models_own() -> None:
+    assert tasks.prompt_for("Convert to Markdown") == (
+        "<image>\n<|grounding|>Convert the document to markdown."
+    )
+    assert tasks.prompt_for("Free OCR") == "<image>\nFree OCR."
+    assert tasks.prompt_for("Parse Figure") == "<image>\nParse the figure."
+    assert tasks.prompt_for("Locate Object by Reference", "  the total ") == (
+        "<image>\nLocate <|ref|>the total<|/ref|> in the image."
+    )
+
+
+def test_the_presets_are_the_models_own() -> None:
+    sizes = {
+        name: (crop.base_size, crop.image_size, crop.crop_mode)
+        for name, crop in tasks.RESOLUTIONS.items()
+    }
+    assert sizes == {
+        "Gundam (Recommended)": (1024, 640, True),
+        "Tiny": (512, 512, False),
+        "Small": (640, 640, False),
+        "Base": (1024, 1024, False),
+        "Large": (1280, 1280, False),
+    }
+
+
+@pytest.mark.parametrize("name", ["gundam", "GUNDAM", "Gundam (Recommended)", " gundam "])
+def test_short_and_long_names_in_any_case(name: str) -> None:
+    assert tasks.resolution_name(name) == "Gundam (Recommended)"
+    assert tasks.task_name("OCR") == tasks.task_name("free ocr") == "Free OCR"
+
+
+def test_unknown_names_say_what_there_is() -> None:
+    with pytest.raises(SettingsError, match="markdown, ocr, figure, locate"):
+        tasks.task_name("translate")
+    with pytest.raises(SettingsError, match="tiny, small, base, large"):
+        tasks.crop_for("huge")
+
+
+@pytest.mark.parametrize("reference", ["", "   ", "\n\t"])
+def test_locating_needs_a_reference(reference: str) -> None:
+    with pytest.raises(PromptError, match="needs a reference"):
+        tasks.prompt_for("locate", reference)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["a<|/ref|>b", "<image>", "<｜end▁of▁sentence｜>", "<|grounding|>", "x <td> y", "half |>"],
+)
+def test_a_reference_with_special_tokens_is_refused(reference: str) -> None:
+    with pytest.raises(PromptError, match="special tokens"):
+        tasks.prompt_for("locate", reference)
+
+
+def test_braces_in_a_reference_are_plain_text() -> None:
+    assert "{0} {reference}" in tasks.prompt_for("locate", "{0} {reference}")
+
+
+@pytest.mark.parametrize("size", [0, -64, 100, 1344, 2**40, 640.0])
+def test_view_sizes_outside_the_range_are_refused(size: int) -> None:
+    with pytest.raises(SettingsError, match="multiple of 64"):
+        CropSettings(base_size=size)
+    with pytest.raises(SettingsError, match="multiple of 64"):
+        CropSettings(image_size=size)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"repetition_penalty": 0.0},
+        {"seed": -1},
+        {"no_repeat_ngram_size": -1},
+        {"no_repeat_ngram_size": 30, "no_repeat_window": 20},
+    ],
+)
+def test_decode_settings_outside_their_range_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(SettingsError, match=next(reversed(values))):
+        DecodeSettings(**values)  # type: ignore[arg-type]
