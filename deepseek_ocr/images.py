@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deepseek_ocr.errors import ImageError, ImageTooLargeError
@@ -264,4 +265,5 @@ def _pad(image: Image.Image, side: int) -> Image.Image:
 def _normalise(images: list[Image.Image]) -> torch.Tensor:
     """RGB images of one size to `[n, 3, H, W]` float32 in [-1, 1] (mean 0.5, deviation 0.5)."""
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.5).contiguous()
+    planes = rearrange(pixels, "n h w c -> n c h w").contiguous()
+    return planes.float().div_(255).sub_(0.5).div_(0.5)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from einops import rearrange
 from torch import nn
 from transformers.models.unlimited_ocr.configuration_unlimited_ocr import UnlimitedOcrConfig
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
@@ -128,17 +129,16 @@ def _resize_grid(table: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """`[1, h, w, C]` to `[1, H, W, C]`: bicubic, antialiased, in float32, as the model was made."""
     if table.shape[1:3] == size:
         return table
-    resized = nn.functional.interpolate(
-        table.float().permute(0, 3, 1, 2), size, mode="bicubic", antialias=True
-    )
-    return resized.permute(0, 2, 3, 1).to(table.dtype)
+    planes = rearrange(table.float(), "n h w c -> n c h w")
+    resized = nn.functional.interpolate(planes, size, mode="bicubic", antialias=True)
+    return rearrange(resized, "n c h w -> n h w c").to(table.dtype)
 
 
 def _resize_class_and_grid(table: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """`[1 + h*w, C]` (class token first, h = w) to `[1, 1 + H*W, C]`."""
     side = round((len(table) - 1) ** 0.5)
-    grid = _resize_grid(table[1:].reshape(1, side, side, -1), size)
-    return torch.cat([table[None, :1], grid.flatten(1, 2)], dim=1)
+    grid = _resize_grid(rearrange(table[1:], "(h w) c -> 1 h w c", h=side), size)
+    return torch.cat([table[None, :1], rearrange(grid, "1 h w c -> 1 (h w) c")], dim=1)
 
 
 @torch.inference_mode()

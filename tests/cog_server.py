@@ -1,0 +1,209 @@
+"""The real Cog server on loopback, over a copy of what `.dockerignore` lets into the image."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.cog_schema import schema_of
+from tests.conftest import ROOT
+
+PATIENCE_S = 120
+"""Longest wait for anything; far beyond what a busy machine needs."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Status and body of an answer."""
+
+    status: int
+    body: Any
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    def request(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> Reply:
+        """Send JSON (or bytes as they are) and take the whole answer."""
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        try:
+            sent = {"Content-Type": "application/json", **(headers or {})}
+            connection.request(method, path, data, sent)
+            answer = connection.getresponse()
+            text = answer.read().decode()
+        finally:
+            connection.close()
+        try:
+            return Reply(answer.status, json.loads(text))
+        except ValueError:
+            return Reply(answer.status, text)
+
+    def predict(self, **inputs: Any) -> Reply:
+        """A prediction, tried again where the server still cleans up after the last one."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            reply = self.request("POST", "/predictions", {"input": inputs})
+            if reply.status != 409 or time.monotonic() > deadline:
+                return reply
+            time.sleep(0.02)
+
+    def state(self) -> str:
+        """What /health-check says."""
+        return str(self.request("GET", "/health-check").body["status"])
+
+    def wait_for(self, *states: str) -> str:
+        """Wait until the state is one of `states`."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            try:
+                state = self.state()
+            except OSError:
+                state = "NOT UP"
+            if state in states:
+                return state
+            if self.process.poll() is not None:
+                raise AssertionError(f"the server ended with {self.process.returncode}")
+            time.sleep(0.02)
+        raise AssertionError(f"not {states} after {PATIENCE_S} s")
+
+    def wait_until_it_reads(self) -> None:
+        """Wait until a prediction that has just been accepted is in our own code.
+
+        Before that, Cog 0.23.1 starts a thread of its own for the inputs, and a cancellation in
+        those milliseconds can lock its worker up. The worker's processor time tells.
+        """
+        self.wait_for("BUSY")
+        before = self._processor_seconds()
+        deadline = time.monotonic() + PATIENCE_S
+        while self._processor_seconds() < before + 0.3:
+            assert time.monotonic() < deadline
+            assert self.state() == "BUSY"
+
+    def _processor_seconds(self) -> float:
+        return sum(_processor_ticks(pid) for pid in _family(self.process.pid)) / os.sysconf(
+            "SC_CLK_TCK"
+        )
+
+    def resident_mb(self) -> float:
+        """Resident memory of the server and its worker."""
+        return sum(_resident_kb(pid) for pid in _family(self.process.pid)) / 1000
+
+
+@contextmanager
+def running(folder: Path, entry: str = "predict.py:Predictor", **environ: str) -> Iterator[Server]:
+    """A server over the copy in `folder`; ended, with all it started, on the way out."""
+    port = _free_port()
+    (folder / ".cog").mkdir(exist_ok=True)
+    schema = schema_of(folder / entry.split(":", maxsplit=1)[0])
+    (folder / ".cog" / "openapi_schema.json").write_text(json.dumps(schema))
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # its worker runs `python`
+        "COG_PREDICT_TYPE_STUB": entry,
+        "PORT": str(port),
+        "DEEPSEEK_OCR_MODEL": "pocket",
+        "DEEPSEEK_OCR_DEVICE": "cpu",
+        **environ,
+    }
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"],
+            cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+        try:
+            yield Server(port, process, folder)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def copy_image(target: Path) -> Path:
+    """Copy what `.dockerignore` lets through, as building the image does."""
+    rules = _rules((ROOT / ".dockerignore").read_text())
+    for path in ROOT.rglob("*"):
+        relative = path.relative_to(ROOT).as_posix()
+        if path.is_file() and not _ignored(relative, rules):
+            (target / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target / relative)
+    return target
+
+
+def _rules(text: str) -> list[tuple[bool, re.Pattern[str]]]:
+    """(is an exception, pattern) for each line, in Docker's reading: from the root, last wins."""
+    rules = []
+    for line in text.splitlines():
+        pattern = line.strip()
+        if not pattern or pattern.startswith("#"):
+            continue
+        kept = pattern.startswith("!")
+        escaped = re.escape(pattern.lstrip("!").strip("/"))
+        escaped = escaped.replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
+        rules.append((kept, re.compile(f"{escaped}(?:/.*)?")))
+    return rules
+
+
+def _ignored(path: str, rules: list[tuple[bool, re.Pattern[str]]]) -> bool:
+    ignored = False
+    for kept, pattern in rules:
+        if pattern.fullmatch(path):
+            ignored = not kept
+    return ignored
+
+
+def data_uri(path: Path) -> str:
+    """A file as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _family(pid: int) -> list[int]:
+    try:
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it has just ended
+        listed = []
+    return [pid, *(member for child in listed for member in _family(int(child)))]
+
+
+def _processor_ticks(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has just ended
+        return 0
+    return int(fields[11]) + int(fields[12])  # in user and in system mode
+
+
+def _resident_kb(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it has just ended
+        return 0
+    found = re.search(r"VmRSS:\s+(\d+)", status)
+    return int(found[1]) if found else 0
