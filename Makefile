@@ -2,6 +2,7 @@
 # make test    everything that needs no system package
 # make check   ruff and mypy
 # make bench   full-size random model on this machine, the library's plain class and ours
+# make verify-checkpoint    for owners of the real weights: load, read three pages, write a report
 #
 # Everything runs in .venv, which is made when needed. On a machine without a GPU, PyTorch's CPU
 # build saves several GB:
@@ -13,12 +14,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH ?=
+VERIFY ?=
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format bench verify-checkpoint clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -4
+	@sed -n 's/^# //p' Makefile | head -5
 
 $(READY): requirements-local.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -48,6 +50,9 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run $(BENCH)
+
+verify-checkpoint: $(READY)
+	$(BIN)/python -m cli.verify $(VERIFY)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _load(job: Job) -> OcrEngine:
-    folder = weights.ensure(job.settings.model, Path(job.settings.checkpoints))
+    folder = weights.ensure(job.settings.model, Path(job.settings.checkpoints), fetch=False)
     _tell(f"loading {folder} …")
     from deepseek_ocr.engine import OcrEngine  # imports torch: seconds
 

@@ -14,8 +14,8 @@ import deepseek_ocr
 from tests.conftest import ROOT
 
 ROWS = [
-    {"predict", "ocr", "serve", "cli", "serving", "training", "benchmarks"},
-    {"tasks", "weights", "configuration"},
+    {"predict", "predict_stream", "ocr", "serve", "cli", "serving", "training", "benchmarks"},
+    {"tasks", "weights", "fetching", "configuration"},
     {"deepseek_ocr.documents", "deepseek_ocr.exports", "deepseek_ocr.drawing"},
     {"deepseek_ocr.engine"},
     {
@@ -43,7 +43,7 @@ def row_of(module: str) -> int | None:
 
 def sources() -> list[Path]:
     found = [*ROOT.glob("*.py")]
-    for package in ("deepseek_ocr", "cli", "serving", "training", "benchmarks"):
+    for package in ("deepseek_ocr", "fetching", "cli", "serving", "training", "benchmarks"):
         found += (ROOT / package).rglob("*.py")
     return [path for path in found if path.name != "__init__.py"]
 
@@ -211,3 +211,5 @@ def test_the_examples_are_what_their_script_draws() -> None:
         with Image.open(ROOT / "examples" / f"{name}.png") as kept:
             drawn = make_pages.draw(lines, height)
             assert ImageChops.difference(kept.convert("RGB"), drawn).getbbox() is None
+    with Image.open(ROOT / "examples" / "letter.png") as kept:
+        assert ImageChops.difference(kept, make_pages.draw_letter()).getbbox() is None

@@ -1,0 +1,132 @@
+"""Check a real checkpoint on this machine: `make verify-checkpoint`.
+
+Loads it strictly, reads three example pages, looks for what stands on them, and writes a report
+that can be sent to the project. Exit status: 0 all found, 1 something is missing, 2 could not
+start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import configuration
+import tasks
+import weights
+from deepseek_ocr import __version__
+from deepseek_ocr.errors import OcrError
+
+if TYPE_CHECKING:
+    from deepseek_ocr.engine import OcrEngine
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Check:
+    """A page, how to read it, and phrases that must be in the text (case does not matter)."""
+
+    page: str
+    task: str
+    size: str
+    phrases: tuple[str, ...]
+    reference: str = ""
+
+
+CHECKS = (
+    Check("invoice.png", "ocr", "tiny", ("Invoice",)),
+    Check("fruit.png", "ocr", "base", ("Apple 12", "Lemon 34")),
+    Check(
+        "letter.png", "markdown", "gundam",
+        ("Harbour Lane Bakery", "half past five", "<td>Rye bread</td>", "213.50", "Thomas Abel",
+         "<|ref|>table<|/ref|>"),
+    ),
+    Check("letter.png", "locate", "base", ("<|det|>[[",), reference="Thomas Abel"),
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cli.verify",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", help="named checkpoint or folder (default: deepseek-ocr)")
+    parser.add_argument("--device", help="auto, cpu, cuda, … (default: auto)")
+    parser.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
+    parser.add_argument("--report", type=Path, default=Path("checkpoint-report.json"))
+    flags = parser.parse_args(arguments)
+    try:
+        settings = configuration.load(
+            {"model": flags.model, "device": flags.device, "dtype": flags.dtype}
+        )
+        folder = weights.ensure(settings.model, Path(settings.checkpoints), fetch=False)
+        began = time.perf_counter()
+        from deepseek_ocr.engine import OcrEngine
+
+        engine = OcrEngine.load(folder, settings.device, settings.dtype)
+    except OcrError as error:
+        sys.stderr.write(f"verify: {error}\n")
+        return 2
+    load_seconds = time.perf_counter() - began
+    print(f"loaded {folder} on {engine.device} in {load_seconds:.1f} s: every tensor fits")
+    results = [run(engine, check) for check in CHECKS]
+    report = {**_machine(engine), "load_seconds": load_seconds, "checks": results}
+    flags.report.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    passed = all(result["passed"] for result in results)
+    print(f"{'all found' if passed else 'SOMETHING IS MISSING'}; the report is {flags.report}")
+    return 0 if passed else 1
+
+
+def run(engine: OcrEngine, check: Check) -> dict[str, Any]:
+    """Read one page and say what was found on it; an error is a result too."""
+    began = time.perf_counter()
+    result: dict[str, Any] = {**asdict(check), "passed": False}
+    try:
+        reading = engine.read(
+            ROOT / "examples" / check.page,
+            tasks.prompt_for(check.task, check.reference),
+            tasks.crop_for(check.size),
+        )
+    except OcrError as error:
+        result["error"] = str(error)
+        missing: Sequence[str] = check.phrases
+    else:
+        text = reading.text.lower()
+        missing = [phrase for phrase in check.phrases if phrase.lower() not in text]
+        result |= {
+            "passed": not missing, "missing": missing, "text": reading.text,
+            "finish_reason": reading.finish_reason, "counts": asdict(reading.counts),
+            "timings": asdict(reading.timings),
+        }  # fmt: skip
+    seconds = time.perf_counter() - began
+    verdict = "ok" if not missing else f"missing: {', '.join(missing)}"
+    print(f"{check.page:14}{check.task:10}{check.size:8}{seconds:8.1f} s  {verdict}")
+    return result
+
+
+def _machine(engine: OcrEngine) -> dict[str, str]:
+    import torch
+    import transformers
+
+    name = platform.processor() or platform.machine()
+    if engine.device.type == "cuda":
+        name = torch.cuda.get_device_name(engine.device)
+    return {
+        "version": __version__, "torch": torch.__version__,
+        "transformers": transformers.__version__, "python": platform.python_version(),
+        "device": str(engine.device), "dtype": str(engine.dtype), "processor": name,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
