@@ -1,0 +1,187 @@
+"""The two downloaders: how pget is called, what the library continues, what is shown meanwhile."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+import weights
+from fetching.console import Console
+from tests.weights_steps import CONTENT, SOURCES, check, ensure, failing, until
+from tests.weights_world import NAME, WEIGHTS, Trouble, World
+
+pytest_plugins = ["tests.weights_fixtures"]
+
+
+# --- pget and the library -----------------------------------------------------------------------
+
+
+def test_pget_is_called_as_it_understands(world: World, pget: Path) -> None:
+    ensure(world, "replicate")
+    ensure_again = [json.loads(line) for line in pget.read_text().splitlines()]
+    url = world.table[NAME].sources[0].url
+    assert [call["arguments"] for call in ensure_again] == [[url, "part.tar"]]
+    pid_file = Path(ensure_again[0]["environment"]["PGET_PID_FILE"])
+    assert pid_file.is_relative_to(world.home), "the system-wide lock is for root only"
+
+
+def test_several_files_go_in_one_manifest(world: World, pget: Path) -> None:
+    ensure(world, "modelscope")
+    calls = [json.loads(line)["arguments"] for line in pget.read_text().splitlines()]
+    assert calls == [["multifile", "manifest.txt"]]
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("#!/nowhere/python\n", "pget cannot be started: No such file"),
+        ("#!/bin/sh\nexit 3\n", "pget ended with status 3: it said nothing"),
+        ('#!/bin/sh\necho "usage: \x1b[1mpget"; exit 2\n', "status 2: usage: .1mpget"),
+        ("#!/bin/sh\nkill -9 $$\n", "pget ended with status -9"),
+        ("#!/bin/sh\nexit 0\n", "part.tar"),
+    ],
+)
+def test_another_program_called_pget(world: World, pget: Path, program: str, message: str) -> None:
+    (pget.parent / "pget").write_text(program)
+    failing(world, "replicate", message)
+
+
+def test_no_signed_address_gets_into_a_message(world: World, carrier: str) -> None:
+    world.troubles = [Trouble(CONTENT["huggingface"], status=403)]
+    assert "not-for-logs" not in failing(world, "huggingface", "403")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_without_pget_and_library(
+    world: World, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    failing(world, source, "pip install huggingface_hub")
+
+
+def test_hugging_face_needs_its_library_even_with_pget(
+    world: World, pget: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    failing(world, "huggingface", "pip install huggingface_hub")
+    ensure(world)
+    check(world, "replicate")
+
+
+def test_an_interrupted_download_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)
+    world.troubles = [
+        Trouble(CONTENT["modelscope"], cut=1000, times=1),
+        Trouble(CONTENT["modelscope"], status=503, times=1),
+    ]
+    failing(world, "modelscope", "broke off")
+    world.requests.clear()
+    ensure(world, "modelscope")
+    check(world, "modelscope")
+    (request,) = world.asked(CONTENT["modelscope"])
+    assert request.headers["range"] == "bytes=1000-"
+
+
+def test_what_is_continued_with_something_else_starts_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)
+    world.troubles = [
+        Trouble(CONTENT["modelscope"], cut=1000, times=1),
+        Trouble(CONTENT["modelscope"], status=503, times=1),
+    ]
+    failing(world, "modelscope", "broke off")
+    part = world.home / f".{NAME}.part/modelscope/{WEIGHTS}"
+    assert part.stat().st_size == 1000
+    part.write_bytes(b"x" * 1000)
+    failing(world, "modelscope", "another SHA-256|damaged")
+    ensure(world, "modelscope")
+    check(world, "modelscope")
+
+
+def test_a_beginning_that_is_too_long_starts_over(world: World) -> None:
+    part = world.home / f".{NAME}.part/modelscope/{WEIGHTS}"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(bytes(len(world.files[WEIGHTS]) + 1))
+    ensure(world, "modelscope")
+    check(world, "modelscope")
+
+
+def test_a_tar_is_never_continued(world: World) -> None:
+    part = world.home / f".{NAME}.part/replicate/part.tar"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"of another tar")
+    ensure(world, "replicate")
+    check(world, "replicate")
+    assert all("range" not in request.headers for request in world.requests)
+
+
+def test_files_that_came_from_hugging_face_do_not_come_twice(world: World) -> None:
+    world.troubles = [Trouble("/cdn/", status=500)]
+    failing(world, "huggingface", "500")
+    leftover = world.home / f".{NAME}.part/huggingface/.cache/huggingface/download/x.incomplete"
+    leftover.write_bytes(b"half")
+    world.troubles = []
+    world.requests.clear()
+    ensure(world, "huggingface")
+    check(world, "huggingface")
+    assert not world.asked("/resolve/", "GET")[1:], "only the large file is asked for again"
+
+
+# --- progress -----------------------------------------------------------------------------------
+
+
+def test_progress_in_a_log_is_plain_lines(
+    world: World, carrier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.troubles = [Trouble(CONTENT["modelscope"], cut=200_000, stall=True, times=1)]
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 30)
+    said, finished = io.StringIO(), threading.Event()
+
+    def let_go() -> None:
+        while "%" not in said.getvalue():
+            assert not finished.wait(0.01), "fetched without a word about progress"
+        world.release.set()
+
+    thread = threading.Thread(target=let_go)
+    thread.start()
+    try:
+        console = Console(said, every_s=0.05)
+        weights.ensure(NAME, world.home, "modelscope", console=console, known=world.table)
+    finally:
+        finished.set()
+        thread.join()
+    lines = [line for line in said.getvalue().splitlines() if "%" in line]
+    assert lines[0].startswith("  ")
+    assert " of 4" in lines[-1]
+    assert "\r" not in said.getvalue()
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal_rewrites_its_line(tmp_path: Path) -> None:
+    terminal = Terminal()
+    with Console(terminal).growth(tmp_path, 10):
+        (tmp_path / "part").write_bytes(b"12345")
+        until(lambda: "%" in terminal.getvalue(), "progress")
+    assert "\r\x1b[K  5 bytes of 10 bytes (50%)" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r\x1b[K")
+    assert "\n" not in terminal.getvalue()
+
+
+def test_progress_towards_an_unknown_size(tmp_path: Path) -> None:
+    said = io.StringIO()
+    with Console(said, every_s=0.01).growth(tmp_path, None):
+        until(lambda: "bytes/s" in said.getvalue(), "progress")
+    assert said.getvalue().startswith("  0 bytes, 0 bytes/s\n")
