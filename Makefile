@@ -55,4 +55,4 @@ verify-checkpoint: $(READY)
 	$(BIN)/python -m cli.verify $(VERIFY)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

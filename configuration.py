@@ -72,7 +72,7 @@ def _from_file(path: Path | None) -> dict[str, str]:
         raw = tomllib.loads(chosen.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{chosen} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{chosen} is not valid TOML: {error}.") from error
     known = {field.name for field in fields(Settings)}
     for name, value in raw.items():

@@ -52,6 +52,9 @@ DEFAULT_RESOLUTION = "Gundam (Recommended)"
 TASK_SHORT_NAMES = {task.short: name for name, task in TASKS.items()}
 RESOLUTION_SHORT_NAMES = {name.split()[0].lower(): name for name in RESOLUTIONS}
 
+LONGEST_REFERENCE = 1000
+"""Characters of a reference; more than a page says of one thing."""
+
 _MARKUP = ("<|", "|>", "<｜", "｜>", "<image>", "<td>", "</td>", "<tr>", "</tr>")
 """What every special token of the model begins, ends with, or is."""
 
@@ -91,6 +94,10 @@ def prompt_for(task: str, reference: str = "") -> str:
         raise PromptError(
             "Locating needs a reference: the words or the thing to find on the page, "
             'for example "the total amount".'
+        )
+    if len(reference) > LONGEST_REFERENCE:
+        raise PromptError(
+            f"The reference has {len(reference)} characters; {LONGEST_REFERENCE} are the most."
         )
     if found := [mark for mark in _MARKUP if mark in reference]:
         raise PromptError(

@@ -79,8 +79,12 @@ def _prompt(flags: argparse.Namespace, default_task: str) -> str:
     if flags.prompt is not None:
         if flags.reference is not None:
             raise SettingsError("--reference belongs to --task locate; put it into the --prompt.")
+        if flags.task is not None:
+            raise SettingsError("--prompt replaces --task; give one of them.")
         if not flags.prompt.strip():
             raise SettingsError("--prompt is empty; say what the model should do.")
+        if flags.prompt.count("<image>") > 1:
+            raise SettingsError("--prompt may hold <image> once; each image is a page of its own.")
         return str(flags.prompt)
     task = tasks.task_name(flags.task or default_task)
     if flags.reference is not None and tasks.TASKS[task].short != "locate":
@@ -90,10 +94,13 @@ def _prompt(flags: argparse.Namespace, default_task: str) -> str:
 
 def _crop(flags: argparse.Namespace, default_resolution: str) -> CropSettings:
     preset = tasks.crop_for(flags.size or default_resolution)
+    tiled = preset.crop_mode if flags.crop is None else flags.crop
+    if flags.base_size is not None and not tiled:
+        raise SettingsError("--base-size is for --crop; without tiles --image-size is the view.")
     return CropSettings(
         base_size=preset.base_size if flags.base_size is None else flags.base_size,
         image_size=preset.image_size if flags.image_size is None else flags.image_size,
-        crop_mode=preset.crop_mode if flags.crop is None else flags.crop,
+        crop_mode=tiled,
     )
 
 
@@ -107,6 +114,8 @@ def _decode(flags: argparse.Namespace) -> DecodeSettings:
         seed=flags.seed,
         no_repeat_ngram_size=flags.no_repeat_ngram_size,
         no_repeat_window=flags.no_repeat_window,
+        exempt_tokens=tuple(token for token in flags.exempt_tokens.split(",") if token),
+        exempt_ngrams=flags.exempt_ngrams,
         stop_on_loop=flags.stop_on_loop,
     )
 
@@ -154,8 +163,12 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         type=_named(tasks.resolution_name),
         help=f"preset: {', '.join(tasks.RESOLUTION_SHORT_NAMES)} (default: gundam; pocket: tiny)",
     )
-    group.add_argument("--base-size", type=int, metavar="PX", help="side of the global view")
-    group.add_argument("--image-size", type=int, metavar="PX", help="side of a tile")
+    group.add_argument(
+        "--base-size", type=int, metavar="PX", help="side of the global view beside tiles"
+    )
+    group.add_argument(
+        "--image-size", type=int, metavar="PX", help="side of a tile, or of the one view"
+    )
     group.add_argument(
         "--crop", action=argparse.BooleanOptionalAction, help="cut large pages into tiles too"
     )
@@ -172,7 +185,9 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help=f"TOML file with model, device, … (default: {configuration.default_path()})",
+        help="TOML file with model, device, … (default: "
+        + str(configuration.default_path()).replace("%", "%%")
+        + ")",
     )
 
 
@@ -195,6 +210,18 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
             f"--{flag}", type=kind, default=default, metavar=metavar,
             help=f"{text} (default: %(default)s)",
         )  # fmt: skip
+    group.add_argument(
+        "--exempt-tokens",
+        metavar="A,B",
+        default=",".join(base.exempt_tokens),
+        help="tokens that guard never forbids (default: those of tables)",
+    )
+    group.add_argument(
+        "--exempt-ngrams",
+        action=argparse.BooleanOptionalAction,
+        default=base.exempt_ngrams,
+        help="nor does a sequence with one of them forbid anything (default: yes)",
+    )
     group.add_argument(
         "--stop-on-loop",
         action=argparse.BooleanOptionalAction,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import weights
 from cli.arguments import STANDARD_INPUT, Job, parse
-from deepseek_ocr.errors import OcrError
+from deepseek_ocr.errors import ImageError, OcrError
 
 if TYPE_CHECKING:
     from deepseek_ocr.engine import OcrEngine, Reading
@@ -28,41 +28,60 @@ _ENDINGS = {
 }
 
 
+class _OutputError(Exception):
+    """Standard output takes nothing more."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read what `arguments` name; the exit status is in the help text."""
     job = parse(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")
+    engine = _load(job)
+    if engine is None:
+        return COULD_NOT_START
+    pages: list[dict[str, Any]] = []
     try:
-        engine = _load(job)
-        return _read_all(engine, job)
+        status = _read_all(engine, job, pages)
+    except KeyboardInterrupt:
+        _complain("interrupted; what was read so far is kept.")
+        status = INTERRUPTED
+    except _OutputError as error:
+        return _output_is_gone(error)
+    try:
+        if job.format == "json":
+            _write_json(pages)
+    except _OutputError as error:
+        return _output_is_gone(error)
+    return status
+
+
+def _load(job: Job) -> OcrEngine | None:
+    """The engine, or None after saying why there is none."""
+    try:
+        folder = weights.ensure(job.settings.model, Path(job.settings.checkpoints), fetch=False)
+        _tell(f"loading {folder} …")
+        from deepseek_ocr.engine import OcrEngine  # imports torch: seconds
+
+        engine = OcrEngine.load(folder, job.settings.device, job.settings.dtype)
     except OcrError as error:
         _complain(str(error))
-        return COULD_NOT_START
-    except BrokenPipeError:
-        # Whoever read our output has seen enough (`| head`); nothing is left to flush to.
-        sys.stdout = None
-        return SOME_FAILED
+        return None
     except KeyboardInterrupt:
-        _complain("interrupted; what was printed so far is kept.")
-        return INTERRUPTED
-
-
-def _load(job: Job) -> OcrEngine:
-    folder = weights.ensure(job.settings.model, Path(job.settings.checkpoints), fetch=False)
-    _tell(f"loading {folder} …")
-    from deepseek_ocr.engine import OcrEngine  # imports torch: seconds
-
-    engine = OcrEngine.load(folder, job.settings.device, job.settings.dtype)
+        _complain("interrupted while loading.")
+        return None
+    except Exception as error:  # a device that is out of memory raises what it likes
+        _complain(f"the model could not be loaded: {error}")
+        return None
     _tell(f"on {engine.device}, {str(engine.dtype).removeprefix('torch.')}")
     return engine
 
 
-def _read_all(engine: OcrEngine, job: Job) -> int:
+def _read_all(engine: OcrEngine, job: Job, pages: list[dict[str, Any]]) -> int:
+    """Read every image of the job, adding each as JSON data to `pages`."""
     from deepseek_ocr.engine import Failure
-    from deepseek_ocr.exports import document_to_json, page_to_json
+    from deepseek_ocr.exports import page_to_json
 
-    pages: list[dict[str, Any]] = []
     failed = 0
     for number, name in enumerate(job.images):
         if job.format != "json" and len(job.images) > 1:
@@ -70,14 +89,12 @@ def _read_all(engine: OcrEngine, job: Job) -> int:
         try:
             reading = _read_one(engine, job, name)
             pages.append(page_to_json(reading, name))
-        except BrokenPipeError:
+        except _OutputError:
             raise
         except Exception as error:  # one bad page must not stop the others
             failed += 1
             pages.append(page_to_json(Failure(error), name))
             _complain(f"{name}: {Failure(error)}")
-    if job.format == "json":
-        _write(json.dumps(document_to_json(pages), ensure_ascii=False, indent=2) + "\n")
     if failed and len(job.images) > 1:
         _complain(f"{failed} of {len(job.images)} pages failed.")
     return SOME_FAILED if failed else ALL_READ
@@ -87,7 +104,11 @@ def _read_one(engine: OcrEngine, job: Job, name: str) -> Reading:
     """Read one page and print it in the job's format (JSON is printed when all are read)."""
     from deepseek_ocr.engine import Delta
 
-    source = sys.stdin.buffer if name == STANDARD_INPUT else name
+    source: Any = name
+    if name == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise ImageError("Standard input is closed; give the path of a picture.")
+        source = sys.stdin.buffer
     reading: Reading | None = None
     for event in engine.stream(source, job.prompt, job.crop, job.decode):
         if not isinstance(event, Delta):
@@ -104,19 +125,40 @@ def _read_one(engine: OcrEngine, job: Job, name: str) -> Reading:
     return reading
 
 
+def _write_json(pages: list[dict[str, Any]]) -> None:
+    from deepseek_ocr.exports import document_to_json
+
+    _write(json.dumps(document_to_json(pages), ensure_ascii=False, indent=2) + "\n")
+
+
 def _write(text: str) -> None:
     """Print at once; a terminal gets no control characters out of a page."""
+    if sys.stdout is None:
+        raise _OutputError("it is closed")
     if sys.stdout.isatty():
         text = _CONTROL.sub("\ufffd", text)
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        raise _OutputError(error.strerror) from error
+
+
+def _output_is_gone(error: _OutputError) -> int:
+    """Say so, unless whoever read our output has just seen enough (`| head`)."""
+    if not isinstance(error.__cause__, BrokenPipeError):
+        _complain(f"standard output cannot be written: {error}.")
+    sys.stdout = None  # nothing is left to flush to
+    return SOME_FAILED
 
 
 def _tell(text: str) -> None:
     """Progress for a person; silent when nobody watches."""
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         sys.stderr.write(f"ocr.py: {text}\n")
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"ocr.py: {text}\n")
+    if sys.stderr is not None:
+        lines = _CONTROL.sub("\ufffd", text)
+        sys.stderr.write(f"ocr.py: {lines}\n")

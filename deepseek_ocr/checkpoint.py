@@ -16,7 +16,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers.models.unlimited_ocr.configuration_unlimited_ocr import UnlimitedOcrConfig
+from transformers.models.unlimited_ocr.configuration_unlimited_ocr import (
+    UnlimitedOcrConfig,
+    UnlimitedOcrSamVisionConfig,
+    UnlimitedOcrTextConfig,
+    UnlimitedOcrVisionEncoderConfig,
+)
 
 from deepseek_ocr.errors import CheckpointError
 
@@ -29,8 +34,9 @@ LIBRARY_TYPE = "unlimited_ocr"
 OFFICIAL_IMAGE_TOKEN_ID = 128815
 """Id of `<image>` in the official tokenizer; the official config does not state it."""
 
+_LARGEST = {"num_hidden_layers": 256, "layers": 256, "n_routed_experts": 1024}
 _LARGEST_SIZE = 1 << 20
-_MOST_LAYERS = 256
+"""Bounds on a config's numbers, far above any checkpoint of this kind."""
 
 _COPIED = (
     "hidden_size",
@@ -74,7 +80,7 @@ def read_config(folder: Path) -> UnlimitedOcrConfig:
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}); download it again.") from error
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     if kind not in (*OFFICIAL_TYPES, LIBRARY_TYPE):
@@ -83,9 +89,11 @@ def read_config(folder: Path) -> UnlimitedOcrConfig:
             f"{', '.join((*OFFICIAL_TYPES, LIBRARY_TYPE))}. Choose a DeepSeek-OCR checkpoint."
         )
     try:
-        arguments = raw if kind == LIBRARY_TYPE else _from_official(raw)
+        arguments = _from_library(raw) if kind == LIBRARY_TYPE else _from_official(raw)
         _check_sizes(arguments, "")
-        return UnlimitedOcrConfig(**arguments)
+        config = UnlimitedOcrConfig(**arguments)
+        _check_ids(config)
+        return config
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except KeyError as error:
@@ -100,9 +108,48 @@ def _check_sizes(values: Any, where: str) -> None:
         if isinstance(value, dict):
             _check_sizes(value, f"{where}{key}.")
         elif isinstance(value, int) and not isinstance(value, bool):
-            limit = _MOST_LAYERS if key in ("num_hidden_layers", "layers") else _LARGEST_SIZE
+            limit = _LARGEST.get(key, _LARGEST_SIZE)
             if key.endswith(("_size", "_layers", "_dim", "_experts")) and not 0 < value <= limit:
                 raise CheckpointError(f"{where}{key} is {value}, outside 1 to {limit}.")
+
+
+def _check_ids(config: UnlimitedOcrConfig) -> None:
+    """Refuse token ids that no token has, and more experts a token than there are."""
+    text = config.text_config
+    ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
+    named = {"bos_token_id": text.bos_token_id, "image_token_id": config.image_token_id}
+    for name, value in [*named.items(), *(("eos_token_id", end) for end in ends)]:
+        if not isinstance(value, int) or not 0 <= value < text.vocab_size:
+            raise CheckpointError(f"{name} is {value!r}, outside the vocabulary.")
+    if not 0 < text.num_experts_per_tok <= text.n_routed_experts:
+        raise CheckpointError(f"num_experts_per_tok is {text.num_experts_per_tok}.")
+
+
+def _from_library(raw: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the library's config class from its own schema.
+
+    Only what describes the network is taken over. A config could otherwise name kernels to be
+    downloaded and run (`attn_implementation`), or code (`auto_map`).
+    """
+    vision = raw["vision_config"]
+    text = _described(UnlimitedOcrTextConfig, raw["text_config"])
+    rope = text.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise CheckpointError(f"rope_type is {rope['rope_type']!r}; this network has 'default'.")
+    return {
+        "text_config": text,
+        "vision_config": {
+            "sam_config": _described(UnlimitedOcrSamVisionConfig, vision["sam_config"]),
+            "encoder_config": _described(UnlimitedOcrVisionEncoderConfig, vision["encoder_config"]),
+        },
+        "image_token_id": raw["image_token_id"],
+    }
+
+
+def _described(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
+    """The values of `raw` that the config class `kind` itself declares as fields."""
+    declared = {name for name, hint in kind.__annotations__.items() if "ClassVar" not in str(hint)}
+    return {name: value for name, value in raw.items() if name in declared}
 
 
 def _from_official(raw: dict[str, Any]) -> dict[str, Any]:
@@ -115,8 +162,8 @@ def _from_official(raw: dict[str, Any]) -> dict[str, Any]:
         if raw.get(key, expected) != expected:
             raise CheckpointError(f"{key} is {raw[key]!r}; this network has {expected!r}.")
     layers = raw["num_hidden_layers"]
-    if not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS:
-        raise CheckpointError(f"num_hidden_layers is {layers!r}, outside 1 to {_MOST_LAYERS}.")
+    if not isinstance(layers, int) or not 0 < layers <= _LARGEST["num_hidden_layers"]:
+        raise CheckpointError(f"num_hidden_layers is {layers!r}, outside 1 to 256.")
     text = {key: raw[key] for key in _COPIED}
     text |= {
         "pad_token_id": raw.get("pad_token_id"),

@@ -6,6 +6,7 @@ Nothing is probed at import; every function looks when it is called.
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Any
 
 import torch
@@ -22,7 +23,10 @@ def _npu_available() -> bool:
     """True where torch-npu is installed and sees an Ascend device."""
     if importlib.util.find_spec("torch_npu") is None:
         return False
-    importlib.import_module("torch_npu")  # registers torch.npu
+    try:
+        importlib.import_module("torch_npu")  # registers torch.npu
+    except (ImportError, OSError):  # its toolkit is not set up; other devices still work
+        return False
     return bool(_npu().is_available())
 
 
@@ -56,7 +60,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     if name == "auto":
         return torch.device(present[0])
     kind, _, index = name.partition(":")
-    if kind not in PREFERENCE or (index and not index.isdecimal()):
+    if not re.fullmatch(rf"({'|'.join(PREFERENCE)})(:(0|[1-9][0-9]{{0,2}}))?", name):
         raise DeviceError(
             f"There is no device called {name!r}; use auto, {', '.join(PREFERENCE)}, "
             "or a number behind one of them as in cuda:1."

@@ -227,7 +227,7 @@ class OcrEngine:
             ),
             finish_reason=output.finish_reason,
             confidence=confidences.of_span(0, len(output.text) + 1),
-            counts=_count(views, page.size, len(encoded.ids), len(output.tokens)),
+            counts=_count(views, crop, page.size, len(encoded.ids), len(output.tokens)),
             timings=Timings(preprocess, vision, prefill, clock.lap()),
             tokens=tuple(output.tokens),
             image_size=page.size,
@@ -239,10 +239,13 @@ class OcrEngine:
         A page that fails does not stop the others.
         """
         for page in pages:
-            try:
-                yield self.read(page.image, page.prompt, page.crop, page.decode)
-            except Exception as error:  # every page that goes in comes out
-                yield Failure(error)
+            yield self._outcome(page)
+
+    def _outcome(self, page: Page) -> Reading | Failure:
+        try:
+            return self.read(page.image, page.prompt, page.crop, page.decode)
+        except Exception as error:  # every page that goes in comes out
+            return Failure(_without_frames(error))
 
 
 class _Output:
@@ -318,15 +321,30 @@ class _Clock:
         return seconds
 
 
+def _without_frames(error: Exception) -> Exception:
+    """`error` without the stack frames it holds, which hold the page and its cache."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
 def _as_set(ids: int | list[int]) -> frozenset[int]:
     return frozenset([ids] if isinstance(ids, int) else ids)
 
 
-def _count(views: Views, size: tuple[int, int], prompt: int, output: int) -> Counts:
-    """Token counts; `valid_vision` as the official code has it: the share of the square global
-    view that is page and not padding, plus all cells of the tiles."""
+def _count(
+    views: Views, crop: CropSettings, size: tuple[int, int], prompt: int, output: int
+) -> Counts:
+    """Token counts; `valid_vision` as the official code has it: the share of the global view that
+    is page and not padding, plus all cells of the tiles. A page stretched to a small square view
+    has no padding.
+    """
     cells = (views.global_view.shape[-1] // CELL) ** 2
     tile_cells = (views.tiles.shape[-1] // CELL) ** 2
-    valid = int(cells * min(size) / max(size)) + len(views.tiles) * tile_cells
+    stretched = not crop.crop_mode and crop.image_size <= images.LARGEST_STRETCHED
+    share = 1.0 if stretched else 1 - (max(size) - min(size)) / max(size)
+    valid = int(cells * share) + len(views.tiles) * tile_cells
     ratio = round(output / max(valid, 1), 2)
     return Counts(prompt, views.token_count, output, valid, ratio)

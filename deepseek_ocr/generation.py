@@ -113,7 +113,10 @@ class _Chooser:
     ) -> None:
         self._settings = settings
         self._guard = NgramGuard(
-            settings.no_repeat_ngram_size, settings.no_repeat_window, exempt_ids
+            settings.no_repeat_ngram_size,
+            settings.no_repeat_window,
+            exempt_ids,
+            settings.exempt_ngrams,
         )
         self._guard.extend(prompt_ids)
         self._written: dict[int, None] = {}
@@ -121,12 +124,13 @@ class _Chooser:
         self._random = torch.Generator().manual_seed(settings.seed)
 
     def choose(self, logits: torch.Tensor) -> Token:
+        total = logits.logsumexp(0)
         scores = self._adjusted(logits)
         if self._settings.temperature > 0:
             chosen = self._sample(scores).to(logits.device)
         else:
             chosen = scores.argmax()
-        logprob = logits[chosen] - logits.logsumexp(0)
+        logprob = logits[chosen] - total
         # One transfer for both numbers; ids are below 2**24 and so exact in float32.
         values = torch.stack([chosen.float(), logprob]).tolist()
         token = Token(int(values[0]), values[1])
@@ -152,12 +156,17 @@ class _Chooser:
             scores[written] = torch.where(values > 0, values / penalty, values * penalty)
         if banned:
             scores[torch.tensor(banned, device=logits.device)] = -math.inf
+            if bool(scores.isneginf().all()):  # the guard gives way where it leaves nothing
+                return logits
         return scores
 
     def _sample(self, scores: torch.Tensor) -> torch.Tensor:
         """Draw from the softmax of `scores` after temperature, top-k, then top-p."""
         settings = self._settings
-        ordered, ids = (scores.cpu() / settings.temperature).sort(descending=True)
+        scores = scores.cpu()
+        if not bool(torch.isfinite(scores.max())):
+            return scores.argmax()  # `choose` refuses such logits
+        ordered, ids = ((scores - scores.max()) / settings.temperature).sort(descending=True)
         if settings.top_k:
             ordered = ordered[: settings.top_k]
         shares = ordered.softmax(0)
@@ -171,12 +180,21 @@ class NgramGuard:
     """Forbids tokens that would complete an n-gram already written.
 
     `size` is the n-gram's length (0 is off); `window` is how many tokens back the first token of
-    the earlier n-gram may lie (0 is the whole sequence); `exempt` ids are never forbidden. Each
-    token costs a dictionary look-up, however long the sequence.
+    the earlier n-gram may lie (0 is the whole sequence); `exempt` ids are never forbidden, and
+    with `exempt_ngrams` an n-gram that holds one forbids nothing. Each token costs a dictionary
+    look-up, however long the sequence.
     """
 
-    def __init__(self, size: int, window: int = 0, exempt: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        size: int,
+        window: int = 0,
+        exempt: frozenset[int] = frozenset(),
+        exempt_ngrams: bool = False,
+    ) -> None:
         self._size, self._window, self._exempt = size, window, exempt
+        self._exempt_ngrams = exempt_ngrams
+        self._last_exempt = -1
         self._ids: list[int] = []
         # First size-1 tokens of an n-gram → its last token → where it last began.
         self._followers: dict[tuple[int, ...], dict[int, int]] = {}
@@ -187,8 +205,11 @@ class NgramGuard:
             return
         for token in ids:
             self._ids.append(token)
+            if token in self._exempt:
+                self._last_exempt = len(self._ids) - 1
             start = len(self._ids) - self._size
-            if start >= 0:
+            spared = self._exempt_ngrams and self._last_exempt >= start
+            if start >= 0 and not spared:
                 prefix = tuple(self._ids[start:-1])
                 self._followers.setdefault(prefix, {})[token] = start
 

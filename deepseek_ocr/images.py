@@ -10,9 +10,11 @@ import functools
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -30,6 +32,13 @@ PADDING = (127, 127, 127)
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "HEIF", "AVIF", "JPEG2000", "PPM")
 """What Pillow may try: the formats pages come in, none that starts another program (EPS does)."""
 
+LARGEST_STRETCHED = 640
+"""Without tiles, views up to this side in pixels stretch the page, larger ones pad it: a fixed
+number in the official code."""
+
+_BLOCK_PIXELS = 1 << 20
+"""Pixels looked at together, so that odd pixel formats cost little memory on top."""
+
 MIN_TILES, MAX_TILES = 2, 9
 """Fewest and most tiles of one page in the official code."""
 
@@ -38,7 +47,8 @@ MIN_TILES, MAX_TILES = 2, 9
 class ImageLimits:
     """Refused before decoding: more bytes in the file, more pixels in the picture.
 
-    178,956,970 px is the bound at which Pillow speaks of a decompression bomb.
+    178,956,970 px is the bound at which Pillow refuses to open a picture, so a larger `max_pixels`
+    has no effect on files.
     """
 
     max_bytes: int = 256 * 2**20
@@ -83,9 +93,7 @@ def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image
         return _decode(source, "The image", limits)
     data, name = _read(source, limits)
     try:
-        with warnings.catch_warnings():
-            # Pillow warns at half of the bound that is enforced here.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _quiet():
             image = Image.open(data, formats=_formats())
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"{name} has too many pixels: {error}; scale it down.") from error
@@ -102,9 +110,18 @@ def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image
 def _decode(image: Image.Image, name: str, limits: ImageLimits) -> Image.Image:
     _check_pixels(image, name, limits)
     try:
-        return _to_rgb(image)
+        with _quiet():
+            return _to_rgb(image)
     except Exception as error:  # decoders of damaged files raise whatever they tripped over
         raise _damaged(name, error) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings: of half the bound enforced here, of odd metadata."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _damaged(name: str, error: Exception) -> ImageError:
@@ -120,18 +137,16 @@ def _read(
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
         name = str(path)
-        if not path.is_file():  # also keeps out pipes and devices that never end
-            what = "is a folder" if path.is_dir() else "does not exist or is not a file"
-            raise ImageError(f"{name} {what}; give the path of a picture.")
         try:
+            if not path.is_file():  # also keeps out pipes and devices that never end
+                what = "is a folder" if path.is_dir() else "does not exist or is not a file"
+                raise ImageError(f"{name} {what}; give the path of a picture.")
             with path.open("rb") as file:
                 data = file.read(limits.max_bytes + 1)
         except OSError as error:
             raise ImageError(f"{name} cannot be read: {error.strerror}.") from error
     elif hasattr(source, "read"):
-        data, name = source.read(limits.max_bytes + 1), "The image"
-        if not isinstance(data, bytes):
-            raise ImageError("The image stream gave text; open it in binary mode.")
+        data, name = _read_stream(source, limits.max_bytes + 1), "The image"
     else:
         raise ImageError(
             f"An image cannot be made from {type(source).__name__}; "
@@ -144,6 +159,21 @@ def _read(
             f"{name} is larger than {limits.max_bytes / 2**20:.0f} MiB; compress or scale it down."
         )
     return io.BytesIO(data), name
+
+
+def _read_stream(stream: BinaryIO, most: int) -> bytes:
+    """Up to `most` bytes; a raw stream may give fewer at a time than it is asked for."""
+    pieces: list[bytes] = []
+    left = most
+    while left:
+        piece = stream.read(left)
+        if not isinstance(piece, bytes):
+            raise ImageError("The image stream gave text; open it in binary mode.")
+        if not piece:
+            break
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 def _check_pixels(image: Image.Image, name: str, limits: ImageLimits) -> None:
@@ -181,31 +211,63 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
     """Scale 16-bit, 32-bit and floating-point grey to 8 bits (Pillow alone would clip it)."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
-    highest = float(values.max())
-    if image.mode.startswith("I;16") or 255 < highest <= 65535:
-        white = 65535.0
-    elif image.mode == "F" and highest <= 1.0:
-        white = 1.0
-    else:
-        white = max(highest, 255.0)
-    grey = np.clip(values * (255.0 / white), 0, 255).round().astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
+    white = _white(image)
+    grey = Image.new("L", image.size)
+    for top, block in _blocks(image):
+        values = np.nan_to_num(block.astype(np.float32), posinf=0.0, neginf=0.0)
+        levels = np.clip(values * (255.0 / white), 0, 255).round().astype(np.uint8)
+        grey.paste(Image.fromarray(levels), (0, top))
+    return grey.convert("RGB")
+
+
+def _white(image: Image.Image) -> float:
+    """The value that stands for white in a deep grey image."""
+    if image.mode.startswith("I;16"):
+        return 65535.0
+    finite = (block[np.isfinite(block)] for _, block in _blocks(image))
+    highest = max((float(values.max()) for values in finite if values.size), default=0.0)
+    if image.mode == "F" and highest <= 1.0:
+        return 1.0
+    return 65535.0 if 255 < highest <= 65535 else max(highest, 255.0)
+
+
+def _blocks(image: Image.Image) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+    """(first row, pixels) of the image, some rows at a time."""
+    rows = max(1, _BLOCK_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        yield top, np.asarray(image.crop((0, top, image.width, bottom)))
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """Drop the alpha channel as the official code does, but for pages on a see-through ground.
+    """Drop the alpha channel as the official code does, but for dark pages on no ground at all.
 
     Drawing programs write black text on transparent black; dropping alpha would give a black
-    page. Where all see-through pixels hide one colour, that colour carries nothing, and the page
-    is laid on white.
+    page. Where all see-through pixels hide one dark colour, that colour carries nothing, and if
+    what can be seen is dark too, the page is laid on white.
     """
-    pixels = np.asarray(image)
-    hidden = pixels[pixels[..., 3] == 0]
-    if len(hidden) and (hidden == hidden[0]).all():
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    if not _is_dark_on_nothing(image):
+        return image.convert("RGB")
+    page = Image.new("RGB", image.size, "white")
+    page.paste(image, mask=image.getchannel("A"))
+    return page
+
+
+def _is_dark_on_nothing(image: Image.Image) -> bool:
+    """True where the see-through pixels are of one dark colour, and the others mostly dark."""
+    ground: np.ndarray[Any, Any] | None = None
+    dark = seen = 0
+    for _, block in _blocks(image):
+        hidden = block[..., 3] == 0
+        colours = block[hidden]
+        if len(colours):
+            ground = colours[0] if ground is None else ground
+            if ground[:3].max() > 127 or (colours != ground).any():
+                return False
+        visible = block[~hidden]
+        seen += len(visible)
+        dark += int((visible[:, :3].max(axis=1) <= 127).sum()) if len(visible) else 0
+    return ground is not None and 2 * dark >= seen
 
 
 def make_views(image: Image.Image, crop: CropSettings) -> Views:
@@ -214,9 +276,7 @@ def make_views(image: Image.Image, crop: CropSettings) -> Views:
         tiles, grid = _tiles(image, crop.image_size)
         return Views(_normalise([_pad(image, crop.base_size)])[0], tiles, grid)
     side = crop.image_size
-    # The small presets stretch the page to the square, the large ones keep its shape: 640 px is
-    # the bound in the official code.
-    square = image.resize((side, side)) if side <= 640 else _pad(image, side)
+    square = image.resize((side, side)) if side <= LARGEST_STRETCHED else _pad(image, side)
     return Views(_normalise([square])[0], torch.empty(0, 3, side, side), (1, 1))
 
 

@@ -6,13 +6,12 @@ cut into units (words, tags, single signs), boxes are left out, and the end of i
 period, once with its digits and once with every number made equal.
 
 How often a stretch may honestly come back depends on what it is: a form repeats a line thirty
-times, a table repeats empty cells by the hundred, a dotted line repeats a dot by the thousand.
+times, a table repeats cells by the hundred, a dotted line repeats a dot by the thousand.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 _UNIT = re.compile(
     r"</?[a-z]{1,8}>|<\|/?[a-z]{1,12}\|>"  # tags
@@ -20,33 +19,33 @@ _UNIT = re.compile(
     r"|\S"  # anything else by the character, Chinese among it
 )
 _BOXES = re.compile(r"<\|det\|>.*?<\|/det\|>", re.DOTALL)
-_TABLE_UNITS = {"<td>", "</td>", "|"}
+_TABLE_UNITS = {"</td>", "</th>", "|"}
+
+_FEWEST_ROUNDS = 4
+"""However long a stretch is, it is no loop before it has come this often."""
 
 _LONGEST_BOXES = 2000
 """Characters after which boxes that do not close are taken for text."""
+
+_PIECE = 256
+"""Characters taken in at a time, however much arrives at once."""
 
 _LONGEST_WORD = 60
 """Characters without a boundary after which text is cut anyway; a multiple of the longest unit and
 of most short periods, so that "hahaha…" falls into equal units."""
 
-_CHECK_EVERY = 32
-"""Units between two searches; one costs up to two milliseconds."""
+_LONGEST_TAIL = 8000
+"""Units at the end of the text that are searched: about as many tokens as the context holds."""
 
+_FIRST_CHECK, _CHECK_SHARE = 200, 32
+"""Units before the first search, and the share of the tail that has to be new for the next one:
+the longer the tail the dearer the search, so that a unit costs the same throughout."""
 
-@dataclass(frozen=True)
-class _Bound:
-    """A loop is at least `repeats` repetitions that cover at least `units` units."""
+_EQUAL_CELLS, _NUMBERED_CELLS = 1250, 1500
+"""Table cells that may be equal, or differ in their numbers alone."""
 
-    repeats: int
-    units: int
-
-
-# Bounds as (digits kept, digits made equal). The real loop in a one-letter form repeats twelve
-# units some thirty times; few pages have a hundred lines.
-_WORDS = (_Bound(20, 220), _Bound(100, 400))
-_TABLE_WORDS = (_Bound(20, 1600), _Bound(20, 2400))
-_NO_WORDS = (_Bound(20, 3000), _Bound(20, 4500))
-_LONGEST_TAIL = max(bound.units for bound in (*_WORDS, *_TABLE_WORDS, *_NO_WORDS)) + _CHECK_EVERY
+_SIGNS = 3000
+"""Units without a word, outside tables, that may repeat: dotted lines, rows of boxes to tick."""
 
 
 class LoopDetector:
@@ -58,7 +57,11 @@ class LoopDetector:
         self._unchecked = 0
 
     def feed(self, text: str) -> bool:
-        """Add `text` to what was fed before; True once the whole ends in a loop."""
+        """Add `text` to what was fed before; True once it has gone in circles."""
+        pieces = (text[at : at + _PIECE] for at in range(0, len(text), _PIECE))
+        return any(self._feed_piece(piece) for piece in pieces)
+
+    def _feed_piece(self, text: str) -> bool:
         self._pending += text
         ready = self._take_ready()
         if not ready:
@@ -66,7 +69,8 @@ class LoopDetector:
         units = _UNIT.findall(_BOXES.sub(" ", ready))
         self._units = (self._units + units)[-_LONGEST_TAIL:]
         self._unchecked += len(units)
-        if self._unchecked < _CHECK_EVERY or len(self._units) < _WORDS[0].units:
+        enough = max(_CHECK_SHARE, len(self._units) // _CHECK_SHARE)
+        if self._unchecked < enough or len(self._units) < _FIRST_CHECK:
             return False
         self._unchecked = 0
         return _ends_in_loop(self._units)
@@ -88,9 +92,7 @@ class LoopDetector:
 
 def is_loop(text: str) -> bool:
     """True where `text`, read from its beginning, falls into a loop at some point."""
-    detector = LoopDetector()
-    step = 256
-    return any(detector.feed(text[at : at + step]) for at in range(0, len(text), step))
+    return LoopDetector().feed(text)
 
 
 def _ends_in_loop(units: list[str]) -> bool:
@@ -108,7 +110,7 @@ def _periodic_end(units: list[str], digits_equal: bool) -> bool:
     """
     backwards = units[::-1]
     borders = [0] * len(backwards)
-    bounds: dict[int, _Bound] = {}
+    needed: dict[int, int] = {}
     border = 0
     for at in range(1, len(backwards)):
         while border and backwards[at] != backwards[border]:
@@ -116,18 +118,24 @@ def _periodic_end(units: list[str], digits_equal: bool) -> bool:
         border += backwards[at] == backwards[border]
         borders[at] = border
         covered, period = at + 1, at + 1 - border
-        if border and covered >= 20 * period and covered >= _WORDS[0].units:
-            if period not in bounds:
-                bounds[period] = _bound(backwards[:period], digits_equal)
-            bound = bounds[period]
-            if covered >= bound.units and covered >= bound.repeats * period:
+        if covered >= _FEWEST_ROUNDS * period and covered >= _FIRST_CHECK:
+            if period not in needed:
+                needed[period] = _units_needed(backwards[:period], digits_equal)
+            if covered >= needed[period]:
                 return True
     return False
 
 
-def _bound(period: list[str], digits_equal: bool) -> _Bound:
+def _units_needed(period: list[str], digits_equal: bool) -> int:
+    """Units that a repetition of `period` must cover to be more than a page has for good reason."""
+    cells = sum(unit in _TABLE_UNITS for unit in period)
+    if cells:
+        most = _NUMBERED_CELLS if digits_equal else _EQUAL_CELLS
+        return max(most * len(period) // cells, _FEWEST_ROUNDS * len(period))
     if not any(unit[0].isalpha() for unit in period):
-        return _NO_WORDS[digits_equal]
-    if any(unit in _TABLE_UNITS for unit in period):
-        return _TABLE_WORDS[digits_equal]
-    return _WORDS[digits_equal]
+        return _SIGNS
+    # Words: a form repeats a line thirty times; a paragraph, however long, hardly ever comes four
+    # times. Lines that are equal but for their numbers are what lists and registers are made of.
+    if digits_equal:
+        return max(600, min(200, max(_FEWEST_ROUNDS + 2, 4800 // len(period))) * len(period))
+    return max(220, min(20, max(_FEWEST_ROUNDS, 1200 // len(period))) * len(period))

@@ -58,9 +58,17 @@ def load_network(
 
 
 def empty_network(config: UnlimitedOcrConfig) -> Network:
-    """The network of this config without any memory behind its parameters."""
-    with torch.device("meta"):
-        return UnlimitedOcrForConditionalGeneration(config)
+    """The network of this config without any memory behind its parameters.
+
+    Raises `CheckpointError` where the sizes contradict each other.
+    """
+    try:
+        with torch.device("meta"):
+            return UnlimitedOcrForConditionalGeneration(config)
+    except Exception as error:  # sizes that contradict each other fail anywhere in the class
+        raise CheckpointError(
+            f"The config does not describe this network ({error}); download it again."
+        ) from error
 
 
 def _fill(network: Network, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
@@ -119,7 +127,7 @@ def _kept(
 ) -> torch.Tensor:
     if table.requires_grad:
         return resize(table, size)
-    key = (size, table.device, table.dtype)
+    key = (size, table.dtype, table.data_ptr(), table._version)  # new values, new table
     if key not in kept:
         kept[key] = resize(table.cpu(), size).to(table.device)
     return kept[key]

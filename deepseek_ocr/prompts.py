@@ -40,9 +40,9 @@ class Codec:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def token_ids(self, tokens: tuple[str, ...]) -> frozenset[int]:
-        """Ids of those among `tokens` that this tokenizer has as single tokens."""
-        found = (self.tokenizer.token_to_id(token) for token in tokens)
-        return frozenset(token_id for token_id in found if token_id is not None)
+        """Ids of those among `tokens` that are single tokens to this tokenizer."""
+        encoded = (self.encode_text(token) for token in tokens)
+        return frozenset(ids[0] for ids in encoded if len(ids) == 1)
 
 
 def load_codec(folder: Path, begin_id: int, end_ids: frozenset[int], image_id: int) -> Codec:

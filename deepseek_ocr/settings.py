@@ -16,8 +16,8 @@ convolutions."""
 LARGEST_VIEW = 1280
 """Largest view side in pixels that the model was trained for (preset Large)."""
 
-TABLE_TOKENS = ("<td>", "</td>", "<tr>", "</tr>")
-"""Single tokens of the official tokenizer that any table repeats for good reason."""
+TABLE_TOKENS = ("<td>", "</td>", "<tr>", "</tr>", "|", " |", " |\n", "|\n")
+"""Tokens of the official tokenizer that tables, in HTML or Markdown, repeat for good reason."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -44,21 +44,22 @@ class CropSettings:
         for name in ("base_size", "image_size"):
             size = getattr(self, name)
             _require(
-                isinstance(size, int) and CELL <= size <= LARGEST_VIEW and size % CELL == 0,
+                type(size) is int and CELL <= size <= LARGEST_VIEW and size % CELL == 0,
                 f"{name} must be a multiple of {CELL} between {CELL} and {LARGEST_VIEW} px, "
                 f"not {size!r}; the presets use 512, 640, 1024 and 1280.",
             )
+        _require(type(self.crop_mode) is bool, "crop_mode must be True or False.")
 
 
 @dataclass(frozen=True)
 class DecodeSettings:
     """How text is decoded: greedy unless `temperature` is above zero.
 
-    The default guard forbids a 30-token sequence to come twice within the last 90 tokens, table
-    tags excepted: these are the numbers of the vLLM recipe that the model's authors publish. It
-    is windowed because a page may honestly repeat a line far apart (headers, forms, equal rows),
-    while a loop repeats at once; and row tags are exempt besides cell tags because a table of
-    empty cells is nothing but these four tokens.
+    The default guard forbids a 30-token sequence to come twice within the last 90 tokens: these
+    are the numbers of the vLLM recipe that the model's authors publish. It is windowed because a
+    page may honestly repeat a line far apart (headers, forms), while a loop repeats at once.
+    Tables repeat honestly and at once, so a sequence with a table token in it forbids nothing:
+    rows of empty or equal cells come out as they are.
 
     - `max_new_tokens`: most tokens to write; the model's context bounds it as well.
     - `temperature` (0 is greedy), `top_p`, `top_k` (0 is off), `seed`: sampling.
@@ -67,6 +68,8 @@ class DecodeSettings:
     - `no_repeat_window`: how many tokens back the guard looks (0 is the whole sequence, prompt
       included, as the official `no_repeat_ngram_size` does).
     - `exempt_tokens`: tokens the n-gram guard never forbids; unknown ones are ignored.
+    - `exempt_ngrams`: a sequence that holds an exempt token forbids nothing at all. Without it
+      only the exempt tokens themselves stay allowed, as in the authors' recipe.
     - `stop_on_loop`: end the page with finish reason "loop" once the text goes in circles.
 
     Raises `SettingsError` for a value outside its range.
@@ -81,9 +84,20 @@ class DecodeSettings:
     no_repeat_ngram_size: int = 30
     no_repeat_window: int = 90
     exempt_tokens: tuple[str, ...] = TABLE_TOKENS
+    exempt_ngrams: bool = True
     stop_on_loop: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "top_k", "seed", "no_repeat_ngram_size", "no_repeat_window"):
+            value = getattr(self, name)
+            _require(type(value) is int, f"{name} must be a whole number, not {value!r}.")
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            value = getattr(self, name)
+            _require(type(value) in (int, float), f"{name} must be a number, not {value!r}.")
+        _require(
+            isinstance(self.exempt_tokens, tuple),
+            "exempt_tokens must be a tuple of tokens, also for one of them.",
+        )
         _require(self.max_new_tokens >= 1, "max_new_tokens must be at least 1.")
         _require(0 <= self.temperature <= 2, "temperature must lie between 0 (greedy) and 2.")
         _require(0 < self.top_p <= 1, "top_p must lie above 0 and at most 1 (1 is off).")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from deepseek_ocr.engine import OcrEngine
 from deepseek_ocr.images import Views
@@ -17,16 +18,47 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 POCKET = ROOT / "checkpoints" / "pocket"
 
-REFERENCE = Path(os.environ.get("OCR_REFERENCE", ROOT.parent / "shared"))
-"""Outputs of the real checkpoint and its tokenizer, where somebody has put them."""
+REFERENCE = os.environ.get("OCR_REFERENCE")
+"""Folder with outputs of the real checkpoint and its tokenizer, where somebody has one."""
 
 
 def reference(*parts: str) -> Path:
     """A file of the reference material; the test is skipped where it is not at hand."""
-    path = REFERENCE.joinpath(*parts)
-    if not path.exists():
+    path = Path(REFERENCE or "").joinpath(*parts)
+    if not REFERENCE or not path.exists():
         pytest.skip(f"needs the reference material ({'/'.join(parts)}); set OCR_REFERENCE")
     return path
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A tokenizer of single bytes and the model's tags: most characters take several tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({sign: at for at, sign in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tags = (
+        "<image>",
+        "<|ref|>",
+        "<|/ref|>",
+        "<|det|>",
+        "<|/det|>",
+        "<td>",
+        "</td>",
+        "<tr>",
+        "</tr>",
+    )
+    tokenizer.add_special_tokens([AddedToken(tag, special=True) for tag in tags])
+    return tokenizer
+
+
+TOKENIZERS = ("bytes", "official")
+
+
+def tokenizer_called(name: str) -> Tokenizer:
+    """The byte tokenizer, or the official one where it is at hand."""
+    if name == "bytes":
+        return byte_tokenizer()
+    return Tokenizer.from_file(str(reference("upstream", "tokenizer.json")))
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +69,7 @@ def _no_user_settings(
     for name in [name for name in os.environ if name.startswith("DEEPSEEK_OCR_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-config"))
+    monkeypatch.setenv("DEEPSEEK_OCR_DEVICE", "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,9 @@ def test_another_kind_of_model_is_named(folder: Path, kind: object) -> None:
     refused(folder, "config.json", f"model_type {kind!r}")
 
 
-@pytest.mark.parametrize("text", ["", "null", "[1]", "{", "\xff\xfe", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "null", "[1]", "{", "\xff\xfe", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"]
+)
 def test_a_config_that_is_no_json_object_is_named(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text, encoding="latin-1")
     refused(folder, "config.json")
@@ -138,6 +140,11 @@ def test_a_missing_key_is_named(folder: Path, key: str) -> None:
         ("num_hidden_layers", 10**9),
         ("num_hidden_layers", 0),
         ("vocab_size", None),
+        ("n_routed_experts", 20_000),
+        ("num_experts_per_tok", 1000),
+        ("eos_token_id", None),
+        ("bos_token_id", -1),
+        ("image_token_id", 512),
         ("use_mla", True),
         ("scoring_func", "sigmoid"),
     ],
@@ -147,6 +154,44 @@ def test_an_absurd_value_is_named_before_memory_is_taken(
 ) -> None:
     edit_config(folder, lambda config: config.update({key: value}))
     refused(folder, "config.json", key)
+
+
+def test_sizes_that_contradict_each_other_are_refused(folder: Path) -> None:
+    def spoil(config: dict[str, Any]) -> None:
+        config["vision_config"]["width"]["sam_vit_b"]["downsample_channels"] = [1]
+
+    edit_config(folder, spoil)
+    refused(folder, "does not describe this network")
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_config_cannot_name_code_to_fetch_and_run(
+    tiny: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """The library would fetch such a kernel from a hub and import it."""
+    import transformers.integrations.hub_kernels as hub
+
+    asked: list[object] = []
+    for name in [name for name in dir(hub) if "kernel" in name and callable(getattr(hub, name))]:
+        monkeypatch.setattr(hub, name, lambda *a, n=name, **k: asked.append(n))
+    tiny.config.save_pretrained(tmp_path)
+    save_file(dict(tiny.named_parameters()), tmp_path / "model.safetensors")
+    hostile = {
+        key: "kernels-community/flash-attn2",
+        "experts_implementation": "kernels-community/moe",
+        "auto_map": {"AutoModel": "evil.Model"},
+        "quantization_config": {"quant_method": "evil"},
+    }
+
+    def spoil(config: dict[str, Any]) -> None:
+        for part in (config, config["text_config"], config["vision_config"]["sam_config"]):
+            part.update(hostile)
+
+    edit_config(tmp_path, spoil)
+    network = load_network(tmp_path, "cpu", "float32")
+    assert network.config.text_config._attn_implementation == "sdpa"
+    assert "kernels" not in json.dumps(network.config.to_dict())
+    assert asked == []
 
 
 def test_an_absurd_vision_size_is_refused(folder: Path) -> None:

@@ -90,6 +90,9 @@ def test_a_prompt_of_ones_own() -> None:
         (["--task", "locate", "--reference", "<|ref|>", INVOICE], "special tokens"),
         (["--task", "ocr", "--reference", "x", INVOICE], "only used with"),
         (["--prompt", " ", INVOICE], "--prompt is empty"),
+        (["--prompt", "x", "--task", "ocr", INVOICE], "replaces --task"),
+        (["--prompt", "<image><image>", INVOICE], "<image> once"),
+        (["--size", "tiny", "--base-size", "640", INVOICE], "--base-size is for"),
         (["--prompt", "x", "--reference", "y", INVOICE], "--reference belongs to"),
         (["--task", "nothing", INVOICE], "no task 'nothing'"),
         (["--size", "huge", INVOICE], "no preset 'huge'"),
@@ -163,6 +166,62 @@ def test_interrupting_keeps_what_was_printed() -> None:
     assert process.returncode == 130
     assert b"Traceback" not in err
     assert b"interrupted" in err
+
+
+def test_interrupting_json_prints_the_pages_read() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "ocr.py", "--model", "pocket", "--format", "json", "gone.png",
+         *[INVOICE] * 2000],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert b"gone.png" in process.stderr.readline()  # reading has begun
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(out)["pages"][0]["source"] == "gone.png"
+
+
+@pytest.mark.parametrize("form", ["txt", "json"])
+def test_a_full_disk_is_told_and_no_page_is_blamed(form: str) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+    with full.open("wb") as sink:
+        done = subprocess.run(
+            [sys.executable, "ocr.py", "--model", "pocket", "--format", form, INVOICE, TOTAL],
+            cwd=ROOT, stdout=sink, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "ocr.py: standard output cannot be written: No space left on device.\n"
+
+
+@pytest.mark.parametrize("closing", ["<&-", ">&-"])
+def test_closed_standard_streams_are_no_crash(closing: str) -> None:
+    page = "-" if closing == "<&-" else INVOICE
+    command = f"exec {sys.executable} ocr.py --model pocket {page} {closing}"
+    done = subprocess.run(["/bin/sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "closed" in done.stderr or "empty" in done.stderr
+
+
+def test_help_survives_a_percent_sign_in_a_path(tmp_path: Path) -> None:
+    assert ocr("--help", XDG_CONFIG_HOME=str(tmp_path / "50%off"))[0] == 0
+
+
+def test_a_model_that_does_not_fit_its_device_cannot_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cli import main
+    from deepseek_ocr.engine import OcrEngine
+
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(OcrEngine, "load", full)
+    assert main.main(["--model", "pocket", str(ROOT / INVOICE)]) == 2
+    assert "CUDA out of memory" in capsys.readouterr().err
 
 
 def test_a_page_is_read_with_the_network_out_of_reach() -> None:

@@ -42,6 +42,8 @@ def test_the_file_is_looked_for_where_the_platform_keeps_it(
         ("modle = 'x'", "no setting"),
         ("model = 3", "string"),
         ("model = ", "not valid TOML"),
+        ("a = " + "[" * 5000, "not valid TOML"),
+        ("a = " + "9" * 5000, "not valid TOML"),
         ("[model]\nname = 'x'", "string"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_a_device_that_is_not_there_is_an_error_that_says_what_is(have) -> None:
     have("cuda")
     with pytest.raises(DeviceError, match="there are 2 of kind cuda"):
         devices.choose_device("cuda:2")
-    for name in ("gpu", "cuda:x", "cuda:-1", ""):
+    for name in ("gpu", "cuda:x", "cuda:-1", "cpu:", "cuda:00", ""):
         with pytest.raises(DeviceError, match="no device called"):
             devices.choose_device(name)
 
@@ -85,9 +86,21 @@ def test_flash_attention_only_where_installed_and_supported(
 
 
 def test_an_ascend_device_is_found_through_torch_npu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     plugin = types.ModuleType("torch_npu")
     plugin.__spec__ = __import__("importlib.machinery").machinery.ModuleSpec("torch_npu", None)
     npu = types.SimpleNamespace(is_available=lambda: True, device_count=lambda: 8)
     monkeypatch.setitem(sys.modules, "torch_npu", plugin)
     monkeypatch.setattr(torch, "npu", npu, raising=False)
     assert devices.available() == ["npu", "cpu"]
+
+
+def test_a_plugin_that_does_not_import_leaves_the_other_devices(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    (tmp_path / "torch_npu.py").write_text("raise ImportError('libhccl.so: not found')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert devices.available() == ["cpu"]

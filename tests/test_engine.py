@@ -169,6 +169,59 @@ def test_many_pages_come_in_order_and_a_bad_one_does_not_stop_them(pocket: OcrEn
     assert "gone.png" in str(fourth)
 
 
+@pytest.mark.parametrize(
+    ("crop", "valid"),
+    [
+        (CropSettings(512, 512, crop_mode=False), 64),
+        (CropSettings(640, 640, crop_mode=False), 100),
+        (CropSettings(1024, 1024, crop_mode=False), 128),
+        (CropSettings(1280, 1280, crop_mode=False), 200),
+        (CropSettings(), 128 + 2 * 100),
+    ],
+)
+def test_valid_tokens_of_a_page_twice_as_wide_as_high(crop: CropSettings, valid: int) -> None:
+    """Small views stretch the page and so have no padding; larger ones are half padding."""
+    from deepseek_ocr.engine import _count
+
+    views = make_views(Image.new("RGB", (1000, 500)), crop)
+    assert _count(views, crop, (1000, 500), 0, 0).valid_vision == valid
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 1)])
+def test_a_page_of_any_shape_is_read(pocket: OcrEngine, size: tuple[int, int]) -> None:
+    reading = pocket.read(Image.new("RGB", size, "white"), "Free OCR.", TINY)
+    assert reading.finish_reason == "stop"
+
+
+def test_a_failure_does_not_keep_the_page_alive(pocket: OcrEngine) -> None:
+    (failure,) = pocket.read_many([Page(b"no picture", "Free OCR.", TINY)])
+    assert isinstance(failure, Failure)
+    link: BaseException | None = failure.error
+    assert link.__cause__ is not None  # the reason is still there
+    while link is not None:
+        assert link.__traceback__ is None
+        link = link.__cause__ or link.__context__
+
+
+def test_bad_input_leaves_nothing_behind(
+    pocket: OcrEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import tempfile
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    opened = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    for source in (broken, b"", "gone.png", example("invoice").read_bytes()[:900]):
+        with pytest.raises(ImageError):
+            pocket.read(source, "Free OCR.", TINY)
+    assert list(tmp_path.iterdir()) == [broken]
+    if opened:
+        assert len(os.listdir("/proc/self/fd")) == opened
+
+
 def test_a_prompt_with_two_images_is_refused(pocket: OcrEngine) -> None:
     with pytest.raises(PromptError, match="exactly once"):
         pocket.read(example("invoice"), "<image><image>\nFree OCR.", TINY)
@@ -217,6 +270,6 @@ def test_valid_vision_tokens_are_counted_as_the_official_code_does() -> None:
         image = open_image(reference("real", page["fixture"]))
         views = make_views(image, CropSettings())
         for mode in page["modes"].values():
-            counts = _count(views, image.size, 0, int(mode["output_text_tokens"]))
+            counts = _count(views, CropSettings(), image.size, 0, int(mode["output_text_tokens"]))
             assert str(counts.valid_vision) == mode["valid_img_tokens"]
             assert counts.compression_ratio == float(mode["compression_ratio"])

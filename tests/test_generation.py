@@ -13,8 +13,9 @@ from deepseek_ocr import generation
 from deepseek_ocr.errors import GenerationError, PromptError
 from deepseek_ocr.generation import LoopDetector, NgramGuard, TextStream, is_loop
 from deepseek_ocr.model import Network
-from deepseek_ocr.settings import TABLE_TOKENS, DecodeSettings
-from tests.conftest import reference
+from deepseek_ocr.prompts import Codec
+from deepseek_ocr.settings import DecodeSettings
+from tests.conftest import TOKENIZERS, byte_tokenizer, reference, tokenizer_called
 
 END = frozenset[int]()
 
@@ -62,28 +63,48 @@ def test_a_guard_of_size_nought_is_off() -> None:
     assert guard.banned() == []
 
 
-def empty_tables() -> list[str]:
-    cell = "<td></td>"
-    return [
-        "<table>" + ("<tr>" + cell * 20 + "</tr>") * 20 + "</table>",
-        "<table>" + ("<tr>" + cell + "</tr>") * 400 + "</table>",
-        "<table><tr>" + cell * 400 + "</tr></table>",
-        "<table>" + ("<tr>" + cell * 8 + "</tr>") * 50 + "</table>",
-    ]
+CELL = "<td></td>"
+
+TABLES = {
+    "20x20": "<table>" + ("<tr>" + CELL * 20 + "</tr>") * 20 + "</table>",
+    "400x1": "<table>" + ("<tr>" + CELL + "</tr>") * 400 + "</table>",
+    "1x400": "<table><tr>" + CELL * 400 + "</tr></table>",
+    "50x8": "<table>" + ("<tr>" + CELL * 8 + "</tr>") * 50 + "</table>",
+    "a row a line": "<table>\n" + ("<tr>" + CELL * 8 + "</tr>\n") * 50 + "</table>",
+    "a cell a line": "<table>\n" + "<tr>" + CELL + "</tr>\n" * 400 + "</table>",
+    "blanks in them": "<table>" + ("<tr>" + "<td> </td>" * 8 + "</tr>") * 50 + "</table>",
+    "wide ones": "<table>" + '<tr><td colspan="2"></td></tr>' * 400 + "</table>",
+    "noughts": "<table>" + ("<tr>" + "<td>0</td>" * 8 + "</tr>") * 50 + "</table>",
+    "words": "<table>" + ("<tr>" + "<td>Yes</td>" * 8 + "</tr>") * 50 + "</table>",
+    "in Markdown": ("|" + " |" * 10 + "\n") * 40,
+}
 
 
-@pytest.mark.parametrize("table", empty_tables(), ids=["20x20", "400x1", "1x400", "50x8"])
-def test_the_default_lets_a_table_of_400_empty_cells_pass(table: str) -> None:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(reference("upstream", "tokenizer.json")))
-    exempt = frozenset(tokenizer.token_to_id(token) for token in TABLE_TOKENS)
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_the_default_lets_tables_of_400_equal_cells_pass(name: str, tokenizer: str) -> None:
+    codec = Codec(tokenizer_called(tokenizer), 0, frozenset(), 0)
     default = DecodeSettings()
-    guard = NgramGuard(default.no_repeat_ngram_size, default.no_repeat_window, exempt)
-    for token in tokenizer.encode(table, add_special_tokens=False).ids:
+    guard = NgramGuard(
+        default.no_repeat_ngram_size,
+        default.no_repeat_window,
+        codec.token_ids(default.exempt_tokens),
+        default.exempt_ngrams,
+    )
+    for token in codec.encode_text(TABLES[name]):
         assert token not in guard.banned()
         guard.extend([token])
-    assert not is_loop(table)
+    assert not is_loop(TABLES[name])
+
+
+def test_the_default_forbids_text_to_repeat_at_once() -> None:
+    codec = Codec(byte_tokenizer(), 0, frozenset(), 0)
+    default = DecodeSettings()
+    guard = NgramGuard(default.no_repeat_ngram_size, default.no_repeat_window,
+                       codec.token_ids(default.exempt_tokens), default.exempt_ngrams)  # fmt: skip
+    ids = codec.encode_text("over and over again ")
+    guard.extend(ids * 3)
+    assert guard.banned() == [ids[0]]
 
 
 # --- sampling -----------------------------------------------------------------------------------
@@ -134,10 +155,25 @@ def test_logprobs_are_of_the_raw_logits() -> None:
         assert token.logprob == pytest.approx(expected[token.id].item(), abs=1e-6)
 
 
-def test_numbers_that_are_not_finite_are_an_error() -> None:
-    chooser = generation._Chooser(DecodeSettings(), [], frozenset())
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_an_error(bad: float, temperature: float) -> None:
+    settings = DecodeSettings(temperature=temperature)
+    chooser = generation._Chooser(settings, [], frozenset())
     with pytest.raises(GenerationError, match="float32"):
-        chooser.choose(torch.tensor([0.0, math.nan]))
+        chooser.choose(torch.tensor([0.0, bad]))
+
+
+def test_a_temperature_next_to_nothing_is_greedy() -> None:
+    counts = draws(DecodeSettings(temperature=1e-40, no_repeat_ngram_size=0), [0.5, 2.0, 1.0], 20)
+    assert set(counts) == {1}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_guard_that_leaves_nothing_gives_way(temperature: float) -> None:
+    settings = DecodeSettings(temperature=temperature, no_repeat_ngram_size=1)
+    chooser = generation._Chooser(settings, [0, 1, 2], frozenset())
+    assert chooser.choose(torch.tensor([0.0, 50.0, 0.0])).id == 1
 
 
 def test_the_context_bounds_prompt_and_answer(tiny: Network) -> None:
@@ -150,10 +186,9 @@ def test_the_context_bounds_prompt_and_answer(tiny: Network) -> None:
 # --- characters ---------------------------------------------------------------------------------
 
 
-def test_no_delta_splits_a_character() -> None:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(reference("upstream", "tokenizer.json")))
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_no_delta_splits_a_character(name: str) -> None:
+    tokenizer = tokenizer_called(name)
     text = "Größe 你好 𝔘𝔫𝔦 👩‍👩‍👧 ﷽ naïve\n<|ref|>x<|/ref|>ꙮ\u0301𐍈"
     stream = TextStream(tokenizer)
     pieces = [stream.add(token) for token in tokenizer.encode(text, add_special_tokens=False).ids]
@@ -163,10 +198,9 @@ def test_no_delta_splits_a_character() -> None:
     assert stream.flush() == ""
 
 
-def test_a_character_cut_off_at_the_end_is_not_lost_in_silence() -> None:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(reference("upstream", "tokenizer.json")))
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_character_cut_off_at_the_end_is_not_lost_in_silence(name: str) -> None:
+    tokenizer = tokenizer_called(name)
     ids = tokenizer.encode("a𐍈", add_special_tokens=False).ids
     stream = TextStream(tokenizer)
     for token in ids[:-1]:
@@ -201,12 +235,16 @@ def block(letter: str, x: int) -> str:
 
 
 LOOPS = {
+    "reversed boxes in a row": "".join(block("FRE"[n % 3], 20 + n) for n in range(90)),
     "a word": "the " * 400,
     "a line": "Total amount due: 12.50\n" * 60,
     "counting": "".join(f"{number}. item\n" for number in range(300)),
     "blocks that move": "".join(block("FRE"[n % 3], n) for n in range(150)),
     "empty cells without end": "<table>" + "<tr><td></td><td></td></tr>" * 2000,
-    "equal rows without end": "<table>" + "<tr><td>Yes</td><td>No</td></tr>" * 700,
+    "equal rows without end": "<table>" + "<tr><td>Yes</td><td>No</td></tr>" * 900,
+    "a paragraph": "".join(f"word{chr(97 + n % 26)}{chr(97 + n // 26)} " for n in range(100)) * 20,
+    "half a page": "".join(f"w{chr(97 + n % 26)}{chr(97 + n // 26)} " for n in range(300)) * 12,
+    "a whole page": "".join(f"w{chr(97 + n % 26)}{chr(97 + n // 26)} " for n in range(600)) * 8,
     "dots": "." * 20_000,
     "numbers": " ".join(str(number) for number in range(8000)),
     "Chinese": "你好世界" * 500,
@@ -220,6 +258,11 @@ HONEST = {
     "a form": "".join(f"Question {n}\n[ ] yes [ ] no [ ] don't know\n" for n in range(30)),
     "numbers in cells": "<table>" + ("<tr>" + "<td>12</td>" * 20 + "</tr>") * 40 + "</table>",
     "equal cells": "<table>" + ("<tr>" + "<td>Yes</td>" * 10 + "</tr>") * 25 + "</table>",
+    "many equal cells": "<table>" + ("<tr>" + "<td>Yes</td>" * 10 + "</tr>") * 55 + "</table>",
+    "many equal sums": "<table>" + ("<tr>" + "<td>0.00</td>" * 10 + "</tr>") * 60 + "</table>",
+    "many noughts": "<table>" + ("<tr>" + "<td>0</td>" * 15 + "</tr>") * 80 + "</table>",
+    "a register": "".join(f"{n}. Seite\n" for n in range(150)),
+    "three copies": "".join(f"w{chr(97 + n % 26)}{chr(97 + n // 26)} " for n in range(300)) * 3,
     "an empty Markdown table": ("|" + "   |" * 10 + "\n") * 40,
     "a dotted line": "Introduction " + "." * 900 + " 7\n",
     "a contents page": "".join(f"Chapter {n} {'.' * 60} {n * 7}\n" for n in range(60)),

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from deepseek_ocr import generation
-from deepseek_ocr.model import Network, embed, vision_tokens
+from deepseek_ocr.model import Network, embed, load_network, vision_tokens
 from deepseek_ocr.settings import DecodeSettings
-from tests.conftest import golden_views
+from tests.conftest import GOLDEN, golden_views
 
 TOLERANCE = 1e-5
 
@@ -94,7 +94,10 @@ def test_greedy_ids(tiny: Network, golden: Golden, case: str, guard: str) -> Non
     theirs = golden[f"{case}.greedy_{guard}"].tolist()
     ids, embeddings = embedded(tiny, golden, case)
     settings = DecodeSettings(
-        max_new_tokens=len(theirs), no_repeat_ngram_size=size, no_repeat_window=window
+        max_new_tokens=len(theirs),
+        no_repeat_ngram_size=size,
+        no_repeat_window=window,
+        exempt_ngrams=False,
     )
     prefilled = generation.prefill(tiny, embeddings)
     tokens = generation.decode(tiny, prefilled, ids, settings, frozenset({1}), exempt)
@@ -112,3 +115,12 @@ def test_position_tables_are_kept_and_give_way_to_training(tiny: Network, golden
         assert torch.equal(trained.detach(), first)
     finally:
         sam.pos_embed.requires_grad_(False)
+
+
+def test_position_tables_follow_new_weights() -> None:
+    network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
+    sam = network.model.vision_tower.sam_encoder
+    before = sam.interpolate_pos_encoding(40, 40)
+    with torch.no_grad():
+        sam.pos_embed.add_(1)
+    assert torch.allclose(sam.interpolate_pos_encoding(40, 40), before + 1, atol=1e-5)

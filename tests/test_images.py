@@ -128,10 +128,43 @@ def test_black_text_on_a_see_through_ground_stays_readable() -> None:
     assert pixels[7, 7].tolist() == [0, 0, 0]
 
 
+def test_white_text_on_a_see_through_ground_stays_readable() -> None:
+    page = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    page.paste((255, 255, 255, 255), (5, 5, 10, 10))
+    pixels = np.asarray(open_image(page))
+    assert (pixels[0, 0, 0], pixels[7, 7, 0]) == (0, 255)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA"])
+def test_odd_pixel_formats_cost_little_memory_on_top(mode: str) -> None:
+    """A small file of many pixels must not take many times the memory of its pixels."""
+    import tracemalloc
+
+    side = 3000
+    image = Image.new(mode, (side, side))
+    data = encoded(image, "PNG")
+    assert len(data) < 100_000
+    tracemalloc.start()
+    try:
+        open_image(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 12 * side * side  # numpy's share; Pillow's own buffers are not traced
+
+
 def test_rotated_photo_comes_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert open_image(encoded(RED, "JPEG", exif=exif)).size == (20, 30)
+
+
+def test_a_raw_stream_may_give_its_bytes_in_pieces() -> None:
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(min(size or 1, 10))
+
+    assert open_image(Slow(encoded(RED, "PNG"))).size == (30, 20)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -148,6 +181,7 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        ("a" * 300, "cannot be read"),
         (b"", "empty"),
         (b"GIF89a", "damaged|not a picture"),
         (b"not an image at all", "not a picture"),

@@ -54,8 +54,12 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where they lead"
+            for alias in node.names:
+                home = deepseek_ocr._HOME_OF.get(alias.name, alias.name)
+                package = node.module == "deepseek_ocr"
+                names.add(f"{node.module}.{home if package else alias.name}")
     return names
 
 
@@ -69,8 +73,11 @@ def test_no_file_imports_from_a_row_above(path: Path) -> None:
 
 
 def test_the_table_catches_a_wrong_import(tmp_path: Path) -> None:
-    (tmp_path / "x.py").write_text("from deepseek_ocr import engine\nimport tasks\n")
-    assert {row_of(name) for name in imports(tmp_path / "x.py")} == {1, 3}
+    (tmp_path / "x.py").write_text(
+        "from deepseek_ocr import engine\nimport tasks\n"
+        "from deepseek_ocr import CropSettings\nfrom deepseek_ocr.images import open_image\n"
+    )
+    assert {row_of(name) for name in imports(tmp_path / "x.py")} == {1, 3, 4, 5}
 
 
 def test_exported_names() -> None:

@@ -62,6 +62,11 @@ def test_a_reference_with_special_tokens_is_refused(reference: str) -> None:
         tasks.prompt_for("locate", reference)
 
 
+def test_a_reference_longer_than_any_name_is_refused() -> None:
+    with pytest.raises(PromptError, match="1000 are the most"):
+        tasks.prompt_for("locate", "x" * 1001)
+
+
 def test_braces_in_a_reference_are_plain_text() -> None:
     assert "{0} {reference}" in tasks.prompt_for("locate", "{0} {reference}")
 
@@ -74,10 +79,18 @@ def test_view_sizes_outside_the_range_are_refused(size: int) -> None:
         CropSettings(image_size=size)
 
 
+def test_crop_mode_is_yes_or_no() -> None:
+    with pytest.raises(SettingsError, match="True or False"):
+        CropSettings(crop_mode="no")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "values",
     [
         {"max_new_tokens": 0},
+        {"max_new_tokens": 2.5},
+        {"temperature": "0"},
+        {"exempt_tokens": "<td>"},
         {"temperature": -0.1},
         {"temperature": float("nan")},
         {"top_p": 0.0},

@@ -48,7 +48,8 @@ def test_what_is_on_the_pages_passes(capsys: Any) -> None:
         "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in make_pages.TABLE
     )
     lines = " ".join(line[-1] for line in make_pages.LETTER)
-    text = f"Invoice Apple 12 Lemon 34 <|ref|>table<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|> {lines} {rows}"
+    small = " ".join(line for _, lines in make_pages.PAGES.values() for line in lines)
+    text = f"{small} <|ref|>table<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|> {lines} {rows}"
     reading = SimpleNamespace(
         text=text,
         finish_reason="stop",
