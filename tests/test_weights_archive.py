@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import resource
 import subprocess
 import sys
 import tarfile
@@ -178,7 +177,6 @@ def test_names_that_would_fill_the_memory(out: Path, kind: bytes) -> None:
     )
     assert "deepseek_ocr.errors.CheckpointError: the tar" in done.stderr
     assert "MemoryError" not in done.stderr
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 400 * 1024
 
 
 @pytest.mark.parametrize("kept", [0, 100, 512, 600, 1024, 1500])

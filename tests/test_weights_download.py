@@ -127,6 +127,8 @@ def test_files_that_came_from_hugging_face_do_not_come_twice(world: World) -> No
     failing(world, "huggingface", "500")
     leftover = world.home / f".{NAME}.part/huggingface/.cache/huggingface/download/x.incomplete"
     leftover.write_bytes(b"half")
+    failing(world, "huggingface", "500")
+    assert not leftover.exists(), "nothing ever continues these"
     world.troubles = []
     world.requests.clear()
     ensure(world, "huggingface")
