@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from tests.cog_server import PATIENCE_S, Server, copy_image, data_uri, running
@@ -43,11 +44,15 @@ def server(image_copy: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model whose end token does not exist: a page takes it half a minute."""
+    """A random model that never chooses its end token: a page takes it half a minute."""
     folder = tmp_path_factory.mktemp("models") / "endless"
     shutil.copytree(GOLDEN / "checkpoint", folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 999}))
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 511}))
+    (weights,) = folder.glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["lm_head.weight"][511] = 0  # others are above nought
+    save_file(tensors, weights)
     vocabulary = {chr(97 + i // 26) + chr(97 + i % 26) + " ": i for i in range(512) if i != 5}
     tokenizer = Tokenizer(models.WordLevel({**vocabulary, "<image>": 5}, unk_token="aa "))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -146,7 +151,7 @@ def test_the_server_goes_on_after_a_failure(server: Server) -> None:
         server.predict(image="data:text/plain;base64,aGVsbG8=", **READ).body["status"] == "failed"
     )
     assert server.predict(image=data_uri(INVOICE), **READ).body["output"] == "Invoice"
-    assert server.state() == "READY"
+    server.wait_for("READY")
 
 
 # --- what never reaches the predictor -----------------------------------------------------------
@@ -280,7 +285,7 @@ def test_a_client_that_hangs_up_frees_the_server(slow: Server) -> None:
 
 def test_sigterm_lets_a_running_prediction_finish(image_copy: Path, endless: Path) -> None:
     with running(image_copy, DEEPSEEK_OCR_MODEL=str(endless)) as server:
-        server.wait_for("READY")
+        assert server.wait_for("READY", "SETUP_FAILED") == "READY", log_of(server)
         replies: queue.Queue[Any] = queue.Queue()
         page = {"image": data_uri(INVOICE), "max_new_tokens": 300, **READ}
         asking = threading.Thread(target=lambda: replies.put(server.predict(**page)))
