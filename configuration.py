@@ -64,9 +64,16 @@ def load(
     return Settings(**values)
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a home folder that is somebody else's
+        return False
+
+
 def _from_file(path: Path | None) -> dict[str, str]:
     chosen = path or default_path()
-    if path is None and not chosen.is_file():
+    if path is None and not _is_there(chosen):
         return {}
     try:
         raw = tomllib.loads(chosen.read_text(encoding="utf-8"))

@@ -186,7 +186,7 @@ def _given_folder(model: str, known: Mapping[str, Checkpoint]) -> Path:
 
 
 def _bundled(model: str, checkpoints: Path) -> Path:
-    for folder in (checkpoints / model, BUNDLED / model):
+    for folder in (checkpoints.expanduser() / model, BUNDLED / model):
         if (folder / "config.json").is_file():
             return folder
     raise CheckpointError(
@@ -206,7 +206,8 @@ def _chosen(checkpoint: Checkpoint, source: str) -> tuple[Source, ...]:
 
 
 def _not_ready(model: str, checkpoint: Checkpoint, target: Path, state: folders.State) -> str:
-    how = f"python weights.py fetch {model}"
+    elsewhere = "" if target.parent == BUNDLED else f" --checkpoints {target.parent}"
+    how = f"python weights.py fetch {model}{elsewhere}"
     if state.condition is Condition.DAMAGED:
         return f"{target} is damaged: {state.detail} Fetch it again with: {how}"
     if state.condition is Condition.INCOMPLETE:
@@ -246,8 +247,8 @@ examples:
 
 sources, tried in this order unless --source (or DEEPSEEK_OCR_SOURCE) names one:
   replicate     one tar; needs room for the tar and the files copied out of it
-  huggingface   the pinned revision, checked against the hub's sums; HF_TOKEN (or hf auth login)
-                is honoured, and sent to Hugging Face only
+  huggingface   the pinned revision, checked against the hub's sizes and the sums it has (of
+                large files); HF_TOKEN (or hf auth login) is honoured, sent to Hugging Face only
   modelscope    checked against the hub's sums; near where Hugging Face is far
 
 Downloads run by pget (github.com/replicate/pget) where it is installed, by huggingface_hub
@@ -266,18 +267,25 @@ def main(
         settings = configuration.load(
             {"checkpoints": flags.checkpoints, "source": getattr(flags, "source", None)}
         )
-        where = Path(settings.checkpoints).expanduser()
+        where = _expanded(settings.checkpoints)
         _COMMANDS[flags.command](flags, where, settings.source, known)
     except SettingsError as error:
         sys.stderr.write(f"weights.py: {error}\n")
         return USAGE
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         sys.stderr.write(f"weights.py: {error}\n")
         return FAILED
     except KeyboardInterrupt:
         sys.stderr.write("weights.py: interrupted; the same command starts it again.\n")
         return INTERRUPTED
     return OK
+
+
+def _expanded(folder: str) -> Path:
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:  # ~somebody who does not exist
+        raise SettingsError(f"{folder} names nobody's home: {error}") from error
 
 
 def _list(

@@ -35,7 +35,8 @@ The bundled model "pocket" is a toy for trying the whole path without the 6.7 GB
 reads a few large, clean, printed English words with --task ocr --size tiny (its defaults) and
 nothing else. Real pages need the model "deepseek-ocr"; see checkpoints/README.md.
 
-exit status: 0 all pages read, 1 some failed (the others were read), 2 could not start
+exit status: 0 all pages read, 1 some failed (the others were read), 2 could not start,
+130 interrupted
 """
 
 

@@ -37,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     job = parse(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
         sys.stdout.reconfigure(encoding="utf-8")
-    engine = _load(job)
+    try:
+        engine = _load(job)
+    except KeyboardInterrupt:
+        _complain("interrupted while loading.")
+        return INTERRUPTED
     if engine is None:
         return COULD_NOT_START
     pages: list[dict[str, Any]] = []
@@ -66,9 +70,6 @@ def _load(job: Job) -> OcrEngine | None:
         engine = OcrEngine.load(folder, job.settings.device, job.settings.dtype)
     except OcrError as error:
         _complain(str(error))
-        return None
-    except KeyboardInterrupt:
-        _complain("interrupted while loading.")
         return None
     except Exception as error:  # a device that is out of memory raises what it likes
         _complain(f"the model could not be loaded: {error}")

@@ -92,7 +92,7 @@ def read_config(folder: Path) -> UnlimitedOcrConfig:
         arguments = _from_library(raw) if kind == LIBRARY_TYPE else _from_official(raw)
         _check_sizes(arguments, "")
         config = UnlimitedOcrConfig(**arguments)
-        _check_ids(config)
+        _check_values(config)
         return config
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -113,14 +113,21 @@ def _check_sizes(values: Any, where: str) -> None:
                 raise CheckpointError(f"{where}{key} is {value}, outside 1 to {limit}.")
 
 
-def _check_ids(config: UnlimitedOcrConfig) -> None:
-    """Refuse token ids that no token has, and more experts a token than there are."""
+def _check_values(config: UnlimitedOcrConfig) -> None:
+    """Refuse what fits the schema but not the network.
+
+    That is ids that no token has, more experts a token than there are, other rotary embeddings.
+    """
     text = config.text_config
     ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
     named = {"bos_token_id": text.bos_token_id, "image_token_id": config.image_token_id}
     for name, value in [*named.items(), *(("eos_token_id", end) for end in ends)]:
         if not isinstance(value, int) or not 0 <= value < text.vocab_size:
             raise CheckpointError(f"{name} is {value!r}, outside the vocabulary.")
+    if not ends:
+        raise CheckpointError("eos_token_id names no token, so no page would end.")
+    if text.rope_parameters["rope_type"] != "default":
+        raise CheckpointError(f"rope_type is {text.rope_parameters['rope_type']!r}, not 'default'.")
     if not 0 < text.num_experts_per_tok <= text.n_routed_experts:
         raise CheckpointError(f"num_experts_per_tok is {text.num_experts_per_tok}.")
 
@@ -133,9 +140,6 @@ def _from_library(raw: dict[str, Any]) -> dict[str, Any]:
     """
     vision = raw["vision_config"]
     text = _described(UnlimitedOcrTextConfig, raw["text_config"])
-    rope = text.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise CheckpointError(f"rope_type is {rope['rope_type']!r}; this network has 'default'.")
     return {
         "text_config": text,
         "vision_config": {

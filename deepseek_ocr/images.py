@@ -167,10 +167,10 @@ def _read_stream(stream: BinaryIO, most: int) -> bytes:
     left = most
     while left:
         piece = stream.read(left)
-        if not isinstance(piece, bytes):
-            raise ImageError("The image stream gave text; open it in binary mode.")
         if not piece:
             break
+        if not isinstance(piece, bytes):
+            raise ImageError("The image stream gave text; open it in binary mode.")
         pieces.append(piece)
         left -= len(piece)
     return b"".join(pieces)

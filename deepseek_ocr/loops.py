@@ -19,8 +19,6 @@ _UNIT = re.compile(
     r"|\S"  # anything else by the character, Chinese among it
 )
 _BOXES = re.compile(r"<\|det\|>.*?<\|/det\|>", re.DOTALL)
-_TABLE_UNITS = {"</td>", "</th>", "|"}
-
 _FEWEST_ROUNDS = 4
 """However long a stretch is, it is no loop before it has come this often."""
 
@@ -43,6 +41,9 @@ the longer the tail the dearer the search, so that a unit costs the same through
 
 _EQUAL_CELLS, _NUMBERED_CELLS = 1250, 1500
 """Table cells that may be equal, or differ in their numbers alone."""
+
+_LONGEST_TABLE = 5000
+"""Units of a table that may repeat whatever its cells hold; more would not fit the tail."""
 
 _SIGNS = 3000
 """Units without a word, outside tables, that may repeat: dotted lines, rows of boxes to tick."""
@@ -128,10 +129,14 @@ def _periodic_end(units: list[str], digits_equal: bool) -> bool:
 
 def _units_needed(period: list[str], digits_equal: bool) -> int:
     """Units that a repetition of `period` must cover to be more than a page has for good reason."""
-    cells = sum(unit in _TABLE_UNITS for unit in period)
+    cells = sum(unit in ("</td>", "</th>") for unit in period)
+    pipes = period.count("|")
+    if not cells and 3 * pipes >= len(period):  # fewer are no Markdown table but prose or formulas
+        cells = pipes
     if cells:
         most = _NUMBERED_CELLS if digits_equal else _EQUAL_CELLS
-        return max(most * len(period) // cells, _FEWEST_ROUNDS * len(period))
+        need = min(most * len(period) // cells, _LONGEST_TABLE)
+        return max(need, _FEWEST_ROUNDS * len(period))
     if not any(unit[0].isalpha() for unit in period):
         return _SIGNS
     # Words: a form repeats a line thirty times; a paragraph, however long, hardly ever comes four

@@ -16,8 +16,8 @@ convolutions."""
 LARGEST_VIEW = 1280
 """Largest view side in pixels that the model was trained for (preset Large)."""
 
-TABLE_TOKENS = ("<td>", "</td>", "<tr>", "</tr>", "|", " |", " |\n", "|\n")
-"""Tokens of the official tokenizer that tables, in HTML or Markdown, repeat for good reason."""
+TABLE_TOKENS = ("<td>", "</td>", "<tr>", "</tr>")
+"""Tokens of the official tokenizer that tables, which the model writes in HTML, repeat."""
 
 
 def _require(condition: bool, message: str) -> None:

@@ -17,6 +17,7 @@ LARGEST_JSON = 64 * 2**20
 
 _MOST_MEMBERS = 1000
 _LONGEST_NAME = 64 * 1024
+_MOST_NAMES = 4
 _SUFFIXES = (".json", ".safetensors")
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _NAMES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME)
@@ -33,11 +34,12 @@ def copy_out(tar: Path, folder: Path) -> None:
         places = _check_headers(tar)
         with tarfile.open(tar, "r:") as archive:
             for member in archive:
+                # Compared before the next header is read: from a place of the tar's own choosing.
+                if not member.isdir() and (member.offset_data, member.size) not in places:
+                    raise CheckpointError(f"the headers of {member.name} in the tar disagree.")
                 if name := _wanted(member):
-                    if (member.offset_data, member.size) not in places:
-                        raise CheckpointError(f"the headers of {name} in the tar disagree.")
                     _copy(archive, member, folder / name)
-    except (tarfile.TarError, ValueError, ArithmeticError, EOFError) as error:
+    except (tarfile.TarError, ValueError, ArithmeticError, EOFError, RecursionError) as error:
         raise CheckpointError(f"the tar is damaged ({error}).") from error
 
 
@@ -48,6 +50,7 @@ def _check_headers(tar: Path) -> set[tuple[int, int]]:
     """
     end = tar.stat().st_size
     places: set[tuple[int, int]] = set()
+    names_in_a_row = 0
     with tar.open("rb") as file:
         for _ in range(_MOST_MEMBERS):
             block = file.read(tarfile.BLOCKSIZE)
@@ -57,9 +60,14 @@ def _check_headers(tar: Path) -> set[tuple[int, int]]:
             if header.type == tarfile.DIRTYPE:
                 continue
             _check_kind(header)
+            names_in_a_row = names_in_a_row + 1 if header.type in _NAMES else 0
+            if names_in_a_row > _MOST_NAMES:
+                raise CheckpointError("the tar names one file over and over; refused.")
             blocks = -(-header.size // tarfile.BLOCKSIZE)
             places.add((file.tell(), header.size))
             following = file.tell() + blocks * tarfile.BLOCKSIZE
+            if header.type in _NAMES and b"GNU.sparse" in file.read(header.size):
+                raise CheckpointError("the tar holds a file with holes; refused.")
             if following > end:
                 raise CheckpointError("the tar ends in the middle of a file.")
             file.seek(following)

@@ -40,7 +40,8 @@ def bytes_in(folder: Path) -> int:
         except OSError:
             continue  # gone since it was listed
         # What is on the disk, where the system says: downloaders may reserve the size in advance.
-        total += min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512)
+        blocks = getattr(status, "st_blocks", 0)  # nought on some network file systems
+        total += min(status.st_size, blocks * 512) if blocks else status.st_size
     return total
 
 

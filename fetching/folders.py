@@ -165,7 +165,11 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def read_record(folder: Path) -> Record:
-    """The record of `folder`; raises `CheckpointError` where it is damaged."""
+    """The record of `folder`; raises `CheckpointError` where it is damaged.
+
+    And `OSError` where it cannot be opened, which is no sign of damage.
+    """
+    (folder / RECORD).open("rb").close()
     raw = _read_json(folder / RECORD)
     try:
         files = {name: Entry(file["size"], file["sha256"]) for name, file in raw["files"].items()}

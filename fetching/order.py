@@ -182,14 +182,14 @@ def _fetch_from(source: Source, order: Order) -> Path:
         order.console.line(f"{order.name}: {readable(total)} from {source.name}, by {by}")
         with order.console.growth(folder, total):
             transfer.transfer(source, remote, folder, pget)
-    except (CheckpointError, OSError):
+    except BaseException:  # an interruption too must not leave what cannot be continued
         if pget or shutil.disk_usage(order.work).free < _SLACK:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     ready = order.work / _READY
     try:
         _accept(source, remote, folder, ready, order)
-    except (CheckpointError, OSError):
+    except BaseException:
         shutil.rmtree(ready, ignore_errors=True)
         raise
     finally:

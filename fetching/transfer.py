@@ -6,6 +6,7 @@ leaves partial files behind; what it fetched is checked afterwards by `order.py`
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -26,7 +27,11 @@ from fetching.sources import RemoteFile, Source
 PGET_PREFIX = "pget-"
 """Of the folders that a pget fills."""
 
-_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_NOT_FOR_PGET = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PGET_EXTRACT")
+"""Environment variables: the token, and pget's own unpacking, which checks too little."""
+
+_SLACK_BYTES = 64 * 2**20
+"""What a download may write beyond the stated sizes before it is ended."""
 
 
 def program(source: Source) -> str | None:
@@ -85,7 +90,7 @@ def _with_pget(pget: str, source: Source, files: Sequence[RemoteFile], folder: P
         arguments = ["multifile", "manifest.txt"]
     # The environment is handed on without the token. pget runs once per machine at a time, by a
     # lock on a file that only root may write; a file of our own waits for nobody.
-    environment = {name: text for name, text in os.environ.items() if name not in _TOKENS}
+    environment = {name: text for name, text in os.environ.items() if name not in _NOT_FOR_PGET}
     environment["PGET_PID_FILE"] = str(folder / "pget.pid")
     try:
         process = subprocess.Popen(
@@ -100,7 +105,7 @@ def _with_pget(pget: str, source: Source, files: Sequence[RemoteFile], folder: P
         raise CheckpointError(f"{pget} cannot be started: {error.strerror}.") from error
     with process, _last_words(process) as words:
         try:
-            status = _wait(process, folder, source.stall_s)
+            status = _wait(process, folder, source.stall_s, _most_bytes(files))
         finally:
             process.kill()
     if status != 0:
@@ -123,17 +128,28 @@ def _last_words(process: subprocess.Popen[bytes]) -> Iterator[deque[bytes]]:
     try:
         yield lines
     finally:
-        thread.join()
+        thread.join(timeout=5)  # a child that pget left behind may hold the pipe open
 
 
-def _wait(process: subprocess.Popen[bytes], folder: Path, stall_s: float) -> int:
-    """The exit status of `process`; raises `CheckpointError` once `folder` has stopped growing."""
+def _most_bytes(files: Sequence[RemoteFile]) -> float:
+    """Bytes that `files` may take; unbounded where the source did not state a size."""
+    sizes = [file.size for file in files]
+    return sum(size or 0 for size in sizes) + _SLACK_BYTES if None not in sizes else math.inf
+
+
+def _wait(process: subprocess.Popen[bytes], folder: Path, stall_s: float, most_bytes: float) -> int:
+    """The exit status of `process`.
+
+    Raises `CheckpointError` once `folder` has stopped growing, or holds over `most_bytes`.
+    """
     size, since = -1, time.monotonic()
     while True:
         try:
             return process.wait(timeout=min(1.0, stall_s / 4))
         except subprocess.TimeoutExpired:
             now = bytes_in(folder)
+        if now > most_bytes:
+            raise CheckpointError("more came than the source had stated; ended.")
         if now != size:
             size, since = now, time.monotonic()
         elif time.monotonic() - since > stall_s:

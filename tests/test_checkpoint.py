@@ -143,6 +143,7 @@ def test_a_missing_key_is_named(folder: Path, key: str) -> None:
         ("n_routed_experts", 20_000),
         ("num_experts_per_tok", 1000),
         ("eos_token_id", None),
+        ("eos_token_id", []),
         ("bos_token_id", -1),
         ("image_token_id", 512),
         ("use_mla", True),
@@ -162,6 +163,19 @@ def test_sizes_that_contradict_each_other_are_refused(folder: Path) -> None:
 
     edit_config(folder, spoil)
     refused(folder, "does not describe this network")
+
+
+@pytest.mark.parametrize(
+    "rope", [{"rope_type": "yarn", "factor": 4.0}, {"type": "yarn", "factor": 4.0}]
+)
+def test_other_rotary_embeddings_are_refused(
+    tiny: Network, tmp_path: Path, rope: dict[str, object]
+) -> None:
+    tiny.config.save_pretrained(tmp_path)
+    edit_config(
+        tmp_path, lambda c: c["text_config"].update(rope_parameters={**rope, "rope_theta": 1e4})
+    )
+    refused(tmp_path, "config.json")
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])

@@ -76,7 +76,6 @@ TABLES = {
     "wide ones": "<table>" + '<tr><td colspan="2"></td></tr>' * 400 + "</table>",
     "noughts": "<table>" + ("<tr>" + "<td>0</td>" * 8 + "</tr>") * 50 + "</table>",
     "words": "<table>" + ("<tr>" + "<td>Yes</td>" * 8 + "</tr>") * 50 + "</table>",
-    "in Markdown": ("|" + " |" * 10 + "\n") * 40,
 }
 
 
@@ -245,6 +244,13 @@ LOOPS = {
     "a paragraph": "".join(f"word{chr(97 + n % 26)}{chr(97 + n // 26)} " for n in range(100)) * 20,
     "half a page": "".join(f"w{chr(97 + n % 26)}{chr(97 + n // 26)} " for n in range(300)) * 12,
     "a whole page": "".join(f"w{chr(97 + n % 26)}{chr(97 + n // 26)} " for n in range(600)) * 8,
+    "a footer": "Page three | Company Confidential, not for circulation outside.\n" * 60,
+    "a formula": r"\left| x_n - y \right| + " * 200,
+    "rows of sentences": "<tr><td>goods sent back to us</td><td>paid in full by them</td></tr>"
+    * 700,
+    "rows of numbered words": "".join(
+        f"<tr><td>Item number {n}</td><td>{n}.00 EUR</td></tr>" for n in range(700)
+    ),
     "dots": "." * 20_000,
     "numbers": " ".join(str(number) for number in range(8000)),
     "Chinese": "你好世界" * 500,

@@ -121,7 +121,7 @@ def test_a_hole_declared_in_an_extended_header(out: Path) -> None:
             "GNU.sparse.realsize": str(2**40),
         }
         tar.addfile(made, io.BytesIO(b"1\n0\n1\n".ljust(512, b"\0")))
-    refused(buffer.getvalue(), out, "no plain file|damaged")
+    refused(buffer.getvalue(), out, "with holes|no plain file|damaged")
 
 
 def test_the_same_file_twice(out: Path) -> None:
@@ -213,3 +213,24 @@ def test_an_extended_header_that_lies(out: Path, record: bytes) -> None:
     header = member("x", tarfile.XHDTYPE, size=len(record)).tobuf(tarfile.GNU_FORMAT)
     lying = header + record.ljust(512, b"\0") + tar_of(CONTENT)
     refused(lying, out, "disagree|the tar is damaged|has 999999999 bytes")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_file_that_is_named_over_and_over(out: Path, kind: bytes) -> None:
+    """`tarfile` calls itself for every such header, so many of them exhaust its stack."""
+    one = member("x", kind, size=512).tobuf(tarfile.GNU_FORMAT) + b"15 path=a.json\n".ljust(
+        512, b"\0"
+    )
+    refused(one * 400 + tar_of(CONTENT), out, "over and over")
+
+
+def test_content_that_an_extended_header_turns_into_headers(out: Path) -> None:
+    """A stated size of nought would make `tarfile` read the file's content as headers."""
+    hidden = member("hidden", tarfile.GNUTYPE_LONGNAME, size=2**31).tobuf(tarfile.GNU_FORMAT)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        made = tarfile.TarInfo("foo.py")
+        made.size = len(hidden)
+        made.pax_headers = {"size": "0"}
+        tar.addfile(made, io.BytesIO(hidden))
+    refused(buffer.getvalue(), out, "disagree|damaged|size")
