@@ -1,7 +1,12 @@
 #!/usr/bin/env python3
 """Read pages from the command line: `python ocr.py page.jpg`. The work is in `cli/`."""
 
-from cli.main import main
+import signal
 
 if __name__ == "__main__":
+    # Until pages are read there is nothing to keep, and imports do not take interruptions well.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    from cli.main import main
+
     raise SystemExit(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import BinaryIO
 
 from cog import BasePredictor, Input, Path
 
@@ -58,12 +59,14 @@ class Predictor(BasePredictor):
         ),
     ) -> str:
         """Read one page."""
-        reading = self.engine.read(
-            *arguments(image, task_type, resolution_size, reference_text, max_new_tokens)
-        )
+        if output_format not in OUTPUT_FORMATS:
+            raise InputError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}.")
+        prompt, crop, decode = values(task_type, resolution_size, reference_text, max_new_tokens)
+        with opened(image) as file:
+            reading = self.engine.read(file, prompt, crop, decode)
         for name, value in metrics(reading).items():
             self.record_metric(name, value)
-        return rendered(reading, output_format, image.name)
+        return rendered(reading, output_format)
 
 
 def load_engine() -> OcrEngine:
@@ -80,27 +83,35 @@ def warm_up(engine: OcrEngine, name: str) -> None:
     """Read a blank page, so that the first prediction does not pay for first-time work."""
     from PIL import Image
 
-    best = weights.CHECKPOINTS.get(name, weights.CHECKPOINTS["deepseek-ocr"])
+    best = weights.known_as(name)
     blank = Image.new("RGB", (1240, 1754), "white")  # A4 at 150 dpi
     prompt, crop = tasks.prompt_for(best.task), tasks.crop_for(best.resolution)
     engine.read(blank, prompt, crop, DecodeSettings(max_new_tokens=8))
 
 
-def arguments(
-    image: Path, task_type: str, resolution_size: str, reference_text: str, max_new_tokens: int
-) -> tuple[Path, str, CropSettings, DecodeSettings]:
-    """What `OcrEngine.read` is given for the inputs of a prediction.
+def opened(image: Path) -> BinaryIO:
+    """The file behind `image`, which Cog has fetched.
 
-    Raises `InputError` for an image that Cog did not download itself: a plain string would be a
-    path inside the container.
+    Raises `InputError` for anything else: a plain string would be a path inside the container.
     """
+    if image is None:
+        raise InputError("image is missing; give a file, an http(s) URL or a data URI.")
     if not isinstance(image, pathlib.Path):
         raise InputError(
-            "image must be a file, an http(s) URL or a data URI; a path inside the container is "
-            "refused."
+            "image must be a file, an http(s) URL or a data URI (put data:image/jpeg;base64, in "
+            "front of base64); a path inside the container is refused."
         )
+    return image.open("rb")
+
+
+def values(
+    task_type: str, resolution_size: str, reference_text: str, max_new_tokens: int
+) -> tuple[str, CropSettings, DecodeSettings]:
+    """Prompt, crop and decode settings for the inputs of a prediction.
+
+    Raises `PromptError` where locating lacks a reference, `SettingsError` for unknown names.
+    """
     return (
-        image,
         tasks.prompt_for(task_type, reference_text),
         tasks.crop_for(resolution_size),
         DecodeSettings(max_new_tokens=max_new_tokens),
@@ -120,10 +131,10 @@ def metrics(reading: Reading) -> dict[str, int | float | str]:
     return values
 
 
-def rendered(reading: Reading, output_format: str, source: str) -> str:
+def rendered(reading: Reading, output_format: str) -> str:
     """The reading in one of `OUTPUT_FORMATS`."""
     if output_format == "Markdown":
         return reading.markdown
     if output_format == "JSON":
-        return json.dumps(document_to_json([page_to_json(reading, source)]), ensure_ascii=False)
+        return json.dumps(document_to_json([page_to_json(reading, "image")]), ensure_ascii=False)
     return reading.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cog import BasePredictor, ConcatenateIterator, Input, Path, streaming
 
 from deepseek_ocr.engine import Delta
-from predict import arguments, load_engine, metrics
+from predict import load_engine, metrics, opened, values
 
 TASK_TYPES = ["Convert to Markdown", "Free OCR", "Parse Figure", "Locate Object by Reference"]
 RESOLUTION_SIZES = ["Gundam (Recommended)", "Tiny", "Small", "Base", "Large"]
@@ -41,12 +41,12 @@ class Predictor(BasePredictor):
         ),
     ) -> ConcatenateIterator[str]:
         """Read one page, yielding text as the model writes it."""
-        for event in self.engine.stream(
-            *arguments(image, task_type, resolution_size, reference_text, max_new_tokens)
-        ):
-            if isinstance(event, Delta):
-                if event.text:
-                    yield event.text
-            else:
-                for name, value in metrics(event).items():
-                    self.record_metric(name, value)
+        prompt, crop, decode = values(task_type, resolution_size, reference_text, max_new_tokens)
+        with opened(image) as file:
+            for event in self.engine.stream(file, prompt, crop, decode):
+                if isinstance(event, Delta):
+                    if event.text:
+                        yield event.text
+                else:
+                    for name, value in metrics(event).items():
+                        self.record_metric(name, value)

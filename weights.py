@@ -58,6 +58,9 @@ _SOURCES = (
     ),
 )
 
+_LEAST_SHARE = 0.5
+"""Of a checkpoint's known size, that a folder must have to be adopted in its name."""
+
 AUTO = "auto"
 SOURCE_NAMES = (AUTO, *(source.name for source in _SOURCES))
 
@@ -88,6 +91,14 @@ FETCHED = tuple(name for name, checkpoint in CHECKPOINTS.items() if checkpoint.s
 
 
 # --- for programs -------------------------------------------------------------------------------
+
+
+def known_as(model: str) -> Checkpoint:
+    """What is known of `model`, a name or the folder of a bundled one; else of the real model."""
+    for name, checkpoint in CHECKPOINTS.items():
+        if model == name or Path(model).expanduser().resolve() == BUNDLED / name:
+            return checkpoint
+    return CHECKPOINTS[FETCHED[0]]
 
 
 def ensure(
@@ -170,6 +181,12 @@ def adopt(
     except CheckpointError as error:
         raise CheckpointError(f"{folder} is not a whole checkpoint: {error}") from error
     read_config(folder)
+    size = sum(path.stat().st_size for path in folders.data_files(folder))
+    if size < known[name].size * _LEAST_SHARE:
+        raise CheckpointError(
+            f"{folder} has {readable(size)}, {name} about {readable(known[name].size)}: it is "
+            "another model. Use it by its path: --model FOLDER."
+        )
     target = checkpoints.expanduser() / name
     order.adopt(folder, _order(name, known[name], target, (), console))
     return target

@@ -63,7 +63,9 @@ def parse(arguments: Sequence[str] | None = None) -> Job:
             {name: getattr(flags, name) for name in ("model", "device", "dtype", "checkpoints")},
             path=flags.config,
         )
-        defaults = weights.CHECKPOINTS.get(settings.model, weights.CHECKPOINTS["deepseek-ocr"])
+        if flags.images.count(STANDARD_INPUT) > 1:
+            raise SettingsError("- stands for standard input, which can be read once only.")
+        defaults = weights.known_as(settings.model)
         return Job(
             images=flags.images,
             prompt=_prompt(flags, defaults.task),

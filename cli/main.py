@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import re
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     if engine is None:
         return COULD_NOT_START
+    if threading.current_thread() is threading.main_thread():
+        # ocr.py lets an interruption end the program outright; from here on there is work to keep.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     pages: list[dict[str, Any]] = []
     try:
         status = _read_all(engine, job, pages)
@@ -95,7 +100,8 @@ def _read_all(engine: OcrEngine, job: Job, pages: list[dict[str, Any]]) -> int:
         except Exception as error:  # one bad page must not stop the others
             failed += 1
             pages.append(page_to_json(Failure(error), name))
-            _complain(f"{name}: {Failure(error)}")
+            message = str(Failure(error))
+            _complain(message if message.startswith(name) else f"{name}: {message}")
     if failed and len(job.images) > 1:
         _complain(f"{failed} of {len(job.images)} pages failed.")
     return SOME_FAILED if failed else ALL_READ
@@ -121,9 +127,19 @@ def _read_one(engine: OcrEngine, job: Job, name: str) -> Reading:
         _write("\n")
     if job.format == "md":
         _write(f"{reading.markdown}\n")
-    if reading.finish_reason in _ENDINGS:
-        _complain(f"{name}: {_ENDINGS[reading.finish_reason]}.")
+    for remark in _remarks(reading):
+        _complain(f"{name}: {remark}.")
     return reading
+
+
+def _remarks(reading: Reading) -> list[str]:
+    """What a person should know of a page that was read, but maybe not as they hoped."""
+    remarks = [_ENDINGS[reading.finish_reason]] if reading.finish_reason in _ENDINGS else []
+    if not reading.text.strip():
+        remarks.append("nothing was read; the page may be empty, or not what this model can read")
+    if reading.more_pages:
+        remarks.append("the file holds more pages; only the first was read, so split it")
+    return remarks
 
 
 def _write_json(pages: list[dict[str, Any]]) -> None:

@@ -62,7 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="named checkpoint or folder (default: deepseek-ocr)")
     parser.add_argument("--device", help="auto, cpu, cuda, … (default: auto)")
     parser.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
-    parser.add_argument("--report", type=Path, default=Path("checkpoint-report.json"))
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        default=Path("checkpoint-report.json"),
+        help="where to write the report (default: %(default)s)",
+    )
     flags = parser.parse_args(arguments)
     try:
         flags.report.touch()  # better to fail now than after the reading
@@ -83,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = {**_machine(engine), "load_seconds": load_seconds, "checks": results}
     flags.report.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     passed = all(result["passed"] for result in results)
-    print(f"{'all found' if passed else 'SOMETHING IS MISSING'}; the report is {flags.report}")
+    print(f"{'all found' if passed else 'something is missing'}; the report is {flags.report}, "
+          "please attach it to an issue of this project")  # fmt: skip
     return 0 if passed else 1
 
 

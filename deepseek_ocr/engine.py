@@ -77,7 +77,9 @@ class Reading:
     """What was read from one page.
 
     `text` is what the model wrote, tags included; `markdown` the same cleaned. `finish_reason` is
-    "stop" (the model ended), "length" (no room left) or "loop" (it went in circles).
+    "stop" (the model ended), "length" (no room left) or "loop" (it went in circles). `confidence`
+    is None where nothing was written. `image_size` is width and height in pixels, upright.
+    `more_pages` is True where the file (a TIFF) holds further pages, which were not read.
     """
 
     text: str
@@ -88,6 +90,7 @@ class Reading:
     timings: Timings
     tokens: tuple[TextToken, ...]
     image_size: tuple[int, int]
+    more_pages: bool = False
 
     @cached_property
     def markdown(self) -> str:
@@ -107,7 +110,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Failure:
-    """A page that could not be read, and why."""
+    """A page that could not be read, and why (`error`; as text: what to do)."""
 
     error: Exception
 
@@ -231,6 +234,7 @@ class OcrEngine:
             timings=Timings(preprocess, vision, prefill, clock.lap()),
             tokens=tuple(output.tokens),
             image_size=page.size,
+            more_pages=bool(page.info.get("more_pages")),
         )
 
     def read_many(self, pages: Iterable[Page]) -> Iterator[Reading | Failure]:

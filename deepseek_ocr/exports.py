@@ -11,7 +11,10 @@ from deepseek_ocr.grounding import Confidence, Region
 
 
 def page_to_json(outcome: Reading | Failure, source: str) -> dict[str, Any]:
-    """One page as JSON data; a page that failed has `error` in place of all it would have said."""
+    """One page as JSON data; a page that failed has `error` in place of all it would have said.
+
+    Boxes are in 0-999 (`boxes`) and in pixels (`boxes_pixels`), timings in seconds.
+    """
     if isinstance(outcome, Failure):
         return {"source": source, "error": str(outcome)}
     width, height = outcome.image_size
@@ -23,9 +26,10 @@ def page_to_json(outcome: Reading | Failure, source: str) -> dict[str, Any]:
         "markdown": outcome.markdown,
         "regions": [_region(region, width, height) for region in outcome.regions],
         "finish_reason": outcome.finish_reason,
+        "more_pages": outcome.more_pages,
         "confidence": _confidence(outcome.confidence),
         "counts": asdict(outcome.counts),
-        "timings": asdict(outcome.timings),
+        "timings": {stage: round(s, 4) for stage, s in asdict(outcome.timings).items()},
     }
 
 

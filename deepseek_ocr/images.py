@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from deepseek_ocr.errors import ImageError, ImageTooLargeError
 from deepseek_ocr.settings import CELL, CropSettings
@@ -83,6 +84,8 @@ class Views:
 def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image:
     """Open a picture as RGB, upright (EXIF), first frame, from a path, bytes, stream or image.
 
+    `info["more_pages"]` of what is returned is True where a TIFF holds further pages.
+
     Transparency, palettes, CMYK, grey, 16-bit and floating point become 8-bit RGB. The size is
     checked before any pixel is decoded. HEIC opens where `pillow-heif` is installed.
 
@@ -92,14 +95,23 @@ def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image
     if isinstance(source, Image.Image):
         return _decode(source, "The image", limits)
     data, name = _read(source, limits)
+    if data.getvalue().startswith(b"%PDF-"):
+        raise ImageError(
+            f"{name} is a PDF, which is not read yet; make pictures of its pages first, for "
+            "example with: pdftoppm -r 200 -png FILE.pdf page"
+        )
     try:
         with _quiet():
             image = Image.open(data, formats=_formats())
     except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(f"{name} has too many pixels: {error}; scale it down.") from error
+        raise ImageTooLargeError(
+            f"{name} has more than the {limits.max_pixels:,} pixels allowed; scale it down (the "
+            "model sees at most about 1920 x 1920 of them)."
+        ) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name} is not a picture that can be opened; use JPEG, PNG, WebP, TIFF, BMP or GIF."
+            f"{name} is not a picture that can be opened; use JPEG, PNG, WebP, TIFF, BMP, GIF, "
+            "JPEG 2000, AVIF or PPM."
         ) from error
     except Exception as error:
         raise _damaged(name, error) from error
@@ -111,7 +123,10 @@ def _decode(image: Image.Image, name: str, limits: ImageLimits) -> Image.Image:
     _check_pixels(image, name, limits)
     try:
         with _quiet():
-            return _to_rgb(image)
+            more_pages = isinstance(image, TiffImageFile) and bool(image.tag_v2.next)
+            page = _to_rgb(image)
+            page.info["more_pages"] = more_pages
+            return page
     except Exception as error:  # decoders of damaged files raise whatever they tripped over
         raise _damaged(name, error) from error
 
@@ -130,10 +145,15 @@ def _damaged(name: str, error: Exception) -> ImageError:
 
 def _read(
     source: str | os.PathLike[str] | bytes | BinaryIO, limits: ImageLimits
-) -> tuple[BinaryIO, str]:
+) -> tuple[io.BytesIO, str]:
     """The bytes behind `source`, no more than allowed, and what to call it in messages."""
     if isinstance(source, bytes | bytearray | memoryview):
         data, name = bytes(source), "The image"
+    elif isinstance(source, str) and source.startswith(("http://", "https://")):
+        raise ImageError(
+            f"{source} is an address, and addresses are not fetched here; download the picture, "
+            "for example with: curl -fsSLo page.jpg ADDRESS"
+        )
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
         name = str(path)

@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import POCKET, ROOT
 
@@ -78,6 +80,38 @@ def test_markdown_is_cleaned_and_a_cut_answer_is_told() -> None:
     assert "--max-new-tokens" in err
 
 
+def test_what_a_person_should_know_is_told(tmp_path: Path) -> None:
+    white = Image.new("RGB", (512, 512), "white")
+    white.save(tmp_path / "pages.tiff", save_all=True, append_images=[white])
+    status, out, err = ocr("--model", "pocket", str(tmp_path / "pages.tiff"))
+    assert (status, out.strip()) == (0, "")
+    assert "nothing was read" in err
+    assert "only the first was read" in err
+
+
+def test_the_bundled_folder_has_the_defaults_of_its_name() -> None:
+    assert ocr("--model", "checkpoints/pocket", INVOICE)[1] == "Invoice\n"
+
+
+def test_a_message_names_the_page_once() -> None:
+    assert ocr("--model", "pocket", "gone.png")[2].count("gone.png") == 1
+
+
+def test_interrupting_while_loading_ends_at_once() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "ocr.py", "--model", "pocket", INVOICE],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    children = Path(f"/proc/{process.pid}/maps")
+    deadline = time.monotonic() + 60
+    while "libtorch" not in children.read_text():  # in the middle of the imports
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert (out, err) == (b"", b"")
+
+
 def test_a_prompt_of_ones_own() -> None:
     assert ocr("--model", "pocket", "--prompt", "Free OCR.", INVOICE)[1] == "Invoice\n"
 
@@ -89,6 +123,7 @@ def test_a_prompt_of_ones_own() -> None:
         (["--task", "locate", INVOICE], "needs a reference"),
         (["--task", "locate", "--reference", "<|ref|>", INVOICE], "special tokens"),
         (["--task", "ocr", "--reference", "x", INVOICE], "only used with"),
+        (["-", "-"], "once only"),
         (["--prompt", " ", INVOICE], "--prompt is empty"),
         (["--prompt", "x", "--task", "ocr", INVOICE], "replaces --task"),
         (["--prompt", "<image><image>", INVOICE], "<image> once"),

@@ -100,6 +100,12 @@ def test_first_frame_of_a_moving_gif() -> None:
     assert np.asarray(open_image(data))[0, 0, 0] > 150
 
 
+@pytest.mark.parametrize("pages", [1, 3])
+def test_further_pages_of_a_tiff_are_noticed(pages: int) -> None:
+    data = encoded(RED, "TIFF", save_all=True, append_images=[RED] * (pages - 1))
+    assert open_image(data).info["more_pages"] is (pages > 1)
+
+
 def test_heic_opens_where_the_plugin_is_installed() -> None:
     pillow_heif = pytest.importorskip("pillow_heif", reason="needs pillow-heif")
     buffer = io.BytesIO()
@@ -185,6 +191,8 @@ def png_header(width: int, height: int) -> bytes:
         (b"", "empty"),
         (b"GIF89a", "damaged|not a picture"),
         (b"not an image at all", "not a picture"),
+        (b"%PDF-1.7\n", "is a PDF.*pdftoppm"),
+        ("https://example.org/page.jpg", "addresses are not fetched"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
         (encoded(RED, "PNG")[:60], "damaged"),
         (encoded(Image.effect_noise((200, 200), 90), "JPEG")[:900], "damaged"),

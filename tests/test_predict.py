@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import re
 import subprocess
 from pathlib import Path
@@ -80,23 +79,30 @@ def test_the_reader_refuses_what_cog_cannot_resolve(tmp_path: Path, choices: str
         schema_of(tmp_path / "p.py")
 
 
-def test_an_image_that_is_a_string_is_refused() -> None:
+@pytest.mark.parametrize("image", ["/etc/passwd", "file:///etc/passwd", 5, b"abc"])
+def test_an_image_that_cog_did_not_fetch_is_refused(image: Any) -> None:
     import predict
 
     with pytest.raises(InputError, match="inside the container"):
-        predict.arguments("/etc/passwd", "Free OCR", "Tiny", "", 10)  # type: ignore[arg-type]
+        predict.opened(image)
+
+
+def test_a_missing_image_is_told() -> None:
+    import predict
+
+    with pytest.raises(InputError, match="image is missing"):
+        predict.opened(None)  # type: ignore[arg-type]
 
 
 def test_words_become_values() -> None:
     import predict
 
-    page = pathlib.Path("page.png")
-    image, prompt, crop, decode = predict.arguments(page, "Free OCR", "Tiny", "unused", 10)  # type: ignore[arg-type]
-    assert (image, prompt) == (page, "<image>\nFree OCR.")
+    prompt, crop, decode = predict.values("Free OCR", "Tiny", "unused", 10)
+    assert prompt == "<image>\nFree OCR."
     assert crop == CropSettings(512, 512, crop_mode=False)
     assert decode.max_new_tokens == 10
     with pytest.raises(PromptError, match="needs a reference"):
-        predict.arguments(page, "Locate Object by Reference", "Tiny", " ", 10)  # type: ignore[arg-type]
+        predict.values("Locate Object by Reference", "Tiny", " ", 10)
 
 
 # --- container files ----------------------------------------------------------------------------

@@ -319,3 +319,13 @@ def test_the_published_sources_are_the_ones_to_use() -> None:
     assert huggingface.revision == "9f30c71f441d010e5429c532364a86705536c53a"
     assert {huggingface.repository, modelscope.repository} == {"deepseek-ai/DeepSeek-OCR"}
     assert all(source.url.startswith("https://") for source in (huggingface, modelscope))
+
+
+def test_another_model_is_not_adopted_in_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_LEAST_SHARE", 0.5)
+    pocket = Path(weights.__file__).parent / "checkpoints" / "pocket"
+    with pytest.raises(CheckpointError, match="it is another model"):
+        weights.adopt(pocket, tmp_path)
+    assert list(tmp_path.iterdir()) == []
