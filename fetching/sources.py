@@ -101,9 +101,9 @@ def _huggingface(source: Source) -> Iterable[RemoteFile]:
             timeout=source.timeout_s,
         )
     except Exception as error:  # the library's and its HTTP client's errors have no common base
-        raise CheckpointError(
-            f"{source.url} does not list {source.repository}: {one_line(error)}"
-        ) from error
+        answered = getattr(error, "response", None) is not None
+        what = f"does not list {source.repository}" if answered else "cannot be reached"
+        raise CheckpointError(f"{source.url} {what}: {one_line(error)}") from error
     for file in info.siblings or []:
         url = hf_hub_url(
             source.repository, file.rfilename, revision=source.revision, endpoint=source.url
