@@ -19,6 +19,7 @@ _UNIT = re.compile(
     r"|\S"  # anything else by the character, Chinese among it
 )
 _BOXES = re.compile(r"<\|det\|>.*?<\|/det\|>", re.DOTALL)
+
 _FEWEST_ROUNDS = 4
 """However long a stretch is, it is no loop before it has come this often."""
 

@@ -127,7 +127,9 @@ def _kept(
 ) -> torch.Tensor:
     if table.requires_grad:
         return resize(table, size)
-    key = (size, table.dtype, table.data_ptr(), table._version)  # new values, new table
+    # New values make a new table; tensors made in inference mode count no versions.
+    version = 0 if table.is_inference() else table._version
+    key = (size, table.dtype, table.data_ptr(), version)
     if key not in kept:
         kept[key] = resize(table.cpu(), size).to(table.device)
     return kept[key]

@@ -117,6 +117,13 @@ def test_position_tables_are_kept_and_give_way_to_training(tiny: Network, golden
         sam.pos_embed.requires_grad_(False)
 
 
+def test_a_network_loaded_in_inference_mode_sees(golden: Golden) -> None:
+    with torch.inference_mode():
+        network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
+    rows = vision_tokens(network, golden_views(golden, "tiny"))
+    assert relative_error(rows, golden["tiny.vision_tokens"]) < TOLERANCE
+
+
 def test_position_tables_follow_new_weights() -> None:
     network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
     sam = network.model.vision_tower.sam_encoder
