@@ -16,7 +16,12 @@ from tests.conftest import ROOT
 ROWS = [
     {"predict", "predict_stream", "ocr", "serve", "cli", "serving", "training", "benchmarks"},
     {"tasks", "weights", "fetching", "configuration"},
-    {"deepseek_ocr.documents", "deepseek_ocr.exports", "deepseek_ocr.drawing"},
+    {
+        "deepseek_ocr.documents",
+        "deepseek_ocr.records",
+        "deepseek_ocr.exports",
+        "deepseek_ocr.drawing",
+    },
     {"deepseek_ocr.engine"},
     {
         "deepseek_ocr.images",
