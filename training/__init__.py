@@ -1,0 +1,1 @@
+"""Data, training, synthetic pages and evaluation. See `training/README.md`."""
