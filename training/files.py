@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +32,38 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Put `data` into `path`, whole or not at all. Raises `OutputError`."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
+def write_all(contents: Mapping[Path, bytes]) -> None:
+    """Put each content into its file: all of them are on the disk before the first gets its name.
+
+    Raises `OutputError`; nothing half-written is left.
+    """
+    staged: dict[Path, str] = {}
+    try:
+        for path, data in contents.items():
+            with writing(path):
+                _stage(path, data, staged)
+        for path, temporary in staged.items():
+            with writing(path):
+                os.replace(temporary, path)
+    finally:
+        for temporary in staged.values():
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-            raise
+
+
+def _stage(path: Path, data: bytes, staged: dict[Path, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, staged[path] = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(staged[path], 0o666 & ~_umask())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Put `data` into `path`, whole or not at all. Raises `OutputError`."""
+    write_all({path: data})
 
 
 def write_text(path: Path, text: str) -> None:
@@ -57,7 +73,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Put `value` as JSON into `path`, whole or not at all. Raises `OutputError`."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """`value` as indented JSON in UTF-8."""
+    return (json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode("utf-8")
 
 
 def read_text(path: Path, most: int = LARGEST_FILE) -> str:

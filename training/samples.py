@@ -23,7 +23,7 @@ from typing import Any
 import tasks
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.grounding import SCALE, Box
-from training.files import read_json, write_text
+from training.files import read_json, write_bytes
 
 LONGEST_TEXT = 400_000
 """Characters of one text; the model's context of 8,192 tokens holds a tenth of that."""
@@ -185,9 +185,17 @@ def describe_unknown(counts: dict[str, int]) -> str:
 
 
 def save_samples(data_root: Path, file: Path, samples: Sequence[Sample]) -> None:
-    """Write `samples` as `load_samples` reads them, one a line, whole or not at all.
+    """Write `samples` as `load_samples` reads them, whole or not at all.
 
     Raises `OutputError`, and `ValueError` for a picture outside `data_root`.
+    """
+    write_bytes(file, samples_to_json(data_root, samples))
+
+
+def samples_to_json(data_root: Path, samples: Sequence[Sample]) -> bytes:
+    """`samples` as a JSON array in UTF-8, one sample a line.
+
+    Raises `ValueError` for a picture outside `data_root`.
     """
     lines = (
         json.dumps(
@@ -199,7 +207,7 @@ def save_samples(data_root: Path, file: Path, samples: Sequence[Sample]) -> None
         )
         for sample in samples
     )
-    write_text(file, "[\n" + ",\n".join(lines) + "\n]\n")
+    return ("[\n" + ",\n".join(lines) + "\n]\n").encode("utf-8")
 
 
 def examples_of(sample: Sample, task_names: Sequence[str]) -> list[Example]:
