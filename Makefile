@@ -2,6 +2,7 @@
 # make test    everything that needs no system package
 # make check   ruff and mypy
 # make bench   full-size random model on this machine, the library's plain class and ours
+# make evaluate    read synthetic pages with the bundled model and measure how well
 # make verify-checkpoint    for owners of the real weights: load, read three pages, write a report
 #
 # Everything runs in .venv, which is made when needed. On a machine without a GPU, PyTorch's CPU
@@ -15,12 +16,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH ?=
 VERIFY ?=
+PAGES ?= 100
+SEED ?= 1000003
+EVALUATE ?= --task ocr markdown locate --max_tokens 1024
 
-.PHONY: help demo test check format bench verify-checkpoint clean
+.PHONY: help demo test check format bench evaluate verify-checkpoint clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -5
+	@sed -n 's/^# //p' Makefile | head -6
 
 $(READY): requirements-local.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -50,6 +54,15 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run $(BENCH)
+
+evaluate: $(READY)
+	rm -rf build/evaluate
+	$(BIN)/python -m training.synth --output build/evaluate/pages --pages $(PAGES) --seed $(SEED)
+	$(BIN)/python -m training.split --data_root build/evaluate/pages \
+		--output_dir build/evaluate --test_fraction 1
+	$(BIN)/python -m training.evaluate --data_root build/evaluate/pages \
+		--test_file build/evaluate/test.json --model_path pocket \
+		--output_dir build/evaluate/results $(EVALUATE)
 
 verify-checkpoint: $(READY)
 	$(BIN)/python -m cli.verify $(VERIFY)

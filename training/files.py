@@ -68,7 +68,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Put `text` as UTF-8 into `path`, whole or not at all. Raises `OutputError`."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8", "replace"))
 
 
 def write_json(path: Path, value: object) -> None:
@@ -78,7 +78,9 @@ def write_json(path: Path, value: object) -> None:
 
 def json_bytes(value: object) -> bytes:
     """`value` as indented JSON in UTF-8."""
-    return (json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode("utf-8")
+    return (json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode(
+        "utf-8", "replace"
+    )
 
 
 def read_text(path: Path, most: int = LARGEST_FILE) -> str:

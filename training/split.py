@@ -123,7 +123,7 @@ def split(
 
     Samples of one hash stay together. Which come first into the test set depends on hash and
     seed alone, so that a picture added later moves few of the others. Neither side stays empty
-    where there are two different pictures and the fraction is not 0.
+    where there are two different pictures and the fraction lies between 0 and 1.
     """
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample, pixels in samples:
@@ -134,7 +134,7 @@ def split(
     train: list[Sample] = []
     for at, pixels in enumerate(order):
         first = at == 0 and len(order) > 1 and test_fraction > 0
-        last = at == len(order) - 1
+        last = at == len(order) - 1 and test_fraction < 1
         fits = len(test) + len(groups[pixels]) / 2 <= wanted
         (test if first or (fits and not last) else train).extend(groups[pixels])
     return _by_name(train), _by_name(test)
@@ -248,7 +248,7 @@ exit status: 0 all pairs are used, 1 some were rejected (see rejected.json), 2 n
     )  # fmt: skip
     parser.add_argument(
         "--test_fraction", type=_fraction, default=0.1, metavar="X",
-        help="share of the samples for the test set, 0 up to but not 1 (default: %(default)s)",
+        help="share of the samples for the test set, 0 to 1 (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--seed", type=int, default=0, help="another seed, another split (default: %(default)s)"
@@ -261,7 +261,7 @@ def _fraction(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < 1:
+    if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no share; give a number such as 0.1.")
     return value
 

@@ -60,7 +60,7 @@ class Grid:
 
     cells: dict[tuple[int, int], Cell] = field(default_factory=dict)
 
-    def neighbours(self, at: tuple[int, int], step: tuple[int, int]) -> Cell | None:
+    def neighbour(self, at: tuple[int, int], step: tuple[int, int]) -> Cell | None:
         """The first other cell from `at` in direction `step` (rows, columns)."""
         here = self.cells[at]
         row, column = at

@@ -1,0 +1,235 @@
+"""Measure how well a model reads pages whose text is known.
+
+    python -m training.evaluate --data_root DIR --test_file FILE --model_path NAME --output_dir DIR
+
+`python -m training.evaluate --help` and `training/README.md` say the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tasks
+import weights
+from deepseek_ocr import __version__
+from deepseek_ocr.errors import CheckpointError, InputError, OcrError
+from deepseek_ocr.settings import DecodeSettings
+from fetching.console import one_line
+from training import fact_report, report
+from training.arguments import Job, parse
+from training.experiment import ExperimentLog, versions
+from training.facts import load_facts
+from training.files import read_text, write_all
+from training.journal import Journal, key_of
+from training.progress import track
+from training.readers import folder_reader, model_reader
+from training.samples import Example, Rejection, Sample, examples_of, load_samples
+from training.scoring import Prediction, Read, Score, score, summarise
+
+if TYPE_CHECKING:
+    from deepseek_ocr.engine import OcrEngine
+
+ALL_READ, SOME_FAILED, COULD_NOT_START, INTERRUPTED = 0, 1, 2, 130
+
+Load = Callable[[Path, Path | None, str, str], "OcrEngine"]
+"""Makes an engine of a checkpoint folder, an adapter folder or None, a device and a type."""
+
+
+def load_engine(folder: Path, adapter: Path | None, device: str, dtype: str) -> OcrEngine:
+    """The engine of a checkpoint. Raises `CheckpointError` and `DeviceError`."""
+    from deepseek_ocr.engine import OcrEngine  # imports torch: seconds
+
+    if adapter is not None:
+        raise CheckpointError(
+            f"{adapter} cannot be used yet; merge the adapter into a checkpoint and give that as "
+            "--model_path."
+        )
+    try:
+        return OcrEngine.load(folder, device, dtype)
+    except OcrError:
+        raise
+    except Exception as error:  # a device that is out of memory raises what it likes
+        raise CheckpointError(f"The model in {folder} could not be loaded: {error}") from error
+
+
+def main(arguments: Sequence[str] | None = None, load: Load = load_engine) -> int:
+    """Evaluate what `arguments` name; the exit status is in the help text."""
+    job = parse(arguments)
+    try:
+        return run_facts(job, load) if job.facts else run_samples(job, load)
+    except OcrError as error:
+        _complain(str(error))
+        return COULD_NOT_START
+    except KeyboardInterrupt:
+        _complain(f"interrupted; the same command goes on where {job.output_dir} stopped.")
+        return INTERRUPTED
+
+
+def run_samples(job: Job, load: Load) -> int:
+    """Read the samples of the test file, score them, write the report; the exit status."""
+    assert job.test_file is not None
+    samples, rejections = load_samples(job.data_root, job.test_file, _complain)
+    samples, twins = _unlike(samples)
+    rejections += twins
+    examples: list[Example] = []
+    unsupported: list[str] = []
+    for sample in samples[: job.limit]:
+        for task in job.tasks:
+            found = examples_of(sample, [task])
+            examples += found
+            unsupported += [] if found else [f"{sample.name} ({tasks.TASKS[task].short})"]
+    if not examples:
+        names = ", ".join(tasks.TASKS[task].short for task in job.tasks)
+        raise InputError(
+            f"{job.test_file} holds nothing that can be used for --task {names}: "
+            f"{len(rejections)} entries cannot be used{_first(rejections)}, "
+            f"{len(unsupported)} have no answer."
+        )
+    scores = _read_all(job, examples, load, folder_reader, score)
+    run = report.Run(_settings(job), scores, rejections, unsupported, versions())
+    _write(job, report.contents(run), report.lines(summarise(scores)), report.counts(run))
+    for rejection in rejections:
+        _complain(f"cannot be used: {rejection.name}: {rejection.reason}")
+    return SOME_FAILED if rejections or run.failures else ALL_READ
+
+
+def run_facts(job: Job, load: Load) -> int:
+    """Read the pages the facts are about, check the facts, write the report; the exit status."""
+    assert job.facts is not None
+    facts, rejections = load_facts(job.facts)
+    facts = facts[: job.limit]
+    if not facts:
+        raise InputError(
+            f"{job.facts} holds no fact that can be run, {len(rejections)} lines cannot be used"
+            f"{_first(rejections)}."
+        )
+    pages = {fact_report.name_of(fact.page): fact.page for fact in facts}
+    examples = [
+        Example(fact_report.picture(job.data_root, page), job.tasks[0],
+                tasks.prompt_for(job.tasks[0]), "", name)
+        for name, page in pages.items()
+    ]  # fmt: skip
+    scores = _read_all(job, examples, load, fact_report.folder_reader(pages), _unscored)
+    readings = {score.example.name: score.prediction for score in scores}
+    run = fact_report.FactRun(_settings(job), fact_report.verdicts(facts, readings), rejections)
+    _write(job, fact_report.contents(run), fact_report.lines(run), fact_report.counts(run))
+    failed = [score for score in scores if score.prediction.error is not None]
+    for rejection in rejections:
+        _complain(f"not run: {rejection.name}: {rejection.reason}")
+    return SOME_FAILED if rejections or failed else ALL_READ
+
+
+def _read_all(
+    job: Job,
+    examples: Sequence[Example],
+    load: Load,
+    from_folder: Callable[[Path], Read],
+    judge: Callable[[Example, Prediction], Score],
+) -> list[Score]:
+    """Read what an earlier run has not, a line in the journal each; all scores, in order."""
+    folder: Path | None = None
+    read = from_folder(job.predictions) if job.predictions else None
+    if read is None:
+        folder = weights.ensure(job.settings.model, Path(job.settings.checkpoints), fetch=False)
+    journal = Journal(job.output_dir, _identity(job, folder), resume=read is None)
+    done = dict(journal.done)
+    waiting = [example for example in examples if key_of(example) not in done]
+    used = "no model"
+    if folder is not None and waiting:
+        engine = load(folder, job.adapter, job.settings.device, job.settings.dtype)
+        used = f"{engine.device}, {engine.dtype}"
+        decode = DecodeSettings(max_new_tokens=job.max_tokens)
+        read = model_reader(engine, tasks.crop_for(job.size), decode)
+    journal.begin()
+    log = ExperimentLog(job.output_dir)
+    log.start("training.evaluate", _settings(job))
+    log.line(f"used {used}")
+    log.line(f"examples {len(examples)}, read before {len(examples) - len(waiting)}")
+    predictions = read(waiting) if read else iter(())
+    tracked = track(predictions, len(waiting), "reading")
+    for example, prediction in zip(waiting, tracked, strict=True):
+        done[key_of(example)] = prediction
+        journal.add(judge(example, prediction), job.data_root)
+        if prediction.error is not None:
+            _complain(f"not read: {example.name}: {prediction.error}")
+    scores = [judge(example, done[key_of(example)]) for example in examples]
+    journal.rewrite(scores, job.data_root)
+    return scores
+
+
+def _write(job: Job, files: dict[str, bytes], lines: list[str], counts: dict[str, int]) -> None:
+    write_all({job.output_dir / name: data for name, data in files.items()})
+    log = ExperimentLog(job.output_dir)
+    for line in (*lines, ", ".join(f"{name} {count}" for name, count in counts.items())):
+        log.line(line)
+        print(line)
+    print(f"{job.output_dir / 'report.md'} says more")
+
+
+def _unscored(example: Example, prediction: Prediction) -> Score:
+    return Score(example, prediction, {})
+
+
+def _unlike(samples: Sequence[Sample]) -> tuple[list[Sample], list[Rejection]]:
+    """The samples with a name of their own, and a rejection for each that repeats one."""
+    known: dict[str, Sample] = {}
+    rejections: list[Rejection] = []
+    for sample in samples:
+        if known.setdefault(sample.name, sample) is not sample:
+            rejections.append(Rejection(sample.name, "another sample has the same name."))
+    return list(known.values()), rejections
+
+
+def _first(rejections: Sequence[Rejection]) -> str:
+    return f" (the first, {rejections[0].name}: {rejections[0].reason})" if rejections else ""
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """What the report and the log say of the run."""
+    return {
+        "read by": str(job.predictions or job.settings.model),
+        "adapter": str(job.adapter or "none"),
+        "held against": str(job.test_file or job.facts),
+        "data_root": str(job.data_root),
+        "tasks": ", ".join(tasks.TASKS[task].short for task in job.tasks),
+        "size": job.size if job.predictions is None else "unknown",
+        "max_tokens": job.max_tokens,
+        "device": job.settings.device,
+        "dtype": job.settings.dtype,
+        "limit": job.limit or "none",
+    }
+
+
+def _identity(job: Job, folder: Path | None) -> dict[str, Any]:
+    """What must be equal for one run to go on with another's pages.
+
+    Of the model and the adapter also sizes and times of their files, which change in training.
+    """
+    known = {
+        name: value for name, value in _settings(job).items() if name not in ("tasks", "limit")
+    }
+    source = job.test_file or job.facts
+    assert source is not None
+    return {
+        **known,
+        "version": __version__,
+        "source": hashlib.sha256(read_text(source).encode("utf-8")).hexdigest(),
+        "files": [_files_in(one) for one in (folder, job.adapter) if one is not None],
+    }
+
+
+def _files_in(folder: Path) -> dict[str, list[int]]:
+    files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+
+
+def _complain(text: str) -> None:
+    print(f"training.evaluate: {one_line(text, most=1000)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

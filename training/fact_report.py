@@ -1,0 +1,170 @@
+"""Facts checked against readings: verdicts, pass rates with intervals, the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deepseek_ocr.errors import InputError
+from training import report
+from training.bootstrap import Figure, Share, figures
+from training.experiment import versions
+from training.facts import TYPES, Fact, Page, Verdict, check
+from training.files import json_bytes
+from training.readers import read_prediction
+from training.samples import Example, Rejection
+from training.scoring import Prediction, Read
+from training.split import SUFFIXES
+
+ALL = "all"
+"""Name of the pass rate over facts of every type."""
+
+
+@dataclass(frozen=True)
+class FactRun:
+    """What a report on facts is made of."""
+
+    settings: Mapping[str, Any]
+    verdicts: Sequence[Verdict]
+    rejections: Sequence[Rejection] = ()
+
+
+def name_of(page: Page) -> str:
+    """How a page is called in reports."""
+    return page.file if page.number is None else f"{page.file} page {page.number}"
+
+
+def picture(data_root: Path, page: Page) -> Path:
+    """Where the picture of `page` is, or would be expected."""
+    if page.number is None:
+        return data_root / page.file
+    for name in page.names():
+        for suffix in sorted(SUFFIXES):
+            if (path := data_root / f"{name}{suffix}").is_file():
+                return path
+    return data_root / f"{page.names()[0]}.png"
+
+
+def folder_reader(pages: Mapping[str, Page]) -> Callable[[Path], Read]:
+    """Takes the texts of `pages` (by `name_of`) from a folder.
+
+    The result raises `InputError` where there is no such folder.
+    """
+
+    def reader(folder: Path) -> Read:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder; give the one that holds the texts.")
+
+        def read(examples: Iterable[Example]) -> Iterator[Prediction]:
+            for example in examples:
+                yield read_prediction(folder, pages[example.name].names())
+
+        return read
+
+    return reader
+
+
+def verdicts(facts: Sequence[Fact], readings: Mapping[str, Prediction]) -> list[Verdict]:
+    """Each fact checked; on a page that was not read every fact fails, also that something is
+    absent."""
+    found: list[Verdict] = []
+    for fact in facts:
+        reading = readings[name_of(fact.page)]
+        if reading.error is not None:
+            found.append(Verdict(fact, False, f"the page was not read: {reading.error}"))
+        else:
+            found.append(check(fact, reading.text))
+    return found
+
+
+def summarise(run: FactRun) -> dict[str, Figure]:
+    """Pass rates over all facts and by type; pages are drawn anew for the intervals."""
+    pages = {name: at for at, name in enumerate({name_of(v.fact.page): 0 for v in run.verdicts})}
+    shares: dict[str, list[Share]] = {name: [(0.0, 0.0)] * len(pages) for name in (ALL, *TYPES)}
+    for verdict in run.verdicts:
+        at = pages[name_of(verdict.fact.page)]
+        for name in (ALL, verdict.fact.type):
+            passed, count = shares[name][at]
+            shares[name][at] = (passed + verdict.passed, count + 1)
+    return figures(shares)
+
+
+def counts(run: FactRun) -> dict[str, int]:
+    """How many facts there were, and what became of them."""
+    return {
+        "facts": len(run.verdicts),
+        "passed": sum(verdict.passed for verdict in run.verdicts),
+        "pages": len({verdict.fact.page for verdict in run.verdicts}),
+        "not run": len(run.rejections),
+    }
+
+
+def lines(run: FactRun) -> list[str]:
+    """The pass rates as plain lines."""
+    return [f"{name}: {report.shown(figure)}" for name, figure in summarise(run).items()]
+
+
+def contents(run: FactRun) -> dict[str, bytes]:
+    """File names and contents of the report: report.md, metrics.json, facts.jsonl."""
+    metrics = {
+        "settings": dict(run.settings),
+        "versions": versions(),
+        "counts": counts(run),
+        "facts": {name: asdict(figure) for name, figure in summarise(run).items()},
+        "rejected": [asdict(rejection) for rejection in run.rejections],
+    }
+    return {
+        "report.md": _markdown(run).encode("utf-8", "replace"),
+        "metrics.json": json_bytes(metrics),
+        "facts.jsonl": "".join(_line(verdict) for verdict in run.verdicts).encode("utf-8"),
+    }
+
+
+def _line(verdict: Verdict) -> str:
+    fact = verdict.fact
+    values = {
+        "id": fact.id,
+        "page": name_of(fact.page),
+        "type": fact.type,
+        "passed": verdict.passed,
+        "reason": verdict.reason,
+    }
+    return json.dumps(values) + "\n"
+
+
+def _markdown(run: FactRun) -> str:
+    settings = [
+        [report.escaped(name), report.escaped(str(value))]
+        for name, value in {**run.settings, **counts(run)}.items()
+    ]
+    rates = [
+        [name, report.shown(figure), str(figure.pages)] for name, figure in summarise(run).items()
+    ]
+    failed = [verdict for verdict in run.verdicts if not verdict.passed]
+    parts = [
+        "# Facts\n",
+        report.table(["setting", "value"], settings),
+        report.table(["facts", "passed, 95 % interval", "pages"], rates),
+        f"## Failed: {len(failed)}\n",
+        report.table(
+            ["page", "fact", "type", "why"],
+            [
+                [report.escaped(text) for text in
+                 (name_of(one.fact.page), one.fact.id, one.fact.type, one.reason)]
+                for one in failed[: report.MOST_LISTED]
+            ],
+        ),
+        f"## Not run: {len(run.rejections)}\n",
+        report.table(
+            ["line", "why"],
+            [
+                [report.escaped(one.name), report.escaped(one.reason)]
+                for one in run.rejections[: report.MOST_LISTED]
+            ],
+        ),
+        "All of them are in facts.jsonl and metrics.json.\n",
+    ]  # fmt: skip
+    return "\n".join(parts)

@@ -1,0 +1,96 @@
+"""Where predictions come from: the model, or a folder of texts made elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import tasks
+from deepseek_ocr.errors import InputError
+from deepseek_ocr.settings import CropSettings, DecodeSettings
+from training.files import read_text
+from training.samples import Example
+from training.scoring import Prediction, Read, comparable
+
+if TYPE_CHECKING:
+    from deepseek_ocr.engine import OcrEngine, Reading
+
+SUFFIXES = (".md", ".mmd", ".txt")
+"""Of texts made elsewhere, in the order in which they are looked for."""
+
+LARGEST_TEXT = 2 * 2**20
+"""Bytes of a text made elsewhere; a page of the model has at most a hundredth of that."""
+
+
+def model_reader(engine: OcrEngine, crop: CropSettings, decode: DecodeSettings) -> Read:
+    """Reads with `engine`; a page that fails becomes a prediction that says why."""
+    from deepseek_ocr.engine import Failure, Page
+
+    def read(examples: Iterable[Example]) -> Iterator[Prediction]:
+        waiting: list[Example] = []
+
+        def pages() -> Iterator[Page]:
+            for example in examples:
+                waiting.append(example)
+                yield Page(example.image, example.prompt, crop, decode)
+
+        start = time.perf_counter()
+        for outcome in engine.read_many(pages()):
+            example, seconds = waiting.pop(0), time.perf_counter() - start
+            if isinstance(outcome, Failure):
+                yield Prediction("", error=str(outcome), seconds=seconds)
+            else:
+                yield _prediction(engine, example, outcome, seconds)
+            start = time.perf_counter()
+
+    return read
+
+
+def _prediction(
+    engine: OcrEngine, example: Example, reading: Reading, seconds: float
+) -> Prediction:
+    reference = comparable(example.answer, tasks.TASKS[example.task].short)
+    return Prediction(
+        reading.text,
+        finish_reason=reading.finish_reason,
+        text_tokens=len(engine.codec.encode_text(reference)),
+        vision_tokens=reading.counts.valid_vision,
+        seconds=seconds,
+    )
+
+
+def folder_reader(folder: Path) -> Read:
+    """Takes predictions from `folder`: NAME.md, NAME.mmd or NAME.txt for each example.
+
+    NAME is the example's path in the data folder without the suffix; where there is no such
+    file, its last part alone. A text that is not there is a prediction that says so.
+
+    Raises `InputError` where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give the one that holds the predictions.")
+
+    def read(examples: Iterable[Example]) -> Iterator[Prediction]:
+        for example in examples:
+            yield read_prediction(folder, (example.name, PurePosixPath(example.name).name))
+
+    return read
+
+
+def read_prediction(folder: Path, names: Iterable[str]) -> Prediction:
+    """The first text in `folder` under one of `names`, which never lead out of the folder."""
+    names = [name for name in names if ".." not in PurePosixPath(name).parts]
+    for name in names:
+        for suffix in SUFFIXES:
+            path = folder / f"{name.lstrip('/')}{suffix}"
+            if not path.is_file():
+                continue
+            try:
+                text = read_text(path, LARGEST_TEXT)
+            except InputError as error:
+                return Prediction("", error=str(error))
+            return Prediction(text)
+    wanted = f"{names[0] if names else ''}{SUFFIXES[0]}"
+    return Prediction("", error=f"{wanted} is not in {folder} (nor {', '.join(SUFFIXES[1:])}).")

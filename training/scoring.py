@@ -1,0 +1,195 @@
+"""From predictions to scores: one page at a time, then all of them with intervals.
+
+The pure middle of the evaluation; the trainer uses it for its validation pages too:
+
+    scores = evaluate(examples, read)
+    figures = summarise(scores)["Free OCR"]["cer"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import tasks
+from deepseek_ocr import grounding
+from deepseek_ocr.loops import is_loop
+from training import metrics
+from training.bootstrap import Figure, Share, figures
+from training.samples import Example
+from training.tables import html_tables, table_scores
+
+RATIO_BANDS = (0.0, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0)
+"""Lower bounds of the bands of text tokens per vision token; the last has no upper one."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was read of one example, or why nothing was (`error`).
+
+    - `finish_reason`: stop, length or loop; None where the text was made elsewhere, which is then
+      searched for loops
+    - `text_tokens`, `vision_tokens`: of the reference by the model's tokenizer, and of the page
+      less its padding; None where there is no model
+    """
+
+    text: str
+    error: str | None = None
+    finish_reason: str | None = None
+    text_tokens: int | None = None
+    vision_tokens: int | None = None
+    seconds: float | None = None
+
+
+Read = Callable[[Iterable[Example]], Iterator[Prediction]]
+"""Reads examples and yields a prediction for each, in order."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """An example, what was read of it, and its part in every figure that applies to it.
+
+    `notes` says what could not be compared.
+    """
+
+    example: Example
+    prediction: Prediction
+    shares: dict[str, Share]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def page(self) -> str:
+        """Name of the page, which several examples of locating share."""
+        return self.example.name.rpartition("#")[0] or self.example.name
+
+
+@dataclass(frozen=True)
+class Band:
+    """Pages of one band of compression: text tokens per vision token in [low, high).
+
+    `precision` is 1 less the normalised edit distance, on average; `ratio` the mean ratio.
+    """
+
+    low: float
+    high: float | None
+    pages: int
+    precision: float
+    ratio: float
+    text_tokens: tuple[int, int] = field(default=(0, 0))
+
+
+def evaluate(examples: Sequence[Example], read: Read) -> list[Score]:
+    """Read and score every example, in order."""
+    pairs = zip(examples, read(examples), strict=True)
+    return [score(example, prediction) for example, prediction in pairs]
+
+
+def score(example: Example, prediction: Prediction) -> Score:
+    """Compare one prediction with the example's answer; an error counts as an empty text."""
+    text = "" if prediction.error else prediction.text
+    short = tasks.TASKS[example.task].short
+    shares: dict[str, Share] = {"failed": (float(prediction.error is not None), 1.0)}
+    looped = is_loop(text) if prediction.finish_reason is None else None
+    shares["loop"] = (float(looped or prediction.finish_reason == "loop"), 1.0)
+    notes: list[str] = []
+    if short in ("markdown", "locate"):
+        shares |= _boxes(example.answer, text, locate=short == "locate")
+    if short != "locate":
+        shares |= _texts(comparable(example.answer, short), comparable(text, short))
+        shares |= _tables(example.answer, text, notes)
+        if prediction.text_tokens and prediction.vision_tokens:
+            shares["compression"] = (prediction.text_tokens, prediction.vision_tokens)
+    return Score(example, prediction, shares, tuple(notes))
+
+
+def comparable(text: str, short: str) -> str:
+    """What of `text` is compared as text: Markdown without tags, anything else as it is."""
+    return grounding.to_markdown(text) if short == "markdown" else text
+
+
+def summarise(scores: Sequence[Score]) -> dict[str, dict[str, Figure]]:
+    """For each task (long name) the figures that apply, pages drawn anew for the intervals."""
+    summary: dict[str, dict[str, Figure]] = {}
+    for task in tasks.TASKS:
+        chosen = [score for score in scores if score.example.task == task]
+        if chosen:
+            summary[task] = figures(_by_page(chosen))
+    return summary
+
+
+def precision_by_ratio(scores: Sequence[Score]) -> list[Band]:
+    """The paper's table of precision by compression: one band a line, empty bands left out."""
+    bands: list[Band] = []
+    known = [score for score in scores if "compression" in score.shares]
+    for low, high in zip(RATIO_BANDS, (*RATIO_BANDS[1:], None), strict=True):
+        inside = [
+            score
+            for score in known
+            if _ratio(score) >= low and (high is None or _ratio(score) < high)
+        ]
+        if inside:
+            tokens = [int(score.shares["compression"][0]) for score in inside]
+            bands.append(
+                Band(
+                    low,
+                    high,
+                    len(inside),
+                    1 - sum(score.shares["ned"][0] for score in inside) / len(inside),
+                    sum(_ratio(score) for score in inside) / len(inside),
+                    (min(tokens), max(tokens)),
+                )
+            )
+    return bands
+
+
+def _ratio(score: Score) -> float:
+    text, vision = score.shares["compression"]
+    return text / vision
+
+
+def _texts(reference: str, text: str) -> dict[str, Share]:
+    characters = metrics.character_errors(reference, text)
+    words = metrics.word_errors(reference, text)
+    return {
+        "cer": (characters.edits, characters.length),
+        "wer": (words.edits, words.length),
+        "ned": (metrics.normalised_edit_distance(reference, text), 1.0),
+        "exact": (float(metrics.exact_match(reference, text)), 1.0),
+    }
+
+
+def _boxes(answer: str, text: str, locate: bool) -> dict[str, Share]:
+    """Box figures: every box of every region counts by itself."""
+    truth, predicted = (
+        [box for region in grounding.parse(source) for box in region.boxes]
+        for source in (answer, text)
+    )
+    if not truth:
+        return {}
+    ious = metrics.matched_ious(truth, predicted)
+    shares: dict[str, Share] = {"iou": (sum(ious), len(ious))}
+    if locate:
+        shares["hit"] = (float(sum(ious) / len(ious) >= metrics.HIT), 1.0)
+    return shares
+
+
+def _tables(answer: str, text: str, notes: list[str]) -> dict[str, Share]:
+    truth = html_tables(answer)
+    scores = table_scores(truth, html_tables(text))
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores):
+        notes.append(f"{len(scores) - len(known)} tables are too large to be compared")
+    return {"teds": (sum(known), len(known))} if known else {}
+
+
+def _by_page(scores: Sequence[Score]) -> dict[str, list[Share]]:
+    """Per figure one share a page: those of its examples added up, (0, 0) where it has none."""
+    pages = {score.page: at for at, score in enumerate({s.page: s for s in scores}.values())}
+    names = {name for score in scores for name in score.shares}
+    table: dict[str, list[Share]] = {name: [(0.0, 0.0)] * len(pages) for name in sorted(names)}
+    for score in scores:
+        at = pages[score.page]
+        for name, (above, below) in score.shares.items():
+            before = table[name][at]
+            table[name][at] = (before[0] + above, before[1] + below)
+    return table
