@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepseek_ocr.errors import InputError, OcrError
-from deepseek_ocr.images import open_image
 from fetching.console import one_line
 from training.files import json_bytes, read_json, write_all
 from training.progress import track
@@ -145,6 +144,8 @@ def pixel_hash(image_path: Path) -> tuple[str, bool]:
 
     Raises `ImageError` where the picture cannot be opened.
     """
+    from deepseek_ocr.images import open_image  # imports torch: seconds
+
     image = open_image(image_path)
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
     digest.update(image.tobytes())

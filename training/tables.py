@@ -98,9 +98,10 @@ def markdown_tables(text: str) -> list[Rows]:
         at += 1
         while at < len(lines) and "|" in lines[at]:
             at += 1
-        body = [lines[start - 1], *lines[start + 1 : at]]
-        if "|" in body[0]:
-            tables.append(tuple(_pipe_row(row) for row in body[:MOST_CELLS]))
+        head, rule = _pipe_row(lines[start - 1]), _pipe_row(lines[start])
+        if "|" in lines[start - 1] and len(head) == len(rule):
+            body = lines[start + 1 : at][:MOST_CELLS]
+            tables.append((head, *(_pipe_row(row) for row in body)))
     return tables
 
 
