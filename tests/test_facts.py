@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
@@ -32,6 +32,9 @@ TABLE = """\
 |---|---|
 | a | *12* |
 """
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""For machines that are busy with other things."""
 
 
 def passes(page: str, /, **fact: Any) -> bool:
@@ -110,6 +113,7 @@ def test_a_verdict_says_why() -> None:
     assert "up, left" in check(fact, TABLE).reason
 
 
+@patient
 @given(st.text("abc", min_size=2, max_size=5), st.text("abc ", max_size=12), st.integers(1, 3))
 def test_places_are_those_of_an_exhaustive_search(pattern: str, text: str, most: int) -> None:
     nearest = {

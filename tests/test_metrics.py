@@ -7,7 +7,7 @@ import re
 import jiwer
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
@@ -25,6 +25,9 @@ from training.metrics import (
     word_errors,
 )
 from training.tables import Cell, grid, html_tables, markdown_tables, table_scores, teds
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""For machines that are busy with other things."""
 
 
 def test_character_errors_by_hand() -> None:
@@ -72,6 +75,7 @@ def test_exact_match_looks_at_lines() -> None:
 texts = st.lists(st.text("abc é\n", max_size=30), min_size=1, max_size=5)
 
 
+@patient
 @given(texts, st.data())
 def test_rates_are_those_of_jiwer(references: list[str], data: st.DataObject) -> None:
     references = [f"x{text}" for text in references]  # jiwer refuses empty references
@@ -196,6 +200,7 @@ def test_hostile_tables_end_as_small_ones(hostile: str) -> None:
     assert all(0 <= score <= 1 for score in table_scores(html_tables(SQUARE), found) if score)
 
 
+@patient
 @given(st.text("<>/tabledrh |\n-:a&", max_size=200))
 def test_any_text_can_be_searched_for_tables(text: str) -> None:
     for rows in (*html_tables(f"<table>{text}"), *markdown_tables(text)):
