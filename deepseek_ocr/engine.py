@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 
-from deepseek_ocr import devices, generation, grounding, images, model, prompts
+from deepseek_ocr import adapters, devices, generation, grounding, images, model, prompts
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.grounding import Confidence, Region
 from deepseek_ocr.images import ImageLimits, Source, Views
@@ -135,8 +135,10 @@ class OcrEngine:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         limits: ImageLimits | None = None,
+        adapter: str | os.PathLike[str] | None = None,
     ) -> OcrEngine:
-        """Load the checkpoint in `folder`: network and tokenizer.
+        """Load the checkpoint in `folder`: network and tokenizer; merge the LoRA `adapter`, a
+        folder, into it where there is one.
 
         Raises `CheckpointError` and `DeviceError`.
         """
@@ -148,7 +150,10 @@ class OcrEngine:
             end_ids=_as_set(config.text_config.eos_token_id),
             image_id=config.image_token_id,
         )
-        return cls(model.load_network(folder, device, dtype), codec, limits)
+        network = model.load_network(folder, device, dtype)
+        if adapter is not None:
+            network = adapters.merge_adapter(network, Path(adapter))
+        return cls(network, codec, limits)
 
     @property
     def device(self) -> torch.device:

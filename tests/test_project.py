@@ -28,6 +28,7 @@ ROWS = [
         "deepseek_ocr.prompts",
         "deepseek_ocr.checkpoint",
         "deepseek_ocr.model",
+        "deepseek_ocr.adapters",
         "deepseek_ocr.loops",
         "deepseek_ocr.generation",
         "deepseek_ocr.grounding",

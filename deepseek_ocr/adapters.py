@@ -1,0 +1,117 @@
+"""LoRA adapters: read from a folder that `training.train` or peft wrote, and merged into a network.
+
+Merged, the network is as fast as without one. `peft` is needed only here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from deepseek_ocr.errors import CheckpointError
+from deepseek_ocr.model import Network
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+"""peft's names for the two files of an adapter; pickled adapters are not read: they can run code."""
+
+WHOLE = "trained_parameters.safetensors"
+"""Parameters that were trained whole beside the adapter (the vision encoder), by their names in
+the library's network. Not every adapter has any."""
+
+_TAKEN = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "target_parameters",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+)
+"""What is taken from a config. Other keys could name classes to import or files to open."""
+
+_LARGEST_RANK = 4096
+
+
+def merge_adapter(network: Network, folder: Path) -> Network:
+    """`network` with the adapter in `folder` added to its weights; the same object, changed.
+
+    Raises `CheckpointError` where the adapter is missing, damaged or of another model, or where
+    peft is not installed.
+    """
+    config = _config(folder)
+    try:
+        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    except ImportError as error:
+        raise CheckpointError(
+            "Adapters need the package peft: pip install peft. Or merge the adapter into a "
+            "checkpoint where peft is at hand (training.train --merge)."
+        ) from error
+    try:
+        wrapped = get_peft_model(network, LoraConfig(**config))
+        result = set_peft_model_state_dict(wrapped, _tensors(folder / TENSORS))
+        missing = [name for name in result.missing_keys if "lora_" in name]
+        if missing or result.unexpected_keys:
+            raise ValueError(
+                f"tensors that do not belong: {[*missing, *result.unexpected_keys][:3]}"
+            )
+        merged: Network = wrapped.merge_and_unload(safe_merge=True)
+        _take_whole(merged, folder / WHOLE)
+    except Exception as error:  # peft raises many kinds for what does not fit
+        raise CheckpointError(
+            f"The adapter in {folder} does not fit this model ({error}); give the model it was "
+            "trained on."
+        ) from error
+    return merged.requires_grad_(False).eval()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What `LoraConfig` needs, checked."""
+    for name in (CONFIG, TENSORS):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} is not an adapter: it has no {name}. Give a folder that training.train "
+                "wrote with LoRA; pickled adapters are not read."
+            )
+    try:
+        raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is not JSON ({error}).") from error
+    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
+        raise CheckpointError(f"{folder / CONFIG} does not describe a LoRA adapter.")
+    rank = raw.get("r")
+    if not isinstance(rank, int) or not 0 < rank <= _LARGEST_RANK:
+        raise CheckpointError(f"{folder / CONFIG} has rank {rank!r}, outside 1 to {_LARGEST_RANK}.")
+    if raw.get("modules_to_save") or raw.get("bias", "none") != "none":
+        raise CheckpointError(
+            f"{folder / CONFIG} trains biases or whole modules, which are not read from adapters; "
+            "merge it where it was made."
+        )
+    return {key: raw[key] for key in _TAKEN if raw.get(key)}
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); copy it again.") from error
+
+
+@torch.no_grad()
+def _take_whole(network: Network, path: Path) -> None:
+    if not path.is_file():
+        return
+    parameters = dict(network.named_parameters())
+    for name, values in _tensors(path).items():
+        if name not in parameters or parameters[name].shape != values.shape:
+            raise CheckpointError(f"{path} holds {name}, which this model does not have.")
+        target = parameters[name]
+        owner, _, leaf = name.rpartition(".")
+        # A new tensor, not a copy into the old one: that may be the checkpoint's own file.
+        changed = torch.nn.Parameter(values.to(target.device, target.dtype), requires_grad=False)
+        setattr(network.get_submodule(owner), leaf, changed)

@@ -1,0 +1,263 @@
+"""Where things go on a synthetic page: text lines, paragraphs, tables and charts, drawn with their
+boxes known to the pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from random import Random
+
+from PIL import Image, ImageDraw, ImageFont
+
+from training import fonts, phrases
+
+PixelBox = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A region of a page: label, box in pixels, the text in it, and the lines as they lie."""
+
+    label: str
+    box: PixelBox
+    text: str
+    lines: tuple[tuple[str, PixelBox], ...] = ()
+
+
+@dataclass(frozen=True)
+class Style:
+    """How large text is (px to the em), how long a line may be, how often it is random."""
+
+    smallest: int
+    largest: int
+    longest: int
+    random_share: float
+
+
+class Canvas:
+    """A page being filled from top to bottom; `top` is where the next block may begin."""
+
+    def __init__(self, size: tuple[int, int], ink: int, ground: int, margin: int) -> None:
+        self.image = Image.new("L", size, ground)
+        self.draw = ImageDraw.Draw(self.image)
+        self.ink = ink
+        self.margin = margin
+        self.top = margin
+
+    @property
+    def right(self) -> int:
+        return self.image.width - self.margin
+
+    @property
+    def bottom(self) -> int:
+        return self.image.height - self.margin
+
+    def text(self, x: float, top: float, text: str, font: ImageFont.FreeTypeFont) -> PixelBox:
+        """Draw one line whose tallest letters begin at `top`; its box, tall letters to tails."""
+        left, above, _, below = font.getbbox("Hg", anchor="ls")
+        baseline = top - above
+        self.draw.text((x, baseline), text, fill=self.ink, font=font, anchor="ls")
+        start, _, end, _ = font.getbbox(text, anchor="ls")
+        return (x + start, top, x + end, baseline + below)
+
+
+def height_of(font: ImageFont.FreeTypeFont) -> int:
+    """Pixels from the top of a tall letter to the end of a tail."""
+    _, above, _, below = font.getbbox("Hg", anchor="ls")
+    return int(below - above)
+
+
+def typeface(rng: Random, faces: dict[str, list[fonts.Typeface]]) -> fonts.Typeface:
+    """A typeface, every family as likely as any other."""
+    return rng.choice(faces[rng.choice(list(faces))])
+
+
+def fitting(font: ImageFont.FreeTypeFont, text: str, width: int) -> str:
+    """As much of the beginning of `text` as is at most `width` px wide."""
+    while text and font.getlength(text) > width:
+        space = text.rfind(" ")
+        text = text[: space if space > 0 else len(text) - 1].rstrip()
+    return text
+
+
+def grid(canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style, cell: int) -> list[Block]:
+    """A character in the middle of every `cell` px cell: what is where never varies."""
+    columns, rows = canvas.image.width // cell, canvas.image.height // cell
+    font = fonts.sized(face, rng.randint(style.smallest, style.largest))
+    return [_glyph_row(canvas, rng, font, columns, (0, row), cell) for row in range(rows)]
+
+
+def glyphs(
+    canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style, most: int, cell: int
+) -> list[Block]:
+    """Up to `most` rows of characters, each in the middle of one `cell` px cell of a grid."""
+    font = fonts.sized(face, rng.randint(style.smallest, style.largest))
+    columns, rows = canvas.image.width // cell, canvas.image.height // cell
+    count = rng.randint(1, min(most, rows))
+    blocks = []
+    for row in sorted(rng.sample(range(rows), count)):
+        length = rng.randint(1, min(style.longest, columns))
+        at = (rng.randrange(columns - length + 1), row)
+        blocks.append(_glyph_row(canvas, rng, font, length, at, cell))
+    return blocks
+
+
+def _glyph_row(
+    canvas: Canvas,
+    rng: Random,
+    font: ImageFont.FreeTypeFont,
+    length: int,
+    at: tuple[int, int],
+    cell: int,
+) -> Block:
+    """`length` random characters from cell `at` (column, row) on."""
+    column, row = at
+    text = phrases.random_string(rng, length)
+    for place, character in enumerate(text):
+        middle = ((column + place + 0.5) * cell, (row + 0.5) * cell)
+        canvas.draw.text(middle, character, fill=canvas.ink, font=font, anchor="mm")
+    box = (column * cell, row * cell, (column + length) * cell, (row + 1) * cell)
+    return Block("text", box, text, ((text, box),))
+
+
+def lines(
+    canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style, most: int
+) -> list[Block]:
+    """Separate lines, each a block, one below the other with gaps; sizes differ now and then."""
+    blocks: list[Block] = []
+    count = rng.randint(1, most)
+    size = rng.randint(style.smallest, style.largest)
+    x = rng.randint(canvas.margin, max(canvas.margin, canvas.image.width // 3))
+    canvas.top = rng.randint(canvas.margin, max(canvas.margin, canvas.image.height // 3))
+    same = rng.random() < 0.6
+    while len(blocks) < count:
+        if not same:
+            size = rng.randint(style.smallest, style.largest)
+            x = rng.randint(canvas.margin, max(canvas.margin, canvas.image.width // 2))
+        font = fonts.sized(face, size)
+        if canvas.top + height_of(font) > canvas.bottom:
+            break
+        text = phrases.line(rng, style.longest, style.random_share)
+        text = fitting(font, text, canvas.right - x)
+        if text:
+            box = canvas.text(x, canvas.top, text, font)
+            blocks.append(Block("text", box, text, ((text, box),)))
+        canvas.top += int(height_of(font) * rng.uniform(1.15, 2.2)) + 2
+    return blocks
+
+
+def paragraph(
+    canvas: Canvas, font: ImageFont.FreeTypeFont, rng: Random, style: Style, most: int, label: str
+) -> Block | None:
+    """Up to `most` lines set close together; None where not one fits."""
+    placed: list[tuple[str, PixelBox]] = []
+    step = int(height_of(font) * rng.uniform(1.12, 1.35)) + 1
+    for _ in range(most):
+        if canvas.top + height_of(font) > canvas.bottom:
+            break
+        text = phrases.line(rng, style.longest, style.random_share)
+        text = fitting(font, text, canvas.right - canvas.margin)
+        if text:
+            placed.append((text, canvas.text(canvas.margin, canvas.top, text, font)))
+            canvas.top += step
+    if not placed:
+        return None
+    return Block(
+        label,
+        around([box for _, box in placed]),
+        " ".join(text for text, _ in placed),
+        tuple(placed),
+    )
+
+
+def article(canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style) -> list[Block]:
+    """A title and one to three paragraphs."""
+    blocks: list[Block | None] = []
+    body = rng.randint(style.smallest, (style.smallest + style.largest) // 2)
+    title = fonts.sized(face, min(int(body * rng.uniform(1.4, 1.8)), 2 * style.largest))
+    short = Style(style.smallest, style.largest, max(4, int(style.longest * 0.6)), 0.0)
+    if rng.random() < 0.7:
+        blocks.append(paragraph(canvas, title, rng, short, 1, "title"))
+        canvas.top += body // 2
+    for _ in range(rng.randint(1, 3)):
+        blocks.append(
+            paragraph(canvas, fonts.sized(face, body), rng, style, rng.randint(1, 4), "text")
+        )
+        canvas.top += int(body * rng.uniform(0.6, 1.2))
+    return [block for block in blocks if block]
+
+
+def table(canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style) -> list[Block]:
+    """A ruled table of two or three columns and two to four rows."""
+    font = fonts.sized(face, rng.randint(style.smallest, (style.smallest + style.largest) // 2))
+    columns, rows = rng.randint(2, 3), rng.randint(2, 4)
+    width = (canvas.right - canvas.margin) // columns
+    height = int(height_of(font) * rng.uniform(1.5, 2.0))
+    left, top = canvas.margin, canvas.top
+    texts: list[list[str]] = []
+    placed: list[tuple[str, PixelBox]] = []
+    for row in range(rows):
+        if canvas.top + height > canvas.bottom:
+            break
+        cells = []
+        for column in range(columns):
+            text = phrases.number(rng) if row and column else phrases.word(rng).strip(".,:;!?")
+            text = fitting(font, text, width - 12)
+            x, y = left + column * width + 6, top + row * height + (height - height_of(font)) / 2
+            if text:
+                placed.append((text, canvas.text(x, y, text, font)))
+            cells.append(text)
+        texts.append(cells)
+        canvas.top += height
+    if not texts:
+        return []
+    box = (left, top, left + columns * width, top + len(texts) * height)
+    for edge in range(columns + 1):
+        canvas.draw.line((left + edge * width, box[1], left + edge * width, box[3]), canvas.ink, 2)
+    for edge in range(len(texts) + 1):
+        canvas.draw.line((left, top + edge * height, box[2], top + edge * height), canvas.ink, 2)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(text, quote=False)}</td>" for text in cells) + "</tr>"
+        for cells in texts
+    )
+    canvas.top += height // 2
+    return [Block("table", box, f"<table>{body}</table>", tuple(placed))]
+
+
+def chart(
+    canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style
+) -> tuple[list[Block], str]:
+    """A bar chart of two to four bars with a name below and a value above each, and its content
+    as a Markdown table."""
+    size = rng.randint(style.smallest, max(style.smallest, (style.smallest + style.largest) // 2))
+    font = fonts.sized(face, size)
+    count = rng.randint(2, 4)
+    tall = height_of(font)
+    left, top, right, bottom = canvas.margin, canvas.top, canvas.right, canvas.bottom
+    width = (right - left) // count
+    names, values = [], []
+    placed: list[tuple[str, PixelBox]] = []
+    for place in range(count):
+        name = fitting(font, rng.choice(phrases.english_words()), width - 6)
+        value = rng.randint(5, 99)
+        x = left + place * width
+        foot = bottom - tall - 6
+        head = foot - (foot - top - tall - 8) * value / 100
+        canvas.draw.rectangle(
+            (x + width // 5, head, x + width * 4 // 5, foot), fill=(canvas.ink + 128) // 2
+        )
+        text_at = (x + width // 5, head - tall - 4)
+        placed.append((str(value), canvas.text(*text_at, str(value), font)))
+        placed.append((name, canvas.text(x + 4, foot + 4, name, font)))
+        names.append(name)
+        values.append(value)
+    canvas.top = bottom
+    rows = "\n".join(f"| {name} | {value} |" for name, value in zip(names, values, strict=True))
+    return [Block("image", (left, top, right, bottom), "", tuple(placed))], rows
+
+
+def around(boxes: list[PixelBox]) -> PixelBox:
+    """The smallest box that holds all of `boxes`."""
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return (min(lefts), min(tops), max(rights), max(bottoms))

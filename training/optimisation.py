@@ -1,0 +1,132 @@
+"""One step of training: AdamW over micro-batches, the same numbers on one process or several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from deepseek_ocr.errors import GenerationError
+from training.batches import Batch
+from training.objective import Objective
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """How weights are moved.
+
+    - `lr`: highest learning rate; `weight_decay`: on matrices only
+    - `betas`, `clip`: AdamW's averages, largest norm of the gradient
+    - `balance`: weight of the routers' auxiliary loss, 0 for none
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    balance: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Mean loss of the step's tokens (nats), tokens taught, norm of the gradient, rate used."""
+
+    loss: float
+    tokens: int
+    gradient_norm: float
+    lr: float
+
+
+class Stepper:
+    """Moves the trainable weights of an objective, one call a step."""
+
+    def __init__(
+        self, objective: Objective, settings: OptimiserSettings, accelerator: Accelerator
+    ) -> None:
+        self.settings = settings
+        self.accelerator = accelerator
+        self.optimiser = torch.optim.AdamW(
+            parameter_groups(objective, settings.weight_decay),
+            lr=settings.lr,
+            betas=settings.betas,
+            fused=accelerator.device.type in ("cpu", "cuda"),
+        )
+        prepared = accelerator.prepare(objective, self.optimiser)
+        self.objective: nn.Module = prepared[0]
+        self.prepared_optimiser = prepared[1]
+
+    def step(self, batches: Sequence[Batch], lr: float) -> StepResult:
+        """One step over `batches` (this process's micro-batches), every token counting the same
+        wherever it lies.
+
+        Raises `GenerationError` where the loss is not a number.
+        """
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        processes = self.accelerator.num_processes
+        tokens = self._summed(sum(batch.taught for batch in batches))
+        micro_batches = self._summed(len(batches))
+        total = 0.0
+        for at, batch in enumerate(batches):
+            last = at == len(batches) - 1
+            with self._together(last):
+                loss, balance = self.objective(batch)
+                # Gradients are averaged over processes; this makes it a mean over tokens.
+                share = loss * processes / max(tokens, 1)
+                share = share + self.settings.balance * balance * processes / micro_batches
+                self.accelerator.backward(share)
+            total += float(loss.detach())
+        mean = self._summed(total) / max(tokens, 1)
+        if not math.isfinite(mean):
+            raise GenerationError(
+                "The loss is not a number any more; lower --lr, lengthen --warmup, or train in "
+                "float32 (--dtype float32)."
+            )
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.clip)
+        self.prepared_optimiser.step()
+        self.prepared_optimiser.zero_grad(set_to_none=True)
+        return StepResult(mean, int(tokens), float(norm), lr)
+
+    def _together(self, last: bool):  # type: ignore[no-untyped-def]
+        """Gradients are exchanged between processes once, with the last micro-batch."""
+        from contextlib import nullcontext
+
+        return nullcontext() if last else self.accelerator.no_sync(self.objective)
+
+    def _summed(self, value: float) -> float:
+        if self.accelerator.num_processes == 1:
+            return value
+        tensor = torch.tensor(float(value), device=self.accelerator.device, dtype=torch.float64)
+        return float(self.accelerator.reduce(tensor, reduction="sum"))
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Trainable parameters as two groups: matrices, which decay, and all else, which does not."""
+    trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    decayed = [p for n, p in trainable if p.ndim >= 2 and not _is_table(n)]
+    rest = [p for n, p in trainable if p.ndim < 2 or _is_table(n)]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _is_table(name: str) -> bool:
+    return any(part in name for part in ("embed", "rel_pos", "position"))
+
+
+def cosine(warmup: int, total: int, floor: float = 0.05) -> Callable[[int], float]:
+    """Share of the highest rate at a step: up over `warmup` steps, down to `floor` at `total`."""
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / max(warmup, 1)
+        done = min(1.0, (step - warmup) / max(total - warmup, 1))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+    return share

@@ -1,0 +1,418 @@
+"""Train the bundled pocket model from nothing: `python -m training.pocket --output DIR`.
+
+The curriculum goes from single large characters on small views to pages of every kind: reading
+from nothing stays on a plateau until attention finds the glyphs, and it finds large ones first.
+Every stage begins with the bfloat16 weights that the one before left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from deepseek_ocr.checkpoint import read_config
+from deepseek_ocr.errors import OcrError
+from deepseek_ocr.images import make_views
+from deepseek_ocr.model import Network, load_network
+from deepseek_ocr.prompts import Codec, load_codec
+from deepseek_ocr.settings import CELL, CropSettings
+from training import synth
+from training.batches import Batch, EncodedExample, collate, encode_example
+from training.checkpoints import save_checkpoint
+from training.files import write_json
+from training.objective import Objective
+from training.optimisation import OptimiserSettings, Stepper, StepResult, cosine
+from training.samples import Sample, examples_of
+from training.synth import Recipe
+
+BEGIN, END, PAD, IMAGE = (
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜▁pad▁｜>",
+    "<image>",
+)
+MARKUP = (
+    "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|grounding|>", "<td>", "</td>", "<tr>", "</tr>",
+)  # fmt: skip
+JOINED = ("[[", "]]", ", ", "<table>", "</table>", "\n\n")
+"""Byte pairs that become one token. Text is spelt letter by letter, as reading is learnt so."""
+
+CONTEXT = 2048
+
+CONFIG: dict[str, Any] = {
+    "model_type": "DeepseekOCR",
+    "architectures": ["DeepseekOCRForCausalLM"],
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "moe_intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "n_routed_experts": 6,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 3,
+    "moe_layer_freq": 1,
+    "norm_topk_prob": False,
+    "scoring_func": "softmax",
+    "topk_method": "greedy",
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.0,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": CONTEXT,
+    "hidden_act": "silu",
+    "use_mla": False,
+    "torch_dtype": "bfloat16",
+    "projector_config": {
+        "model_type": "mlp_projector",
+        "projector_type": "linear",
+        "input_dim": 512,
+        "n_embed": 256,
+    },
+    "vision_config": {
+        "image_size": 512,
+        "model_name": "deeplip_b_l",
+        "model_type": "vision",
+        "width": {
+            "sam_vit_b": {
+                "width": 96,
+                "layers": 2,
+                "heads": 3,
+                "global_attn_indexes": [],
+                "downsample_channels": [128, 256],
+                "neck_channels": 64,
+                "window_size": 8,
+                "image_size": 512,
+            },
+            "clip-l-14-224": {
+                "width": 256,
+                "layers": 3,
+                "heads": 4,
+                "image_size": 112,
+                "patch_size": 14,
+                "mlp_dim": 768,
+            },
+        },
+    },
+}
+"""The pocket model in the official schema; ids and vocabulary come from its tokenizer."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pages of a recipe seen through a square view of `view` px; `weight` is how often."""
+
+    recipe: Recipe
+    view: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the curriculum: pages of some recipes until the loss is low or `pages` are seen.
+
+    - `sources`: what pages are made of
+    - `tasks`: short names of tasks with weights
+    - `until`: mean loss (nats a token) of the last 20 steps that ends it early
+    - `lr`: highest learning rate, reached after `warmup` optimiser steps, falling to a twentieth
+      where `decays`
+    """
+
+    name: str
+    sources: tuple[Source, ...]
+    pages: int
+    batch: int
+    tasks: dict[str, float] = field(default_factory=lambda: {"ocr": 1.0})
+    until: float = 0.0
+    lr: float = 1e-3
+    warmup: int = 100
+    decays: bool = False
+
+
+def tokenizer() -> Tokenizer:
+    """Byte-level BPE with a handful of merges and the official special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: at + 4 for at, symbol in enumerate(alphabet)}
+    merges: list[tuple[str, str]] = []
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    for text in JOINED:
+        symbols = byte_level.pre_tokenize_str(text)[0][0]
+        grown = symbols[0]
+        for symbol in symbols[1:]:
+            if grown + symbol not in vocabulary:
+                vocabulary[grown + symbol] = len(vocabulary) + 4
+                merges.append((grown, symbol))
+            grown += symbol
+    for at, token in enumerate((BEGIN, END, PAD, IMAGE)):
+        vocabulary[token] = at
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    made.pre_tokenizer = byte_level
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in (BEGIN, END, PAD, IMAGE)]
+    )
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in MARKUP])
+    return made
+
+
+def write_untrained(folder: Path, seed: int) -> None:
+    """A checkpoint of random weights with its tokenizer and config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = tokenizer()
+    made.save(str(folder / "tokenizer.json"))
+    ids = {
+        "bos_token_id": made.token_to_id(BEGIN),
+        "eos_token_id": made.token_to_id(END),
+        "pad_token_id": made.token_to_id(PAD),
+        "image_token_id": made.token_to_id(IMAGE),
+        "vocab_size": made.get_vocab_size(),
+    }
+    write_json(folder / "config.json", CONFIG | ids)
+    words = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BEGIN,
+        "eos_token": END,
+        "pad_token": PAD,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": CONTEXT,
+    }
+    write_json(folder / "tokenizer_config.json", words)
+    torch.manual_seed(seed)
+    network = Network(read_config(folder))
+    initialise(network)
+    save_checkpoint(network, folder, folder)
+
+
+def initialise(network: Network) -> None:
+    """Random weights that keep the size of what passes through them.
+
+    The library's class leaves SAM's weights at 1e-10, which suits a class that is only ever
+    filled from a file: nothing of the picture would reach the decoder, and no gradient the eye.
+    """
+    for name, parameter in network.named_parameters():
+        if parameter.ndim < 2:
+            continue
+        if "rel_pos" in name:
+            nn.init.zeros_(parameter)
+        elif "embed_tokens" in name:
+            nn.init.normal_(parameter, std=0.5)
+        elif "pos_embed" in name or "position_embedding" in name:
+            nn.init.normal_(parameter, std=0.1)
+        else:
+            fan_in = parameter.shape[1:].numel() if parameter.ndim != 3 else parameter.shape[2]
+            shrink = 0.4 if name.endswith(_INTO_RESIDUAL) else 1.0
+            nn.init.trunc_normal_(parameter, std=shrink * fan_in**-0.5)
+    for table in (network.model.image_newline, network.model.view_separator):
+        nn.init.normal_(table, std=0.5)
+
+
+_INTO_RESIDUAL = (
+    "o_proj.weight",
+    "out_proj.weight",
+    "down_proj",
+    "down_proj.weight",
+    "lin2.weight",
+    "fc2.weight",
+    "attn.proj.weight",
+)
+
+
+POOL = 4
+"""Batches made together, so that pages of like length share one and little is padding."""
+
+
+class Pools(Dataset[list[Batch]]):
+    """Synthetic pages of one step as pools of batches; pool `i` is always the same."""
+
+    def __init__(self, step: Step, codec: Codec, pad_id: int, seed: int) -> None:
+        self.step = step
+        self.codec = codec
+        self.pad_id = pad_id
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return max(1, self.step.pages // (self.step.batch * POOL))
+
+    def __getitem__(self, number: int) -> list[Batch]:
+        rng = Random(f"{self.seed}:{self.step.name}:{number}")
+        source = rng.choices(self.step.sources, [s.weight for s in self.step.sources])[0]
+        size = max(1, round(self.step.batch * min(1.0, (512 / source.view) ** 2)))
+        crop = CropSettings(base_size=source.view, image_size=source.view, crop_mode=False)
+        encoded: list[EncodedExample] = []
+        while len(encoded) < size * POOL:
+            page = synth.make_page(source.recipe, rng.getrandbits(64))
+            task = rng.choices(list(self.step.tasks), list(self.step.tasks.values()))[0]
+            if task == "figure" and not page.annotation.figure:
+                task = "ocr"
+            views = make_views(page.image, crop)
+            for example in examples_of(Sample(Path(), page.annotation, ""), [task]):
+                encoded.append(
+                    encode_example(self.codec, views, example.prompt, example.answer, CONTEXT)
+                )
+        encoded = sorted(encoded[: size * POOL], key=lambda example: len(example.ids))
+        parts = [encoded[at : at + size] for at in range(0, len(encoded), size)]
+        rng.shuffle(parts)
+        return [collate(part, self.pad_id) for part in parts]
+
+
+def run_step(
+    step: Step, stepper: Stepper, data: Pools, taken: int, log: Log, workers: int
+) -> int:
+    """Train one step of the curriculum; the number of optimiser steps taken in all so far."""
+    loader = DataLoader(
+        data, batch_size=None, num_workers=workers, prefetch_factor=3 if workers else None
+    )
+    total = len(data) * POOL
+    share = cosine(step.warmup, total) if step.decays else cosine(step.warmup, 10**12, 1.0)
+    recent: list[float] = []
+    for pool in loader:
+        for batch in pool:
+            result = stepper.step([batch], step.lr * share(len(recent)))
+            recent.append(result.loss)
+            taken += 1
+            log.step(step.name, taken, len(batch.ids), result)
+        if len(recent) >= 40 and sum(recent[-20:]) / 20 < step.until:
+            break
+    return taken
+
+
+class Log:
+    """Losses as they come, on screen now and then and as JSON lines in a file."""
+
+    def __init__(self, file: Path, every: int = 25) -> None:
+        self._file = file.open("a", encoding="utf-8")
+        self._every = every
+        self._start = time.monotonic()
+        self._pages = 0
+        self._losses: list[float] = []
+
+    def step(self, name: str, taken: int, pages: int, result: StepResult) -> None:
+        self._pages += pages
+        self._losses.append(result.loss)
+        if taken % self._every:
+            return
+        seconds = time.monotonic() - self._start
+        entry = {
+            "step": name,
+            "taken": taken,
+            "pages": self._pages,
+            "loss": round(sum(self._losses) / len(self._losses), 4),
+            "lr": round(result.lr, 6),
+            "gradient_norm": round(result.gradient_norm, 3),
+            "seconds": round(seconds, 1),
+            "pages_per_s": round(self._pages / seconds, 1),
+        }
+        self._losses.clear()
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+        print(json.dumps(entry), flush=True)
+
+
+# --- the curriculum -------------------------------------------------------------------------------
+
+
+def _glyphs(kind: str, view: int, sizes: tuple[int, int]) -> Source:
+    columns = view // CELL
+    recipe = Recipe((view, view), {kind: 1.0}, *sizes, columns, columns, effects=0.0, dark=0.0)
+    return Source(recipe, view)
+
+
+def _lines(view: int, sizes: tuple[int, int], longest: int, most: int, share: float) -> Source:
+    recipe = Recipe(
+        (view, view), {"lines": 1.0}, *sizes, longest, most, random_share=share, effects=0.05
+    )
+    return Source(recipe, view)
+
+
+_PRINT = Recipe(smallest=22, largest=56, longest=24, most_lines=9, random_share=0.25)
+_KINDS = replace(
+    synth.MIXED, smallest=20, largest=48, kinds={"article": 0.5, "table": 0.3, "chart": 0.2}
+)
+
+STEPS = (
+    Step("grid", (_glyphs("grid", 256, (60, 80)),), 60_000, 64, until=0.6),
+    Step("glyphs", (_glyphs("glyphs", 256, (56, 84)),), 20_000, 64, until=0.5),
+    Step("strings", (_lines(256, (44, 80), 6, 3, 1.0),), 30_000, 64, until=0.6),
+    Step("short lines", (_lines(256, (24, 60), 14, 5, 0.6),), 70_000, 64, until=0.35),
+    Step(
+        "pages",
+        (
+            Source(_PRINT, 512, 0.6),
+            Source(_KINDS, 512, 0.25),
+            Source(_PRINT, 640, 0.08),
+            Source(_PRINT, 1024, 0.07),
+        ),
+        70_000,
+        32,
+        {"ocr": 0.6, "markdown": 0.2, "locate": 0.15, "figure": 0.05},
+        decays=True,
+    ),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run steps of the curriculum; exit status 0, or 2 where it could not."""
+    given = _parser().parse_args(arguments)
+    try:
+        _train(given)
+    except (OcrError, OSError) as error:
+        print(f"pocket: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _train(given: argparse.Namespace) -> None:
+    given.output.mkdir(parents=True, exist_ok=True)
+    start = given.start or given.output / "untrained"
+    if not given.start:
+        write_untrained(start, given.seed)
+    network = load_network(start, "cpu", torch.float32).train().requires_grad_(True)
+    # On the CPU the flash kernel's backward pass is slower than plain products at these sizes.
+    network.model.language_model.set_attn_implementation("eager")
+    network.model.vision_tower.vision_encoder.set_attn_implementation("eager")
+    config = read_config(start)
+    text = config.text_config
+    codec = load_codec(
+        start, text.bos_token_id, frozenset([text.eos_token_id]), config.image_token_id
+    )
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    stepper = Stepper(Objective(network), OptimiserSettings(), accelerator)
+    log = Log(given.output / "log.jsonl")
+    taken = 0
+    for step in STEPS[given.first : given.last]:
+        data = Pools(step, codec, text.pad_token_id, given.seed)
+        taken = run_step(step, stepper, data, taken, log, given.workers)
+        save_checkpoint(network, start, given.output / "last")
+        print(f"{step.name}: done after {taken} steps", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.pocket", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="checkpoint to go on from")
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--last", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

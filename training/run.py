@@ -1,0 +1,312 @@
+"""A training run: network, data and optimiser brought together, epoch by epoch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from peft import PeftModel
+
+import tasks
+from deepseek_ocr import devices
+from deepseek_ocr.adapters import merge_adapter
+from deepseek_ocr.checkpoint import read_config
+from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.errors import DeviceError, InputError, OcrError, SettingsError
+from deepseek_ocr.model import Network, load_network
+from deepseek_ocr.prompts import Codec, load_codec
+from deepseek_ocr.settings import DecodeSettings
+from training import dataset, lora, metrics, state
+from training.checkpoints import replacing_folder, save_checkpoint
+from training.curves import write_curve
+from training.experiment import ExperimentLog
+from training.files import write_json
+from training.objective import Objective
+from training.optimisation import OptimiserSettings, Stepper, StepResult, cosine
+from training.options import TrainOptions
+from training.progress import track
+from training.samples import Example, Rejection
+
+
+@dataclass
+class Run:
+    """Everything a run holds. Made by `prepare`."""
+
+    options: TrainOptions
+    source: Path
+    accelerator: Accelerator
+    network: Network
+    adapted: PeftModel | None
+    codec: Codec
+    encoding: dataset.Encoding
+    stepper: Stepper
+    log: ExperimentLog
+    progress: state.Progress
+
+    @classmethod
+    def prepare(cls, options: TrainOptions, source: Path) -> Run:
+        """Load the checkpoint `source`, make what is to be trained trainable, resume if asked.
+
+        Raises `CheckpointError`, `DeviceError`, `SettingsError` and `OutputError`.
+        """
+        _check_output(options)
+        accelerator, dtype = _accelerator(options)
+        set_seed(options.seed)
+        network, adapted = _trainable_network(options, source, accelerator.device, dtype)
+        config = read_config(source)
+        text = config.text_config
+        ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
+        codec = load_codec(source, text.bos_token_id, frozenset(ends), config.image_token_id)
+        pad = text.pad_token_id if text.pad_token_id is not None else min(ends)
+        longest = min(options.max_tokens, text.max_position_embeddings)
+        encoding = dataset.Encoding(codec, tasks.crop_for(options.resolution), longest, pad)
+        settings = OptimiserSettings(
+            lr=options.lr, weight_decay=options.weight_decay, balance=options.balance
+        )
+        stepper = Stepper(Objective(network, options.balance > 0), settings, accelerator)
+        log = ExperimentLog(options.output_dir)
+        progress = state.Progress(_fixed(options, accelerator))
+        run = cls(
+            options, source, accelerator, network, adapted, codec, encoding, stepper, log, progress
+        )
+        run._begin(dtype)
+        return run
+
+    def _begin(self, dtype: torch.dtype) -> None:
+        if self.options.resume:
+            stored = state.read_progress(self.options.output_dir)
+            _check_same(stored.settings, self.progress.settings)
+            self.progress = stored
+            state.restore(self.options.output_dir, self.network, self.stepper.optimiser)
+        if not self.accelerator.is_main_process:
+            return
+        self.log.start("training.train", asdict(self.options) | {"source": self.source})
+        trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.network.parameters())
+        self.log.line(
+            f"device {self.accelerator.device}, {self.accelerator.num_processes} processes, "
+            f"computing in {dtype}, {trained:,} of {total:,} weights are trained"
+        )
+        if self.options.resume:
+            self.log.line(f"resumed after epoch {self.progress.epoch}")
+
+    # --- data -------------------------------------------------------------------------------------
+
+    def checked(self, examples: list[Example]) -> tuple[list[Example], list[Rejection]]:
+        """The examples that open and fit, and those that do not; every process gets the same."""
+        found: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            outcomes = dataset.check(examples, self.encoding, self.options.workers)
+            found = [list(track(outcomes, len(examples), "checking"))]
+        broadcast_object_list(found)
+        good = [e for e, outcome in zip(examples, found[0], strict=True) if outcome is None]
+        return good, [outcome for outcome in found[0] if outcome is not None]
+
+    def tell_rejections(self, rejections: Sequence[Rejection], usable: int) -> None:
+        """Name what cannot be used in `rejected.json` and the log; stop where it is too much.
+
+        Raises `InputError`.
+        """
+        if self.accelerator.is_main_process:
+            rows = [{"name": r.name, "reason": r.reason} for r in rejections]
+            write_json(self.options.output_dir / "rejected.json", rows)
+            self.log.line(f"data: {usable} examples, {len(rejections)} rejected")
+            for rejection in rejections:
+                self.log.line(f"rejected {rejection.name}: {rejection.reason}")
+            print(f"{usable} examples to train on, {len(rejections)} rejected (rejected.json).")
+        share = len(rejections) / max(1, len(rejections) + usable)
+        if share > self.options.max_rejected or not usable:
+            first = rejections[0]
+            raise InputError(
+                f"{share:.0%} of the samples cannot be used (first: {first.name}: {first.reason}); "
+                "mend them (rejected.json names each) or raise --max_rejected."
+            )
+
+    # --- training ---------------------------------------------------------------------------------
+
+    def train(self, examples: Sequence[Example], validation: Sequence[Example]) -> None:
+        """Train all epochs that are left; a checkpoint, CER and state after each."""
+        options, world = self.options, self.accelerator.num_processes
+        per_epoch = -(-len(examples) // (options.batch_size * options.grad_accum * world))
+        total = per_epoch * options.epochs
+        shares = cosine(int(total * options.warmup), total)
+        while self.progress.epoch < options.epochs:
+            epoch = self.progress.epoch + 1
+            start = time.monotonic()
+            plan = dataset.plan_epoch(
+                len(examples), options.seed, epoch, options.batch_size, options.grad_accum, world
+            )
+            for result in track(self._steps(examples, plan, shares), len(plan), f"epoch {epoch}"):
+                self._note(result)
+            self.progress.epoch = epoch
+            self._finish_epoch(validation, time.monotonic() - start)
+        if options.merge and self.accelerator.is_main_process:
+            self._merge()
+        self.accelerator.wait_for_everyone()
+
+    def _steps(self, examples: Sequence[Example], plan: Any, shares: Any) -> Iterator[StepResult]:
+        rank = self.accelerator.process_index
+        mine = [micro for step in plan for micro in step[rank]]
+        data = dataset.Batches(examples, self.encoding, mine)
+        batches = iter(dataset.loader(data, self.options.workers))
+        self.network.train()
+        for step in plan:
+            taken = [next(batches).to(self.accelerator.device) for _ in step[rank]]
+            yield self.stepper.step(taken, self.options.lr * shares(self.progress.step))
+
+    def _note(self, result: StepResult) -> None:
+        self.progress.step += 1
+        self.progress.losses.append(result.loss)
+        if self.accelerator.is_main_process:
+            self.log.line(
+                f"step {self.progress.step} loss {result.loss:.6f} tokens {result.tokens} "
+                f"gradient norm {result.gradient_norm:.4f} lr {result.lr:.3e}"
+            )
+
+    def _finish_epoch(self, validation: Sequence[Example], seconds: float) -> None:
+        epoch, progress = self.progress.epoch, self.progress
+        entry: dict[str, float] = {"epoch": epoch, "step": progress.step}
+        if validation:
+            rate, failed = self._validate(validation)
+            entry |= {"cer": rate, "failed": failed}
+            best = min((past["cer"] for past in progress.validation), default=float("inf"))
+            progress.best = epoch if rate < best else progress.best
+        else:
+            progress.best = epoch
+        progress.validation.append(entry)
+        if self.accelerator.is_main_process:
+            folder = self.options.output_dir
+            told = f", CER on validation {entry['cer']:.4f}" if validation else ""
+            self.log.line(f"epoch {epoch} took {seconds:.1f} s{told}")
+            print(f"epoch {epoch} of {self.options.epochs}: {seconds:.0f} s{told}", flush=True)
+            self._save(folder / f"epoch-{epoch}")
+            if progress.best == epoch:
+                link_folder(folder / f"epoch-{epoch}", folder / "best")
+            state.save_state(folder, progress, self.network, self.stepper.optimiser)
+            write_curve(folder / "loss.png", progress.losses, progress.validation)
+            if epoch > self.options.keep:
+                shutil.rmtree(folder / f"epoch-{epoch - self.options.keep}", ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _validate(self, validation: Sequence[Example]) -> tuple[float, int]:
+        """CER over all validation examples, each process reading its share; and how many failed.
+
+        A page that cannot be read counts as an empty answer.
+        """
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        engine = OcrEngine(self.network.eval(), self.codec)
+        mine = validation[rank::world]
+        pairs = [self._read(engine, example) for example in mine]
+        everyone: list[tuple[str, str | None]] = gather_object(pairs) if world > 1 else pairs
+        references = [reference for reference, _ in everyone]
+        answers = [answer or "" for _, answer in everyone]
+        failed = sum(answer is None for _, answer in everyone)
+        return metrics.character_error_rate(references, answers), failed
+
+    def _read(self, engine: OcrEngine, example: Example) -> tuple[str, str | None]:
+        longest = len(self.codec.encode_text(example.answer)) * 2 + 32
+        decode = DecodeSettings(max_new_tokens=longest)
+        try:
+            with self.accelerator.autocast():
+                reading = engine.read(example.image, example.prompt, self.encoding.crop, decode)
+        except OcrError as error:
+            self.log.line(f"validation page {example.name} failed: {error}")
+            return example.answer, None
+        return example.answer, reading.text
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def _save(self, folder: Path) -> None:
+        if self.adapted is not None:
+            lora.save_adapter(self.adapted, folder)
+        else:
+            save_checkpoint(self.network, self.source, folder)
+
+    def _merge(self) -> None:
+        best = self.options.output_dir / "best"
+        merged = merge_adapter(load_network(self.source, "cpu", torch.float32), best)
+        save_checkpoint(merged, self.source, self.options.output_dir / "merged")
+        self.log.line("merged best/ into merged/")
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """`target` as a copy of the folder `source` that takes no room where the disk can link."""
+    with replacing_folder(target) as staging:
+        for path in source.iterdir():
+            try:
+                os.link(path, staging / path.name)
+            except OSError:
+                shutil.copyfile(path, staging / path.name)
+
+
+def _check_output(options: TrainOptions) -> None:
+    if not options.resume and (options.output_dir / state.FOLDER).exists():
+        raise SettingsError(
+            f"{options.output_dir} holds a run already; add --resume to go on with it, or choose "
+            "another --output_dir."
+        )
+
+
+_PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
+
+
+def _accelerator(options: TrainOptions) -> tuple[Accelerator, torch.dtype]:
+    device = devices.choose_device(options.settings.device)
+    dtype = devices.choose_dtype(options.settings.dtype, device)
+    if dtype == torch.float16 and device.type == "cpu":
+        raise DeviceError("Training in float16 needs a GPU; use --dtype bfloat16 or float32.")
+    cpu = device.type == "cpu"
+    return Accelerator(mixed_precision=_PRECISIONS[dtype], cpu=cpu), dtype
+
+
+def _trainable_network(
+    options: TrainOptions, source: Path, device: torch.device, dtype: torch.dtype
+) -> tuple[Network, PeftModel | None]:
+    """The network with gradients where they are wanted, and its adapters where there are any."""
+    if options.lora:
+        network = load_network(source, device, dtype)
+        settings = lora.LoraSettings(
+            options.lora_rank, options.lora_alpha, options.lora_dropout, options.lora_experts
+        )
+        adapted: PeftModel | None = lora.add_lora(network, settings)
+    else:
+        network = load_network(source, device, torch.float32)
+        adapted = None
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(not lora.is_vision(name))
+    if options.train_vision:
+        lora.train_vision(network)
+    if options.checkpointing:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    return network, adapted
+
+
+def _fixed(options: TrainOptions, accelerator: Accelerator) -> dict[str, object]:
+    """What must be the same when a run goes on."""
+    return {
+        "lora": options.lora,
+        "lora_rank": options.lora_rank,
+        "lora_experts": options.lora_experts,
+        "train_vision": options.train_vision,
+        "tasks": list(options.tasks),
+        "resolution": options.resolution,
+        "epochs": options.epochs,
+        "effective_batch": options.batch_size * options.grad_accum * accelerator.num_processes,
+        "lr": options.lr,
+        "seed": options.seed,
+    }
+
+
+def _check_same(stored: dict[str, object], now: dict[str, object]) -> None:
+    changed = [name for name, value in now.items() if stored.get(name) != value]
+    if changed:
+        listed = ", ".join(f"{name} was {stored.get(name)!r}" for name in changed)
+        raise SettingsError(f"A run goes on with the settings it began with: {listed}.")
