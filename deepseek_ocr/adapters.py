@@ -17,7 +17,7 @@ from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.model import Network
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-"""peft's names for the two files of an adapter; pickled adapters are not read: they can run code."""
+"""peft's names for an adapter's two files. Pickled adapters are not read: they can run code."""
 
 WHOLE = "trained_parameters.safetensors"
 """Parameters that were trained whole beside the adapter (the vision encoder), by their names in
@@ -54,7 +54,7 @@ def merge_adapter(network: Network, folder: Path) -> Network:
         ) from error
     try:
         wrapped = get_peft_model(network, LoraConfig(**config))
-        result = set_peft_model_state_dict(wrapped, _tensors(folder / TENSORS))
+        result: Any = set_peft_model_state_dict(wrapped, _tensors(folder / TENSORS))
         missing = [name for name in result.missing_keys if "lora_" in name]
         if missing or result.unexpected_keys:
             raise ValueError(

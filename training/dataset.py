@@ -124,7 +124,7 @@ def plan_epoch(
             MicroBatch(tuple(numbers[i : i + batch_size]))
             for i in range(0, len(numbers), batch_size)
         ]
-        filler = MicroBatch(numbers[:1] and (numbers[0],), counts=False)
+        filler = MicroBatch((numbers[0],), counts=False)
         steps.append([chunks[rank::processes] or [filler] for rank in range(processes)])
     return steps
 

@@ -55,7 +55,7 @@ class Canvas:
 
     def text(self, x: float, top: float, text: str, font: ImageFont.FreeTypeFont) -> PixelBox:
         """Draw one line whose tallest letters begin at `top`; its box, tall letters to tails."""
-        left, above, _, below = font.getbbox("Hg", anchor="ls")
+        _, above, _, below = font.getbbox("Hg", anchor="ls")
         baseline = top - above
         self.draw.text((x, baseline), text, fill=self.ink, font=font, anchor="ls")
         start, _, end, _ = font.getbbox(text, anchor="ls")

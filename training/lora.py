@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,5 +105,5 @@ def save_adapter(wrapped: PeftModel, folder: Path) -> None:
             save_tensors(_on_cpu(whole), staging / WHOLE)
 
 
-def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: values.detach().to("cpu").contiguous() for name, values in tensors.items()}

@@ -124,9 +124,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     presets = ", ".join(tasks.RESOLUTION_SHORT_NAMES)
     add("--resolution", default="base", metavar="PRESET", help=f"{presets} (default: base)")
     add("--max_tokens", type=_positive, default=4096, metavar="N",
-        help="longest page, prompt and answer together; longer ones are rejected (default: 4096)")  # fmt: skip
+        help="longest page, prompt and answer together (default: 4096)")  # fmt: skip
     add("--max_rejected", type=_share, default=0.05, metavar="SHARE",
-        help="stop where more than this share of samples cannot be used (default: 0.05)")  # fmt: skip
+        help="stop where more samples than this cannot be used (default: 0.05)")  # fmt: skip
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ Random strings and made-up words are there so that a model learns to read and no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -17,15 +18,11 @@ PUNCTUATION = ".,:;!?'\"()-/&%$#@+=*"
 CHARACTERS = LETTERS + LETTERS.upper() + DIGITS + PUNCTUATION
 """What synthetic text is spelt with, besides the space."""
 
-_ONSETS = ["b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "qu", "r", "s", "t", "v", "w", "x", "y", "z", "br", "ch", "cl", "cr", "dr", "fl", "gr", "pl", "pr", "sh", "sl", "sp", "st", "str", "th", "tr", "wh"]
-_VOWELS = ["a", "e", "i", "o", "u", "y", "ai", "ea", "ee", "ie", "oa", "oo", "ou"]
-_CODAS = [
-    "",
-    "",
-    "",
-    *["b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "x", "ck", "ct", "ld", "ll", "mp", "nd", "ng", "nk", "nt", "rd", "rk", "rn", "rt", "ss", "st"],
-]
-_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+_ONSETS = tuple("bcdfghjklmnprstvwxyz")
+_CLUSTERS = ("qu", "br", "ch", "cl", "cr", "dr", "gr", "pl", "pr", "sh", "sp", "st", "str", "th")
+_VOWELS = ("a", "e", "i", "o", "u", "y", "ai", "ea", "ee", "ie", "oa", "oo", "ou")
+_CODAS = ("", "", "", *"bdfgklmnprstx", "ck", "ct", "ld", "ll", "mp", "nd", "ng", "rt", "ss", "st")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 @cache
@@ -42,29 +39,28 @@ def random_string(rng: Random, length: int) -> str:
 def made_up_word(rng: Random) -> str:
     """A word that looks English and is not, one to three syllables."""
     return "".join(
-        rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
+        rng.choice(_ONSETS + _CLUSTERS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
         for _ in range(rng.choice((1, 2, 2, 3)))
     )
 
 
+_NUMBERS: tuple[Callable[[Random], str], ...] = (
+    lambda rng: f"${rng.randrange(1, 2000)}.{rng.randrange(100):02d}",
+    lambda rng: f"{rng.randrange(1, 29)} {rng.choice(_MONTHS)} {rng.randrange(1900, 2060)}",
+    lambda rng: f"{rng.randrange(24):02d}:{rng.randrange(60):02d}",
+    lambda rng: f"{rng.randrange(100)}%",
+    lambda rng: (
+        f"{rng.randrange(1, 13):02d}/{rng.randrange(1, 29):02d}/{rng.randrange(1980, 2040)}"
+    ),
+    lambda rng: f"{rng.randrange(1000):03d}-{rng.randrange(10000):04d}",
+    lambda rng: f"{rng.randrange(1, 1000)},{rng.randrange(1000):03d}",
+    lambda rng: str(rng.randrange(10 ** rng.randrange(1, 7))),
+)
+
+
 def number(rng: Random) -> str:
     """An amount, a date, a time, a share, a telephone or a plain number."""
-    kind = rng.randrange(8)
-    if kind == 0:
-        return f"${rng.randrange(1, 2000)}.{rng.randrange(100):02d}"
-    if kind == 1:
-        return f"{rng.randrange(1, 29)} {rng.choice(_MONTHS)} {rng.randrange(1900, 2060)}"
-    if kind == 2:
-        return f"{rng.randrange(24):02d}:{rng.randrange(60):02d}"
-    if kind == 3:
-        return f"{rng.randrange(100)}%"
-    if kind == 4:
-        return f"{rng.randrange(1, 13):02d}/{rng.randrange(1, 29):02d}/{rng.randrange(1980, 2040)}"
-    if kind == 5:
-        return f"{rng.randrange(1000):03d}-{rng.randrange(10000):04d}"
-    if kind == 6:
-        return f"{rng.randrange(1, 1000)},{rng.randrange(1000):03d}"
-    return str(rng.randrange(10 ** rng.randrange(1, 7)))
+    return rng.choice(_NUMBERS)(rng)
 
 
 def word(rng: Random, made_up: float = 0.3) -> str:

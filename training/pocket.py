@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -270,9 +271,7 @@ class Pools(Dataset[list[Batch]]):
         return [collate(part, self.pad_id) for part in parts]
 
 
-def run_step(
-    step: Step, stepper: Stepper, data: Pools, taken: int, log: Log, workers: int
-) -> int:
+def run_step(step: Step, stepper: Stepper, data: Pools, taken: int, log: Log, workers: int) -> int:
     """Train one step of the curriculum; the number of optimiser steps taken in all so far."""
     loader = DataLoader(
         data, batch_size=None, num_workers=workers, prefetch_factor=3 if workers else None
@@ -280,13 +279,16 @@ def run_step(
     total = len(data) * POOL
     share = cosine(step.warmup, total) if step.decays else cosine(step.warmup, 10**12, 1.0)
     recent: list[float] = []
+    ended: list[int] = []
+    # Whoever watches may end a step early: kill -USR1.
+    signal.signal(signal.SIGUSR1, lambda number, frame: ended.append(number))
     for pool in loader:
         for batch in pool:
             result = stepper.step([batch], step.lr * share(len(recent)))
             recent.append(result.loss)
             taken += 1
             log.step(step.name, taken, len(batch.ids), result)
-        if len(recent) >= 40 and sum(recent[-20:]) / 20 < step.until:
+        if ended or (len(recent) >= 40 and sum(recent[-20:]) / 20 < step.until):
             break
     return taken
 
@@ -345,10 +347,10 @@ _KINDS = replace(
 )
 
 STEPS = (
-    Step("grid", (_glyphs("grid", 256, (60, 80)),), 60_000, 64, until=0.6),
-    Step("glyphs", (_glyphs("glyphs", 256, (56, 84)),), 20_000, 64, until=0.5),
-    Step("strings", (_lines(256, (44, 80), 6, 3, 1.0),), 30_000, 64, until=0.6),
-    Step("short lines", (_lines(256, (24, 60), 14, 5, 0.6),), 70_000, 64, until=0.35),
+    Step("grid", (_glyphs("grid", 256, (60, 80)),), 60_000, 64, until=0.5),
+    Step("glyphs", (_glyphs("glyphs", 256, (56, 84)),), 40_000, 64, until=0.35),
+    Step("strings", (_lines(256, (40, 80), 6, 4, 1.0),), 100_000, 32, until=0.5),
+    Step("short lines", (_lines(256, (24, 60), 14, 5, 0.6),), 100_000, 32, until=0.35),
     Step(
         "pages",
         (
@@ -391,7 +393,7 @@ def _train(given: argparse.Namespace) -> None:
         start, text.bos_token_id, frozenset([text.eos_token_id]), config.image_token_id
     )
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
-    stepper = Stepper(Objective(network), OptimiserSettings(), accelerator)
+    stepper = Stepper(Objective(network), OptimiserSettings(orthogonal=True), accelerator)
     log = Log(given.output / "log.jsonl")
     taken = 0
     for step in STEPS[given.first : given.last]:

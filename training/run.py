@@ -85,7 +85,7 @@ class Run:
             stored = state.read_progress(self.options.output_dir)
             _check_same(stored.settings, self.progress.settings)
             self.progress = stored
-            state.restore(self.options.output_dir, self.network, self.stepper.optimiser)
+            state.restore(self.options.output_dir, self.network, self.stepper.optimisers[0])
         if not self.accelerator.is_main_process:
             return
         self.log.start("training.train", asdict(self.options) | {"source": self.source})
@@ -190,7 +190,7 @@ class Run:
             self._save(folder / f"epoch-{epoch}")
             if progress.best == epoch:
                 link_folder(folder / f"epoch-{epoch}", folder / "best")
-            state.save_state(folder, progress, self.network, self.stepper.optimiser)
+            state.save_state(folder, progress, self.network, self.stepper.optimisers[0])
             write_curve(folder / "loss.png", progress.losses, progress.validation)
             if epoch > self.options.keep:
                 shutil.rmtree(folder / f"epoch-{epoch - self.options.keep}", ignore_errors=True)
@@ -285,7 +285,7 @@ def _trainable_network(
     if options.train_vision:
         lora.train_vision(network)
     if options.checkpointing:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
+        network.activation_checkpointing_enable({"use_reentrant": False})
     return network, adapted
 
 
