@@ -110,6 +110,7 @@ def test_a_page_that_cannot_be_read_counts_in_full_and_is_named(
     assert len(jsonl(tmp_path / "out" / "samples.jsonl")) == 3
 
 
+@pytest.mark.timeout(900)  # starts programs of its own, which a busy machine may starve
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path, sent: int, status: int) -> None:
     data, output = tmp_path / "data", tmp_path / "out"

@@ -7,10 +7,13 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import MaxNLocator
 
 import tasks
 from fetching.console import one_line
@@ -280,10 +283,11 @@ def _plots(run: Run, summary: Mapping[str, Mapping[str, Figure]]) -> dict[str, b
 def _histogram(errors: Sequence[float], label: str) -> bytes:
     drawing = Drawing(figsize=(6, 3.5), layout="constrained")
     axes = drawing.add_subplot()
-    axes.hist(errors, bins=20, range=(0, 1))
-    axes.set(
-        xlabel=f"{label} of a page (0 is perfect)", ylabel="pages", yscale="symlog", ylim=(0, None)
-    )
+    counts_, _, bars = axes.hist(errors, bins=20, range=(0, 1))
+    labels = [f"{count:.0f}" if count else "" for count in np.atleast_1d(counts_)]
+    axes.bar_label(cast(BarContainer, bars), labels=labels, fontsize=7)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel=f"{label} of a page (0 is perfect)", ylabel="pages")
     return _png(drawing)
 
 
