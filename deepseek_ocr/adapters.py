@@ -6,6 +6,9 @@ Merged, the network is as fast as without one. `peft` is needed only here.
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,6 @@ _TAKEN = (
     "rank_pattern",
     "alpha_pattern",
     "use_rslora",
-    "use_dora",
 )
 """What is taken from a config. Other keys could name classes to import or files to open."""
 
@@ -46,20 +48,16 @@ def merge_adapter(network: Network, folder: Path) -> Network:
     """
     config = _config(folder)
     try:
-        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+        from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise CheckpointError(
             "Adapters need the package peft: pip install peft. Or merge the adapter into a "
             "checkpoint where peft is at hand (training.train --merge)."
         ) from error
     try:
-        wrapped = get_peft_model(network, LoraConfig(**config))
-        result: Any = set_peft_model_state_dict(wrapped, _tensors(folder / TENSORS))
-        missing = [name for name in result.missing_keys if "lora_" in name]
-        if missing or result.unexpected_keys:
-            raise ValueError(
-                f"tensors that do not belong: {[*missing, *result.unexpected_keys][:3]}"
-            )
+        with quiet_peft():
+            wrapped = get_peft_model(network, LoraConfig(**config))
+        _fill(wrapped, _tensors(folder / TENSORS))
         merged: Network = wrapped.merge_and_unload(safe_merge=True)
         _take_whole(merged, folder / WHOLE)
     except Exception as error:  # peft raises many kinds for what does not fit
@@ -68,6 +66,31 @@ def merge_adapter(network: Network, folder: Path) -> Network:
             "trained on."
         ) from error
     return merged.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def _fill(wrapped: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Put the adapter's tensors where they belong, every one of them.
+
+    peft's own function would first rename them as if they came from an official checkpoint.
+    """
+    places = {
+        name.replace(".default.", "."): parameter
+        for name, parameter in wrapped.named_parameters()
+        if "lora_" in name
+    }
+    if strangers := sorted(places.keys() ^ tensors.keys()):
+        raise CheckpointError(f"{strangers[0]} and {len(strangers) - 1} other tensors differ")
+    for name, values in tensors.items():
+        places[name].copy_(values)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without peft's remark that it asks transformers in a way about to change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 
-from deepseek_ocr.adapters import CONFIG, TENSORS, WHOLE
+from deepseek_ocr.adapters import CONFIG, TENSORS, WHOLE, quiet_peft
 from deepseek_ocr.model import Network
 from training.checkpoints import replacing_folder, save_tensors
 
@@ -60,7 +60,8 @@ def add_lora(network: Network, settings: LoraSettings) -> PeftModel:
         target_modules=target_modules(network),
         target_parameters=target_parameters(network) if settings.experts else None,
     )
-    return get_peft_model(network, config)
+    with quiet_peft():
+        return get_peft_model(network, config)
 
 
 def train_vision(network: Network) -> list[str]:
