@@ -4,6 +4,7 @@
     ├── InputError           what was handed in cannot be used
     │   ├── ImageError       not an image, damaged, or in a form we cannot open
     │   │   └── ImageTooLargeError   refused before its pixels were decoded
+    │   ├── RecordError      a kept page record that is damaged or was edited
     │   ├── PromptError      a prompt or a reference that the model must not be given
     │   └── SettingsError    a setting outside its range, or one nobody knows
     ├── CheckpointError      a model folder that is missing, damaged or of another kind
@@ -30,6 +31,10 @@ class ImageError(InputError):
 
 class ImageTooLargeError(ImageError):
     """Refused before decoding, because of its bytes or its pixels."""
+
+
+class RecordError(InputError):
+    """A kept page record that is damaged, was edited, or is of another version."""
 
 
 class PromptError(InputError):
