@@ -55,7 +55,7 @@ def write(
 
 
 def text_of(
-    document: DocumentRecord, format: str, folder: Path, *, join_tables: bool = True
+    document: DocumentRecord, form: str, folder: Path, *, join_tables: bool = True
 ) -> Iterator[str]:
     """`document` in one of the text formats (md, html, json, txt, mmd, regions), piece by piece.
 

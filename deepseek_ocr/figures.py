@@ -46,7 +46,7 @@ def figure_crops(image: Image.Image, regions: Iterable[Region]) -> Iterator[Imag
 def save_figures(
     image: Image.Image, regions: Iterable[Region], number: int, folder: Path
 ) -> tuple[str, ...]:
-    """Write the figures of page `number` (from 1) below `folder`/images; their names for the record.
+    """Write the figures of page `number` (from 1) below `folder`/images; gives their names.
 
     Named as the official script does, `<page>_<n>.jpg` from 0; "" where a box has no figure.
     """

@@ -6,14 +6,13 @@ records afterwards, so nothing is read twice and a run can stop anywhere.
 
 from __future__ import annotations
 
-import math
 import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from deepseek_ocr.engine import Counts, FinishReason, Reading, Timings
 from deepseek_ocr.errors import RecordError
@@ -21,6 +20,9 @@ from deepseek_ocr.grounding import SCALE, Confidence, Region
 
 VERSION = 1
 """Of the shape that `record_to_json` writes; another version is not read."""
+
+_LARGEST = 1e15
+"""No number of a record comes near it; whole numbers below it are exact as floats."""
 
 FIGURE_NAME = re.compile(r"[0-9]{1,9}_[0-9]{1,9}\.jpg")
 """Page and number of a figure, both from 0: no other name in a record is ever opened."""
@@ -184,29 +186,26 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if is_dataclass(kind) and isinstance(kind, type):
         return _decode_object(kind, data, where)
-    if origin is types.UnionType:
-        if data is None:
-            return None
-        return _decode(arguments[0], data, where)
+    if origin in (Union, types.UnionType):
+        return None if data is None else _decode(arguments[0], data, where)
     if origin is tuple:
         return _decode_row(arguments, data, where)
-    if origin is Literal:
-        if isinstance(data, str) and data in arguments:
-            return data
-        raise _refuse(where, f"one of {', '.join(arguments)}")
-    if origin is Mapping:
-        if isinstance(data, dict):
-            return data
-        raise _refuse(where, "an object")
     return _decode_plain(kind, data, where)
 
 
-def _decode_plain(kind: type, data: Any, where: str) -> Any:
-    if kind is float and type(data) in (int, float) and math.isfinite(data):
-        return float(data)
-    if kind is not float and type(data) is kind:
-        return data
-    raise _refuse(where, {int: "a whole number", float: "a finite number", str: "text"}[kind])
+def _decode_plain(kind: Any, data: Any, where: str) -> Any:
+    if get_origin(kind) is Literal:
+        fits, wanted = data in get_args(kind), f"one of {', '.join(get_args(kind))}"
+    elif get_origin(kind) is Mapping:
+        fits, wanted = isinstance(data, dict), "an object"
+    elif kind is float:
+        fits, wanted = type(data) in (int, float) and abs(data) < _LARGEST, "a finite number"
+        data = float(data) if fits else data
+    else:
+        fits, wanted = type(data) is kind, {int: "a whole number", str: "text"}[kind]
+    if not fits:
+        raise _refuse(where, wanted)
+    return data
 
 
 def _decode_row(kinds: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
