@@ -1,13 +1,67 @@
-"""Readings as data: the JSON that every door gives out."""
+"""Every output of a document, by the names users ask for; and readings as JSON data."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from deepseek_ocr import grounding
 from deepseek_ocr.engine import Failure, Reading
+from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.figures import figure_crops, save_figures
 from deepseek_ocr.grounding import Confidence, Region
+from deepseek_ocr.records import DocumentRecord
+
+__all__ = ["FORMATS", "document_to_json", "figure_crops", "page_to_json", "save_figures", "write"]
+
+FORMATS = {
+    "md": "cleaned Markdown, figures as files under images/",
+    "html": "one self-contained page with tables, figures and KaTeX-ready formulas",
+    "json": "pages and regions with boxes, confidence, tries, counts, timings, settings",
+    "txt": "plain text without markup, pages parted by form feeds",
+    "mmd": "what the official PDF script writes: NAME.mmd and NAME_det.mmd",
+    "pdf": "the pages with their regions drawn and labelled (NAME_layouts.pdf)",
+    "searchable-pdf": "the pages with an invisible text layer, for searching and copying",
+    "regions": "one region a line as JSON (NAME.regions.jsonl)",
+}
+"""What a document can be written as: name → what it is."""
+
+
+def write(
+    document: DocumentRecord,
+    formats: Sequence[str],
+    folder: Path,
+    render: Callable[[int], Image.Image],
+    *,
+    join_tables: bool = True,
+    password: str | None = None,
+) -> list[Path]:
+    """Write `document` in each of `formats` into `folder`; the files written.
+
+    `render(number)` gives the upright picture of page `number` (from 1) as it was read. `password`
+    opens an encrypted PDF. Pages are taken from `document.pages` one at a time; every file appears
+    whole or not at all.
+
+    Raises `SettingsError` for an unknown format, `OSError` where the disk takes no more.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise SettingsError(f"There is no format {name!r}; choose among {', '.join(FORMATS)}.")
+    raise NotImplementedError
+
+
+def text_of(
+    document: DocumentRecord, form: str, folder: Path, *, join_tables: bool = True
+) -> Iterator[str]:
+    """`document` in one of the text formats (md, html, json, txt, mmd, regions), piece by piece.
+
+    For pipes, where no file is wanted; `folder` is where the figures lie (only html opens them).
+    """
+    raise NotImplementedError
 
 
 def page_to_json(outcome: Reading | Failure, source: str) -> dict[str, Any]:

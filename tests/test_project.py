@@ -25,7 +25,8 @@ ROWS = [
         "deepseek_ocr.sources",
         "deepseek_ocr.store",
         "deepseek_ocr.exports",
-        "deepseek_ocr.drawing",
+        "deepseek_ocr.figures",
+        "deepseek_ocr.formats",
     },
     {"deepseek_ocr.engine"},
     {
@@ -39,7 +40,7 @@ ROWS = [
         "deepseek_ocr.devices",
         "deepseek_ocr.kernels",
     },
-    {"deepseek_ocr.settings", "deepseek_ocr.errors"},
+    {"deepseek_ocr.settings", "deepseek_ocr.errors", "deepseek_ocr.files"},
 ]
 """The layers of ARCHITECTURE.md, top to bottom: a file imports from its own row or below."""
 
