@@ -78,7 +78,8 @@ class Reading:
 
     `text` is what the model wrote, tags included; `markdown` the same cleaned. `finish_reason` is
     "stop" (the model ended), "length" (no room left), "loop" (it went in circles) or "timeout".
-    `confidence` is None where nothing was written. `image_size` is width and height in pixels, upright.
+    `confidence` is None where nothing was written. `image_size` is width and height in pixels,
+    upright.
     `more_pages` is True where the file (a TIFF) holds further pages, which were not read.
     """
 

@@ -36,6 +36,8 @@ class ImageTooLargeError(ImageError):
 
 class DocumentError(InputError):
     """A document, or a page of it, that cannot be opened or rendered."""
+
+
 class RecordError(InputError):
     """A kept page record that is damaged, was edited, or is of another version."""
 

@@ -127,7 +127,9 @@ def read_pages(
                 again.append(page)
             else:
                 yield page
-        if not fed:  # pages to be tried again may be left when the engine has taken the last new one
+        if (
+            not fed
+        ):  # pages to be tried again may be left when the engine has taken the last new one
             return
 
 
@@ -159,5 +161,6 @@ def _unrepeated(text: str) -> int:
 
 def _is_blank(image: Image.Image) -> bool:
     """True where no pixel stands out from the others."""
-    low, high = image.convert("L").reduce(4 if min(image.size) >= 16 else 1).getextrema()
-    return bool(high - low <= _PLAIN_SPREAD)
+    grey = image.convert("L").reduce(4 if min(image.size) >= 16 else 1)
+    levels = [level for level, count in enumerate(grey.histogram()) if count]
+    return levels[-1] - levels[0] <= _PLAIN_SPREAD

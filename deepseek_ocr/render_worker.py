@@ -217,19 +217,11 @@ def open_document(path: Path, password: str | None) -> _Document:
         raise DocumentError(f"{name} is empty (zero bytes); check where it came from.")
     if size > sources.MAX_BYTES:
         raise DocumentError(f"{name} is larger than {sources.MAX_BYTES >> 30} GiB; split it.")
-    document = _kind_of(head)(path, password)
+    document = _KINDS[sources.kind_of(head)](path, password)
     if not 1 <= document.count <= MAX_PAGES:
         what = "no pages" if document.count < 1 else f"more than {MAX_PAGES:,} pages"
         raise DocumentError(f"{name} has {what}; check where it came from.")
     return document
-
-
-def _kind_of(head: bytes) -> Callable[[Path, str | None], _Document]:
-    if b"%PDF-" in head:
-        return _Pdf
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _archive
-    return _Picture
 
 
 def _archive(path: Path, password: str | None) -> _Archive:
@@ -241,6 +233,11 @@ def _archive(path: Path, password: str | None) -> _Archive:
         raise DocumentError(
             f"{sources.shown(path)} is a damaged archive ({error}); pack it again."
         ) from error
+
+
+_KINDS: dict[str, Callable[[Path, str | None], _Document]] = {
+    "pdf": _Pdf, "zip": _archive, "picture": _Picture,
+}  # fmt: skip
 
 
 class _Server:
@@ -265,7 +262,9 @@ class _Server:
         except MemoryError:
             return {"error": "It takes more memory to open than is allowed; scale it down."}, b""
         except Exception as error:  # whatever a decoder trips over is said, not hidden
-            return {"error": f"It is damaged ({type(error).__name__}: {error}); save it again."}, b""
+            return {
+                "error": f"It is damaged ({type(error).__name__}: {error}); save it again."
+            }, b""
         return about | {"width": picture.width, "height": picture.height}, picture.tobytes()
 
     def _opened(self, path: str, password: str | None) -> _Document:

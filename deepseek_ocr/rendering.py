@@ -32,7 +32,12 @@ from deepseek_ocr.settings import RenderSettings
 _START_S = 60.0
 """Seconds a rendering process may take to start on a busy machine."""
 
-_START = "import sys; sys.path.insert(0, {!r}); from deepseek_ocr import render_worker as w; w.main()"
+_PATIENCE_S = 2.0
+"""Seconds that stopping waits for a document that is being opened."""
+
+_START = (
+    "import sys; sys.path.insert(0, {!r}); from deepseek_ocr import render_worker as w; w.main()"
+)
 
 
 @dataclass(frozen=True)
@@ -268,4 +273,4 @@ class Ahead(Generic[Wanted]):
         """Stop rendering; pages that were made and not taken are dropped."""
         self._stopped.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._thread.join()
+        self._thread.join(_PATIENCE_S)  # it may be at a document that takes long to open

@@ -15,20 +15,23 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from deepseek_ocr.errors import DocumentError, SettingsError
 
-SUFFIXES = frozenset(
-    ".pdf .zip .jpg .jpeg .jpe .png .webp .tif .tiff .bmp .gif .heic .heif .avif .jp2 .j2k .jpx "
-    ".ppm .pgm .pbm .pnm".split()
-)
-"""Files that are taken from folders; one that is named itself is taken whatever its suffix."""
+PICTURE_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif",
+     ".avif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"]
+)  # fmt: skip
 
-PICTURE_SUFFIXES = SUFFIXES - {".pdf", ".zip"}
+SUFFIXES = PICTURE_SUFFIXES | {".pdf", ".zip"}
+"""Files that are taken from folders; one that is named itself is taken whatever its suffix."""
 
 MAX_BYTES = 4 * 2**30
 """Largest file that is opened, and the most that is taken from standard input."""
+
+_HEAD = 1024
+"""Bytes within which a PDF says that it is one."""
 
 _LONGEST_NAME = 100
 """Bytes of an output folder's name: what every file system takes, endings included."""
@@ -44,11 +47,16 @@ class Input:
     - `key`: how it is known wherever the job runs: its path below the folder that was named, with
       forward slashes; unique within a listing
     - `error`: why there is nothing to open, where that is known already
+    - `label`: what people call it, where that is not its path
     """
 
     path: Path
     key: str
     error: str | None = None
+    label: str = ""
+
+    def __str__(self) -> str:
+        return self.label or shown(self.path)
 
 
 @dataclass(frozen=True)
@@ -221,7 +229,7 @@ def with_hash(name: str, key: str) -> str:
 
 
 def safe_name(text: str) -> str:
-    """`text` as the name of a folder on every system, never hidden, never an option, never empty."""
+    """`text` as the name of a folder on every system: never hidden, an option, or empty."""
     name = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode())
     name = _UNSAFE.sub("_", name).strip(" .").lstrip("-")
     name = name.encode()[:_LONGEST_NAME].decode(errors="ignore").strip(" .")
@@ -233,6 +241,25 @@ def safe_name(text: str) -> str:
 def shown(path: Path | str) -> str:
     """A path as text that can be printed and written, whatever bytes its name is made of."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def may_have_pages(path: Path) -> bool:
+    """True where the file begins as a PDF, a zip or a TIFF does: it may hold several pages."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return False
+    return kind_of(head) != "picture" or head.startswith((b"II", b"MM"))
+
+
+def kind_of(head: bytes) -> Literal["pdf", "zip", "picture"]:
+    """What a file is by its first bytes."""
+    if b"%PDF-" in head[:_HEAD]:
+        return "pdf"
+    return "zip" if head.startswith((b"PK\x03\x04", b"PK\x05\x06")) else "picture"
 
 
 def spool(stream: BinaryIO, folder: Path) -> Input:
@@ -255,4 +282,4 @@ def spool(stream: BinaryIO, folder: Path) -> Input:
     if not size:
         raise DocumentError("Standard input is empty; check what was piped in.")
     name = f"stdin-{digest.hexdigest()[:8]}"
-    return Input(path.rename(folder / name), name)
+    return Input(path.rename(folder / name), name, label="standard input")

@@ -29,7 +29,7 @@ from typing import Any, overload
 
 from filelock import FileLock, Timeout
 
-from deepseek_ocr.errors import OcrError, RecordError, SettingsError
+from deepseek_ocr.errors import RecordError, SettingsError
 from deepseek_ocr.files import replacing
 from deepseek_ocr.records import PageRecord, record_from_json, record_to_json
 from deepseek_ocr.sources import Input, Shard, shown, with_hash
@@ -152,9 +152,7 @@ class Store:
             return None
         return record if record.error is None and record.number == number else None
 
-    def keep(
-        self, found: Input, name: str, record: PageRecord, digest: str, settings: str
-    ) -> None:
+    def keep(self, found: Input, name: str, record: PageRecord, digest: str, settings: str) -> None:
         """Keep the record of a page, then list it. Raises `OSError` where the disk is full."""
         data = {"input": digest, "settings": settings, "page": record_to_json(record)}
         self._keep(self.record_path(name, record.number), data)
@@ -171,7 +169,7 @@ class Store:
     def list_failed(self, found: Input, reason: str) -> None:
         """List an input that could not be opened at all."""
         self._append(
-            {"source": shown(found.path), "document": None, "page": None, "outcome": "failed",
+            {"source": str(found), "document": None, "page": None, "outcome": "failed",
              "reason": reason}
         )  # fmt: skip
 
@@ -230,7 +228,7 @@ def page_line(
     """What the manifest says of a page."""
     read = "retried" if len(record.tries) > 1 else "read"
     return {
-        "source": shown(found.path),
+        "source": str(found),
         "document": name,
         "page": record.number,
         "outcome": read if record.error is None else "failed",
