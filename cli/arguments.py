@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,21 @@ import tasks
 import weights
 from deepseek_ocr import __version__
 from deepseek_ocr.errors import OcrError, SettingsError
-from deepseek_ocr.settings import CropSettings, DecodeSettings
+from deepseek_ocr.settings import CropSettings, DecodeSettings, RenderSettings
+from deepseek_ocr.sources import Pages, Shard, parse_pages, parse_shard
 
-FORMATS = ("txt", "md", "json")
+PRINTED = ("txt", "md", "json")
+"""Formats that can go to standard output."""
+
+FORMATS = ("md", "html", "json", "txt", "mmd", "pdf", "searchable-pdf", "regions")
+"""Formats of files: those of `deepseek_ocr.exports`, which would import torch."""
 
 STANDARD_INPUT = "-"
 
 _DESCRIPTION = """\
-Read text from pictures of pages with DeepSeek-OCR and print it as it is decoded.
+Read pictures of pages, PDFs, TIFFs, zips of pictures and folders of them with DeepSeek-OCR: print
+the text as it is decoded, or with -o write documents into a folder. Without a path, at a terminal,
+it asks for one after the other.
 """
 
 _EPILOG = """\
@@ -30,10 +38,16 @@ examples:
   python ocr.py --task locate --reference "the total" receipt.jpg
   python ocr.py --model pocket examples/invoice.png   the bundled model, no download
   curl -s https://example.org/scan.jpg | python ocr.py -
+  python ocr.py --pages 1-3,-1 book.pdf --stdout | less
+  python ocr.py scans/ 'more/**/*.pdf' -o out --format md,html,searchable-pdf
+                                                      run it again to go on where it was stopped
 
 The bundled model "pocket" is a toy for trying the whole path without the 6.7 GB checkpoint: it
 reads a few large, clean, printed English words with --task ocr --size tiny (its defaults) and
 nothing else. Real pages need the model "deepseek-ocr"; see checkpoints/README.md.
+
+A zip is one document whose pages are its pictures. A name that begins with a dash needs ./ or --
+in front.
 
 exit status: 0 all pages read, 1 some failed (the others were read), 2 could not start,
 130 interrupted
@@ -41,41 +55,121 @@ exit status: 0 all pages read, 1 some failed (the others were read), 2 could not
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run of the program."""
+class Output:
+    """What a run with -o writes, and which part of the inputs it reads on which devices."""
 
-    images: list[str]
+    folder: Path
+    formats: tuple[str, ...]
+    join_tables: bool
+    overwrite: bool
+    retries: int
+    shard: Shard
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the program; without `output` it prints in `format`.
+
+    `task` is the key of `tasks.TASKS`, or None for a prompt of the user's own.
+    """
+
+    inputs: list[str]
+    task: str | None
     prompt: str
     crop: CropSettings
     decode: DecodeSettings
+    render: RenderSettings
+    pages: Pages
+    password: str | None
     format: str
     settings: configuration.Settings
+    output: Output | None = None
 
 
 def parse(arguments: Sequence[str] | None = None) -> Job:
     """The job that `arguments` ask for; leaves the program with status 2 where they are wrong."""
     parser = _parser()
     flags = parser.parse_args(arguments)
-    if not flags.images:
+    if not flags.inputs and (flags.output or flags.stdout or not _is_terminal()):
         parser.error("no image given; try: python ocr.py --model pocket examples/invoice.png")
     try:
         settings = configuration.load(
             {name: getattr(flags, name) for name in ("model", "device", "dtype", "checkpoints")},
             path=flags.config,
         )
-        if flags.images.count(STANDARD_INPUT) > 1:
+        if flags.inputs.count(STANDARD_INPUT) > 1:
             raise SettingsError("- stands for standard input, which can be read once only.")
-        defaults = weights.known_as(settings.model)
-        return Job(
-            images=flags.images,
-            prompt=_prompt(flags, defaults.task),
-            crop=_crop(flags, defaults.resolution),
-            decode=_decode(flags),
-            format=flags.format,
-            settings=settings,
-        )
+        return _job(flags, settings)
     except OcrError as error:
         parser.error(str(error))
+
+
+def _is_terminal() -> bool:
+    """True where somebody can be asked for paths."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+
+
+def _job(flags: argparse.Namespace, settings: configuration.Settings) -> Job:
+    defaults = weights.known_as(settings.model)
+    output = _output(flags)
+    return Job(
+        inputs=flags.inputs,
+        task=None if flags.prompt is not None else tasks.task_name(flags.task or defaults.task),
+        prompt=_prompt(flags, defaults.task),
+        crop=_crop(flags, defaults.resolution),
+        decode=_decode(flags),
+        render=RenderSettings(
+            dpi=flags.dpi, rotate=None if flags.rotate == "auto" else int(flags.rotate)
+        ),
+        pages=Pages() if flags.pages is None else parse_pages(flags.pages),
+        password=flags.password,
+        format="txt" if output else _printed(flags.format),
+        settings=settings,
+        output=output,
+    )
+
+
+def _printed(names: str | None) -> str:
+    """The format of standard output."""
+    if names in (None, *PRINTED):
+        return names or "txt"
+    _known(names.split(","))
+    raise SettingsError(
+        f"--format {names} makes files; add -o FOLDER. Printed is one of {', '.join(PRINTED)}."
+    )
+
+
+def _known(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in FORMATS:
+            raise SettingsError(f"There is no format {name!r}; choose among {', '.join(FORMATS)}.")
+
+
+def _output(flags: argparse.Namespace) -> Output | None:
+    if flags.output is None:
+        for flag in ("overwrite", "shard", "devices", "retries", "join_tables"):
+            if getattr(flags, flag) is not None:
+                raise SettingsError(f"--{flag.replace('_', '-')} goes with -o FOLDER.")
+        return None
+    if flags.stdout:
+        raise SettingsError("--stdout prints and -o writes files; give one of them.")
+    if flags.devices and flags.device:
+        raise SettingsError("--devices names several devices, --device one; give one of them.")
+    names = [name.strip() for name in (flags.format or "md").split(",")]
+    _known(names)
+    devices = tuple(name.strip() for name in (flags.devices or "").split(",") if name.strip())
+    retries = len(tasks.RETRIES) if flags.retries is None else flags.retries
+    tasks.attempts(CropSettings(), DecodeSettings(), retries)  # are there as many?
+    return Output(
+        folder=flags.output,
+        formats=tuple(dict.fromkeys(names)),
+        join_tables=flags.join_tables is not False,
+        overwrite=bool(flags.overwrite),
+        retries=retries,
+        shard=Shard() if flags.shard is None else parse_shard(flags.shard),
+        devices=devices,
+    )
 
 
 def _prompt(flags: argparse.Namespace, default_task: str) -> str:
@@ -120,33 +214,95 @@ def _decode(flags: argparse.Namespace) -> DecodeSettings:
         exempt_tokens=tuple(token for token in flags.exempt_tokens.split(",") if token),
         exempt_ngrams=flags.exempt_ngrams,
         stop_on_loop=flags.stop_on_loop,
+        timeout=flags.timeout,
     )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ocr.py",
-        usage="python ocr.py [options] IMAGE [IMAGE ...]",
+        usage="python ocr.py [options] PATH [PATH ...] [-o FOLDER]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
-        "images", nargs="*", metavar="IMAGE", help="picture of a page; - is standard input"
+        "inputs",
+        nargs="*",
+        metavar="PATH",
+        help="picture, TIFF, PDF, zip of pictures, folder, or pattern; - is standard input",
     )
     parser.add_argument("--version", action="version", version=f"deepseek-ocr {__version__}")
     parser.add_argument(
         "--format",
-        choices=FORMATS,
-        default="txt",
-        help="txt: what the model writes, at once; md: cleaned Markdown; json: pages with regions, "
-        "boxes (0-999 and pixels), confidence, counts, timings (default: %(default)s)",
+        metavar="NAME",
+        help="printed: txt (the default: what the model writes, at once), md (cleaned Markdown) or "
+        "json (pages with regions, boxes in 0-999 and pixels, confidence, counts, timings); "
+        f"with -o any of {','.join(FORMATS)}, with commas between (default: md)",
     )
+    _add_documents(parser)
+    _add_output(parser)
     _add_what(parser)
     _add_where(parser)
     _add_how(parser)
     return parser
+
+
+def _add_documents(parser: argparse.ArgumentParser) -> None:
+    base = RenderSettings()
+    group = parser.add_argument_group("documents")
+    group.add_argument(
+        "--pages",
+        metavar="1-3,7,-1",
+        help="which pages of each document: from 1, negative ones from the end, 5- is the rest "
+        "(write --pages=-3--1 where it begins with a dash)",
+    )
+    group.add_argument(
+        "--dpi", type=int, default=base.dpi, metavar="N",
+        help="resolution of PDF pages; lowered for a page that would have more than "
+        f"{base.max_pixels // 10**6} million pixels (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--rotate", choices=("auto", "0", "90", "180", "270"), default="auto",
+        help="turn pages as their PDF and EXIF flags say (auto), or so many degrees clockwise in "
+        "place of the flags (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--password", metavar="TEXT", help="of encrypted PDFs and zips")
+    group.add_argument(
+        "--timeout", type=float, default=0.0, metavar="S",
+        help="longest time for a page in seconds; what was read by then is kept (default: no end)",
+    )  # fmt: skip
+    group.add_argument(
+        "--stdout", action="store_true", help="print page after page; the same as no -o"
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("writing documents into a folder")
+    group.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER",
+        help="write FOLDER/NAME/ for every document and FOLDER/manifest.jsonl; run again to go on: "
+        "pages that are done are not read again",
+    )  # fmt: skip
+    group.add_argument(
+        "--overwrite", action="store_true", default=None, help="read everything anew"
+    )
+    group.add_argument(
+        "--retries", type=int, metavar="N",
+        help="how often a page that loops, is cut or comes out empty is tried again (default: "
+        f"{len(tasks.RETRIES)}: {', '.join(retry.name for retry in tasks.RETRIES)})",
+    )  # fmt: skip
+    group.add_argument(
+        "--join-tables", action=argparse.BooleanOptionalAction, default=None,
+        help="join tables that go on over a page break (default: yes)",
+    )  # fmt: skip
+    group.add_argument(
+        "--shard", metavar="I/N", help="read the I-th of N parts of the inputs, on N machines"
+    )
+    group.add_argument(
+        "--devices", metavar="A,B", help="read on several devices at once: cuda:0,cuda:1"
+    )
 
 
 def _add_what(parser: argparse.ArgumentParser) -> None:

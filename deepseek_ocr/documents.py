@@ -85,8 +85,11 @@ class Watcher:
     def page(self, found: Input, record: PageRecord) -> None:
         """A page was settled."""
 
-    def failed(self, found: Input, reason: str) -> None:
-        """An input could not be opened, or its outputs not be written."""
+    def unopened(self, found: Input, reason: str) -> None:
+        """An input could not be opened."""
+
+    def unwritten(self, found: Input, reason: str) -> None:
+        """A document's outputs could not be written."""
 
     def written(self, found: Input, files: Sequence[Path]) -> None:
         """A document's outputs are there."""
@@ -283,7 +286,7 @@ class _Run:
         self._store.list_failed(found, reason)
         with self._lock:
             self._tally.unopened += 1
-        self._watcher.failed(found, reason)
+        self._watcher.unopened(found, reason)
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -299,7 +302,7 @@ class _Run:
             self._store.list_failed(document.found, reason)
             with self._lock:
                 self._tally.unwritten += 1
-            self._watcher.failed(document.found, reason)
+            self._watcher.unwritten(document.found, reason)
             return
         with self._lock:
             self._tally.documents += 1

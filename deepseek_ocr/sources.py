@@ -282,4 +282,4 @@ def spool(stream: BinaryIO, folder: Path) -> Input:
     if not size:
         raise DocumentError("Standard input is empty; check what was piped in.")
     name = f"stdin-{digest.hexdigest()[:8]}"
-    return Input(path.rename(folder / name), name, label="standard input")
+    return Input(path.rename(folder / name), name, label="-")
