@@ -109,31 +109,35 @@ def _plan(job: Job, output: Output) -> Plan:
 
 
 def _say_how_to_go_on(watcher: Lines, output: Output) -> None:
-    kept = watcher.counter.done + watcher.counter.settled
+    kept = _some(watcher.counter.done + watcher.counter.settled, "page")
     again = " without --overwrite" if output.overwrite else ""
     complain(
-        f"interrupted; {kept} pages are kept in {shlex.quote(str(output.folder))}. Run the same "
+        f"interrupted; {kept} kept in {shlex.quote(str(output.folder))}. Run the same "
         f"command again{again} to go on from there."
     )
 
 
+def _some(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def _sum_up(tally: Tally, output: Output, inputs: list[Input]) -> None:
-    words = [f"{tally.read} pages read"]
+    words = [f"{_some(tally.read, 'page')} read"]
     if tally.retried:
         words.append(f"{tally.retried} of them by another try")
     if tally.cut:
         words.append(f"{tally.cut} cut (see finish_reason)")
     if tally.done:
         words.append(f"{tally.done} read before")
-    complain(f"{', '.join(words)}; {tally.documents} documents in {output.folder}.")
+    complain(f"{', '.join(words)}; {_some(tally.documents, 'document')} in {output.folder}.")
     if not tally.failures:
         return
     failures = [
-        f"{count} {what}"
-        for count, what in (
-            (tally.failed, "pages failed"),
-            (tally.unopened, f"of {len(inputs)} inputs could not be opened"),
-            (tally.unwritten, "documents could not be written"),
+        text
+        for count, text in (
+            (tally.failed, f"{_some(tally.failed, 'page')} failed"),
+            (tally.unopened, f"{tally.unopened} of {len(inputs)} inputs could not be opened"),
+            (tally.unwritten, f"{_some(tally.unwritten, 'document')} could not be written"),
         )
         if count
     ]

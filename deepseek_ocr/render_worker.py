@@ -58,8 +58,8 @@ class _Pdf:
 
     kind = "pdf"
 
-    def __init__(self, path: Path, password: str | None) -> None:
-        self._name = sources.shown(path)
+    def __init__(self, path: Path, name: str, password: str | None) -> None:
+        self._name = name
         try:
             self._pdf = pypdfium2.PdfDocument(path, password=password)
         except pypdfium2.PdfiumError as error:
@@ -73,8 +73,8 @@ class _Pdf:
             what = "the password does not fit" if password else "a password is needed"
             return f"{self._name} is encrypted and {what}; give it with --password."
         return (
-            f"{self._name} is damaged or no PDF that can be opened ({message}); save it again, or "
-            "repair it, for example with: qpdf IN.pdf OUT.pdf"
+            f"{self._name} is damaged, has no pages, or is no PDF that can be opened ({message}); "
+            "save it again, or repair it, for example with: qpdf IN.pdf OUT.pdf"
         )
 
     def render(self, index: int, request: dict[str, Any]) -> tuple[Image.Image, dict[str, Any]]:
@@ -111,9 +111,9 @@ class _Picture:
 
     kind = "image"
 
-    def __init__(self, path: Path, password: str | None) -> None:
-        self._path = path
-        self._image = open_frames(path, sources.shown(path))
+    def __init__(self, path: Path, name: str, password: str | None) -> None:
+        self._path, self._name = path, name
+        self._image = open_frames(path, name)
         self._last = -1
         is_tiff = self._image.format == "TIFF"
         self.count = getattr(self._image, "n_frames", 1) if is_tiff else 1
@@ -121,7 +121,7 @@ class _Picture:
     def render(self, index: int, request: dict[str, Any]) -> tuple[Image.Image, dict[str, Any]]:
         if index <= self._last:  # decoding turns a TIFF in place, so none is decoded twice
             self._image.close()
-            self._image = open_frames(self._path, sources.shown(self._path))
+            self._image = open_frames(self._path, self._name)
         self._last = index
         if self.count > 1:
             self._image.seek(index)
@@ -136,8 +136,8 @@ class _Archive:
 
     kind = "image"
 
-    def __init__(self, path: Path, password: str | None) -> None:
-        self._name = sources.shown(path)
+    def __init__(self, path: Path, name: str, password: str | None) -> None:
+        self._name = name
         self._password = password.encode() if password else None
         self._zip = zipfile.ZipFile(path)
         members = [member for member in self._zip.infolist() if not member.is_dir()]
@@ -199,12 +199,13 @@ def _upright(image: Image.Image, rotate: int | None) -> tuple[Image.Image, dict[
     return page, {"points": None, "rotation": turn}
 
 
-def open_document(path: Path, password: str | None) -> _Document:
+def open_document(path: Path, name: str, password: str | None) -> _Document:
     """The document in the file `path`: a PDF, an archive of pictures, a picture.
+
+    `name` is what messages call it.
 
     Raises `DocumentError` and `ImageError`.
     """
-    name = sources.shown(path)
     try:
         if not path.is_file():  # also keeps out pipes and devices that never end
             raise DocumentError(f"{name} is no file; give a picture, a PDF or a zip of pictures.")
@@ -217,25 +218,23 @@ def open_document(path: Path, password: str | None) -> _Document:
         raise DocumentError(f"{name} is empty (zero bytes); check where it came from.")
     if size > sources.MAX_BYTES:
         raise DocumentError(f"{name} is larger than {sources.MAX_BYTES >> 30} GiB; split it.")
-    document = _KINDS[sources.kind_of(head)](path, password)
+    document = _KINDS[sources.kind_of(head)](path, name, password)
     if not 1 <= document.count <= MAX_PAGES:
         what = "no pages" if document.count < 1 else f"more than {MAX_PAGES:,} pages"
         raise DocumentError(f"{name} has {what}; check where it came from.")
     return document
 
 
-def _archive(path: Path, password: str | None) -> _Archive:
+def _archive(path: Path, name: str, password: str | None) -> _Archive:
     try:
-        return _Archive(path, password)
+        return _Archive(path, name, password)
     except DocumentError:
         raise
     except Exception as error:  # zipfile raises many things over a damaged one
-        raise DocumentError(
-            f"{sources.shown(path)} is a damaged archive ({error}); pack it again."
-        ) from error
+        raise DocumentError(f"{name} is a damaged archive ({error}); pack it again.") from error
 
 
-_KINDS: dict[str, Callable[[Path, str | None], _Document]] = {
+_KINDS: dict[str, Callable[[Path, str, str | None], _Document]] = {
     "pdf": _Pdf, "zip": _archive, "picture": _Picture,
 }  # fmt: skip
 
@@ -250,7 +249,7 @@ class _Server:
     def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """A reply and the pixels behind it; an error is a reply too."""
         try:
-            document = self._opened(request["path"], request["password"])
+            document = self._opened(request["path"], request["name"], request["password"])
             if request["page"] is None:
                 left_out = getattr(document, "left_out", 0)
                 return {
@@ -267,12 +266,12 @@ class _Server:
             }, b""
         return about | {"width": picture.width, "height": picture.height}, picture.tobytes()
 
-    def _opened(self, path: str, password: str | None) -> _Document:
+    def _opened(self, path: str, name: str, password: str | None) -> _Document:
         if self._is != (path, password) or self._document is None:
             if self._document is not None:
                 self._document.close()
             self._document, self._is = None, None
-            self._document = open_document(Path(path), password)
+            self._document = open_document(Path(path), name, password)
             self._is = (path, password)
         return self._document
 

@@ -28,6 +28,7 @@ from PIL import Image
 from deepseek_ocr.errors import DocumentError
 from deepseek_ocr.records import SourceKind
 from deepseek_ocr.settings import RenderSettings
+from deepseek_ocr.sources import shown
 
 _START_S = 60.0
 """Seconds a rendering process may take to start on a busy machine."""
@@ -90,7 +91,7 @@ class Renderer:
         self, path: Path, password: str | None, page: int | None
     ) -> tuple[dict[str, Any], bytes]:
         request = {
-            "path": os.path.abspath(path), "password": password, "page": page,
+            "path": os.path.abspath(path), "name": shown(path), "password": password, "page": page,
             "dpi": self.settings.dpi, "rotate": self.settings.rotate,
             "max_pixels": self.settings.max_pixels,
         }  # fmt: skip
