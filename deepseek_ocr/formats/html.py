@@ -24,6 +24,7 @@ font:1.05rem/1.6 Georgia,"Noto Serif",serif;overflow-wrap:anywhere}
 h1,h2,h3,h4,h5,h6{line-height:1.25;margin:1.4em 0 .5em}
 p,li,td,th,h1,h2,h3,h4,h5,h6,figcaption{unicode-bidi:plaintext;text-align:start}
 section{border-top:1px solid var(--line);margin-top:2.5rem;padding-top:.5rem}
+section:first-of-type{border:0;margin:0;padding:0}
 .page{color:var(--faint);font:.8rem/1.4 system-ui,sans-serif;text-decoration:none}
 .note{color:var(--warn);font:.9rem/1.5 system-ui,sans-serif;border-left:3px solid;
 padding-left:.7rem}

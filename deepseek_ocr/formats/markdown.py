@@ -26,7 +26,7 @@ def write_markdown(document: DocumentRecord, join_tables: bool) -> Iterator[str]
     for page in page_texts(document.pages, join_tables):
         lines = [comment(f"page {page.record.number}")]
         lines += [comment(remark) for remark in remarks(page)]
-        if body := close_fence(_body(page)):
+        if body := _body(page):
             lines.append(body)
         yield "\n\n".join(lines) + "\n\n"
 
@@ -116,7 +116,7 @@ def _without_missing(markdown: str, record: PageRecord) -> str:
     return markdown
 
 
-def close_fence(text: str) -> str:
+def contained(text: str) -> str:
     """`text` with a code block that it leaves open closed, and no comment begun.
 
     Otherwise one page could hide those after it.
@@ -132,7 +132,7 @@ def close_fence(text: str) -> str:
 
 
 def _body(page: PageText) -> str:
-    before, after = cleaned(page)
+    before, after = map(contained, cleaned(page))
     if not page.groups:
         return before
     pages = f"{page.groups[0].page} to {page.groups[-1].page}"
@@ -140,7 +140,7 @@ def _body(page: PageText) -> str:
     for group in page.groups:
         lines.append(comment(f"rows of page {group.page}"))
         lines += [comment(f"heading repeated there: {' | '.join(r.cells)}") for r in group.left_out]
-        lines += [" ".join(row.html.split("\n")) for row in group.rows]
+        lines += [contained(" ".join(row.html.split("\n"))) for row in group.rows]
     table = "\n".join([*lines, "</table>"])
     return "\n\n".join(part for part in (before, table, after) if part)
 
