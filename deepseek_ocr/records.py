@@ -171,6 +171,8 @@ def _check(record: PageRecord) -> None:
     for at, region in enumerate(record.regions):
         if not 0 <= region.start <= region.text_start <= region.end <= len(record.text):
             raise _refuse(f"page.regions[{at}]", "within the page's text")
+        if not region.boxes:
+            raise _refuse(f"page.regions[{at}].boxes", "one box or more")
         for x1, y1, x2, y2 in region.boxes:
             if not (0 <= x1 <= x2 <= SCALE and 0 <= y1 <= y2 <= SCALE):
                 raise _refuse(f"page.regions[{at}].boxes", f"ordered and in 0-{SCALE}")

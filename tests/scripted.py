@@ -185,9 +185,10 @@ class Server:
 
 
 def _serve() -> None:
+    import inspect
+
     import cli.main
     import cli.run  # noqa: F401 - so that the forked processes need not
-    import inspect
     from deepseek_ocr import exports
     from deepseek_ocr.files import replacing
 
@@ -227,7 +228,10 @@ def _child(request: dict[str, Any]) -> None:
         for name, number in (("out", 1), ("err", 2)):
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8") for number in (1, 2))
+        sys.stdout, sys.stderr = (
+            open(number, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+            for number in (1, 2)
+        )
         os.chdir(request["cwd"])
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         log = request["log"] and Path(request["log"])

@@ -38,6 +38,7 @@ ROWS = [
         "deepseek_ocr.generation",
         "deepseek_ocr.grounding",
         "deepseek_ocr.devices",
+        "deepseek_ocr.geometry",
         "deepseek_ocr.kernels",
     },
     {"deepseek_ocr.settings", "deepseek_ocr.errors", "deepseek_ocr.files"},
