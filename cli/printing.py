@@ -40,14 +40,11 @@ _ENDINGS = {
 
 @dataclass(frozen=True)
 class PrintedPage:
-    """A page to print: the picture or why there is none; `number` of `count` in its document.
-
-    `number` is None for a picture that is a page by itself.
-    """
+    """A page to print: the picture or why there is none; `number` of `count` in its document."""
 
     name: str
     source: Source | OcrError
-    number: int | None = None
+    number: int = 1
     count: int = 1
 
     @property
@@ -87,8 +84,7 @@ class Printer:
             complain(message if message.startswith(page.name) else f"{page.title}: {message}")
 
     def _keep(self, page: PrintedPage, outcome: Reading | Failure) -> None:
-        data = page_to_json(outcome, page.name)
-        self.pages.append(data if page.number is None else {**data, "page": page.number})
+        self.pages.append({**page_to_json(outcome, page.name), "number": page.number})
 
     def _print(self, source: Source) -> Reading:
         """Read one page and print it (JSON is printed when all are read)."""

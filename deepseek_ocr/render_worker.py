@@ -60,6 +60,9 @@ class _Pdf:
 
     def __init__(self, path: Path, name: str, password: str | None) -> None:
         self._name = name
+        # PDFium says why the last document failed that said so; let that be an empty one, not a
+        # locked one, where the next fails without a word.
+        pypdfium2.raw.FPDF_LoadMemDocument(b"", 0, None)
         try:
             self._pdf = pypdfium2.PdfDocument(path, password=password)
         except pypdfium2.PdfiumError as error:

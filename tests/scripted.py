@@ -185,26 +185,9 @@ class Server:
 
 
 def _serve() -> None:
-    import inspect
-
     import cli.main
+    import cli.printing
     import cli.run  # noqa: F401 - so that the forked processes need not
-    from deepseek_ocr import exports
-    from deepseek_ocr.files import replacing
-
-    if "NotImplementedError" in inspect.getsource(exports.write):
-
-        def stand_in(document, formats, folder, render, **_):
-            made = []
-            for form in formats:
-                path = folder / f"{document.name}.{form}"
-                with replacing(path) as f:
-                    for page in document.pages:
-                        f.write((page.text + "\n").encode())
-                made.append(path)
-            return made
-
-        exports.write = stand_in
 
     for line in sys.stdin:
         request = json.loads(line)
