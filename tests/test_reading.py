@@ -60,7 +60,8 @@ def test_each_try_says_what_was_asked() -> None:
         "as asked", "closer guard", "another preset",
     ]  # fmt: skip
     assert guard["decode"]["no_repeat_ngram_size"] == 20
-    assert asked["crop"]["crop_mode"] and not preset["crop"]["crop_mode"]
+    assert asked["crop"]["crop_mode"]
+    assert not preset["crop"]["crop_mode"]
 
 
 def test_of_tries_that_all_loop_the_one_with_most_that_is_new_is_kept() -> None:
@@ -138,7 +139,7 @@ class Saying:
 
 
 class Batched:
-    """An engine that takes eight pages before it gives the first one back, and takes them lazily."""
+    """An engine that holds up to eight pages and takes the next when one is given back."""
 
     def __init__(self) -> None:
         self.most = 0

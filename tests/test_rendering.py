@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -186,9 +183,9 @@ def test_a_process_that_dies_takes_one_page_with_it(tmp_path: Path) -> None:
 def test_a_picture_that_unpacks_to_gigabytes_stays_within_the_memory_allowed(
     tmp_path: Path,
 ) -> None:
-    path = papers.huge_image(tmp_path / "x.pdf", 40_000)  # 4.8 GB of pixels
-    assert path.stat().st_size < 8_000_000
-    with Renderer(RenderSettings(memory=200 << 20)) as renderer:
+    path = papers.huge_image(tmp_path / "x.pdf", 15_000)  # 675 MB of pixels
+    assert path.stat().st_size < 1_000_000
+    with Renderer(RenderSettings(memory=100 << 20)) as renderer:
         document = renderer.open(path)
         process, peak = worker_of(renderer), 0
         before = process.memory_info().rss
@@ -208,7 +205,7 @@ def test_a_picture_that_unpacks_to_gigabytes_stays_within_the_memory_allowed(
         finally:
             done.set()
             watcher.join()
-        assert peak - before < 250 << 20
+        assert peak - before < 150 << 20
         good = renderer.open(papers.pdf(tmp_path / "good.pdf", [3]))
         assert middle(renderer.render(good, 1)) == colour(3)
 
@@ -314,9 +311,6 @@ def test_a_page_that_cannot_be_rendered_does_not_end_the_others(tmp_path: Path) 
 def test_no_process_is_left_behind(tmp_path: Path) -> None:
     with Renderer(workers=2) as renderer:
         renderer.open(papers.pdf(tmp_path / "x.pdf", [1]))
-        process = worker_of(renderer) if renderer._all[0]._process else None
-    deadline = time.monotonic() + 30
-    while process is not None and process.is_running():
-        assert time.monotonic() < deadline
-    assert signal.SIGKILL  # the way it is ended
-    assert os.getpid()
+        processes = [psutil.Process(one._process.pid) for one in renderer._all if one._process]
+    assert processes
+    assert not any(process.is_running() for process in processes)
