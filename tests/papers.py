@@ -38,15 +38,14 @@ def pdf(
     return path
 
 
-def words_pdf(
-    path: Path, pages: Sequence[Sequence[str]], size: tuple[float, float] = (256, 256)
-) -> Path:
-    """A PDF with large printed words, as the bundled model reads them (see examples/)."""
-    canvas = Canvas(str(path), pagesize=size)
-    for lines in pages:
-        canvas.setFont("Helvetica", 36)
-        for at, line in enumerate(lines):
-            canvas.drawString(20, size[1] - 60 - 50 * at, line)
+def picture_pdf(path: Path, pictures: Sequence[Path]) -> Path:
+    """A PDF whose pages are pictures, a point a pixel at twice 72 dpi."""
+    canvas = Canvas(str(path))
+    for picture in pictures:
+        with Image.open(picture) as image:
+            width, height = (side / 2 for side in image.size)
+        canvas.setPageSize((width, height))
+        canvas.drawImage(str(picture), 0, 0, width, height)
         canvas.showPage()
     canvas.save()
     return path
