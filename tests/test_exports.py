@@ -22,7 +22,7 @@ from deepseek_ocr.errors import ImageError, SettingsError
 from deepseek_ocr.exports import FORMATS, TEXT_FORMATS, text_of, write
 from deepseek_ocr.figures import MOST_AREA, MOST_FIGURES, figure_crops, save_figures
 from deepseek_ocr.files import part_of, replacing
-from deepseek_ocr.formats import html, markdown, safe_html
+from deepseek_ocr.formats import markdown, safe_html
 from deepseek_ocr.records import PageRecord, Try
 from tests.conftest import ROOT, reference
 from tests.output_fixtures import Block, blank, document_of, grounded, record_of
@@ -83,11 +83,16 @@ def test_an_unknown_format_is_refused_before_anything_is_written(tmp_path: Path)
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as stream:
-        stream.write(b"half of the n")
-        stream.flush()
-        assert (path.read_text(), part_of(path).read_text()) == ("old", "half of the n")
-        raise RuntimeError
+
+    def interrupted() -> None:
+        with replacing(path) as stream:
+            stream.write(b"half of the n")
+            stream.flush()
+            assert (path.read_text(), part_of(path).read_text()) == ("old", "half of the n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert [path.read_text(), *tmp_path.iterdir()] == ["old", path]
 
 
@@ -100,13 +105,13 @@ def test_pages_are_taken_one_at_a_time() -> None:
                 taken.append(page.number)
                 yield page
 
-    document = document_of(Pages(record_of(number, "words") for number in range(1, 100)))
+    document = document_of(Pages(record_of(number, PAGE) for number in range(1, 100)))
     for name in TEXT_FORMATS:
         taken.clear()
         pieces = text_of(document, name, Path("absent"))
         for _ in range(4):
             next(pieces)
-        assert len(taken) <= 5, name
+        assert 1 < len(taken) <= 5, name
 
 
 # --- Markdown -----------------------------------------------------------------------------------
@@ -133,6 +138,7 @@ def test_a_page_cannot_hide_the_next_one() -> None:
     assert "a &lt;!-- b\n```python\ncode\n```\n\n<!-- page 2 -->\n\nafter" in done
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.text("<!->`~\n a|", max_size=60))
 def test_page_marks_survive_any_text(hostile: str) -> None:
     shown = safe_html._markdown().parse(text("md", record_of(1, hostile), record_of(2, "end")))
@@ -277,7 +283,7 @@ def test_figures_are_cut_at_full_resolution_and_clipped(tmp_path: Path) -> None:
     names = save_figures(image, regions, 3, tmp_path)
     assert names == ("2_0.jpg", "", "2_2.jpg")
     with Image.open(tmp_path / "images" / "2_0.jpg") as figure:
-        assert figure.size == (501, 901)
+        assert figure.size == (500, 901)
         assert figure.getpixel((250, 450)) == pytest.approx((255, 0, 0), abs=3)
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["2_0.jpg", "2_2.jpg"]
 
@@ -376,7 +382,7 @@ def test_html_shows_hostile_text_and_does_nothing_with_it(hostile: str) -> None:
         assert "alert(1)" in "".join(audit.texts)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.sampled_from([*HOSTILE, "<|ref|>image<|/ref|><|det|>[[1,2,300,400]]<|/det|>", TABLE])
@@ -427,16 +433,12 @@ def test_html_opens_no_figure_beside_the_folder(tmp_path: Path) -> None:
 
 
 def test_enormous_tables_come_out_whole() -> None:
-    rows = "".join(f"<tr><td>{number}</td><td>x</td></tr>" for number in range(20_000))
+    rows = "".join(f"<tr><td>{number}</td><td>x</td></tr>" for number in range(2_000))
     shown = text("html", record_of(1, f"<table>{rows}</table>"))
-    assert shown.count("<tr>") == 20_000
-    assert text("txt", record_of(1, f"<table>{rows}</table>")).count("\tx\n") == 20_000
+    assert shown.count("<tr>") == 2_000
+    assert text("txt", record_of(1, f"<table>{rows}</table>")).count("\tx\n") == 2_000
 
 
-def test_more_text_than_a_page_holds_is_shown_as_it_is() -> None:
-    shown = text("html", record_of(1, "<b>" * safe_html.LARGEST))
-    assert shown.count("&lt;b&gt;") == safe_html.LARGEST
-
-
-def test_the_style_is_what_the_policy_names() -> None:
-    assert html.STYLE.isascii()
+def test_more_text_than_a_page_holds_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safe_html, "LARGEST", 100)
+    assert safe_html.to_html("**b**" * 21) == f"<pre>{'**b**' * 21}</pre>"

@@ -17,7 +17,7 @@ from deepseek_ocr.records import PageRecord, Try, record_from_json, record_to_js
 from tests.output_fixtures import Block, grounded, record_of
 
 PATIENT = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 """For machines with other things to do."""
 
