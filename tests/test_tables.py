@@ -80,7 +80,7 @@ def test_a_table_may_go_on_for_pages() -> None:
         page(2, ("table", "<table>loose<tr><td>Salt</td><td>1.10</td></tr></table>")),
         PageRecord(2, error="broken"),
     ],
-    ids=["columns", "text-between", "not-next", "figure-between", "open", "nested", "loose", "failed"],
+    ids=["columns", "text", "not-next", "figure", "open", "nested", "loose", "failed"],
 )  # fmt: skip
 def test_other_tables_stay_where_they_are(second: PageRecord) -> None:
     texts = list(page_texts([FIRST, second], join=True))
