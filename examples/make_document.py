@@ -130,7 +130,7 @@ def reading(number: int, items: list[Item], figures: tuple[str, ...] = ()) -> Pa
         blocks.append(f"<|ref|>{label}<|/ref|><|det|>[{scaled}]<|/det|>\n{text}")
     text = "\n\n".join(blocks)
     regions = tuple(grounding.parse(text))
-    return PageRecord(number, *SIZE, text=text, regions=regions, figures=figures,
+    return PageRecord(number, *SIZE, points=(600.0, 840.0), text=text, regions=regions, figures=figures,
                       finish_reason="stop")  # fmt: skip
 
 
