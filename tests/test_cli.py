@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from deepseek_ocr.exports import FORMATS
+from tests import papers
 from tests.conftest import POCKET, ROOT
 
 INVOICE, TOTAL = "examples/invoice.png", "examples/total.png"
@@ -289,3 +291,54 @@ def test_nothing_in_a_page_can_steer_a_terminal(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "stdout", screen)
     console.write("a\x1b]0;owned\x07b\r\x9b2Jc\n\td")
     assert screen.getvalue() == "a\ufffd]0;owned\ufffdb\ufffd\ufffd2Jc\n\td"
+
+
+# --- documents ----------------------------------------------------------------------------------
+
+
+def test_pages_of_documents_are_printed_one_after_the_other(tmp_path: Path) -> None:
+    path = papers.picture_pdf(tmp_path / "two.pdf", [ROOT / INVOICE, ROOT / TOTAL])
+    status, out, err = ocr("--model", "pocket", "--stdout", str(path))
+    assert (status, err) == (0, "")
+    assert out == f"==> {path}, page 1 <==\nInvoice\n\n==> {path}, page 2 <==\nTotal 498\n"
+    last = ocr(
+        "--model", "pocket", "--pages", "-1", "--format", "json", "-", stdin=path.read_bytes()
+    )
+    (page,) = json.loads(last[1])["pages"]
+    assert (page["number"], page["text"], page["source"]) == (2, "Total 498", "-")
+
+
+def test_a_folder_is_printed_and_what_fails_in_it_told(tmp_path: Path) -> None:
+    papers.encrypted(tmp_path / "locked.pdf", "secret")
+    papers.picture_pdf(tmp_path / "open.pdf", [ROOT / INVOICE])
+    (tmp_path / "notes.txt").touch()
+    status, out, err = ocr("--model", "pocket", str(tmp_path))
+    assert status == 1
+    assert "Invoice\n" in out
+    assert "encrypted" in err
+    assert "1 of 2 pages failed" in err
+    assert "1 file has no suffix of a page" in err
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_every_format_is_written_of_every_kind_of_document(name: str, tmp_path: Path) -> None:
+    """With the bundled model, from the file to the output."""
+    pictures = [ROOT / INVOICE, ROOT / TOTAL]
+    papers.picture_pdf(tmp_path / "a.pdf", pictures)
+    members = {picture.name: picture.read_bytes() for picture in pictures}
+    papers.archive(tmp_path / "b.zip", members)
+    with Image.open(pictures[0]) as first, Image.open(pictures[1]) as second:
+        first.save(tmp_path / "c.tiff", save_all=True, append_images=[second])
+    (tmp_path / "d.png").write_bytes(pictures[0].read_bytes())
+    papers.cut_off(tmp_path / "e.pdf", [1])
+    status, out, err = ocr(
+        "--model", "pocket", str(tmp_path), "-o", str(tmp_path / "out"), "--format", name
+    )
+    assert (status, out) == (1, ""), err  # the last could not be opened
+    assert "7 pages read; 4 documents" in err
+    for folder in "abcd":
+        files = [path for path in (tmp_path / "out" / folder).rglob("*") if path.is_file()]
+        assert files
+        assert all(path.stat().st_size for path in files if path.suffix != ".jsonl")
+        if name in ("md", "html", "json", "txt", "mmd"):
+            assert "Invoice" in files[0].read_text()
