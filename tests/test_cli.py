@@ -320,25 +320,37 @@ def test_a_folder_is_printed_and_what_fails_in_it_told(tmp_path: Path) -> None:
     assert "1 file has no suffix of a page" in err
 
 
-@pytest.mark.parametrize("name", list(FORMATS))
-def test_every_format_is_written_of_every_kind_of_document(name: str, tmp_path: Path) -> None:
-    """With the bundled model, from the file to the output."""
+def test_every_format_is_written_of_every_kind_of_document(tmp_path: Path) -> None:
+    """With the bundled model, from the file to the output, good pages and bad."""
     pictures = [ROOT / INVOICE, ROOT / TOTAL]
-    papers.picture_pdf(tmp_path / "a.pdf", pictures)
-    members = {picture.name: picture.read_bytes() for picture in pictures}
-    papers.archive(tmp_path / "b.zip", members)
+    source = tmp_path / "in"
+    source.mkdir()
+    papers.picture_pdf(source / "a.pdf", pictures)
+    papers.archive(source / "b.zip", {path.name: path.read_bytes() for path in pictures})
     with Image.open(pictures[0]) as first, Image.open(pictures[1]) as second:
-        first.save(tmp_path / "c.tiff", save_all=True, append_images=[second])
-    (tmp_path / "d.png").write_bytes(pictures[0].read_bytes())
-    papers.cut_off(tmp_path / "e.pdf", [1])
-    status, out, err = ocr(
-        "--model", "pocket", str(tmp_path), "-o", str(tmp_path / "out"), "--format", name
-    )
-    assert (status, out) == (1, ""), err  # the last could not be opened
-    assert "7 pages read; 4 documents" in err
-    for folder in "abcd":
-        files = [path for path in (tmp_path / "out" / folder).rglob("*") if path.is_file()]
-        assert files
-        assert all(path.stat().st_size for path in files if path.suffix != ".jsonl")
-        if name in ("md", "html", "json", "txt", "mmd"):
-            assert "Invoice" in files[0].read_text()
+        blank = Image.new("RGB", (512, 512), "white")
+        first.save(source / "c.tiff", save_all=True, append_images=[second, blank])
+    (source / "d.png").write_bytes(pictures[0].read_bytes())
+    papers.cut_off(source / "e.pdf", [1])
+    papers.encrypted(source / "f.pdf", "secret")
+    papers.archive(source / "g.zip", {"1.png": pictures[0].read_bytes(), "2.png": b"no picture"})
+    command = ("--model", "pocket", str(source), "-o", str(tmp_path / "out"))
+    status, out, err = ocr(*command, "--format", ",".join(FORMATS))
+    assert (status, out) == (1, ""), err
+    assert "9 pages read" in err
+    assert "1 page failed, 2 of 7 inputs could not be opened" in err
+    for name in "abcdg":
+        folder = tmp_path / "out" / name
+        assert {path.name for path in folder.iterdir() if path.is_file()} == {
+            f"{name}.{ending}"
+            for ending in ("md", "html", "json", "txt", "mmd", "pdf", "regions.jsonl")
+        } | {f"{name}_det.mmd", f"{name}_layouts.pdf"}
+        for ending in ("md", "html", "txt", "mmd"):
+            assert "Invoice" in (folder / f"{name}.{ending}").read_text()
+    pages = json.loads((tmp_path / "out" / "c" / "c.json").read_text())["pages"]
+    assert [page["text"] for page in pages[:2]] == ["Invoice", "Total 498"]
+    assert len(pages) == 3
+    status, _, err = ocr(*command, "--format", ",".join(FORMATS), "--password", "secret")
+    assert status == 1
+    assert "1 page read" in err
+    assert "9 read before" in err
