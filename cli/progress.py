@@ -142,12 +142,12 @@ class Bar(Lines):
         return self._progress
 
     def _say(self, text: str) -> None:
-        self._progress.console.print(escape(harmless(text)), highlight=False)
+        self._progress.console.print(escape(harmless(text)), highlight=False, soft_wrap=True)
 
     def _show(self) -> None:
         self._progress.update(
             self._task,
-            total=self.counter.expected,
+            total=self.counter.expected or None,
             completed=self.counter.done + self.counter.settled,
             description=self.counter.text(time.monotonic()),
         )

@@ -26,12 +26,16 @@ from typing import Any, Generic, TypeVar, cast
 from PIL import Image
 
 from deepseek_ocr.errors import DocumentError
+from deepseek_ocr.images import ImageLimits
 from deepseek_ocr.records import SourceKind
 from deepseek_ocr.settings import RenderSettings
 from deepseek_ocr.sources import shown
 
 _START_S = 60.0
 """Seconds a rendering process may take to start on a busy machine."""
+
+_LARGEST = 3 * ImageLimits().max_pixels
+"""Bytes of the largest page taken from a rendering process."""
 
 _PATIENCE_S = 2.0
 """Seconds that stopping waits for a document that is being opened."""
@@ -185,6 +189,8 @@ def _exchange(
     process.stdin.flush()
     reply = json.loads(process.stdout.readline(1 << 20))
     size = reply.get("width", 0) * reply.get("height", 0) * 3
+    if not 0 <= size <= _LARGEST:
+        raise ValueError("the answer is no page")
     pixels = process.stdout.read(size)
     if len(pixels) != size:
         raise ValueError("the answer breaks off")

@@ -31,7 +31,7 @@ def pdf(
         canvas.setFillColorRGB(red / 255, green / 255, blue / 255)
         canvas.rect(-1, -1, size[0] + 2, size[1] + 2, stroke=0, fill=1)
         if (faults or {}).get(number) != "is blank":
-            canvas.setFillColorRGB(0, 0, 0)
+            canvas.setFillColorRGB(1, 1, 1)
             canvas.rect(0, 0, size[0] / 4, size[1] / 4, stroke=0, fill=1)
         canvas.showPage()
     canvas.save()
@@ -131,7 +131,7 @@ def huge_image(path: Path, side: int = 60_000) -> Path:
 def picture(number: int, fault: str = "none", side: int = SIDE) -> Image.Image:
     """A page as a picture."""
     page = Image.new("RGB", (side, side), colour(number, fault))
-    page.paste((0, 0, 0), (0, 0, side // 4, side // 4))
+    page.paste((255, 255, 255), (0, 0, side // 4, side // 4))
     return page
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -338,7 +339,9 @@ def test_interrupting_keeps_what_is_read_and_says_how_to_go_on(
     assert "Run the same command again to go on" in err
     kept = len(lines(tmp_path / "out"))
     assert 4 <= kept < 200
-    assert f"{kept} pages kept in out" in err
+    said = re.search(r"(\d+) pages kept in out", err)
+    assert said
+    assert abs(int(said[1]) - kept) <= 1  # it may come between a page's line and its counting
     assert server.run(*command, cwd=tmp_path, log=log)[0] == 0
     assert len(last_outcomes(tmp_path / "out")) == 200
     assert sum(read_log(log).values()) <= 200 + 2

@@ -18,6 +18,7 @@ _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})", re.MULTILINE)
 _ENDINGS = {
     "loop": "the model went in circles here; the text may repeat itself or be incomplete",
     "length": "the text reached its longest length here and may be cut",
+    "timeout": "the time for the page was up here and the text is cut",
 }
 
 
