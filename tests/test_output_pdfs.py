@@ -94,8 +94,9 @@ def test_text_lies_on_what_was_read_however_the_page_is_turned(
     # Drawn regions too; and the page's own content is untouched and upright.
     drawing = renderer(drawn(tmp_path, source, record))(1).crop((0, 0, *picture.size))
     left, top, right, bottom = ink(drawing, colour_of("text"))
-    assert (left, right, bottom) == pytest.approx((box[0], box[2], box[3]), abs=6)
-    assert top <= box[1]  # the label stands above
+    assert (left, bottom) == pytest.approx((box[0], box[3]), abs=6)
+    assert right >= box[2] - 6  # a label may be wider than its box
+    assert top <= box[1]  # and stands above
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
