@@ -302,7 +302,7 @@ HOSTILE_BLOCK = st.builds(
 
 @settings(
     deadline=None,
-    max_examples=40,
+    max_examples=15,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(blocks=st.lists(HOSTILE_BLOCK, max_size=8), turn=st.sampled_from([0, 90, 180, 270]))
