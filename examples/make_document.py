@@ -23,6 +23,9 @@ from deepseek_ocr.records import DocumentRecord, PageRecord
 SIZE = (1000, 1400)
 """Of a page in pixels."""
 
+DPI = 120
+"""At which the pages are put into a PDF."""
+
 ROOT = Path(__file__).resolve().parent.parent
 
 ROWS = [("March", "412", "38"), ("April", "455", "41"), ("May", "503", "29"), ("June", "520", "33"),
@@ -130,8 +133,15 @@ def reading(number: int, items: list[Item], figures: tuple[str, ...] = ()) -> Pa
         blocks.append(f"<|ref|>{label}<|/ref|><|det|>[{scaled}]<|/det|>\n{text}")
     text = "\n\n".join(blocks)
     regions = tuple(grounding.parse(text))
-    return PageRecord(number, *SIZE, points=(600.0, 840.0), text=text, regions=regions, figures=figures,
-                      finish_reason="stop")  # fmt: skip
+    return PageRecord(
+        number,
+        *SIZE,
+        points=(SIZE[0] * 72 / DPI, SIZE[1] * 72 / DPI),
+        text=text,
+        regions=regions,
+        figures=figures,
+        finish_reason="stop",
+    )
 
 
 def make(folder: Path) -> DocumentRecord:
@@ -139,7 +149,7 @@ def make(folder: Path) -> DocumentRecord:
     pictures = [draw(items) for items in PAGES]
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "report-scan.pdf"
-    pictures[0].save(source, save_all=True, append_images=pictures[1:], resolution=120)
+    pictures[0].save(source, save_all=True, append_images=pictures[1:], resolution=DPI)
     pages = []
     for number, (items, picture) in enumerate(zip(PAGES, pictures, strict=True), start=1):
         page = reading(number, items)

@@ -12,7 +12,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -111,7 +111,7 @@ def test_pages_are_taken_one_at_a_time() -> None:
         pieces = text_of(document, name, Path("absent"))
         for _ in range(4):
             next(pieces)
-        assert 1 < len(taken) <= 5, name
+        assert 0 < len(taken) <= 5, name
 
 
 # --- Markdown -----------------------------------------------------------------------------------
@@ -139,6 +139,10 @@ def test_a_page_cannot_hide_the_next_one() -> None:
 
 
 @settings(deadline=None, max_examples=50)
+@example("<!a")
+@example("<?php")
+@example("<Script>")
+@example("<![CDATA[")
 @given(st.text("<!->`~\n a|", max_size=60))
 def test_page_marks_survive_any_text(hostile: str) -> None:
     shown = safe_html._markdown().parse(text("md", record_of(1, hostile), record_of(2, "end")))

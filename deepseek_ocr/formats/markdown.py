@@ -15,6 +15,18 @@ PAGE_SPLIT = "\n\n<--- Page Split --->\n"
 
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})", re.MULTILINE)
 
+_HIDING = (
+    (re.compile(r"<(?=!--)"), re.compile(r"(?!)")),
+    (re.compile(r"<(?=\?)"), re.compile(r"\?>")),
+    (re.compile(r"<(?=![A-Za-z])"), re.compile(r">")),
+    (re.compile(r"<(?=!\[CDATA\[)"), re.compile(r"\]\]>")),
+    (
+        re.compile(r"<(?=(?:script|pre|style|textarea)\b)", re.IGNORECASE),
+        re.compile(r"</(?:script|pre|style|textarea)>", re.IGNORECASE),
+    ),
+)
+"""What begins HTML that hides all Markdown up to its end, which is the second; comments always."""
+
 _ENDINGS = {
     "loop": "the model went in circles here; the text may repeat itself or be incomplete",
     "length": "the text reached its longest length here and may be cut",
@@ -118,11 +130,14 @@ def _without_missing(markdown: str, record: PageRecord) -> str:
 
 
 def contained(text: str) -> str:
-    """`text` with a code block that it leaves open closed, and no comment begun.
+    """`text` with a code block that it leaves open closed, and no other hiding HTML left open.
 
     Otherwise one page could hide those after it.
     """
-    text = text.replace("<!--", "&lt;!--")
+    for begin, end in _HIDING:
+        last = max((found.start() for found in begin.finditer(text)), default=None)
+        if last is not None and end.search(text, last) is None:
+            text = begin.sub("&lt;", text)
     fence = ""
     for found in _FENCE.finditer(text):
         if not fence:

@@ -6,6 +6,7 @@ Points of the picture throughout: x to the right, y down, from its top left corn
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,10 @@ from deepseek_ocr.geometry import Rectangle
 
 _FILL = 0.9
 """Size of the letters in line pitches."""
+
+_NARROWEST = 0.5
+"""Least factor by which letters are squeezed sideways; readers take narrower ones for drawn twice.
+Text that is set sideways in a tall box would be."""
 
 _LEAST = 1.0
 """Smallest side of a box in points; flatter ones are widened to hold their text all the same."""
@@ -45,10 +50,10 @@ def place(lines: Sequence[str], box: Rectangle) -> Iterator[PlacedLine]:
     if not wrapped:
         return
     pitch = height / len(wrapped)
-    size = _FILL * pitch
     widest = max(width_of(text) for text, _ in wrapped) or 1.0
+    size = min(_FILL * pitch, width / (_NARROWEST * widest))
     for at, (text, goes_on) in enumerate(wrapped):
-        baseline = top + pitch * at + 0.8 * size
+        baseline = top + pitch * (at + 0.5) + 0.3 * size
         if columns > 1:
             yield from _row(text.split("\t"), columns, left, width, baseline, size)
             continue
@@ -105,11 +110,22 @@ def _wrap(line: str, most: float) -> list[tuple[str, bool]]:
 
 
 def _words(line: str) -> Iterator[str]:
-    """Where a line may be broken: after spaces, and around the characters of wide scripts."""
+    """Where a line may be broken: after spaces, and in scripts that have none, but for marks."""
     start = 0
-    for at, sign in enumerate(line):
-        if sign == " " or width_of(sign) == 1.0:
-            yield line[start : at + 1]
-            start = at + 1
+    for at, sign in enumerate(line, start=1):
+        marked = at < len(line) and unicodedata.category(line[at]).startswith("M")
+        if sign == " " or (not marked and _stands_alone(sign)):
+            yield line[start:at]
+            start = at
     if start < len(line):
         yield line[start:]
+
+
+def _stands_alone(sign: str) -> bool:
+    """True for wide characters and the scripts from Thai to Khmer."""
+    return (
+        width_of(sign) == 1.0
+        or "\u0e00" <= sign <= "\u0eff"
+        or "\u1000" <= sign <= "\u109f"
+        or ("\u1780" <= sign <= "\u17ff")
+    )
