@@ -120,10 +120,8 @@ class Run:
     def wait(self) -> tuple[int, str, str]:
         """Its exit status (negative: the signal that ended it), output and messages."""
         status = self.server.status_of(self.pid)
-        out, err = (
-            (self.folder / name).read_text(encoding="utf-8", errors="surrogateescape")
-            for name in ("out", "err")
-        )
+        paths = [self.folder / name for name in ("out", "err")]  # it may have died before them
+        out, err = (path.read_text() if path.exists() else "" for path in paths)
         return status, out, err
 
 
@@ -222,16 +220,16 @@ def _child(request: dict[str, Any]) -> None:
         import cli.main
 
         status = cli.main.main(request["arguments"])
-        sys.stdout.flush()
-        sys.stderr.flush()
     except SystemExit as error:
         status = int(error.code or 0)
     except BaseException:
         import traceback
 
         traceback.print_exc()
-        sys.stderr.flush()
     finally:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
         os._exit(status)
 
 
