@@ -1,4 +1,4 @@
-"""The Cog predictor: weights at start, one page a prediction.
+"""The Cog predictor: weights at start, one page or document a prediction.
 
 Cog reads the inputs off this file without running it, so choices and descriptions are literals
 here; `tests/test_predict.py` holds them against `tasks.py`.
@@ -7,7 +7,11 @@ here; `tests/test_predict.py` holds them against `tasks.py`.
 from __future__ import annotations
 
 import json
+import math
 import pathlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from cog import BasePredictor, Input, Path
@@ -15,10 +19,14 @@ from cog import BasePredictor, Input, Path
 import configuration
 import tasks
 import weights
-from deepseek_ocr.engine import OcrEngine, Reading
-from deepseek_ocr.errors import InputError
+from deepseek_ocr.engine import Failure, OcrEngine, Reading
+from deepseek_ocr.errors import InputError, OcrError
 from deepseek_ocr.exports import document_to_json, page_to_json
+from deepseek_ocr.formats.markdown import PAGE_SPLIT
+from deepseek_ocr.images import Source
+from deepseek_ocr.rendering import Ahead, Rendered, Renderer
 from deepseek_ocr.settings import CropSettings, DecodeSettings
+from deepseek_ocr.sources import Pages, may_have_pages, parse_pages
 
 TASK_TYPES = ["Convert to Markdown", "Free OCR", "Parse Figure", "Locate Object by Reference"]
 RESOLUTION_SIZES = ["Gundam (Recommended)", "Tiny", "Small", "Base", "Large"]
@@ -34,7 +42,9 @@ class Predictor(BasePredictor):
 
     def predict(
         self,
-        image: Path = Input(description="Picture of a page: JPEG, PNG, WebP, TIFF, BMP or GIF"),
+        image: Path = Input(
+            description="Picture of a page (JPEG, PNG, WebP, BMP, GIF), or a PDF or TIFF of pages"
+        ),
         task_type: str = Input(
             description="What to do with the page",
             default="Convert to Markdown",
@@ -55,18 +65,28 @@ class Predictor(BasePredictor):
             choices=OUTPUT_FORMATS,
         ),
         max_new_tokens: int = Input(
-            description="Longest answer in tokens", default=8192, ge=1, le=8192
+            description="Longest answer in tokens for a page", default=8192, ge=1, le=8192
+        ),
+        pages: str = Input(
+            description="Pages of a PDF or TIFF, such as 1-3,7,-1 (-1 is the last); empty is all",
+            default="",
         ),
     ) -> str:
-        """Read one page."""
+        """Read one page, or the pages of a document."""
         if output_format not in OUTPUT_FORMATS:
             raise InputError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}.")
         prompt, crop, decode = values(task_type, resolution_size, reference_text, max_new_tokens)
-        with opened(image) as file:
-            reading = self.engine.read(file, prompt, crop, decode)
-        for name, value in metrics(reading).items():
+        outcomes: list[tuple[int, Reading | Failure]] = []
+        for page in page_sources(image, pages):
+            try:
+                outcomes.append(
+                    (page.number, self.engine.read(page.picture(), prompt, crop, decode))
+                )
+            except OcrError as error:  # the other pages of a document are read all the same
+                outcomes.append((page.number, Failure(error)))
+        for name, value in metrics(outcomes).items():
             self.record_metric(name, value)
-        return rendered(reading, output_format)
+        return rendered(outcomes, output_format)
 
 
 def load_engine() -> OcrEngine:
@@ -104,6 +124,44 @@ def opened(image: Path) -> BinaryIO:
     return image.open("rb")
 
 
+@dataclass(frozen=True)
+class PageSource:
+    """A page that is to be read; `source` is its picture, or why there is none."""
+
+    number: int
+    source: Source | OcrError
+
+    def picture(self) -> Source:
+        """The picture. Raises `OcrError` where there is none."""
+        if isinstance(self.source, OcrError):
+            raise self.source
+        return self.source
+
+
+def page_sources(image: Path, pages: str) -> Iterator[PageSource]:
+    """The pages of the file `image`: those of a PDF or TIFF that `pages` names, or the picture.
+
+    Raises `InputError` for what cannot be opened and for pages that are not there.
+    """
+    chosen = parse_pages(pages) if pages.strip() else Pages()
+    with opened(image) as file:
+        if not chosen.ranges and not may_have_pages(image):
+            yield PageSource(1, file)
+            return
+    with Renderer() as renderer:
+        document = renderer.open(image)
+        numbers = chosen.of(document.pages)
+        if not numbers:
+            raise InputError(f"The document has {document.pages} pages, none of them {pages}.")
+        requests = ((number, document, number) for number in numbers)
+        with closing(Ahead(renderer, requests, 1)) as ahead:
+            for number, picture in ahead:
+                assert picture is not None
+                yield PageSource(
+                    number, picture.image if isinstance(picture, Rendered) else picture
+                )
+
+
 def values(
     task_type: str, resolution_size: str, reference_text: str, max_new_tokens: int
 ) -> tuple[str, CropSettings, DecodeSettings]:
@@ -118,23 +176,52 @@ def values(
     )
 
 
-def metrics(reading: Reading) -> dict[str, int | float | str]:
-    """What a prediction reports besides its output."""
+_ENDINGS = ("stop", "length", "timeout", "loop")
+"""Finish reasons, best first: the worst of its pages is a document's."""
+
+
+def metrics(outcomes: Sequence[tuple[int, Reading | Failure]]) -> dict[str, int | float | str]:
+    """What a prediction reports besides its output: sums over its pages.
+
+    `confidence` is the geometric mean over all tokens, `failed_pages` the numbers of the pages
+    that could not be read. Raises the first page's error where no page could be read.
+    """
+    readings = [outcome for _, outcome in outcomes if isinstance(outcome, Reading)]
+    failures = [(number, found) for number, found in outcomes if isinstance(found, Failure)]
+    if failures and not readings:
+        raise failures[0][1].error
+    output = sum(reading.counts.output for reading in readings)
+    seconds = sum(reading.timings.decode for reading in readings)
     values: dict[str, int | float | str] = {
-        "vision_tokens": reading.counts.vision,
-        "output_tokens": reading.counts.output,
-        "tokens_per_second": round(reading.counts.output / max(reading.timings.decode, 1e-6), 2),
-        "finish_reason": reading.finish_reason,
+        "pages": len(outcomes),
+        "vision_tokens": sum(reading.counts.vision for reading in readings),
+        "output_tokens": output,
+        "tokens_per_second": round(output / max(seconds, 1e-6), 2),
+        "finish_reason": max((one.finish_reason for one in readings), key=_ENDINGS.index),
     }
-    if reading.confidence is not None:
-        values["confidence"] = round(reading.confidence.mean, 4)
+    logs = [
+        (math.log(max(reading.confidence.mean, 1e-30)) * len(reading.tokens), len(reading.tokens))
+        for reading in readings
+        if reading.confidence is not None
+    ]
+    if tokens := sum(count for _, count in logs):
+        values["confidence"] = round(math.exp(sum(log for log, _ in logs) / tokens), 4)
+    if failures:
+        values["failed_pages"] = ",".join(str(number) for number, _ in failures)
     return values
 
 
-def rendered(reading: Reading, output_format: str) -> str:
-    """The reading in one of `OUTPUT_FORMATS`."""
-    if output_format == "Markdown":
-        return reading.markdown
+def rendered(outcomes: Sequence[tuple[int, Reading | Failure]], output_format: str) -> str:
+    """The pages in one of `OUTPUT_FORMATS`; in text a page that failed leaves its place empty."""
     if output_format == "JSON":
-        return json.dumps(document_to_json([page_to_json(reading, "image")]), ensure_ascii=False)
-    return reading.text
+        pages = [
+            {**page_to_json(outcome, "image"), "number": number} for number, outcome in outcomes
+        ]
+        return json.dumps(document_to_json(pages), ensure_ascii=False)
+    texts = []
+    for _, outcome in outcomes:
+        if isinstance(outcome, Failure):
+            texts.append("")
+        else:
+            texts.append(outcome.markdown if output_format == "Markdown" else outcome.text)
+    return PAGE_SPLIT.join(texts)

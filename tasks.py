@@ -1,4 +1,5 @@
-"""What a user may ask for by name: four tasks and five presets, each in one table.
+"""What a user may ask for by name: four tasks and five presets, each in one table; and what is
+tried when a page goes wrong.
 
 The keys are the names of the Cog predictor; short names are for the command line. Importing this
 file does not import torch.
@@ -6,10 +7,12 @@ file does not import torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from deepseek_ocr.errors import PromptError, SettingsError
-from deepseek_ocr.settings import CropSettings
+from deepseek_ocr.settings import Attempt, CropSettings, DecodeSettings
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,37 @@ RESOLUTIONS: dict[str, CropSettings] = {
     "Base": CropSettings(base_size=1024, image_size=1024, crop_mode=False),
     "Large": CropSettings(base_size=1280, image_size=1280, crop_mode=False),
 }
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Another try at a page: its name, the outcomes that call for it, and what it changes.
+
+    - `presets`: the page is cut by the first of them that is not how it was cut before
+    - `decode`: fields of `DecodeSettings` and their values
+    """
+
+    name: str
+    after: tuple[str, ...]
+    presets: tuple[str, ...] = ()
+    decode: Mapping[str, Any] = field(default_factory=dict)
+
+
+RETRIES: tuple[Retry, ...] = (
+    Retry(
+        "closer guard",  # the numbers of the authors' vLLM recipe for PDFs; no help to empty pages
+        ("loop", "length"),
+        decode={"no_repeat_ngram_size": 20, "no_repeat_window": 50, "exempt_ngrams": False},
+    ),
+    Retry("another preset", ("loop", "length", "empty"), presets=("Base", "Large")),
+    Retry(
+        "light sampling",
+        ("loop", "length", "empty"),
+        decode={"temperature": 0.2, "top_p": 0.95, "seed": 1},
+    ),
+)
+"""What is tried in turn with a page that loops, hits the length limit or comes out empty; each
+changes the settings the user chose, not those of the try before."""
 
 DEFAULT_TASK = "Convert to Markdown"
 DEFAULT_RESOLUTION = "Gundam (Recommended)"
@@ -105,6 +139,23 @@ def prompt_for(task: str, reference: str = "") -> str:
             "name what to find in plain words."
         )
     return prompt.replace("{reference}", reference)
+
+
+def attempts(
+    crop: CropSettings, decode: DecodeSettings, retries: int = len(RETRIES)
+) -> tuple[Attempt, ...]:
+    """How to read a page: as asked, then by the first `retries` of `RETRIES`.
+
+    Raises `SettingsError` where there are not as many.
+    """
+    if not 0 <= retries <= len(RETRIES):
+        raise SettingsError(f"retries must lie between 0 and {len(RETRIES)}.")
+    ladder = [Attempt("as asked", crop, decode)]
+    for retry in RETRIES[:retries]:
+        others = [RESOLUTIONS[preset] for preset in retry.presets if RESOLUTIONS[preset] != crop]
+        cut = others[0] if others else crop
+        ladder.append(Attempt(retry.name, cut, replace(decode, **retry.decode), retry.after))
+    return tuple(ladder)
 
 
 def _lookup(name: str, what: str, short_names: dict[str, str]) -> str:

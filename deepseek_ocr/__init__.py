@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deepseek_ocr.errors import (
         CheckpointError,
         DeviceError,
+        DocumentError,
         GenerationError,
         ImageError,
         ImageTooLargeError,
@@ -45,6 +46,7 @@ __all__ = [
     "DecodeSettings",
     "Delta",
     "DeviceError",
+    "DocumentError",
     "Failure",
     "GenerationError",
     "ImageError",
@@ -71,6 +73,7 @@ _HOME_OF = {
     "DecodeSettings": "settings",
     "Delta": "engine",
     "DeviceError": "errors",
+    "DocumentError": "errors",
     "Failure": "engine",
     "GenerationError": "errors",
     "ImageError": "errors",

@@ -25,7 +25,7 @@ from deepseek_ocr.grounding import Confidence, Region
 from deepseek_ocr.images import ImageLimits, Source, Views
 from deepseek_ocr.settings import CELL, CropSettings, DecodeSettings
 
-FinishReason = Literal["stop", "length", "loop"]
+FinishReason = Literal["stop", "length", "loop", "timeout"]
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,9 @@ class Reading:
     """What was read from one page.
 
     `text` is what the model wrote, tags included; `markdown` the same cleaned. `finish_reason` is
-    "stop" (the model ended), "length" (no room left) or "loop" (it went in circles). `confidence`
-    is None where nothing was written. `image_size` is width and height in pixels, upright.
+    "stop" (the model ended), "length" (no room left), "loop" (it went in circles) or "timeout".
+    `confidence` is None where nothing was written. `image_size` is width and height in pixels,
+    upright.
     `more_pages` is True where the file (a TIFF) holds further pages, which were not read.
     """
 
@@ -198,6 +199,7 @@ class OcrEngine:
         Raises `ImageError`, `PromptError` and `GenerationError`.
         """
         clock = _Clock(self.device)
+        deadline = time.perf_counter() + (decode.timeout or math.inf)
         page = images.open_image(image, self.limits)
         views = images.make_views(page, crop)
         encoded = prompts.encode(self.codec, prompts.with_image(prompt), views.token_count)
@@ -221,7 +223,9 @@ class OcrEngine:
         for token in tokens:
             if delta := output.add(token):
                 yield delta
-            if output.finish_reason == "loop":
+            if output.finish_reason == "length" and time.perf_counter() > deadline:
+                output.finish_reason = "timeout"
+            if output.finish_reason in ("loop", "timeout"):
                 break
         if delta := output.flush():
             yield delta

@@ -4,6 +4,8 @@
     ├── InputError           what was handed in cannot be used
     │   ├── ImageError       not an image, damaged, or in a form we cannot open
     │   │   └── ImageTooLargeError   refused before its pixels were decoded
+    │   ├── DocumentError    a document, or a page of it, that cannot be opened or rendered
+    │   ├── RecordError      a kept page record that is damaged or was edited
     │   ├── PromptError      a prompt or a reference that the model must not be given
     │   └── SettingsError    a setting outside its range, or one nobody knows
     ├── CheckpointError      a model folder that is missing, damaged or of another kind
@@ -30,6 +32,14 @@ class ImageError(InputError):
 
 class ImageTooLargeError(ImageError):
     """Refused before decoding, because of its bytes or its pixels."""
+
+
+class DocumentError(InputError):
+    """A document, or a page of it, that cannot be opened or rendered."""
+
+
+class RecordError(InputError):
+    """A kept page record that is damaged, was edited, or is of another version."""
 
 
 class PromptError(InputError):

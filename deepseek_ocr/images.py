@@ -14,16 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import torch
 from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from deepseek_ocr.errors import ImageError, ImageTooLargeError
 from deepseek_ocr.settings import CELL, CropSettings
+
+if TYPE_CHECKING:
+    import torch
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
 
@@ -97,12 +99,25 @@ def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image
     data, name = _read(source, limits)
     if data.getvalue().startswith(b"%PDF-"):
         raise ImageError(
-            f"{name} is a PDF, which is not read yet; make pictures of its pages first, for "
-            "example with: pdftoppm -r 200 -png FILE.pdf page"
+            f"{name} is a PDF, a document of many pages; give it to ocr.py, or make pictures of "
+            "its pages with deepseek_ocr.rendering."
         )
+    with _open(data, name, limits) as image:
+        return _decode(image, name, limits)
+
+
+def open_frames(file: Path | BinaryIO, name: str, limits: ImageLimits | None = None) -> Image.Image:
+    """Open a picture without decoding it: `seek` chooses a frame, `open_image` decodes it.
+
+    `name` is what messages call it. Raises as `open_image`.
+    """
+    return _open(file, name, limits or ImageLimits())
+
+
+def _open(file: BinaryIO | Path, name: str, limits: ImageLimits) -> Image.Image:
     try:
         with _quiet():
-            image = Image.open(data, formats=_formats())
+            return Image.open(file, formats=_formats())
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(
             f"{name} has more than the {limits.max_pixels:,} pixels allowed; scale it down (the "
@@ -115,8 +130,6 @@ def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image
         ) from error
     except Exception as error:
         raise _damaged(name, error) from error
-    with image:
-        return _decode(image, name, limits)
 
 
 def _decode(image: Image.Image, name: str, limits: ImageLimits) -> Image.Image:
@@ -292,6 +305,8 @@ def _is_dark_on_nothing(image: Image.Image) -> bool:
 
 def make_views(image: Image.Image, crop: CropSettings) -> Views:
     """Cut an RGB page into its views as the official code does (see `CropSettings`)."""
+    import torch  # late, so that a process that only opens pictures stays small
+
     if crop.crop_mode:
         tiles, grid = _tiles(image, crop.image_size)
         return Views(_normalise([_pad(image, crop.base_size)])[0], tiles, grid)
@@ -301,6 +316,8 @@ def make_views(image: Image.Image, crop: CropSettings) -> Views:
 
 
 def _tiles(image: Image.Image, side: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    import torch
+
     if image.width <= side and image.height <= side:
         return torch.empty(0, 3, side, side), (1, 1)
     columns, rows = choose_grid(image.width, image.height, side)
@@ -344,6 +361,8 @@ def _pad(image: Image.Image, side: int) -> Image.Image:
 
 def _normalise(images: list[Image.Image]) -> torch.Tensor:
     """RGB images of one size to `[n, 3, H, W]` float32 in [-1, 1] (mean 0.5, deviation 0.5)."""
+    import torch
+
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     planes = rearrange(pixels, "n h w c -> n c h w").contiguous()
     return planes.float().div_(255).sub_(0.5).div_(0.5)

@@ -6,13 +6,26 @@ records afterwards, so nothing is read twice and a run can stop anywhere.
 
 from __future__ import annotations
 
+import re
+import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from deepseek_ocr.engine import Counts, FinishReason, Reading, Timings
-from deepseek_ocr.grounding import Confidence, Region
+from deepseek_ocr.errors import RecordError
+from deepseek_ocr.grounding import SCALE, Confidence, Region
+
+VERSION = 1
+"""Of the shape that `record_to_json` writes; another version is not read."""
+
+_LARGEST = 1e15
+"""No number of a record comes near it; whole numbers below it are exact as floats."""
+
+FIGURE_NAME = re.compile(r"[0-9]{1,9}_[0-9]{1,9}\.jpg")
+"""Page and number of a figure, both from 0: no other name in a record is ever opened."""
 
 SourceKind = Literal["pdf", "image"]
 """How a document's pages are had: rendered from a PDF, or frames of an image file."""
@@ -42,7 +55,7 @@ class PageRecord:
       that the file itself asks for
     - `text`: what the model wrote, tags included; `regions` with boxes in 0-999 of the picture
     - `figures`: names of the files under `images/` that hold the page's regions labelled `image`,
-      in their order
+      one a box, in their order; "" for a box without area, which has no file
     - `tries`: every attempt; `text` is of the one at `kept`. More than one means it was retried
     - `error`: None, or why the page has no text
     """
@@ -106,3 +119,111 @@ def page_record(
         tries=tries,
         kept=kept,
     )
+
+
+def record_to_json(record: PageRecord) -> dict[str, Any]:
+    """`record` as JSON data from which `record_from_json` makes the same record again.
+
+    The settings of its tries must be JSON data: a tuple among them comes back as a list.
+    """
+    return {"version": VERSION, **asdict(record)}
+
+
+def record_from_json(data: Any) -> PageRecord:
+    """The record that `record_to_json` gave as `data`.
+
+    Every field must be there, of its type and in its range, and no other.
+    Raises `RecordError` naming the field otherwise: records lie on disk, where they can be edited
+    or damaged, and half a page must not pass for a whole one.
+    """
+    if not isinstance(data, dict) or data.get("version") != VERSION:
+        raise RecordError(
+            f"A page record must be an object of version {VERSION}; it is damaged or was written "
+            "by another version of this program. Read the page again (--overwrite)."
+        )
+    rest = {name: value for name, value in data.items() if name != "version"}
+    record: PageRecord = _decode(PageRecord, rest, "page")
+    _check(record)
+    return record
+
+
+def _refuse(where: str, wanted: str) -> RecordError:
+    return RecordError(
+        f"The page record is damaged or was edited: {where} must be {wanted}. "
+        "Read the page again (--overwrite)."
+    )
+
+
+def _check(record: PageRecord) -> None:
+    """What types alone do not say."""
+    if record.number < 1:
+        raise _refuse("page.number", "1 or more")
+    if record.width < 0 or record.height < 0:
+        raise _refuse("page.width and page.height", "0 or more")
+    if record.points is not None and min(record.points) <= 0:
+        raise _refuse("page.points", "above 0")
+    if record.rotation not in (0, 90, 180, 270):
+        raise _refuse("page.rotation", "0, 90, 180 or 270")
+    if not 0 <= record.kept < max(len(record.tries), 1):
+        raise _refuse("page.kept", "the place of one of its tries")
+    if not all(name == "" or FIGURE_NAME.fullmatch(name) for name in record.figures):
+        raise _refuse("page.figures", "names such as 0_1.jpg")
+    for at, region in enumerate(record.regions):
+        if not 0 <= region.start <= region.text_start <= region.end <= len(record.text):
+            raise _refuse(f"page.regions[{at}]", "within the page's text")
+        if not region.boxes:
+            raise _refuse(f"page.regions[{at}].boxes", "one box or more")
+        for x1, y1, x2, y2 in region.boxes:
+            if not (0 <= x1 <= x2 <= SCALE and 0 <= y1 <= y2 <= SCALE):
+                raise _refuse(f"page.regions[{at}].boxes", f"ordered and in 0-{SCALE}")
+
+
+@cache
+def _types_of(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _decode(kind: Any, data: Any, where: str) -> Any:
+    """`data` as a value of the annotation `kind`: what the records above are made of."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _decode_object(kind, data, where)
+    if origin in (Union, types.UnionType):
+        return None if data is None else _decode(arguments[0], data, where)
+    if origin is tuple:
+        return _decode_row(arguments, data, where)
+    return _decode_plain(kind, data, where)
+
+
+def _decode_plain(kind: Any, data: Any, where: str) -> Any:
+    if get_origin(kind) is Literal:
+        fits, wanted = data in get_args(kind), f"one of {', '.join(get_args(kind))}"
+    elif get_origin(kind) is Mapping:
+        fits, wanted = isinstance(data, dict), "an object"
+    elif kind is float:
+        fits, wanted = type(data) in (int, float) and abs(data) < _LARGEST, "a finite number"
+        data = float(data) if fits else data
+    else:
+        fits, wanted = type(data) is kind, {int: "a whole number", str: "text"}[kind]
+    if not fits:
+        raise _refuse(where, wanted)
+    return data
+
+
+def _decode_row(kinds: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(data, (list, tuple)):
+        raise _refuse(where, "a list")
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(data)
+    if len(kinds) != len(data):
+        raise _refuse(where, f"a list of {len(kinds)}")
+    pairs = zip(kinds, data, strict=True)
+    return tuple(_decode(kind, one, f"{where}[{at}]") for at, (kind, one) in enumerate(pairs))
+
+
+def _decode_object(kind: type, data: Any, where: str) -> Any:
+    names = [field.name for field in fields(kind)]
+    if not isinstance(data, dict) or data.keys() != set(names):
+        raise _refuse(where, f"an object of exactly {', '.join(names)}")
+    hints = _types_of(kind)
+    return kind(**{name: _decode(hints[name], data[name], f"{where}.{name}") for name in names})

@@ -71,6 +71,8 @@ class DecodeSettings:
     - `exempt_ngrams`: a sequence that holds an exempt token forbids nothing at all. Without it
       only the exempt tokens themselves stay allowed, as in the authors' recipe.
     - `stop_on_loop`: end the page with finish reason "loop" once the text goes in circles.
+    - `timeout`: seconds from the start of a page after which it ends with finish reason "timeout"
+      (0 is off).
 
     Raises `SettingsError` for a value outside its range.
     """
@@ -86,12 +88,13 @@ class DecodeSettings:
     exempt_tokens: tuple[str, ...] = TABLE_TOKENS
     exempt_ngrams: bool = True
     stop_on_loop: bool = True
+    timeout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "top_k", "seed", "no_repeat_ngram_size", "no_repeat_window"):
             value = getattr(self, name)
             _require(type(value) is int, f"{name} must be a whole number, not {value!r}.")
-        for name in ("temperature", "top_p", "repetition_penalty"):
+        for name in ("temperature", "top_p", "repetition_penalty", "timeout"):
             value = getattr(self, name)
             _require(type(value) in (int, float), f"{name} must be a number, not {value!r}.")
         _require(
@@ -103,9 +106,54 @@ class DecodeSettings:
         _require(0 < self.top_p <= 1, "top_p must lie above 0 and at most 1 (1 is off).")
         _require(self.top_k >= 0, "top_k must be 0 (off) or more.")
         _require(0 < self.repetition_penalty <= 10, "repetition_penalty must lie in (0, 10].")
+        _require(0 <= self.timeout <= 86_400, "timeout must lie between 0 (off) and 86400 seconds.")
         _require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1.")
         _require(self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size must be 0 (off) or more.")
         _require(
             self.no_repeat_window == 0 or self.no_repeat_window >= self.no_repeat_ngram_size,
             "no_repeat_window must be 0 (whole sequence) or at least no_repeat_ngram_size.",
         )
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One way of reading a page: what it is called in reports, how to cut, how to decode.
+
+    `after` are the outcomes of the attempts before it that call for it ("loop", "length",
+    "empty"); nothing calls for the first one.
+    """
+
+    name: str
+    crop: CropSettings
+    decode: DecodeSettings
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """How a page of a document becomes a picture.
+
+    - `dpi`: of pages of a PDF; 144 is what the official script uses
+    - `rotate`: None turns as the file's flags say; 0, 90, 180 or 270 is the turn (degrees
+      clockwise) taken in place of them
+    - `max_pixels`: a PDF page that would have more is rendered at a lower resolution
+    - `timeout`: seconds a page may take to become a picture
+    - `memory`: bytes of address space that the rendering process may add to what it starts with,
+      where the system can hold it to that
+
+    Raises `SettingsError` for a value outside its range.
+    """
+
+    dpi: int = 144
+    rotate: int | None = None
+    max_pixels: int = 20_000_000
+    timeout: float = 60.0
+    memory: int = 3 * 2**30
+
+    def __post_init__(self) -> None:
+        _require(
+            type(self.dpi) is int and 18 <= self.dpi <= 1200, "dpi must lie between 18 and 1200."
+        )
+        _require(self.rotate in (None, 0, 90, 180, 270), "rotate must be 0, 90, 180 or 270.")
+        _require(self.max_pixels >= 1, "max_pixels must be at least 1.")
+        _require(self.timeout > 0, "timeout must be more than 0 seconds.")

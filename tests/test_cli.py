@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from deepseek_ocr.exports import FORMATS
+from tests import papers
 from tests.conftest import POCKET, ROOT
 
 INVOICE, TOTAL = "examples/invoice.png", "examples/total.png"
@@ -62,7 +64,8 @@ def test_json_has_pages_with_all_that_is_known() -> None:
     assert good["text"] == good["markdown"] == "Invoice"
     assert (good["finish_reason"], good["width"], good["height"]) == ("stop", 512, 512)
     assert {"regions", "confidence", "counts", "timings"} <= good.keys()
-    assert bad.keys() == {"source", "error"}
+    assert (bad["source"], "text" in bad) == ("gone.png", False)
+    assert "gone.png does not exist" in bad["error"]
 
 
 def test_a_page_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -84,9 +87,9 @@ def test_what_a_person_should_know_is_told(tmp_path: Path) -> None:
     white = Image.new("RGB", (512, 512), "white")
     white.save(tmp_path / "pages.tiff", save_all=True, append_images=[white])
     status, out, err = ocr("--model", "pocket", str(tmp_path / "pages.tiff"))
-    assert (status, out.strip()) == (0, "")
-    assert "nothing was read" in err
-    assert "only the first was read" in err
+    assert status == 0
+    assert "page 2: nothing was read" in err
+    assert out.count("pages.tiff, page") == 2
 
 
 def test_the_bundled_folder_has_the_defaults_of_its_name() -> None:
@@ -135,7 +138,7 @@ def test_a_prompt_of_ones_own() -> None:
         (["--temperature", "9", INVOICE], "temperature"),
         (["--max-new-tokens", "0", INVOICE], "max_new_tokens"),
         (["--max-new-tokens", "many", INVOICE], "invalid int"),
-        (["--format", "docx", INVOICE], "invalid choice"),
+        (["--format", "docx", INVOICE], "no format 'docx'"),
         (["--config", "no-such-file.toml", INVOICE], "cannot be read"),
         (["--model", "no-such-model", INVOICE], "no checkpoint called"),
         (["--model", "pocket", "--device", "npu:0", INVOICE], "this machine has"),
@@ -277,7 +280,7 @@ sys.exit(main(["--model", "pocket", "examples/invoice.png"]))
 def test_nothing_in_a_page_can_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
-    from cli import main
+    from cli import console
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -285,5 +288,68 @@ def test_nothing_in_a_page_can_steer_a_terminal(monkeypatch: pytest.MonkeyPatch)
 
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
-    main._write("a\x1b]0;owned\x07b\r\x9b2Jc\n\td")
+    console.write("a\x1b]0;owned\x07b\r\x9b2Jc\n\td")
     assert screen.getvalue() == "a\ufffd]0;owned\ufffdb\ufffd\ufffd2Jc\n\td"
+
+
+# --- documents ----------------------------------------------------------------------------------
+
+
+def test_pages_of_documents_are_printed_one_after_the_other(tmp_path: Path) -> None:
+    path = papers.picture_pdf(tmp_path / "two.pdf", [ROOT / INVOICE, ROOT / TOTAL])
+    status, out, err = ocr("--model", "pocket", "--stdout", str(path))
+    assert (status, err) == (0, "")
+    assert out == f"==> {path}, page 1 <==\nInvoice\n\n==> {path}, page 2 <==\nTotal 498\n"
+    last = ocr(
+        "--model", "pocket", "--pages", "-1", "--format", "json", "-", stdin=path.read_bytes()
+    )
+    (page,) = json.loads(last[1])["pages"]
+    assert (page["number"], page["text"], page["source"]) == (2, "Total 498", "-")
+
+
+def test_a_folder_is_printed_and_what_fails_in_it_told(tmp_path: Path) -> None:
+    papers.encrypted(tmp_path / "locked.pdf", "secret")
+    papers.picture_pdf(tmp_path / "open.pdf", [ROOT / INVOICE])
+    (tmp_path / "notes.txt").touch()
+    status, out, err = ocr("--model", "pocket", str(tmp_path))
+    assert status == 1
+    assert "Invoice\n" in out
+    assert "encrypted" in err
+    assert "1 of 2 pages failed" in err
+    assert "1 file has no suffix of a page" in err
+
+
+def test_every_format_is_written_of_every_kind_of_document(tmp_path: Path) -> None:
+    """With the bundled model, from the file to the output, good pages and bad."""
+    pictures = [ROOT / INVOICE, ROOT / TOTAL]
+    source = tmp_path / "in"
+    source.mkdir()
+    papers.picture_pdf(source / "a.pdf", pictures)
+    papers.archive(source / "b.zip", {path.name: path.read_bytes() for path in pictures})
+    with Image.open(pictures[0]) as first, Image.open(pictures[1]) as second:
+        blank = Image.new("RGB", (512, 512), "white")
+        first.save(source / "c.tiff", save_all=True, append_images=[second, blank])
+    (source / "d.png").write_bytes(pictures[0].read_bytes())
+    papers.cut_off(source / "e.pdf", [1])
+    papers.encrypted(source / "f.pdf", "secret")
+    papers.archive(source / "g.zip", {"1.png": pictures[0].read_bytes(), "2.png": b"no picture"})
+    command = ("--model", "pocket", str(source), "-o", str(tmp_path / "out"))
+    status, out, err = ocr(*command, "--format", ",".join(FORMATS))
+    assert (status, out) == (1, ""), err
+    assert "9 pages read" in err
+    assert "1 page failed, 2 of 7 inputs could not be opened" in err
+    for name in "abcdg":
+        folder = tmp_path / "out" / name
+        assert {path.name for path in folder.iterdir() if path.is_file()} == {
+            f"{name}.{ending}"
+            for ending in ("md", "html", "json", "txt", "mmd", "pdf", "regions.jsonl")
+        } | {f"{name}_det.mmd", f"{name}_layouts.pdf"}
+        for ending in ("md", "html", "txt", "mmd"):
+            assert "Invoice" in (folder / f"{name}.{ending}").read_text()
+    pages = json.loads((tmp_path / "out" / "c" / "c.json").read_text())["pages"]
+    assert [page["text"] for page in pages[:2]] == ["Invoice", "Total 498"]
+    assert len(pages) == 3
+    status, _, err = ocr(*command, "--format", ",".join(FORMATS), "--password", "secret")
+    assert status == 1
+    assert "1 page read" in err
+    assert "9 read before" in err

@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from tests import papers
 from tests.cog_server import PATIENCE_S, Server, copy_image, data_uri, running
 from tests.conftest import GOLDEN, ROOT
 
 pytest.importorskip("coglet", reason="needs the Cog server (coglet)")
 
-INVOICE = ROOT / "examples" / "invoice.png"
+INVOICE, TOTAL = (ROOT / "examples" / name for name in ("invoice.png", "total.png"))
 READ = {"task_type": "Free OCR", "resolution_size": "Tiny"}
 
 
@@ -106,6 +108,39 @@ def test_output_formats(server: Server) -> None:
     assert server.predict(image=page, output_format="Markdown", **READ).body["output"] == "Invoice"
     cut = server.predict(image=page, max_new_tokens=3, **READ).body
     assert (cut["output"], cut["metrics"]["finish_reason"]) == ("Inv", "length")
+
+
+def test_the_pages_of_a_pdf_are_read_and_joined(server: Server, tmp_path: Path) -> None:
+    path = papers.picture_pdf(tmp_path / "x.pdf", [INVOICE, TOTAL, INVOICE])
+    reply = server.predict(image=data_uri(path), **READ).body
+    mark = "\n\n<--- Page Split --->\n"
+    assert reply["output"] == mark.join(["Invoice", "Total 498", "Invoice"]), reply
+    assert (reply["metrics"]["pages"], reply["metrics"]["vision_tokens"]) == (3, 3 * 73)
+    chosen = {"pages": "2,-1", "output_format": "JSON"}
+    pages = json.loads(server.predict(image=data_uri(path), **chosen, **READ).body["output"])
+    assert [(page["number"], page["text"]) for page in pages["pages"]] == [
+        (2, "Total 498"), (3, "Invoice"),
+    ]  # fmt: skip
+    for wrong, reason in (("9", "none of them 9"), ("x", "1-3,7,-1")):
+        failed = server.predict(image=data_uri(path), pages=wrong, **READ).body
+        assert failed["status"] == "failed"
+        assert reason in failed["error"]
+
+
+def test_the_frames_of_a_tiff_are_pages(server: Server, tmp_path: Path) -> None:
+    with Image.open(INVOICE) as first, Image.open(TOTAL) as second:
+        first.save(tmp_path / "x.tiff", save_all=True, append_images=[second])
+    output = server.predict(image=data_uri(tmp_path / "x.tiff"), **READ).body["output"]
+    assert output == "Invoice\n\n<--- Page Split --->\nTotal 498"
+
+
+def test_a_document_that_cannot_be_opened_fails_with_the_reason(
+    server: Server, tmp_path: Path
+) -> None:
+    path = papers.encrypted(tmp_path / "x.pdf", "secret")
+    reply = server.predict(image=data_uri(path), **READ).body
+    assert reply["status"] == "failed"
+    assert "encrypted" in reply["error"]
 
 
 @pytest.mark.parametrize("task", ["Convert to Markdown", "Free OCR", "Parse Figure"])

@@ -31,8 +31,9 @@ def test_inputs_are_those_users_know_in_their_order() -> None:
     properties, schemas = inputs("predict.py")
     assert list(properties) == [
         "image", "task_type", "resolution_size", "reference_text", "output_format",
-        "max_new_tokens",
+        "max_new_tokens", "pages",
     ]  # fmt: skip
+    assert properties["pages"]["default"] == ""
     assert schemas["Input"]["required"] == ["image"]
     assert properties["image"]["format"] == "uri"
     assert schemas["task_type"]["enum"] == list(tasks.TASKS)

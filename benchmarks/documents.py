@@ -1,0 +1,211 @@
+"""What the document pipeline costs beside the model: `python -m benchmarks.documents`.
+
+Three figures, each of the real parts (rendering process, bundled model, files on disk):
+
+- overhead: wall-clock time of a run over a PDF of 200 pages, less what the same engine takes for
+  the same pictures when they lie ready, as a share of the run; the two take turns, so that a
+  machine whose speed drifts favours neither
+- rendering and preparing: pages a second of a text PDF (A4, 144 dpi), from file to the model's
+  views at Gundam
+- memory: the peak of all processes together over 3 and over 3,000 pages, reading left out
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import tasks
+from deepseek_ocr import grounding
+from deepseek_ocr.documents import AHEAD, Plan, read_documents
+from deepseek_ocr.engine import Counts, Failure, OcrEngine, Page, Reading, Timings
+from deepseek_ocr.images import make_views
+from deepseek_ocr.rendering import Ahead, Rendered, Renderer
+from deepseek_ocr.settings import DecodeSettings
+from deepseek_ocr.sources import find
+from deepseek_ocr.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = tuple(ROOT / "examples" / f"{name}.png" for name in ("invoice", "total", "fruit"))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.documents",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pages", type=int, default=200, metavar="N", help="of the read PDF")
+    parser.add_argument("--turns", type=int, default=3, metavar="N", help="of run and engine")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    flags = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        figures = {
+            "overhead": overhead(folder, flags.pages, flags.turns),
+            "rendering": rendering(folder),
+            "memory": {str(pages): peak_memory(folder, pages) for pages in (3, 3000)},
+        }
+    text = json.dumps(figures, indent=1)
+    print(text)
+    if flags.json:
+        flags.json.write_text(text + "\n")
+
+
+# --- overhead -----------------------------------------------------------------------------------
+
+
+def overhead(folder: Path, pages: int, turns: int) -> dict[str, float]:
+    """Seconds a page of the pipeline and of the engine alone, and the share between them."""
+    engine = OcrEngine.load(ROOT / "checkpoints" / "pocket")
+    prompt, crop = tasks.prompt_for("ocr"), tasks.crop_for("tiny")
+    pictures = [EXAMPLES[at % len(EXAMPLES)] for at in range(pages)]
+    path = _picture_pdf(folder / "read.pdf", pictures)
+    ready = [Page(one.image, prompt, crop) for one in _rendered(path)]
+    list(engine.read_many(ready[:5]))  # the first pages pay for first-time work
+    plan = Plan(prompt, tasks.attempts(crop, DecodeSettings()), ("md", "json"))
+    times: dict[str, list[float]] = {"pipeline": [], "engine": []}
+    with Renderer() as renderer:
+        for turn in range(turns):
+            began = time.perf_counter()
+            list(engine.read_many(ready))
+            times["engine"].append(time.perf_counter() - began)
+            began = time.perf_counter()
+            with Store(folder / f"out{turn}") as store:
+                tally = read_documents(find([str(path)]).inputs, [engine], plan, store, renderer)
+            times["pipeline"].append(time.perf_counter() - began)
+            if tally.read != pages or tally.retried or tally.failures:
+                raise SystemExit(f"{tally} instead of {pages} pages read")
+    shares = [
+        1 - alone / whole for alone, whole in zip(times["engine"], times["pipeline"], strict=True)
+    ]
+    return {
+        "pages": pages,
+        "turns": turns,
+        "pipeline_s_per_page": round(statistics.median(times["pipeline"]) / pages, 4),
+        "engine_s_per_page": round(statistics.median(times["engine"]) / pages, 4),
+        "overhead_percent": round(100 * statistics.median(shares), 2),
+    }
+
+
+def _rendered(path: Path) -> list[Rendered]:
+    with Renderer() as renderer:
+        document = renderer.open(path)
+        return [renderer.render(document, number + 1) for number in range(document.pages)]
+
+
+def _picture_pdf(path: Path, pictures: Iterable[Path]) -> Path:
+    from reportlab.pdfgen.canvas import Canvas
+
+    canvas = Canvas(str(path), pagesize=(256, 256))
+    for picture in pictures:
+        canvas.drawImage(str(picture), 0, 0, 256, 256)  # 512 px at 144 dpi
+        canvas.showPage()
+    canvas.save()
+    return path
+
+
+# --- rendering ----------------------------------------------------------------------------------
+
+
+def rendering(folder: Path, pages: int = 40) -> dict[str, float]:
+    """Pages a second from the file to views, by one rendering process and this one."""
+    path = _text_pdf(folder / "text.pdf", pages)
+    crop = tasks.crop_for("gundam")
+    with Renderer() as renderer:
+        document = renderer.open(path)
+        renderer.render(document, 1)  # the process is up
+        requests = ((number, document, number) for number in range(1, pages + 1))
+        began = time.perf_counter()
+        with closing(Ahead(renderer, requests, AHEAD)) as ahead:
+            for _, picture in ahead:
+                assert isinstance(picture, Rendered)
+                make_views(picture.image, crop)
+        seconds = time.perf_counter() - began
+    return {"pages": pages, "pages_per_second": round(pages / seconds, 2)}
+
+
+def _text_pdf(path: Path, pages: int) -> Path:
+    from reportlab.lib.pagesizes import A4
+    from reportlab.pdfgen.canvas import Canvas
+
+    canvas = Canvas(str(path), pagesize=A4)
+    for page in range(pages):
+        canvas.setFont("Helvetica", 10)
+        for line in range(60):
+            words = f"Page {page + 1}, line {line + 1}: the quick brown fox jumps over the dog. "
+            canvas.drawString(50, 790 - 12 * line, words * 2)
+        canvas.showPage()
+    canvas.save()
+    return path
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+class _Instant:
+    """An engine that says what page it is given, so that memory is the pipeline's alone."""
+
+    def read_many(self, pages: Iterable[Page]) -> Iterator[Reading | Failure]:
+        text = "<|ref|>text<|/ref|><|det|>[[1, 1, 998, 998]]<|/det|>\n" + "words of a page " * 100
+        for page in pages:
+            image: Any = page.image
+            yield Reading(
+                text, tuple(grounding.parse(text)), "stop", None, Counts(9, 9, 9, 9, 1.0),
+                Timings(0.0, 0.0, 0.0, 0.0), (), image.size,
+            )  # fmt: skip
+
+
+def peak_memory(folder: Path, pages: int) -> float:
+    """Most MB of resident memory that a run over so many A4 pages takes, all processes together."""
+    import psutil
+
+    path = _text_pdf(folder / f"{pages}.pdf", pages)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_run_instantly, args=(str(path), str(folder / f"memory{pages}"))
+    )
+    process.start()
+    peak, done = 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        parent = psutil.Process(process.pid)
+        while not done.wait(0.05):
+            try:
+                family = [parent, *parent.children(recursive=True)]
+                peak = max(peak, sum(one.memory_info().rss for one in family) / 1e6)
+            except psutil.NoSuchProcess:
+                continue
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    process.join()
+    done.set()
+    watcher.join()
+    if process.exitcode:
+        sys.exit(f"the run over {pages} pages ended with {process.exitcode}")
+    return round(peak, 1)
+
+
+def _run_instantly(path: str, folder: str) -> None:
+    plan = Plan(tasks.prompt_for("ocr"), tasks.attempts(tasks.crop_for("tiny"), DecodeSettings()))
+    with Store(Path(folder)) as store, Renderer() as renderer:
+        tally = read_documents(find([path]).inputs, [_Instant()], plan, store, renderer)
+    if tally.failures:
+        sys.exit(str(tally))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The original pages with the regions drawn on them and a legend below."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pikepdf import Array, Dictionary, Name
+from PIL import Image
+
+from deepseek_ocr.formats.book import Decorator, Leaf, write_book
+from deepseek_ocr.formats.glyphless import compressed, width_of
+from deepseek_ocr.formats.markdown import remarks
+from deepseek_ocr.formats.tables import PageText
+from deepseek_ocr.geometry import Rectangle, picture_to_user
+from deepseek_ocr.grounding import SCALE
+from deepseek_ocr.records import DocumentRecord, PageRecord
+
+Colour = tuple[float, float, float]
+
+COLOURS: dict[str, Colour] = {
+    "title": (0.78, 0.13, 0.16),
+    "sub_title": (0.85, 0.40, 0.02),
+    "text": (0.10, 0.40, 0.76),
+    "table": (0.10, 0.52, 0.24),
+    "image": (0.52, 0.20, 0.68),
+    "image_caption": (0.74, 0.16, 0.52),
+    "table_caption": (0.33, 0.47, 0.05),
+    "formula": (0.00, 0.50, 0.54),
+    "equation": (0.00, 0.50, 0.54),
+    "list": (0.36, 0.30, 0.78),
+    "header": (0.40, 0.42, 0.46),
+    "footer": (0.40, 0.42, 0.46),
+    "page_number": (0.40, 0.42, 0.46),
+}
+"""Red, green, blue of the labels the model uses most, dark enough for white letters on them."""
+
+_INK: Colour = (0.15, 0.15, 0.17)
+_WARNING: Colour = (0.72, 0.10, 0.10)
+_LONGEST_LABEL = 40
+_LONGEST_NOTE = 300
+_PRINTED_READ_ONLY_LOCKED = 4 + 64 + 128
+
+
+def write_layout_pdf(
+    document: DocumentRecord,
+    render: Callable[[int], Image.Image],
+    path: Path,
+    password: str | None,
+) -> None:
+    """Write `document` with its regions drawn to `path`; see `book.write_book`."""
+    write_book(document, render, lambda pdf: Decorator(_page, lambda: None), path, password)
+
+
+def colour_of(label: str) -> Colour:
+    """The colour of a label: the same in every document."""
+    if label in COLOURS:
+        return COLOURS[label]
+    digest = hashlib.sha256(label.encode("utf-8", "replace")).digest()
+    red, green, blue = (0.05 + 0.6 * byte / 255 for byte in digest[:3])
+    return red, green, blue
+
+
+def _page(leaf: Leaf, record: PageRecord) -> None:
+    """Draw in an annotation: it lies over all that the page draws, whatever state that leaves."""
+    width, height = leaf.size
+    unit = _unit(width, height)
+    legend = list(_legend(record, width, unit))
+    strip = unit * 2 * len(legend)
+    crop = _with_strip(leaf.crop, leaf.turned, strip)
+    drawing = "\n".join([*_regions(record, width, height, unit), *_strip(legend, width, unit)])
+    form = compressed(
+        leaf.pdf, drawing.encode("cp1252", "replace"), Type=Name.XObject, Subtype=Name.Form,
+        BBox=Array([0, -strip, width, height]),
+        Matrix=Array(list(picture_to_user(leaf.crop, leaf.turned))),
+        Resources=Dictionary(
+            Font=Dictionary(F=Dictionary(Type=Name.Font, Subtype=Name.Type1,
+                                         BaseFont=Name.Helvetica,
+                                         Encoding=Name.WinAnsiEncoding)),
+            ExtGState=Dictionary(T=Dictionary(ca=0.08)),
+        ),
+    )  # fmt: skip
+    note = Dictionary(
+        Type=Name.Annot, Subtype=Name.Stamp, Rect=Array(list(crop)), F=_PRINTED_READ_ONLY_LOCKED,
+        Contents="Regions", AP=Dictionary(N=leaf.pdf.make_indirect(form)),
+    )  # fmt: skip
+    page = leaf.page.obj
+    page.MediaBox = page.CropBox = Array(list(crop))
+    page.Annots = Array([*page.get("/Annots", Array()), leaf.pdf.make_indirect(note)])
+
+
+def _unit(width: float, height: float) -> float:
+    """Size of the letters in points, so that they are readable on any page."""
+    return max(math.sqrt(width * height) / 90, 0.5)
+
+
+def _with_strip(crop: Rectangle, turned: int, strip: float) -> Rectangle:
+    """`crop` with `strip` points more at the picture's lower edge."""
+    left, bottom, right, top = crop
+    return {
+        0: (left, bottom - strip, right, top),
+        90: (left, bottom, right + strip, top),
+        180: (left, bottom, right, top + strip),
+        270: (left - strip, bottom, right, top),
+    }[turned]
+
+
+def _regions(record: PageRecord, width: float, height: float, unit: float) -> Iterator[str]:
+    """Every box with its label above, or inside where there is no room above."""
+    for order, region in enumerate(record.regions, start=1):
+        colour = colour_of(region.label)
+        line = unit * (0.2 if region.label in ("title", "sub_title") else 0.12)
+        for x1, y1, x2, y2 in region.boxes:
+            left, right = x1 / SCALE * width, x2 / SCALE * width
+            top, bottom = height - y1 / SCALE * height, height - y2 / SCALE * height
+            shape = f"{left:.2f} {bottom:.2f} {right - left:.2f} {top - bottom:.2f} re"
+            yield f"q {_rgb(colour)} rg {_rgb(colour)} RG /T gs {line:.2f} w {shape} B Q"
+            label = _printable(f"{order} {region.label}", _LONGEST_LABEL)
+            yield _label(label, left, min(top, height - 1.3 * unit), unit, colour)
+
+
+def _label(text: str, x: float, y: float, unit: float, colour: Colour) -> str:
+    wide = (width_of(text) + 0.6) * unit
+    return f"q {_rgb(colour)} rg {x:.2f} {y:.2f} {wide:.2f} {1.3 * unit:.2f} re f Q " + _text(
+        text, x + 0.3 * unit, y + 0.35 * unit, unit, (1.0, 1.0, 1.0)
+    )
+
+
+def _legend(
+    record: PageRecord, width: float, unit: float
+) -> Iterator[list[tuple[str, Colour, bool]]]:
+    """The lines below the page: its number and what to know of it, then the labels on it."""
+    found = remarks(PageText(record, record.text))
+    notes = found or [f"page {record.number}" + ("" if record.regions else ", no regions")]
+    for note in notes:
+        yield [(_printable(note, _LONGEST_NOTE), _WARNING if found else _INK, False)]
+    line: list[tuple[str, Colour, bool]] = []
+    used = 0.0
+    for label, count in Counter(region.label for region in record.regions).most_common(200):
+        text = _printable(f"{label} ({count})", _LONGEST_LABEL)
+        wide = (width_of(text) + 2.5) * unit
+        if line and used + wide > width - unit:
+            yield line
+            line, used = [], 0.0
+        line.append((text, colour_of(label), True))
+        used += wide
+    if line:
+        yield line
+
+
+def _strip(
+    legend: list[list[tuple[str, Colour, bool]]], width: float, unit: float
+) -> Iterator[str]:
+    strip = 2 * unit * len(legend)
+    yield f"q 1 g 0 {-strip:.2f} {width:.2f} {strip:.2f} re f Q"
+    for row, line in enumerate(legend):
+        x, y = 0.5 * unit, -2 * unit * (row + 1) + 0.6 * unit
+        for text, colour, swatch in line:
+            if swatch:
+                yield f"q {_rgb(colour)} rg {x:.2f} {y:.2f} {unit:.2f} {0.8 * unit:.2f} re f Q"
+                x += 1.3 * unit
+            size = min(unit, (width - x) / (width_of(text) or 1.0))
+            yield _text(text, x, y, max(size, 0.1), _INK if swatch else colour)
+            x += (width_of(text) + 1.2) * unit
+
+
+def _text(text: str, x: float, y: float, size: float, colour: Colour) -> str:
+    escaped = text.replace("\\", "\\\\").replace("(", "\\(").replace(")", "\\)")
+    return f"BT {_rgb(colour)} rg /F {size:.3f} Tf {x:.2f} {y:.2f} Td ({escaped}) Tj ET"
+
+
+def _rgb(colour: Colour) -> str:
+    return " ".join(f"{part:.3f}" for part in colour)
+
+
+def _printable(text: str, longest: int) -> str:
+    """`text` in one line of Western letters, which are all that the drawn labels have."""
+    line = "".join(sign if sign.isprintable() else " " for sign in " ".join(text.split()))
+    line = line if len(line) <= longest else line[: longest - 1] + "…"
+    return line.encode("cp1252", "replace").decode("cp1252")

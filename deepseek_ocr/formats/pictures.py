@@ -1,0 +1,121 @@
+"""A picture as a page of a PDF, without loss."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import pikepdf
+from pikepdf import Dictionary, Name
+from PIL import Image, UnidentifiedImageError
+
+from deepseek_ocr.formats.glyphless import compressed
+
+DPI = 144
+"""Taken where a picture does not say, as the official PDF script renders."""
+
+LONGEST_SIDE = 14_400.0
+"""Points; PDF readers are not bound to show more."""
+
+_CREDIBLE_DPI = (36.0, 2400.0)
+_ORIENTATION = 0x0112
+_COLOURS = {
+    "RGB": (Name.DeviceRGB, 3, 8),
+    "L": (Name.DeviceGray, 1, 8),
+    "1": (Name.DeviceGray, 1, 1),
+}
+"""Mode → colour space, channels, bits a channel."""
+
+
+def add_picture_page(pdf: pikepdf.Pdf, image: Image.Image, jpeg: bytes | None) -> pikepdf.Page:
+    """Append a page that shows `image`; `jpeg`, if given, is the same picture as it was stored."""
+    width, height = page_size(image)
+    stream = _from_jpeg(pdf, image, jpeg) if jpeg is not None else _from_pixels(pdf, image)
+    page = pdf.add_blank_page(page_size=(width, height))
+    page.obj.Resources = Dictionary(XObject=Dictionary(Page=stream))
+    page.obj.Contents = compressed(
+        pdf, f"q {width:.3f} 0 0 {height:.3f} 0 0 cm /Page Do Q".encode("ascii")
+    )
+    return page
+
+
+def page_size(image: Image.Image) -> tuple[float, float]:
+    """Width and height of a page for `image` in points, by its own resolution or `DPI`."""
+    dpi: float = DPI
+    stated = image.info.get("dpi")
+    if isinstance(stated, tuple) and stated:
+        low, high = _CREDIBLE_DPI
+        dpi = float(stated[0]) if low <= float(stated[0]) <= high else DPI
+    scale = min(72 / dpi, LONGEST_SIDE / max(image.size))
+    return max(image.width * scale, 3.0), max(image.height * scale, 3.0)
+
+
+def stored_jpeg(path: Path, image: Image.Image) -> bytes | None:
+    """The bytes of the file `path` where it is a JPEG that shows just what `image` does."""
+    try:
+        with path.open("rb") as file:
+            if file.read(3) != b"\xff\xd8\xff":
+                return None
+            file.seek(0)
+            with Image.open(file, formats=["JPEG"]) as stored:
+                plain = (
+                    stored.format == "JPEG"
+                    and stored.size == image.size
+                    and stored.mode in ("RGB", "L")
+                    and stored.getexif().get(_ORIENTATION, 1) == 1
+                )
+                if not plain or not _same(stored.convert("RGB"), image.convert("RGB")):
+                    return None
+            file.seek(0)
+            return file.read()
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+        return None  # then its pixels are stored, which never fails
+
+
+def _same(one: Image.Image, other: Image.Image) -> bool:
+    return one.tobytes() == other.tobytes()
+
+
+def _from_jpeg(pdf: pikepdf.Pdf, image: Image.Image, jpeg: bytes) -> pikepdf.Stream:
+    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as stored:
+        colours, _, bits = _COLOURS[stored.mode]
+    return pikepdf.Stream(pdf, jpeg, Type=Name.XObject, Subtype=Name.Image, Width=image.width,
+                          Height=image.height, ColorSpace=colours, BitsPerComponent=bits,
+                          Filter=Name.DCTDecode)  # fmt: skip
+
+
+def _from_pixels(pdf: pikepdf.Pdf, image: Image.Image) -> pikepdf.Stream:
+    """The pixels as PNG packs them, which PDF understands as it is."""
+    image = _simplest(image)
+    colours, channels, bits = _COLOURS[image.mode]
+    packed = io.BytesIO()
+    image.save(packed, "PNG")
+    parameters = Dictionary(Predictor=15, Colors=channels, BitsPerComponent=bits,
+                            Columns=image.width)  # fmt: skip
+    return pikepdf.Stream(pdf, _png_data(packed.getvalue()), Type=Name.XObject,
+                          Subtype=Name.Image, Width=image.width, Height=image.height,
+                          ColorSpace=colours, BitsPerComponent=bits, Filter=Name.FlateDecode,
+                          DecodeParms=parameters)  # fmt: skip
+
+
+def _simplest(image: Image.Image) -> Image.Image:
+    """`image` in grey or black and white where that is all there is in it."""
+    colour = image.convert("RGB")
+    grey = colour.convert("L")
+    if not _same(grey.convert("RGB"), colour):
+        return colour
+    if sum(grey.histogram()[1:255]) == 0:
+        return grey.convert("1", dither=Image.Dither.NONE)
+    return grey
+
+
+def _png_data(png: bytes) -> bytes:
+    """The compressed rows of a PNG that Pillow has just written."""
+    parts, at = [], 8
+    while at < len(png):
+        length, kind = struct.unpack(">I4s", png[at : at + 8])
+        if kind == b"IDAT":
+            parts.append(png[at + 8 : at + 8 + length])
+        at += 12 + length
+    return b"".join(parts)

@@ -1,0 +1,102 @@
+"""The original pages with an invisible text layer: what one sees is untouched, what was read can
+be searched, selected and copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pikepdf
+from pikepdf import Dictionary, Name
+from PIL import Image
+
+from deepseek_ocr import grounding
+from deepseek_ocr.formats.book import Decorator, Leaf, inherited, write_book
+from deepseek_ocr.formats.glyphless import GlyphlessFont, compressed
+from deepseek_ocr.formats.placing import PlacedLine, place
+from deepseek_ocr.formats.plain import plain_lines
+from deepseek_ocr.geometry import Rectangle, picture_to_user
+from deepseek_ocr.grounding import SCALE, Region
+from deepseek_ocr.records import DocumentRecord, PageRecord
+
+MARGIN = 0.05
+"""Of the page's sides that text without regions leaves free, since nothing says where it stands."""
+
+_TOP = 0.01
+
+
+def write_searchable_pdf(
+    document: DocumentRecord,
+    render: Callable[[int], Image.Image],
+    path: Path,
+    password: str | None,
+) -> None:
+    """Write `document` as a searchable PDF to `path`; see `book.write_book`."""
+    write_book(document, render, _text_layer, path, password)
+
+
+def _text_layer(pdf: pikepdf.Pdf) -> Decorator:
+    font = GlyphlessFont(pdf)
+
+    def page(leaf: Leaf, record: PageRecord) -> None:
+        lines = list(page_lines(record, leaf.size))
+        if lines:
+            _add(leaf, lines, font)
+
+    return Decorator(page, font.finish)
+
+
+def page_lines(record: PageRecord, size: tuple[float, float]) -> Iterator[PlacedLine]:
+    """The text of a page in lines, placed on its picture of `size` points.
+
+    A region's text goes into the largest of its boxes; text without regions over the whole page.
+    """
+    width, height = size
+    start = record.regions[0].start if record.regions else len(record.text)
+    outside = _lines(record.text[:start])
+    if record.regions:
+        yield from place(outside, (0.0, 0.0, width, _TOP * height))
+    else:
+        free = MARGIN * width, MARGIN * height
+        yield from place(outside, (*free, width - free[0], height - free[1]))
+    for region in record.regions:
+        yield from place(_lines(region.text), _box(region, width, height))
+
+
+def _lines(text: str) -> list[str]:
+    printable = "".join(sign if sign.isprintable() or sign in "\n\t" else " " for sign in text)
+    return plain_lines(grounding.to_markdown(printable))
+
+
+def _box(region: Region, width: float, height: float) -> Rectangle:
+    x1, y1, x2, y2 = max(region.boxes, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
+    return x1 / SCALE * width, y1 / SCALE * height, x2 / SCALE * width, y2 / SCALE * height
+
+
+def _add(leaf: Leaf, lines: list[PlacedLine], font: GlyphlessFont) -> None:
+    """Put the lines before all that the page draws, so that nothing it does can move them."""
+    name = _add_font(leaf.page, font)
+    height = leaf.size[1]
+    matrix = " ".join(f"{value:.4f}" for value in picture_to_user(leaf.crop, leaf.turned))
+    parts = [f"q {matrix} cm BT 3 Tr"]
+    for line in lines:
+        parts.append(
+            f"{name} {line.size:.4f} Tf {100 * line.stretch:.3f} Tz "
+            f"1 0 0 1 {line.x:.3f} {height - line.y:.3f} Tm {font.encode(line.text)} Tj"
+        )
+    parts.append("ET Q")
+    leaf.page.contents_add(compressed(leaf.pdf, "\n".join(parts).encode("ascii")), prepend=True)
+
+
+def _add_font(page: pikepdf.Page, font: GlyphlessFont) -> str:
+    """Give the page resources of its own with the font in them; the name it has there."""
+    shared = inherited(page, "/Resources")
+    resources = Dictionary() if shared is None else Dictionary(dict(shared.items()))
+    fonts = Dictionary() if "/Font" not in resources else Dictionary(dict(resources.Font.items()))
+    number = 0
+    while f"/Read{number}" in fonts:
+        number += 1
+    fonts[f"/Read{number}"] = font.object
+    resources.Font = fonts
+    page.obj[Name.Resources] = resources
+    return f"/Read{number}"

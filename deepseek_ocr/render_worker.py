@@ -1,0 +1,328 @@
+"""The process that opens documents and makes pictures of their pages: what is hostile stays in it.
+
+It reads one request a line (JSON) and answers each with one line of JSON, behind which the pixels
+of a page follow as bytes, RGB, row by row. Nothing else crosses: no pickle, no objects. It may
+crash, hang or be killed at any time; `rendering.py` starts another.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import pypdfium2
+from PIL import ExifTags, Image
+
+from deepseek_ocr import sources
+from deepseek_ocr.errors import DocumentError, OcrError
+from deepseek_ocr.images import ImageLimits, open_frames, open_image
+
+POINTS_PER_INCH = 72
+
+MAX_PAGES = 100_000
+"""Most pages of a document, members of an archive, frames of a picture."""
+
+_TURN_OF_ORIENTATION = {3: 180, 4: 180, 5: 270, 6: 90, 7: 90, 8: 270}
+"""Degrees clockwise by which an EXIF orientation turns a picture (mirroring aside)."""
+
+_TURNS = {
+    90: Image.Transpose.ROTATE_270,  # Pillow turns the other way
+    180: Image.Transpose.ROTATE_180,
+    270: Image.Transpose.ROTATE_90,
+}
+
+
+class _Document(Protocol):
+    kind: str
+    count: int
+
+    def render(self, index: int, request: dict[str, Any]) -> tuple[Image.Image, dict[str, Any]]:
+        """The page `index` (from 0), upright, RGB, and what to say of it."""
+
+    def close(self) -> None: ...
+
+
+class _Pdf:
+    """A PDF; its file is read as pages are asked for, never whole."""
+
+    kind = "pdf"
+
+    def __init__(self, path: Path, name: str, password: str | None) -> None:
+        self._name = name
+        # PDFium says why the last document failed that said so; let that be an empty one, not a
+        # locked one, where the next fails without a word.
+        pypdfium2.raw.FPDF_LoadMemDocument(b"", 0, None)
+        try:
+            self._pdf = pypdfium2.PdfDocument(path, password=password)
+        except pypdfium2.PdfiumError as error:
+            raise DocumentError(self._why(str(error), password)) from error
+        self.count = len(self._pdf)
+        with suppress(pypdfium2.PdfiumError):  # a damaged form is no reason not to read the page
+            self._pdf.init_forms()
+
+    def _why(self, message: str, password: str | None) -> str:
+        if "password" in message.lower():
+            what = "the password does not fit" if password else "a password is needed"
+            return f"{self._name} is encrypted and {what}; give it with --password."
+        return (
+            f"{self._name} is damaged, has no pages, or is no PDF that can be opened ({message}); "
+            "save it again, or repair it, for example with: qpdf IN.pdf OUT.pdf"
+        )
+
+    def render(self, index: int, request: dict[str, Any]) -> tuple[Image.Image, dict[str, Any]]:
+        try:
+            page = self._pdf[index]
+            try:
+                return self._picture(page, request)
+            finally:
+                page.close()
+        except pypdfium2.PdfiumError as error:
+            raise DocumentError(
+                f"Page {index + 1} of {self._name} is damaged ({error}); save the document again."
+            ) from error
+
+    def _picture(
+        self, page: pypdfium2.PdfPage, request: dict[str, Any]
+    ) -> tuple[Image.Image, dict[str, Any]]:
+        width, height = page.get_size()
+        rotate = request["rotate"]
+        turn = 0 if rotate is None else (rotate - page.get_rotation()) % 360
+        scale = request["dpi"] / POINTS_PER_INCH
+        scale = min(scale, (request["max_pixels"] / max(width * height, 1e-6)) ** 0.5)
+        bitmap = page.render(scale=scale, rotation=turn, rev_byteorder=True)
+        picture = bitmap.to_pil().convert("RGB")
+        bitmap.close()
+        return picture, {"points": [width, height], "rotation": turn}
+
+    def close(self) -> None:
+        self._pdf.close()
+
+
+class _Picture:
+    """A picture file; every frame of a TIFF is a page, of others the first."""
+
+    kind = "image"
+
+    def __init__(self, path: Path, name: str, password: str | None) -> None:
+        self._path, self._name = path, name
+        self._image = open_frames(path, name)
+        self._last = -1
+        is_tiff = self._image.format == "TIFF"
+        self.count = getattr(self._image, "n_frames", 1) if is_tiff else 1
+
+    def render(self, index: int, request: dict[str, Any]) -> tuple[Image.Image, dict[str, Any]]:
+        if index <= self._last:  # decoding turns a TIFF in place, so none is decoded twice
+            self._image.close()
+            self._image = open_frames(self._path, self._name)
+        self._last = index
+        if self.count > 1:
+            self._image.seek(index)
+        return _upright(self._image, request["rotate"])
+
+    def close(self) -> None:
+        self._image.close()
+
+
+class _Archive:
+    """A zip whose pictures, in the order of their names with numbers as numbers, are the pages."""
+
+    kind = "image"
+
+    def __init__(self, path: Path, name: str, password: str | None) -> None:
+        self._name = name
+        self._password = password.encode() if password else None
+        self._zip = zipfile.ZipFile(path)
+        members = [member for member in self._zip.infolist() if not member.is_dir()]
+        if len(members) > MAX_PAGES:
+            raise DocumentError(f"{self._name} has more than {MAX_PAGES:,} files; split it.")
+        self._members = sorted(filter(_is_picture, members), key=lambda m: _natural(m.filename))
+        self.count = len(self._members)
+        self.left_out = len(members) - self.count
+
+    def render(self, index: int, request: dict[str, Any]) -> tuple[Image.Image, dict[str, Any]]:
+        member = self._members[index]
+        limit = ImageLimits().max_bytes
+        try:
+            with self._zip.open(member, pwd=self._password) as file:
+                data = file.read(limit + 1)  # what the archive says of sizes need not be true
+            if len(data) > limit:
+                raise ValueError(f"it is larger than {limit >> 20} MiB")
+        except Exception as error:  # zipfile raises what its decoders trip over
+            raise DocumentError(
+                f"{member.filename!r} in {self._name} cannot be unpacked ({error}); pack it again."
+            ) from error
+        name = f"{member.filename!r} in {self._name}"
+        with open_frames(io.BytesIO(data), name) as image:
+            return _upright(image, request["rotate"])
+
+    def close(self) -> None:
+        self._zip.close()
+
+
+def _is_picture(member: zipfile.ZipInfo) -> bool:
+    parts = member.filename.split("/")
+    hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
+    return not hidden and Path(parts[-1]).suffix.lower() in sources.PICTURE_SUFFIXES
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key by which `page 2` comes before `page 10`."""
+    pieces: list[tuple[int, str]] = []
+    digits = text = ""
+    for sign in name.casefold() + "\0":
+        if sign in "0123456789":
+            digits += sign
+            continue
+        if digits:
+            pieces += [(0, text), (int(digits[:18]), digits)]
+            digits = text = ""
+        text += sign
+    return [*pieces, (0, text)]
+
+
+def _upright(image: Image.Image, rotate: int | None) -> tuple[Image.Image, dict[str, Any]]:
+    """The picture as RGB, turned as its EXIF flag says or, in place of that, as asked."""
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    page = open_image(image)
+    turn = 0
+    if rotate is not None:
+        turn = (rotate - _TURN_OF_ORIENTATION.get(orientation, 0)) % 360
+    page = page.transpose(_TURNS[turn]) if turn else page
+    return page, {"points": None, "rotation": turn}
+
+
+def open_document(path: Path, name: str, password: str | None) -> _Document:
+    """The document in the file `path`: a PDF, an archive of pictures, a picture.
+
+    `name` is what messages call it.
+
+    Raises `DocumentError` and `ImageError`.
+    """
+    try:
+        if not path.is_file():  # also keeps out pipes and devices that never end
+            raise DocumentError(f"{name} is no file; give a picture, a PDF or a zip of pictures.")
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        raise DocumentError(f"{name} cannot be read: {error.strerror}.") from error
+    if not size:
+        raise DocumentError(f"{name} is empty (zero bytes); check where it came from.")
+    if size > sources.MAX_BYTES:
+        raise DocumentError(f"{name} is larger than {sources.MAX_BYTES >> 30} GiB; split it.")
+    document = _KINDS[sources.kind_of(head)](path, name, password)
+    if not 1 <= document.count <= MAX_PAGES:
+        what = "no pages" if document.count < 1 else f"more than {MAX_PAGES:,} pages"
+        raise DocumentError(f"{name} has {what}; check where it came from.")
+    return document
+
+
+def _archive(path: Path, name: str, password: str | None) -> _Archive:
+    try:
+        return _Archive(path, name, password)
+    except DocumentError:
+        raise
+    except Exception as error:  # zipfile raises many things over a damaged one
+        raise DocumentError(f"{name} is a damaged archive ({error}); pack it again.") from error
+
+
+_KINDS: dict[str, Callable[[Path, str, str | None], _Document]] = {
+    "pdf": _Pdf, "zip": _archive, "picture": _Picture,
+}  # fmt: skip
+
+
+class _Server:
+    """Answers requests, holding the last document open."""
+
+    def __init__(self) -> None:
+        self._document: _Document | None = None
+        self._is: tuple[str, str | None] | None = None
+
+    def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """A reply and the pixels behind it; an error is a reply too."""
+        try:
+            document = self._opened(request["path"], request["name"], request["password"])
+            if request["page"] is None:
+                left_out = getattr(document, "left_out", 0)
+                return {
+                    "kind": document.kind, "pages": document.count, "left_out": left_out,
+                }, b""  # fmt: skip
+            picture, about = document.render(request["page"] - 1, request)
+        except OcrError as error:
+            return {"error": str(error)}, b""
+        except MemoryError:
+            return {"error": "It takes more memory to open than is allowed; scale it down."}, b""
+        except Exception as error:  # whatever a decoder trips over is said, not hidden
+            return {
+                "error": f"It is damaged ({type(error).__name__}: {error}); save it again."
+            }, b""
+        return about | {"width": picture.width, "height": picture.height}, picture.tobytes()
+
+    def _opened(self, path: str, name: str, password: str | None) -> _Document:
+        if self._is != (path, password) or self._document is None:
+            if self._document is not None:
+                self._document.close()
+            self._document, self._is = None, None
+            self._document = open_document(Path(path), name, password)
+            self._is = (path, password)
+        return self._document
+
+
+def _limit_memory(more: int) -> None:
+    """Let this process take at most `more` bytes of address space beyond what it has."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):  # a system that cannot be asked
+        return
+    most = pages * os.sysconf("SC_PAGE_SIZE") + more
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+
+
+def _leave_with(parent: int) -> None:
+    """End when the parent has gone, also in the middle of a page that never ends."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _private_output() -> BinaryIO:
+    """The pipe to the parent, out of reach of libraries that print."""
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return pipe
+
+
+def main() -> None:
+    """Serve requests from standard input until it ends; `memory` is the one argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    output = _private_output()
+    threading.Thread(target=partial(_leave_with, os.getppid()), daemon=True).start()
+    Image.init()
+    _limit_memory(int(sys.argv[1]))
+    server = _Server()
+    output.write(b"{}\n")
+    output.flush()
+    for line in sys.stdin.buffer:
+        reply, pixels = server.answer(json.loads(line))
+        output.write(json.dumps(reply).encode() + b"\n")
+        output.write(pixels)
+        output.flush()
+
+
+if __name__ == "__main__":
+    main()
