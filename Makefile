@@ -18,7 +18,7 @@ BENCH ?=
 VERIFY ?=
 PAGES ?= 100
 SEED ?= 1000003
-EVALUATE ?= --task ocr markdown locate --max_tokens 1024
+EVALUATE ?= --task ocr --size tiny --max_tokens 1024
 
 .PHONY: help demo test check format bench evaluate verify-checkpoint clean
 .DEFAULT_GOAL := help
@@ -57,7 +57,8 @@ bench: $(READY)
 
 evaluate: $(READY)
 	rm -rf build/evaluate
-	$(BIN)/python -m training.synth --output build/evaluate/pages --pages $(PAGES) --seed $(SEED)
+	$(BIN)/python -m training.synth --output build/evaluate/pages --pages $(PAGES) --seed $(SEED) \
+		--clean --fonts held-out
 	$(BIN)/python -m training.split --data_root build/evaluate/pages \
 		--output_dir build/evaluate --test_fraction 1
 	$(BIN)/python -m training.evaluate --data_root build/evaluate/pages \

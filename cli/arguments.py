@@ -49,6 +49,7 @@ class Job:
     password: str | None
     format: str
     settings: configuration.Settings
+    adapter: Path | None = None
     output: Output | None = None
 
 
@@ -91,6 +92,7 @@ def _job(flags: argparse.Namespace, settings: configuration.Settings) -> Job:
         password=flags.password,
         format="txt" if output else _printed(flags.format),
         settings=settings,
+        adapter=flags.adapter,
         output=output,
     )
 

@@ -169,6 +169,9 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("which model and where (also by DEEPSEEK_OCR_MODEL, …)")
     names = ", ".join(weights.CHECKPOINTS)
     group.add_argument("--model", metavar="NAME|FOLDER", help=f"{names}, or a checkpoint folder")
+    group.add_argument(
+        "--adapter", type=Path, metavar="FOLDER", help="LoRA adapter of training.train to add to it"
+    )
     group.add_argument("--checkpoints", metavar="FOLDER", help="where named models are kept")
     group.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps, npu (default: auto)")
     group.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")

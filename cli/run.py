@@ -96,6 +96,8 @@ def _plan(job: Job, output: Output) -> Plan:
         "checkpoint": checkpoint_digest(checkpoint_folder(job)),
         "task": job.task,
     }
+    if job.adapter is not None:
+        about["adapter"] = checkpoint_digest(job.adapter)
     return Plan(
         prompt=job.prompt,
         attempts=tasks.attempts(job.crop, job.decode, output.retries),

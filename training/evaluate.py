@@ -40,16 +40,14 @@ Load = Callable[[Path, Path | None, str, str], "OcrEngine"]
 
 
 def load_engine(folder: Path, adapter: Path | None, device: str, dtype: str) -> OcrEngine:
-    """The engine of a checkpoint. Raises `CheckpointError` and `DeviceError`."""
+    """The engine of a checkpoint, an adapter merged into it.
+
+    Raises `CheckpointError` and `DeviceError`.
+    """
     from deepseek_ocr.engine import OcrEngine  # imports torch: seconds
 
-    if adapter is not None:
-        raise CheckpointError(
-            f"{adapter} cannot be used yet; merge the adapter into a checkpoint and give that as "
-            "--model_path."
-        )
     try:
-        return OcrEngine.load(folder, device, dtype)
+        return OcrEngine.load(folder, device, dtype, adapter=adapter)
     except OcrError:
         raise
     except Exception as error:  # a device that is out of memory raises what it likes
