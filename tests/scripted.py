@@ -216,7 +216,7 @@ def _child(request: dict[str, Any]) -> None:
         os.chdir(request["cwd"])
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         log = request["log"] and Path(request["log"])
-        OcrEngine.load = lambda *_: ScriptedEngine(request["delay"], log)  # type: ignore
+        OcrEngine.load = lambda *_, **__: ScriptedEngine(request["delay"], log)  # type: ignore
         import cli.main
 
         status = cli.main.main(request["arguments"])

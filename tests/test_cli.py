@@ -254,7 +254,7 @@ def test_a_model_that_does_not_fit_its_device_cannot_start(
     from cli import main
     from deepseek_ocr.engine import OcrEngine
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(OcrEngine, "load", full)

@@ -338,40 +338,40 @@ def _lines(view: int, sizes: tuple[int, int], longest: int, most: int, share: fl
     return Source(recipe, view)
 
 
-_PRINT = Recipe(smallest=22, largest=56, longest=24, most_lines=7, random_share=0.25)
+_PRINT = Recipe(smallest=22, largest=56, longest=24, most_lines=7, random_share=0.1)
 _KINDS = replace(
     synth.MIXED, smallest=20, largest=48, kinds={"article": 0.5, "table": 0.3, "chart": 0.2}
 )
 
 STEPS = (
     Step("grid", (_glyphs("grid", 256, (60, 80)),), 60_000, 64, until=0.5),
-    Step("glyphs", (_glyphs("glyphs", 256, (56, 84)),), 40_000, 64, until=0.35),
-    Step("strings", (_lines(256, (40, 80), 6, 4, 1.0),), 100_000, 32, until=0.5),
+    Step("glyphs", (_glyphs("glyphs", 256, (56, 84)),), 60_000, 64, until=0.35),
+    Step("strings", (_lines(256, (40, 80), 6, 4, 1.0),), 60_000, 32, until=1.2),
     Step(
         "short lines",
         (
             replace(_lines(256, (40, 80), 6, 4, 0.8), weight=0.4),
-            _lines(256, (24, 60), 14, 6, 0.5),
+            replace(_lines(256, (24, 60), 14, 6, 0.5), weight=0.6),
         ),
-        100_000,
+        60_000,
         64,
-        until=0.4,
+        until=1.0,
     ),
+    Step("large lines", (_lines(512, (36, 84), 9, 4, 0.3),), 30_000, 24, until=0.8),
     Step(
         "pages",
         (
-            Source(_PRINT, 512, 0.6),
-            Source(_KINDS, 512, 0.25),
+            Source(_PRINT, 512, 0.72),
+            Source(_KINDS, 512, 0.18),
             Source(_PRINT, 640, 0.06),
-            Source(_PRINT, 1024, 0.05),
+            Source(_PRINT, 1024, 0.04),
         ),
-        34_000,
+        60_000,
         20,
-        {"ocr": 0.68, "markdown": 0.15, "locate": 0.15, "figure": 0.02},
+        tasks={"ocr": 0.76, "markdown": 0.12, "locate": 0.1, "figure": 0.02},
         decays=True,
     ),
 )
-
 
 STAGES = (STEPS[:4], STEPS[4:])
 """Letters and short lines; whole pages and every task. Each at most two hours on two cores."""
