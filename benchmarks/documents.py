@@ -2,9 +2,10 @@
 
 Three figures, each of the real parts (rendering process, bundled model, files on disk):
 
-- overhead: wall-clock time of a run over a PDF of 200 pages, less what the same engine takes for
-  the same pictures when they lie ready, as a share of the run; the two take turns, so that a
-  machine whose speed drifts favours neither
+- overhead: wall-clock time of a run over a PDF of 200 pages of one to six short lines, less what
+  the same engine takes for the same pictures when they lie ready, as a share of the run; the two
+  take turns, so that a machine whose speed drifts favours neither; beside it the same with one to
+  four words a page
 - rendering and preparing: pages a second of a text PDF (A4, 144 dpi), from file to the model's
   views at Gundam
 - memory: the peak of all processes together over 3 and over 3,000 pages, reading left out
@@ -22,8 +23,11 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 import tasks
 from deepseek_ocr import grounding
@@ -34,6 +38,7 @@ from deepseek_ocr.rendering import Ahead, Rendered, Renderer
 from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.sources import find
 from deepseek_ocr.store import Store
+from training.synth import CLEAN_LINES, make_page, page_seed
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = tuple(ROOT / "examples" / f"{name}.png" for name in ("invoice", "total", "fruit"))
@@ -54,7 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         figures = {
-            "overhead": overhead(folder, flags.pages, flags.turns),
+            "overhead": overhead(folder / "lines", _pages_of_lines(flags.pages), flags.turns),
+            "overhead_of_tiny_pages": overhead(
+                folder / "words", _pages_of_words(flags.pages), flags.turns
+            ),
             "rendering": rendering(folder),
             "memory": {str(pages): peak_memory(folder, pages) for pages in (3, 3000)},
         }
@@ -67,15 +75,28 @@ def main(arguments: list[str] | None = None) -> None:
 # --- overhead -----------------------------------------------------------------------------------
 
 
-def overhead(folder: Path, pages: int, turns: int) -> dict[str, float]:
+def _pages_of_lines(pages: int) -> list[Image.Image]:
+    """Pages of one to six short lines of English."""
+    recipe = replace(CLEAN_LINES, font_set="all")
+    return [make_page(recipe, page_seed(1, number)).image for number in range(pages)]
+
+
+def _pages_of_words(pages: int) -> list[Image.Image]:
+    """Pages of one to four words: the least that a page can have."""
+    pictures = [Image.open(path).convert("RGB") for path in EXAMPLES]
+    return [pictures[number % len(pictures)] for number in range(pages)]
+
+
+def overhead(folder: Path, pictures: list[Image.Image], turns: int) -> dict[str, float]:
     """Seconds a page of the pipeline and of the engine alone, and the share between them."""
+    folder.mkdir()
+    pages = len(pictures)
     engine = OcrEngine.load(ROOT / "checkpoints" / "pocket")
     prompt, crop = tasks.prompt_for("ocr"), tasks.crop_for("tiny")
-    pictures = [EXAMPLES[at % len(EXAMPLES)] for at in range(pages)]
     path = _picture_pdf(folder / "read.pdf", pictures)
     ready = [Page(one.image, prompt, crop) for one in _rendered(path)]
     list(engine.read_many(ready[:5]))  # the first pages pay for first-time work
-    plan = Plan(prompt, tasks.attempts(crop, DecodeSettings()), ("md", "json"))
+    plan = Plan(prompt, tasks.attempts(crop, DecodeSettings(), 0), ("md", "json"))
     times: dict[str, list[float]] = {"pipeline": [], "engine": []}
     with Renderer() as renderer:
         for turn in range(turns):
@@ -106,12 +127,13 @@ def _rendered(path: Path) -> list[Rendered]:
         return [renderer.render(document, number + 1) for number in range(document.pages)]
 
 
-def _picture_pdf(path: Path, pictures: Iterable[Path]) -> Path:
+def _picture_pdf(path: Path, pictures: Iterable[Image.Image]) -> Path:
+    from reportlab.lib.utils import ImageReader
     from reportlab.pdfgen.canvas import Canvas
 
     canvas = Canvas(str(path), pagesize=(256, 256))
     for picture in pictures:
-        canvas.drawImage(str(picture), 0, 0, 256, 256)  # 512 px at 144 dpi
+        canvas.drawImage(ImageReader(picture), 0, 0, 256, 256)  # 512 px at 144 dpi
         canvas.showPage()
     canvas.save()
     return path

@@ -307,6 +307,11 @@ def _private_output() -> BinaryIO:
     return pipe
 
 
+_GIVES_WAY = 10
+"""Pages are rendered ahead, so this process takes the moments in which the model leaves a core
+free, instead of a core that the model computes on."""
+
+
 def main() -> None:
     """Serve requests from standard input until it ends; `memory` is the one argument."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
@@ -314,6 +319,8 @@ def main() -> None:
     threading.Thread(target=partial(_leave_with, os.getppid()), daemon=True).start()
     Image.init()
     _limit_memory(int(sys.argv[1]))
+    if hasattr(os, "nice"):
+        os.nice(_GIVES_WAY)
     server = _Server()
     output.write(b"{}\n")
     output.flush()
