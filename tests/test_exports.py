@@ -143,6 +143,10 @@ def test_a_page_cannot_hide_the_next_one() -> None:
 @example("<?php")
 @example("<Script>")
 @example("<![CDATA[")
+@example("<~~~")
+@example("~~~\n~~~a")
+@example("<div\n~~~\n\nfoo")
+@example("~~~\n```\n~~~\n```")
 @given(st.text("<!->`~\n a|", max_size=60))
 def test_page_marks_survive_any_text(hostile: str) -> None:
     shown = safe_html._markdown().parse(text("md", record_of(1, hostile), record_of(2, "end")))

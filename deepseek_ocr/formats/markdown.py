@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from markdown_it import MarkdownIt
+
 from deepseek_ocr import grounding
 from deepseek_ocr.figures import FOLDER
 from deepseek_ocr.formats.tables import PageText, page_texts
@@ -13,7 +15,9 @@ from deepseek_ocr.records import DocumentRecord, PageRecord
 PAGE_SPLIT = "\n\n<--- Page Split --->\n"
 """What the official script writes after every page."""
 
-_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})", re.MULTILINE)
+_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
+
+_MARK = "<!-- mark -->"
 
 _HIDING = (
     (re.compile(r"<(?=!--)"), re.compile(r"(?!)")),
@@ -138,13 +142,23 @@ def contained(text: str) -> str:
         last = max((found.start() for found in begin.finditer(text)), default=None)
         if last is not None and end.search(text, last) is None:
             text = begin.sub("&lt;", text)
-    fence = ""
-    for found in _FENCE.finditer(text):
-        if not fence:
-            fence = found[1]
-        elif found[1][0] == fence[0] and len(found[1]) >= len(fence):
-            fence = ""
-    return f"{text}\n{fence}" if fence else text
+    fences = dict.fromkeys(found[1] for found in _FENCE.finditer(text))
+    # Whether a fence is open only a parser can say: it may stand in HTML or in other fences.
+    for ended in (text, *(f"{text}\n{fence}" for fence in list(fences)[:_MOST_FENCES])):
+        if _shows_what_follows(ended):
+            return ended
+    return _FENCE.sub(lambda found: found[0].replace(found[1], f"\\{found[1]}"), text)
+
+
+_MOST_FENCES = 8
+"""Kinds of fences of one page that are tried to end its code blocks with."""
+
+
+def _shows_what_follows(text: str) -> bool:
+    """True where a comment and a paragraph after `text` are just that."""
+    tokens = MarkdownIt("commonmark").parse(f"{text}\n\n{_MARK}\n\nend")
+    marks = [token for token in tokens if not token.level and token.content.strip() == _MARK]
+    return bool(marks) and tokens[-3].type == "paragraph_open" and not tokens[-3].level
 
 
 def _body(page: PageText) -> str:
