@@ -135,14 +135,15 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter of training.train")
     group.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps, npu (default: auto)")
     group.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
-    group.add_argument("--limit", type=_positive, metavar="N", help="only the first N samples")
+    group.add_argument("--limit", type=positive, metavar="N", help="only the first N samples")
     group.add_argument(
         "--max_tokens", type=int, default=DecodeSettings().max_new_tokens, metavar="N",
         help="longest answer in tokens (default: %(default)s)",
     )  # fmt: skip
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An argparse type: a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0.")
     return int(text)

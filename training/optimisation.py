@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,11 +93,12 @@ class Stepper:
             optimiser.zero_grad(set_to_none=True)
         return StepResult(mean, int(tokens), float(norm), lr)
 
-    def _together(self, last: bool):  # type: ignore[no-untyped-def]
+    def _together(self, last: bool) -> AbstractContextManager[object]:
         """Gradients are exchanged between processes once, with the last micro-batch."""
-        from contextlib import nullcontext
-
-        return nullcontext() if last else self.accelerator.no_sync(self.objective)
+        if last:
+            return nullcontext()
+        apart: AbstractContextManager[object] = self.accelerator.no_sync(self.objective)
+        return apart
 
     def _summed(self, value: float) -> float:
         if self.accelerator.num_processes == 1:

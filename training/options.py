@@ -11,6 +11,7 @@ import configuration
 import tasks
 from deepseek_ocr.errors import OcrError, SettingsError
 from deepseek_ocr.settings import DecodeSettings
+from training.arguments import positive
 
 _EPILOG = """\
 examples:
@@ -118,12 +119,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add(
         "--val_file", type=Path, metavar="FILE", help="test.json: read after each epoch for its CER"
     )
-    add("--val_pages", type=_positive, default=50, metavar="N", help="pages of it (default: 50)")
+    add("--val_pages", type=positive, default=50, metavar="N", help="pages of it (default: 50)")
     shorts = ", ".join(tasks.TASK_SHORT_NAMES)
     add("--task", nargs="+", default=["ocr"], metavar="TASK", help=f"{shorts} (default: ocr)")
     presets = ", ".join(tasks.RESOLUTION_SHORT_NAMES)
     add("--resolution", default="base", metavar="PRESET", help=f"{presets} (default: base)")
-    add("--max_tokens", type=_positive, default=4096, metavar="N",
+    add("--max_tokens", type=positive, default=4096, metavar="N",
         help="longest page, prompt and answer together (default: 4096)")  # fmt: skip
     add("--max_rejected", type=_share, default=0.05, metavar="SHARE",
         help="stop where more samples than this cannot be used (default: 0.05)")  # fmt: skip
@@ -136,8 +137,8 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
     how = group.add_mutually_exclusive_group()
     how.add_argument("--lora", action="store_true", help="adapters on the decoder (default)")
     how.add_argument("--full", action="store_true", help="every weight of the decoder, in float32")
-    add("--lora_rank", type=_positive, default=16, metavar="R", help="default: 16")
-    add("--lora_alpha", type=_positive, default=32, metavar="A", help="default: 32")
+    add("--lora_rank", type=positive, default=16, metavar="R", help="default: 16")
+    add("--lora_alpha", type=positive, default=32, metavar="A", help="default: 32")
     add("--lora_dropout", type=_share, default=0.0, metavar="SHARE", help="default: 0")
     add("--lora_experts", action="store_true", help="adapters on the routed experts too")
     vision = group.add_mutually_exclusive_group()
@@ -152,9 +153,9 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
 def _add_optimisation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how")
     add = group.add_argument
-    add("--epochs", type=_positive, default=1, metavar="N", help="default: 1")
-    add("--batch_size", type=_positive, default=1, metavar="N", help="pages at once on a device")
-    add("--grad_accum", type=_positive, default=1, metavar="N", help="batches to one step")
+    add("--epochs", type=positive, default=1, metavar="N", help="default: 1")
+    add("--batch_size", type=positive, default=1, metavar="N", help="pages at once on a device")
+    add("--grad_accum", type=positive, default=1, metavar="N", help="batches to one step")
     add("--lr", type=_rate, default=1e-4, metavar="RATE", help="highest learning rate (1e-4)")
     add("--warmup", type=_share, default=0.05, metavar="SHARE", help="of all steps (0.05)")
     add("--weight_decay", type=_share, default=0.01, metavar="W", help="of matrices (0.01)")
@@ -169,17 +170,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--output_dir", type=Path, required=True, metavar="DIR", help="where results go")
     add("--resume", action="store_true", help="go on after the last finished epoch in --output_dir")
-    add("--keep", type=_positive, default=3, metavar="N", help="epochs whose checkpoint stays (3)")
+    add("--keep", type=positive, default=3, metavar="N", help="epochs whose checkpoint stays (3)")
     add("--seed", type=int, default=0, help="of order and adapters (default: 0)")
     add("--workers", type=int, default=2, metavar="N", help="processes that prepare pages")
     add("--device", help="auto, cpu, cuda, mps, npu (default: DEEPSEEK_OCR_DEVICE, auto)")
     add("--dtype", help="auto, bfloat16, float16, float32: the type computed in (default: auto)")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0.")
-    return int(text)
 
 
 def _share(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Train the bundled pocket model from nothing: `python -m training.pocket --output DIR`.
+"""Train a model of the bundled one's size from nothing: `python -m training.pocket --output DIR`.
 
 The curriculum goes from single large characters on small views to pages of every kind: reading
 from nothing stays on a plateau until attention finds the glyphs, and it finds large ones first.
@@ -422,7 +422,7 @@ def train_stage(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.pocket",
-        description="Train the bundled pocket model from nothing, on synthetic pages.",
+        description="Train a model of the bundled one's size from nothing, on synthetic pages.",
         epilog="Example: python -m training.pocket --stage 1 --output build/pocket-1 && "
         "python -m training.pocket --stage 2 --start build/pocket-1/model --output build/pocket-2",
     )

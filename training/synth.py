@@ -25,6 +25,7 @@ from PIL import Image, ImageFilter
 from deepseek_ocr.errors import OcrError, SettingsError
 from deepseek_ocr.settings import CELL
 from training import fonts, layouts, progress
+from training.arguments import positive
 from training.files import write_bytes
 from training.layouts import Block, Canvas, PixelBox, Style
 from training.samples import Annotation, LabelledRegion, Reference, annotation_to_json
@@ -289,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: python -m training.synth --output build/pages --pages 1000 --seed 1",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--pages", type=_positive, default=100, metavar="N")
+    parser.add_argument("--pages", type=positive, default=100, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="same seed and fonts, same pages")
     parser.add_argument(
         "--kinds", nargs="+", choices=KINDS, help=f"default: {', '.join(MIXED.kinds)}, in shares"
@@ -299,19 +300,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--size", type=_size, default=(512, 512), metavar="WxH", help="px")
     parser.add_argument(
-        "--font-sizes", type=_positive, nargs=2, default=(24, 48), metavar=("MIN", "MAX"), help="px"
+        "--font-sizes", type=positive, nargs=2, default=(24, 48), metavar=("MIN", "MAX"), help="px"
     )
     parser.add_argument(
         "--fonts", choices=("train", "held-out", "all"), default="train", help="default: train"
     )
-    parser.add_argument("--processes", type=_positive, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("--processes", type=positive, default=os.cpu_count() or 1, metavar="N")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 100_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def _size(text: str) -> tuple[int, int]:
