@@ -37,6 +37,7 @@ ROWS = [
         "deepseek_ocr.adapters",
         "deepseek_ocr.loops",
         "deepseek_ocr.generation",
+        "deepseek_ocr.decoding",
         "deepseek_ocr.grounding",
         "deepseek_ocr.devices",
         "deepseek_ocr.geometry",

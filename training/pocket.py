@@ -11,8 +11,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -270,14 +271,22 @@ class Pools(Dataset[list[Batch]]):
         return [collate(part, self.pad_id) for part in parts]
 
 
-def run_step(step: Step, stepper: Stepper, data: Pools, log: Log, workers: int) -> None:
-    """Train one step of the curriculum, until its pages are seen or its loss is low."""
+SAVE_EVERY_S = 300.0
+"""Seconds after which the weights are saved in the middle of a step."""
+
+
+def run_step(
+    step: Step, stepper: Stepper, data: Pools, log: Log, workers: int, save: Callable[[], None]
+) -> None:
+    """Train one step of the curriculum, until its pages are seen or its loss is low; `save` is
+    called every `SAVE_EVERY_S` seconds and at the end."""
     loader = DataLoader(
         data, batch_size=None, num_workers=workers, prefetch_factor=3 if workers else None
     )
     total = len(data) * POOL
     share = cosine(step.warmup, total) if step.decays else cosine(step.warmup, total, floor=1.0)
     recent: list[float] = []
+    saved = time.monotonic()
     for pool in loader:
         for batch in pool:
             moved = batch.to(stepper.accelerator.device)
@@ -286,6 +295,10 @@ def run_step(step: Step, stepper: Stepper, data: Pools, log: Log, workers: int) 
             log.step(step.name, len(batch.ids), result)
         if len(recent) >= 40 and sum(recent[-20:]) / 20 < step.until:
             break
+        if time.monotonic() - saved > SAVE_EVERY_S:
+            save()
+            saved = time.monotonic()
+    save()
 
 
 class Log:
@@ -357,18 +370,31 @@ STEPS = (
         64,
         until=1.0,
     ),
-    Step("large lines", (_lines(512, (36, 84), 9, 4, 0.3),), 30_000, 24, until=0.8),
+    Step("large lines", (_lines(512, (36, 84), 9, 4, 0.3),), 9_000, 24, until=0.8),
     Step(
         "pages",
         (
-            Source(_PRINT, 512, 0.72),
-            Source(_KINDS, 512, 0.18),
+            Source(_PRINT, 512, 0.76),
+            Source(_KINDS, 512, 0.14),
             Source(_PRINT, 640, 0.06),
             Source(_PRINT, 1024, 0.04),
         ),
-        60_000,
+        45_000,
         20,
-        tasks={"ocr": 0.76, "markdown": 0.12, "locate": 0.1, "figure": 0.02},
+        tasks={"ocr": 0.84, "markdown": 0.08, "locate": 0.06, "figure": 0.02},
+    ),
+    Step(
+        "every size",
+        (
+            Source(_PRINT, 512, 0.42),
+            Source(_KINDS, 512, 0.22),
+            Source(_PRINT, 640, 0.16),
+            Source(_PRINT, 1024, 0.2),
+        ),
+        25_000,
+        20,
+        tasks={"ocr": 0.66, "markdown": 0.16, "locate": 0.16, "figure": 0.02},
+        warmup=1,
         decays=True,
     ),
 )
@@ -414,9 +440,9 @@ def train_stage(
     )
     stepper = Stepper(Objective(network), OptimiserSettings(orthogonal=True), accelerator)
     log = Log(output / "log.jsonl")
+    save = partial(save_checkpoint, network, start, output / "model")
     for step in STAGES[stage - 1]:
-        run_step(step, stepper, Pools(step, codec, text.pad_token_id, seed), log, workers)
-        save_checkpoint(network, start, output / "model")
+        run_step(step, stepper, Pools(step, codec, text.pad_token_id, seed), log, workers, save)
 
 
 def _parser() -> argparse.ArgumentParser:

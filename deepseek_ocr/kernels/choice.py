@@ -1,0 +1,40 @@
+"""Which fast paths are used: the one place where they are switched on and off by name."""
+
+from __future__ import annotations
+
+from deepseek_ocr.errors import SettingsError
+
+NAMES = {
+    "vision": "attention of the SAM encoder without its position bias ever being built",
+    "decoder": "a cache allocated once, and decoding steps that copy no weights",
+    "compiled": "kernels compiled on this machine, where it has a compiler",
+}
+"""Every fast path, and what it does."""
+
+QUANTS = ("none", "int8")
+"""How the decoder's weights are held: as they are, or in 8 bits with a scale per output row."""
+
+
+def parse(text: str) -> frozenset[str]:
+    """Names of the fast paths to use: "auto" is all, "plain" none, "auto,-compiled" all but one,
+    "vision,decoder" just these.
+
+    Raises `SettingsError` for a name nobody knows.
+    """
+    chosen: set[str] = set()
+    for word in text.replace(" ", "").lower().split(","):
+        name = word.removeprefix("-")
+        if word == "auto":
+            chosen |= set(NAMES)
+        elif word == "plain":
+            chosen.clear()
+        elif name not in NAMES:
+            raise SettingsError(
+                f"There is no fast path called {name!r}; use auto, plain, {', '.join(NAMES)}, "
+                "and - before a name to leave it out, as in auto,-compiled."
+            )
+        elif word == name:
+            chosen.add(name)
+        else:
+            chosen.discard(name)
+    return frozenset(chosen)
