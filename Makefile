@@ -18,7 +18,8 @@ BENCH ?=
 VERIFY ?=
 PAGES ?= 100
 SEED ?= 1000003
-EVALUATE ?= --task ocr --size tiny --max_tokens 1024
+MODEL ?= pocket
+MEASURES ?= ocr:tiny ocr:small ocr:base ocr:gundam markdown:tiny locate:tiny
 
 .PHONY: help demo test check format bench evaluate verify-checkpoint clean
 .DEFAULT_GOAL := help
@@ -61,9 +62,12 @@ evaluate: $(READY)
 		--clean --fonts held-out
 	$(BIN)/python -m training.split --data_root build/evaluate/pages \
 		--output_dir build/evaluate --test_fraction 1
-	$(BIN)/python -m training.evaluate --data_root build/evaluate/pages \
-		--test_file build/evaluate/test.json --model_path pocket \
-		--output_dir build/evaluate/results $(EVALUATE)
+	for measure in $(MEASURES); do \
+		$(BIN)/python -m training.evaluate --data_root build/evaluate/pages \
+			--test_file build/evaluate/test.json --model_path $(MODEL) \
+			--task $${measure%%:*} --size $${measure##*:} --max_tokens 1024 \
+			--output_dir build/evaluate/$${measure%%:*}-$${measure##*:} || exit; \
+	done
 
 verify-checkpoint: $(READY)
 	$(BIN)/python -m cli.verify $(VERIFY)

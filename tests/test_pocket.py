@@ -1,0 +1,104 @@
+"""The bundled model reads what its card says, in fonts it never saw; and it can be trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partialmethod
+from pathlib import Path
+
+import pytest
+
+import tasks
+from deepseek_ocr.checkpoint import read_config
+from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.errors import InputError
+from deepseek_ocr.settings import DecodeSettings
+from tests.conftest import POCKET
+from training import fonts, pocket, synth, untrained
+from training.bootstrap import Figure
+from training.readers import model_reader
+from training.samples import Example, Sample, examples_of
+from training.scoring import evaluate, summarise
+
+SEED = 1_000_003
+"""Of the pages that `make evaluate` makes; training draws from other seeds."""
+
+
+@pytest.fixture(scope="module")
+def engine() -> OcrEngine:
+    families = {face.family for face in _held_out()}
+    if len(families) < 5:
+        pytest.skip("needs the held-out fonts that training/README.md names")
+    return OcrEngine.load(POCKET, "cpu", "auto")
+
+
+def _held_out() -> frozenset[fonts.Typeface]:
+    try:
+        return frozenset(fonts.typefaces("held-out"))
+    except InputError:  # there are none
+        return frozenset()
+
+
+BOUNDS = [
+    # task, preset, pages, figure, and how far off it may be at most: the card's number and a margin
+    ("Free OCR", "Tiny", 100, "cer", 0.05),
+    ("Free OCR", "Small", 12, "cer", 0.05),
+    ("Free OCR", "Base", 8, "cer", 0.05),
+    ("Free OCR", "Gundam", 8, "cer", 0.05),
+]
+
+
+@pytest.mark.parametrize(("task", "size", "pages", "figure", "most"), BOUNDS)
+def test_clean_pages_in_fonts_it_never_saw_are_read(
+    engine: OcrEngine, tmp_path: Path, task: str, size: str, pages: int, figure: str, most: float
+) -> None:
+    figures = measured(engine, tmp_path, task, size, range(1, pages + 1))
+    assert figures["failed"].value == 0
+    assert figures["loop"].value == 0
+    assert figures[figure].value <= most
+
+
+def measured(
+    engine: OcrEngine, folder: Path, task: str, size: str, numbers: range
+) -> dict[str, Figure]:
+    """Figures over clean pages in the held-out fonts."""
+    recipe = replace(synth.CLEAN_LINES, font_set="held-out")
+    examples: list[Example] = []
+    for number, path in zip(
+        numbers, synth.write_pages(folder, recipe, numbers, SEED, 1), strict=True
+    ):
+        page = synth.make_page(recipe, synth.page_seed(SEED, number))
+        examples += examples_of(Sample(path, page.annotation, path.stem), [task])
+    read = model_reader(engine, tasks.crop_for(size), DecodeSettings(max_new_tokens=512))
+    return summarise(evaluate(examples, read))[task]
+
+
+def test_a_stage_of_its_training_leaves_a_model_that_loads_and_a_log_of_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = pocket.STEPS[0]
+    monkeypatch.setattr(pocket, "STAGES", ((replace(first, pages=128, batch=16, warmup=1),),))
+    monkeypatch.setattr(pocket.Log, "__init__", partialmethod(pocket.Log.__init__, every=1))
+    assert pocket.main(["--output", str(tmp_path / "out"), "--workers", "0"]) == 0
+    log = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in log]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0]
+    engine = OcrEngine.load(tmp_path / "out" / "model", "cpu", "float32")
+    page = synth.make_page(first.sources[0].recipe, 1)
+    decode = DecodeSettings(max_new_tokens=3)
+    assert engine.read(page.image, "Free OCR.", tasks.crop_for("Tiny"), decode).counts.output >= 0
+
+
+@pytest.mark.parametrize("text", ["Total 498", "<table><tr><td>é</td></tr></table>", "[[1, 2]]\n"])
+def test_its_tokenizer_gives_every_text_back(text: str) -> None:
+    tokenizer = untrained.tokenizer()
+    ids = tokenizer.encode(text).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+def test_the_bundled_model_is_small_and_of_the_architecture() -> None:
+    weights = POCKET / "model.safetensors"
+    assert weights.stat().st_size <= 16 * 2**20
+    assert read_config(POCKET).text_config.bos_token_id == 0
