@@ -70,7 +70,7 @@ def typefaces(which: FontSet = "all") -> tuple[Typeface, ...]:
     return tuple(found)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)  # a megabyte or more each
 def sized(face: Typeface, size: int) -> ImageFont.FreeTypeFont:
     """`face` at `size` px to the em."""
     return ImageFont.truetype(
