@@ -65,15 +65,22 @@ class OcrEngine:
         codec: prompts.Codec,
         limits: ImageLimits | None = None,
         make: Callable[[int], Decoder] | None = None,
-        slots: int = 1,
+        slots: int = 0,
         within: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """`make` makes a decoder with so many slots, the plain one by default; `within` is entered
-        by the thread that computes (autocast counts per thread)."""
+        """`make` makes a decoder with so many slots, the plain one by default; `slots` is how many
+        pages are read at once, 0 as many as `memory.slots_for` says; `within` is entered by the
+        thread that computes (autocast counts per thread).
+
+        Raises `SettingsError` for a negative number of slots.
+        """
+        if slots < 0:
+            raise SettingsError("slots must be at least 1, or 0 to choose by what memory is free.")
         self.network = network
         self.codec = codec
         self.limits = limits or ImageLimits()
         make = make or partial(PlainDecoder, network)
+        slots = slots or memory.choose_slots(network)
         self._scheduler = Scheduler(network, codec, self.limits, make, slots, within)
         self._finalizer = weakref.finalize(self, self._scheduler.close)
         self._finalizer.atexit = False
@@ -100,7 +107,7 @@ class OcrEngine:
         Raises `CheckpointError`, `DeviceError` and `SettingsError`.
         """
         chosen = choice.parse(kernels)
-        _check(quant, slots)
+        choice.check_quant(quant)
         folder = Path(folder)
         config = read_config(folder)
         codec = prompts.load_codec(
@@ -113,7 +120,7 @@ class OcrEngine:
         if adapter is not None:
             network = adapters.merge_adapter(network, Path(adapter))
         make = _decoder_maker(network, chosen, quant)
-        return cls(network, codec, limits, make, slots or memory.choose_slots(network))
+        return cls(network, codec, limits, make, slots)
 
     @property
     def device(self) -> torch.device:
@@ -221,13 +228,6 @@ class OcrEngine:
         finally:
             for handle in window:
                 handle.cancel()
-
-
-def _check(quant: str, slots: int) -> None:
-    if quant not in choice.QUANTS:
-        raise SettingsError(f"There is no quant {quant!r}; use {', '.join(choice.QUANTS)}.")
-    if slots < 0:
-        raise SettingsError("slots must be at least 1, or 0 to choose by what memory is free.")
 
 
 def _decoder_maker(
