@@ -215,7 +215,7 @@ class OcrEngine:
 
         try:
             while more or window:
-                ahead = self.slots + self._scheduler.helpers
+                ahead = self._scheduler.ahead
                 in_flight = sum(not handle.done for handle in window)
                 if window and window[0].done:
                     yield window.popleft().outcome()

@@ -27,6 +27,7 @@ class Job:
     def __init__(self, page: Page, on_event: OnEvent | None) -> None:
         self.page: Page | None = page
         self.work: Work | None = None
+        self.given_up = False
         self.on_event = on_event
         self.deltas: SimpleQueue[Delta | None] = SimpleQueue()
         self.future: Future[Reading] = Future()
