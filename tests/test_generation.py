@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 
 from deepseek_ocr import generation
 from deepseek_ocr.errors import GenerationError, PromptError
-from deepseek_ocr.generation import LoopDetector, NgramGuard, TextStream, is_loop
+from deepseek_ocr.generation import LoopDetector, NgramGuard, TextStream, Token, is_loop
 from deepseek_ocr.model import Network
 from deepseek_ocr.prompts import Codec
 from deepseek_ocr.settings import DecodeSettings
@@ -118,7 +119,7 @@ def test_a_seed_gives_the_same_text_and_another_seed_another(tiny: Network) -> N
 
 
 def draws(settings: DecodeSettings, logits: list[float], times: int = 400) -> Counter[int]:
-    chooser = generation._Chooser(settings, [], frozenset())
+    chooser = generation.Chooser(settings, [], frozenset())
     return Counter(chooser.choose(torch.tensor(logits)).id for _ in range(times))
 
 
@@ -139,14 +140,14 @@ def test_top_k_and_top_p_cut_the_tail() -> None:
 
 def test_repetition_penalty_turns_to_other_tokens() -> None:
     settings = DecodeSettings(repetition_penalty=2.0, no_repeat_ngram_size=0)
-    chooser = generation._Chooser(settings, [], frozenset())
+    chooser = generation.Chooser(settings, [], frozenset())
     logits = torch.tensor([2.0, 1.5, -1.0])
     assert [chooser.choose(logits).id for _ in range(3)] == [0, 1, 0]
 
 
 def test_logprobs_are_of_the_raw_logits() -> None:
     settings = DecodeSettings(repetition_penalty=2.0, temperature=0.0, no_repeat_ngram_size=0)
-    chooser = generation._Chooser(settings, [], frozenset())
+    chooser = generation.Chooser(settings, [], frozenset())
     logits = torch.tensor([2.0, 1.5, -1.0])
     expected = logits.log_softmax(0)
     for _ in range(3):
@@ -158,9 +159,56 @@ def test_logprobs_are_of_the_raw_logits() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_are_an_error(bad: float, temperature: float) -> None:
     settings = DecodeSettings(temperature=temperature)
-    chooser = generation._Chooser(settings, [], frozenset())
+    chooser = generation.Chooser(settings, [], frozenset())
     with pytest.raises(GenerationError, match="float32"):
         chooser.choose(torch.tensor([0.0, bad]))
+
+
+OFTEN_BANNED = {"no_repeat_ngram_size": 2, "no_repeat_window": 0}
+
+MIXED: list[dict[str, Any]] = [
+    {},
+    OFTEN_BANNED,
+    {"no_repeat_ngram_size": 1, "no_repeat_window": 0},  # soon nothing is left
+    {**OFTEN_BANNED, "temperature": 0.8, "seed": 3},
+    {"no_repeat_ngram_size": 0, "repetition_penalty": 1.7},
+    {"no_repeat_ngram_size": 1, "no_repeat_window": 5, "exempt_ngrams": False},
+    {"temperature": 1.5, "top_k": 4, "top_p": 0.8, "repetition_penalty": 1.2, "seed": 9},
+]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_pages_are_chosen_for_together_as_they_are_alone(rows: int) -> None:
+    def choosers() -> list[generation.Chooser]:
+        return [
+            generation.Chooser(DecodeSettings(**settings), [3, 1, 4], frozenset({2}))
+            for settings in MIXED[:rows]
+        ]
+
+    together, alone = choosers(), choosers()
+    chance = torch.Generator().manual_seed(rows)
+    for _ in range(30):
+        logits = torch.randn(rows, 12, generator=chance) * 3
+        logits[:, 5] = -math.inf
+        given = logits.clone()
+        tokens = generation.choose(together, logits)
+        assert torch.equal(logits, given)
+        for token, chooser, row in zip(tokens, alone, logits, strict=True):
+            expected = chooser.choose(row)
+            assert isinstance(token, Token)
+            assert token.id == expected.id
+            assert token.logprob == pytest.approx(expected.logprob, abs=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_an_error_of_their_own_page(bad: float) -> None:
+    choosers = [generation.Chooser(DecodeSettings(**one), [], frozenset()) for one in MIXED]
+    logits = torch.arange(12.0).repeat(len(MIXED), 1)
+    logits[[1, 3, 4], 7] = bad
+    tokens = generation.choose(choosers, logits)
+    assert [isinstance(token, GenerationError) for token in tokens] == [
+        row in (1, 3, 4) for row in range(len(MIXED))
+    ]
 
 
 def test_a_temperature_next_to_nothing_is_greedy() -> None:
@@ -171,15 +219,15 @@ def test_a_temperature_next_to_nothing_is_greedy() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_guard_that_leaves_nothing_gives_way(temperature: float) -> None:
     settings = DecodeSettings(temperature=temperature, no_repeat_ngram_size=1)
-    chooser = generation._Chooser(settings, [0, 1, 2], frozenset())
+    chooser = generation.Chooser(settings, [0, 1, 2], frozenset())
     assert chooser.choose(torch.tensor([0.0, 50.0, 0.0])).id == 1
 
 
 def test_the_context_bounds_prompt_and_answer(tiny: Network) -> None:
     context = tiny.config.text_config.max_position_embeddings
-    assert generation.room(tiny, context - 3, 100) == 3
+    assert generation.room(context, context - 3, 100) == 3
     with pytest.raises(PromptError, match="context"):
-        generation.room(tiny, context, 1)
+        generation.room(context, context, 1)
 
 
 # --- characters ---------------------------------------------------------------------------------

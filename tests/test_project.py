@@ -28,7 +28,15 @@ ROWS = [
         "deepseek_ocr.figures",
         "deepseek_ocr.formats",
     },
-    {"deepseek_ocr.engine"},
+    {
+        "deepseek_ocr.engine",
+        "deepseek_ocr.scheduling",
+        "deepseek_ocr.handles",
+        "deepseek_ocr.preparing",
+        "deepseek_ocr.work",
+        "deepseek_ocr.output",
+        "deepseek_ocr.pages",
+    },
     {
         "deepseek_ocr.images",
         "deepseek_ocr.prompts",
@@ -42,6 +50,7 @@ ROWS = [
         "deepseek_ocr.devices",
         "deepseek_ocr.geometry",
         "deepseek_ocr.kernels",
+        "deepseek_ocr.memory",
     },
     {"deepseek_ocr.settings", "deepseek_ocr.errors", "deepseek_ocr.files"},
 ]
@@ -96,6 +105,7 @@ def test_the_table_catches_a_wrong_import(tmp_path: Path) -> None:
 
 def test_exported_names() -> None:
     assert sorted(deepseek_ocr.__all__) == [
+        "CancelledError",
         "CheckpointError",
         "Confidence",
         "Counts",
@@ -104,8 +114,10 @@ def test_exported_names() -> None:
         "Delta",
         "DeviceError",
         "DocumentError",
+        "EngineStatus",
         "Failure",
         "GenerationError",
+        "Handle",
         "ImageError",
         "ImageLimits",
         "ImageTooLargeError",
