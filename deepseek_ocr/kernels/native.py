@@ -11,7 +11,8 @@ import torch
 
 from deepseek_ocr.kernels import compiling
 from deepseek_ocr.kernels.cache import SlotCache
-from deepseek_ocr.kernels.weights import Layer, Mlp, Rows, Weights
+from deepseek_ocr.kernels.rows import Rows
+from deepseek_ocr.kernels.weights import Layer, Mlp, Weights
 
 MOST = 64
 """Pages in one call, as in `decode.cpp`."""

@@ -8,15 +8,8 @@ import torch
 from torch import nn
 
 from deepseek_ocr.kernels.quantized import Int8Experts, Int8Linear
+from deepseek_ocr.kernels.rows import Rows
 from deepseek_ocr.model import Network
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A matrix `[..., rows, k]`; of 8 bits where it has `scales [..., rows]`."""
-
-    values: torch.Tensor
-    scales: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -30,8 +23,7 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Experts:
-    """Routed experts: `router [E, hidden]`; `inner [E, 2 * width, hidden]`, gate before up;
-    `outer [E, hidden, width]`."""
+    """Routed experts: `router [E, hidden]`, and the rest as in `experts.py`."""
 
     router: torch.Tensor
     inner: Rows
@@ -135,13 +127,10 @@ def _mlp(mlp: nn.Module) -> Mlp:
 
 
 def _rows(linear: nn.Module) -> Rows:
-    if isinstance(linear, Int8Linear):
-        return Rows(linear.values, linear.scales)
-    return Rows(linear.weight)
+    return linear.rows if isinstance(linear, Int8Linear) else Rows(linear.weight)
 
 
 def _experts(gate: nn.Module, experts: nn.Module) -> Experts:
     if isinstance(experts, Int8Experts):
-        inner = Rows(experts.in_values, experts.in_scales)
-        return Experts(gate.weight, inner, Rows(experts.out_values, experts.out_scales))
+        return Experts(gate.weight, experts.inner, experts.outer)
     return Experts(gate.weight, Rows(experts.gate_up_proj), Rows(experts.down_proj))
