@@ -1,1 +1,35 @@
 """Fast paths beside the plain ones they must equal; which are used is chosen in `choice.py`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the names of the fast paths are wanted where torch is not
+    from deepseek_ocr.decoding import Decoder
+    from deepseek_ocr.model import Network
+
+_LOG = logging.getLogger(__name__)
+
+
+def make_decoder(
+    network: Network, chosen: frozenset[str], quant: str, slots: int, context: int
+) -> Decoder:
+    """A decoder of `network` with `slots` slots of `context` tokens, by the paths in `chosen`.
+
+    With `quant` "int8" the decoder's weights are quantised, in `network` itself. Called again,
+    with fewer slots, where memory ran out; the decoder before is gone by then.
+    """
+    from deepseek_ocr.decoding import PlainDecoder
+    from deepseek_ocr.kernels import decoder, quantized, weights
+
+    if quant == "int8" and not quantized.is_quantized(network):
+        quantized.quantize_decoder(network)
+    path = decoder.path_for(network, chosen)
+    unknown = weights.missing(network)
+    if path is None:
+        return PlainDecoder(network, slots)
+    if unknown:
+        _LOG.warning("Decoding by the plain class: the fast path does not know its %s.", unknown)
+        return PlainDecoder(network, slots)
+    return decoder.FastDecoder(network, slots, context, path)

@@ -15,7 +15,8 @@ class SlotCache:
     `entries` is `[layers, 2 (keys, values), slots, heads, capacity, head size]`; what it holds is
     kept when it grows, and `capacity` never exceeds `context`. `lengths` is how many tokens each
     slot holds. Type and device are those of `like`; `zeroed` room can be read before it is filled,
-    any other costs memory only where it is filled.
+    any other costs memory only where it is filled. Where `whole`, all room is made at once and
+    never moves.
     """
 
     def __init__(
@@ -26,12 +27,16 @@ class SlotCache:
         size: int,
         context: int,
         like: torch.Tensor,
+        *,
         zeroed: bool,
+        whole: bool = False,
     ) -> None:
         self.context = context
         self.lengths = [0] * slots
         self.entries = like.new_empty(layers, 2, slots, heads, 0, size)
-        self._zeroed = zeroed
+        self._zeroed, self._whole = zeroed, whole
+        if whole:
+            self.reserve(context)
 
     @property
     def capacity(self) -> int:
@@ -56,6 +61,12 @@ class SlotCache:
             self.entries[:, :, slot, :, :length] = old[:, :, slot, :, :length]
         return True
 
+    def free(self, slot: int) -> None:
+        """Forget what `slot` holds; where that was the last, give the memory back."""
+        self.lengths[slot] = 0
+        if not self._whole and not any(self.lengths):
+            self.entries = self.entries[..., :0, :].clone()
+
     def for_prompt(self, slot: int, tokens: int) -> Cache:
         """A cache for the library's class that writes a prompt of `tokens` into `slot`."""
         self.lengths[slot] = 0
@@ -65,7 +76,7 @@ class SlotCache:
         return cache
 
 
-class _SlotLayer(DynamicLayer):
+class _SlotLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's part of a slot, filled once with the whole prompt."""
 
     def __init__(self, room: torch.Tensor) -> None:

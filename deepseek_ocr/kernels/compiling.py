@@ -24,6 +24,9 @@ import torch
 _LOG = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("decode.cpp")
 _COMPILERS = ("g++", "c++", "clang++")
+FLAGS = ["-O3", "-march=native"]
+"""What the compiler is told about speed; it runs on the machine that the kernel is for."""
+
 _PATIENCE = 120
 """Seconds after which a compiler is given up."""
 
@@ -39,8 +42,8 @@ def library() -> ctypes.CDLL | None:
         return _library()
     except (CompilingError, OSError, subprocess.SubprocessError) as error:
         _LOG.warning(
-            "Decoding without a compiled kernel, several times slower: %s "
-            "Install a C++ compiler with OpenMP (g++), or leave it out with kernels=auto,-compiled.",
+            "Decoding without the compiled kernel, several times slower: %s "
+            "Install a C++ compiler with OpenMP (g++), or leave it out by kernels auto,-compiled.",
             error,
         )
         return None
@@ -52,7 +55,7 @@ def _library() -> ctypes.CDLL:
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
         raise CompilingError("there is no C++ compiler.")
-    command = [compiler, "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
+    command = [compiler, *FLAGS, "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
     target = _folder() / f"decode-{_fingerprint(command)}.so"
     if not target.is_file():
         _compile(command, target)

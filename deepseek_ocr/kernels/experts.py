@@ -9,11 +9,14 @@ summed in float32.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from deepseek_ocr.kernels.rows import Rows, linear
+from deepseek_ocr.model import Network
 
 GATHERED = 2
 """Rows up to which the weights of the chosen experts are gathered on a GPU."""
@@ -31,6 +34,20 @@ def way_for(device: torch.device, rows: int) -> Way:
     return grouped
 
 
+def use_in_class(network: Network) -> None:
+    """Let the class's own experts pass prompts through `looped`, where that is the way to go."""
+    if way_for(network.device, rows=0) is looped:
+        ALL_EXPERTS_FUNCTIONS.register("looped", _looped_in_class)
+        network.model.language_model.set_experts_implementation("looped")
+
+
+def _looped_in_class(
+    experts: Any, hidden: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor
+) -> torch.Tensor:
+    inner, outer = Rows(experts.gate_up_proj), Rows(experts.down_proj)
+    return looped(hidden, chosen, shares, inner, outer)
+
+
 def looped(
     x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor, inner: Rows, outer: Rows
 ) -> torch.Tensor:
@@ -39,7 +56,7 @@ def looped(
     flat, weights = chosen.flatten(), shares.flatten()
     order = flat.argsort(stable=True)
     counts = flat.bincount(minlength=len(inner.values)).tolist()
-    for expert, places in enumerate(order.split(counts)):
+    for expert, places in enumerate(torch.split(order, counts)):
         if len(places):
             owners = places // chosen.shape[1]
             passed = linear(_gated(linear(x[owners], inner[expert])), outer[expert])

@@ -57,9 +57,9 @@ class _Step(ctypes.Structure):
     ]
 
 
-def can_run(weights: Weights) -> bool:
-    """True where the kernel knows these types and this device, and can be had on this machine."""
-    known = weights.dtype in (torch.float32, torch.bfloat16) and weights.device.type == "cpu"
+def can_run(device: torch.device, dtype: torch.dtype) -> bool:
+    """True where the kernel knows this device and type, and can be had on this machine."""
+    known = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
     return known and compiling.library() is not None
 
 
@@ -100,7 +100,7 @@ class NativeSteps:
         scratch = max(cache.capacity + model.dim, model.experts + count * pages) + 16
         places = torch.tensor([list(slots), [cache.lengths[slot] for slot in slots]])
         self._buffers |= {"states": states, "slots": places[0], "lengths": places[1]}
-        sizes = {name: count * wide for name in ("query", "key", "value", "mixed")}
+        sizes = dict.fromkeys(("query", "key", "value", "mixed"), count * wide)
         threads = torch.get_num_threads()
         sizes |= {"inner": count * each, "work": threads * scratch}
         for name, size in sizes.items():

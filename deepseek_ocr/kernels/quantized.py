@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deepseek_ocr.kernels.experts import looped
-from deepseek_ocr.kernels.rows import Rows, linear, quantize
+from deepseek_ocr.kernels.rows import linear, quantize
 from deepseek_ocr.model import Network
 
 

@@ -31,7 +31,7 @@ def linear(x: torch.Tensor, rows: Rows) -> torch.Tensor:
     if rows.scales is None:
         return nn.functional.linear(x, rows.values)
     if x.device.type == "cpu" and len(x) <= _FEW:
-        return torch.ops.aten._weight_int8pack_mm(x, rows.values, rows.scales.to(x.dtype))
+        return torch._weight_int8pack_mm(x, rows.values, rows.scales.to(x.dtype))
     return (x @ rows.values.to(x.dtype).T) * rows.scales.to(x.dtype)
 
 

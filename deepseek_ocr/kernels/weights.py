@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 
 from deepseek_ocr.kernels.quantized import Int8Experts, Int8Linear
 from deepseek_ocr.kernels.rows import Rows
@@ -107,7 +107,7 @@ def read(network: Network, context: int) -> Weights:
     )
 
 
-def _layer(layer: nn.Module) -> Layer:
+def _layer(layer: Any) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     dense = not hasattr(mlp, "experts")
     return Layer(
@@ -122,15 +122,15 @@ def _layer(layer: nn.Module) -> Layer:
     )
 
 
-def _mlp(mlp: nn.Module) -> Mlp:
+def _mlp(mlp: Any) -> Mlp:
     return Mlp(_rows(mlp.gate_proj), _rows(mlp.up_proj), _rows(mlp.down_proj))
 
 
-def _rows(linear: nn.Module) -> Rows:
+def _rows(linear: Any) -> Rows:
     return linear.rows if isinstance(linear, Int8Linear) else Rows(linear.weight)
 
 
-def _experts(gate: nn.Module, experts: nn.Module) -> Experts:
+def _experts(gate: Any, experts: Any) -> Experts:
     if isinstance(experts, Int8Experts):
         return Experts(gate.weight, experts.inner, experts.outer)
     return Experts(gate.weight, Rows(experts.gate_up_proj), Rows(experts.down_proj))
