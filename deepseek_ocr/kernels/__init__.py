@@ -5,11 +5,14 @@ What needs torch is imported when it is called: `choice` must stay light.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deepseek_ocr.decoding import Decoder
     from deepseek_ocr.model import Network
+
+_LOG = logging.getLogger(__name__)
 
 
 def prepare(network: Network, chosen: frozenset[str]) -> None:
@@ -21,8 +24,19 @@ def make_decoder(
 ) -> Decoder:
     """A decoder of `network` with `slots` slots of `context` tokens, by the paths in `chosen`.
 
-    Called again, with fewer slots, where memory ran out; the decoder before is gone by then.
+    With `quant` "int8" the decoder's weights are quantised, in `network` itself. Called again,
+    with fewer slots, where memory ran out; the decoder before is gone by then.
     """
     from deepseek_ocr.decoding import PlainDecoder
+    from deepseek_ocr.kernels import decoder, quantized, weights
 
-    return PlainDecoder(network, slots)
+    if quant == "int8" and not quantized.is_quantized(network):
+        quantized.quantize_decoder(network)
+    path = decoder.path_for(network, chosen)
+    unknown = weights.missing(network)
+    if path is None:
+        return PlainDecoder(network, slots)
+    if unknown:
+        _LOG.warning("Decoding by the plain class: the fast path does not know its %s.", unknown)
+        return PlainDecoder(network, slots)
+    return decoder.FastDecoder(network, slots, context, path)

@@ -1,0 +1,99 @@
+"""The fast `Decoder`: the library's class reads prompts, steps run in buffers that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from deepseek_ocr.errors import PromptError
+from deepseek_ocr.kernels import experts, graphs, native, steps, weights
+from deepseek_ocr.kernels.cache import SlotCache
+from deepseek_ocr.model import Network
+
+Steps = Callable[[Sequence[int], Sequence[int]], torch.Tensor]
+"""`(slots, ids)` to logits `[n, V]` (float32), over a cache with room for one more token each."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """A way of computing steps, and the cache it needs (`SlotCache`)."""
+
+    make_steps: Callable[[weights.Weights, SlotCache], Steps]
+    zeroed: bool
+    whole: bool = False
+
+
+class FastDecoder:
+    """A `Decoder` over the library's own weights and a cache with slots."""
+
+    def __init__(self, network: Network, slots: int, context: int, path: Path) -> None:
+        self.slots, self.context = slots, context
+        self._network = network
+        experts.use_in_class(network)
+        read = weights.read(network, context)
+        self._cache = SlotCache(
+            len(read.layers), slots, read.heads, read.cosines.shape[1], context, read.embedding,
+            zeroed=path.zeroed, whole=path.whole,
+        )  # fmt: skip
+        self._steps = path.make_steps(read, self._cache)
+
+    @property
+    def room(self) -> int:
+        """Tokens for which every slot has memory now."""
+        return self._cache.capacity
+
+    @torch.inference_mode()
+    def prefill(self, slot: int, embeddings: torch.Tensor) -> torch.Tensor:
+        """See `Decoder.prefill`. Raises `PromptError` where the prompt exceeds the context."""
+        tokens = embeddings.shape[1]
+        if tokens > self.context:
+            raise PromptError(
+                f"The prompt has {tokens} tokens and the decoder's context {self.context}; "
+                "shorten the prompt or choose a smaller preset."
+            )
+        output = self._network.model.language_model(
+            inputs_embeds=embeddings,
+            past_key_values=self._cache.for_prompt(slot, tokens),
+            use_cache=True,
+        )
+        logits: torch.Tensor = self._network.lm_head(output.last_hidden_state[:, -1])
+        return logits[0].float()
+
+    @torch.inference_mode()
+    def step(self, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
+        """See `Decoder.step`. Raises `PromptError` for a slot that is full."""
+        lengths = self._cache.lengths
+        if max(lengths[slot] for slot in slots) >= self.context:
+            raise PromptError(f"A page has filled the decoder's context of {self.context} tokens.")
+        self._cache.reserve(min(max(lengths) + 1, self.context))
+        logits = self._steps(slots, ids)
+        for slot in slots:
+            lengths[slot] += 1
+        return logits
+
+    def free(self, slot: int) -> None:
+        """See `Decoder.free`."""
+        self._cache.free(slot)
+
+
+NATIVE = Path(native.NativeSteps, zeroed=False)
+TORCH = Path(steps.TorchSteps, zeroed=True)
+GRAPHS = Path(graphs.GraphSteps, zeroed=True, whole=True)
+
+COMPILED = {"AVX512": True, "AVX2": True, "DEFAULT": True}
+"""Whether the compiled kernel is used, by the processor features that torch names; others: no.
+AVX512 was measured (benchmarks/README.md), the others only tested to be right."""
+
+
+def path_for(network: Network, chosen: frozenset[str]) -> Path | None:
+    """How `network` is stepped where the fast paths in `chosen` may be used; None: by its class."""
+    device, kind = network.device.type, network.dtype
+    if "decoder" not in chosen or device not in ("cpu", "cuda"):
+        return None
+    if device == "cuda":
+        return GRAPHS
+    features = torch.backends.cpu.get_cpu_capability()
+    wanted = "compiled" in chosen and COMPILED.get(features, False)
+    return NATIVE if wanted and native.can_run(network.device, kind) else TORCH

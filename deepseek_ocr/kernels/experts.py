@@ -1,0 +1,109 @@
+"""Three ways through routed experts, which give the same; the device and the number of rows say
+which is fastest.
+
+All take `x [n, hidden]`, the experts `chosen [n, c]` with their `shares [n, c]`, `inner
+[E, 2 * width, hidden]` (gate before up) and `outer [E, hidden, width]`, and return `[n, hidden]`,
+summed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from deepseek_ocr.kernels.rows import Rows, linear
+from deepseek_ocr.model import Network
+
+GATHERED = 2
+"""Rows up to which the weights of the chosen experts are gathered on a GPU."""
+
+Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Rows, Rows], torch.Tensor]
+
+
+def way_for(device: torch.device, rows: int) -> Way:
+    """How `rows` tokens pass through experts on `device`: no way but `looped` fits where looking
+    at the choice costs nothing, and `looped` nowhere else."""
+    if device.type == "cpu":
+        return looped
+    if rows <= GATHERED or not hasattr(nn.functional, "grouped_mm"):
+        return gathered
+    return grouped
+
+
+def use_in_class(network: Network) -> None:
+    """Let the class's own experts pass prompts through `looped`, where that is the way to go."""
+    if way_for(network.device, rows=0) is looped:
+        ALL_EXPERTS_FUNCTIONS.register("looped", _looped_in_class)
+        network.model.language_model.set_experts_implementation("looped")
+
+
+def _looped_in_class(
+    experts: Any, hidden: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor
+) -> torch.Tensor:
+    inner, outer = Rows(experts.gate_up_proj), Rows(experts.down_proj)
+    return looped(hidden, chosen, shares, inner, outer)
+
+
+def looped(
+    x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor, inner: Rows, outer: Rows
+) -> torch.Tensor:
+    """One chosen expert after the other, each with all of its rows."""
+    total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    flat, weights = chosen.flatten(), shares.flatten()
+    order = flat.argsort(stable=True)
+    counts = flat.bincount(minlength=len(inner.values)).tolist()
+    for expert, places in enumerate(torch.split(order, counts)):
+        if len(places):
+            owners = places // chosen.shape[1]
+            passed = linear(_gated(linear(x[owners], inner[expert])), outer[expert])
+            total.index_add_(0, owners, passed * weights[places, None].float())
+    return total.to(x.dtype)
+
+
+def gathered(
+    x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor, inner: Rows, outer: Rows
+) -> torch.Tensor:
+    """The weights of the chosen experts copied together, once for every row."""
+    flat = chosen.flatten()
+    inputs = x.repeat_interleave(chosen.shape[1], 0)
+    passed = _batched(_gated(_batched(inputs, inner, flat)), outer, flat)
+    return _weighted(passed.view(*chosen.shape, -1), shares)
+
+
+def grouped(
+    x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor, inner: Rows, outer: Rows
+) -> torch.Tensor:
+    """Rows sorted by expert, and one product over all groups."""
+    order = chosen.flatten().argsort(stable=True)
+    owners = chosen.flatten()[order]
+    each = torch.arange(len(inner.values), device=x.device, dtype=owners.dtype)
+    ends = torch.searchsorted(owners, each, right=True).to(torch.int32)
+    passed = _gated(_grouped(x[order // chosen.shape[1]], inner, owners, ends))
+    passed = _grouped(passed, outer, owners, ends)
+    unsorted = torch.empty_like(passed).index_copy_(0, order, passed)
+    return _weighted(unsorted.view(*chosen.shape, -1), shares)
+
+
+def _gated(both: torch.Tensor) -> torch.Tensor:
+    gate, up = both.chunk(2, dim=-1)
+    return nn.functional.silu(gate) * up
+
+
+def _batched(x: torch.Tensor, rows: Rows, chosen: torch.Tensor) -> torch.Tensor:
+    """Row i of `x [m, k]` times the matrix `chosen[i]`: `[m, rows]`."""
+    product = torch.bmm(rows.values[chosen].to(x.dtype), x[:, :, None])[:, :, 0]
+    return product if rows.scales is None else product * rows.scales[chosen].to(x.dtype)
+
+
+def _grouped(x: torch.Tensor, rows: Rows, owners: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    product = nn.functional.grouped_mm(x, rows.values.to(x.dtype).transpose(1, 2), offs=ends)
+    return product if rows.scales is None else product * rows.scales[owners].to(x.dtype)
+
+
+def _weighted(passed: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Sum of `passed [n, c, hidden]` by `shares [n, c]`."""
+    return (passed * shares[:, :, None].float()).sum(1).to(passed.dtype)

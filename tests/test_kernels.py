@@ -1,0 +1,321 @@
+"""Every way of decoding gives what the library's class gives, and the choice between them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from deepseek_ocr import kernels, prompts
+from deepseek_ocr.decoding import Decoder, PlainDecoder
+from deepseek_ocr.errors import PromptError
+from deepseek_ocr.kernels import choice, compiling, decoder, experts, graphs
+from deepseek_ocr.kernels.cache import BLOCK
+from deepseek_ocr.kernels.decoder import FastDecoder, Path
+from deepseek_ocr.kernels.rows import quantize
+from deepseek_ocr.model import Network, load_network
+from tests.conftest import GOLDEN
+from tests.test_golden import CASES, Golden, embedded, relative_error
+
+FLOAT32 = 1e-5
+BFLOAT16 = 0.02
+"""Of the norm of all logits: both round every product to 8 bits, each in its own places."""
+
+LENGTHS = (70, 5, 133, 1, 40)
+
+
+def calls_directly(run: graphs.Run) -> graphs.Run:
+    """Stands in for a CUDA graph: like one, it knows only the buffers it was captured with."""
+    return run
+
+
+def graph_steps(*arguments: object) -> graphs.GraphSteps:
+    return graphs.GraphSteps(*arguments, calls_directly)  # type: ignore[arg-type]
+
+
+PATHS = {
+    "native": decoder.NATIVE,
+    "torch": decoder.TORCH,
+    "graphs": Path(graph_steps, zeroed=True, whole=True),
+}
+
+
+@pytest.fixture(scope="module")
+def networks() -> Callable[[torch.dtype], tuple[Network, Network]]:
+    """Two networks of one checkpoint: one that stays the library's own, one to put paths into."""
+    loaded: dict[torch.dtype, tuple[Network, Network]] = {}
+
+    def get(kind: torch.dtype) -> tuple[Network, Network]:
+        if kind not in loaded:
+            folder = GOLDEN / "checkpoint"
+            loaded[kind] = (load_network(folder, "cpu", kind), load_network(folder, "cpu", kind))
+        return loaded[kind]
+
+    return get
+
+
+def fast(network: Network, path: str, slots: int = 5, context: int = 512) -> FastDecoder:
+    if path == "native" and compiling.library() is None:
+        pytest.skip("needs a C++ compiler")
+    return FastDecoder(network, slots, context, PATHS[path])
+
+
+def prompt(network: Network, length: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + length)
+    hidden = network.config.text_config.hidden_size
+    return torch.randn(1, length, hidden, generator=generator).to(network.dtype)
+
+
+def differences(
+    plain: Decoder, other: Decoder, slots: Sequence[int], steps: int
+) -> tuple[list[float], list[list[int]]]:
+    """Relative differences of the logits over `steps` greedy steps of all `slots`, and the ids
+    that the plain decoder chose."""
+    ids = [[7 + slot for slot in slots]]
+    found = []
+    for _ in range(steps):
+        expected = plain.step(slots, ids[-1])
+        got = other.step(slots, ids[-1])
+        found.append(relative_error(got, expected))
+        ids.append(expected.argmax(-1).tolist())
+    return found, ids
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("slots", [[0], [0, 1], [0, 1, 2], [4, 1, 3, 0, 2]], ids=len)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+def test_steps_equal_the_class(networks: Callable[..., tuple[Network, Network]], path: str,
+                               slots: list[int], kind: torch.dtype) -> None:  # fmt: skip
+    plain_network, network = networks(kind)
+    plain, ours = PlainDecoder(plain_network, 5), fast(network, path)
+    tolerance = FLOAT32 if kind == torch.float32 else BFLOAT16
+    for slot in slots:
+        embeddings = prompt(network, LENGTHS[slot])
+        expected = plain.prefill(slot, embeddings)
+        assert relative_error(ours.prefill(slot, embeddings), expected) < tolerance
+    found, _ = differences(plain, ours, slots, 6)
+    # A rounding can tip the choice of an expert, which changes more than a rounding.
+    assert sorted(found)[len(found) // 2] < tolerance
+    assert kind == torch.bfloat16 or max(found) < tolerance
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_ids_of_the_goldens(
+    networks: Callable[..., tuple[Network, Network]], golden: Golden, path: str, case: str
+) -> None:
+    network = networks(torch.float32)[1]
+    theirs = golden[f"{case}.greedy_norepeat0"].tolist()
+    ours = fast(network, path, slots=1, context=2048)
+    _, embeddings = embedded(network, golden, case)
+    ids = [int(ours.prefill(0, embeddings).argmax())]
+    while len(ids) < len(theirs):
+        ids.append(int(ours.step([0], ids[-1:]).argmax()))
+    assert ids == theirs
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_slots_are_freed_and_used_again_while_others_go_on(
+    networks: Callable[..., tuple[Network, Network]], path: str
+) -> None:
+    plain_network, network = networks(torch.float32)
+    plain, ours = PlainDecoder(plain_network, 3), fast(network, path, slots=3)
+    for one in (plain, ours):
+        for slot in (0, 1, 2):
+            one.prefill(slot, prompt(network, 20 + slot))
+    assert max(differences(plain, ours, [0, 1, 2], 3)[0]) < FLOAT32
+    for one in (plain, ours):
+        one.free(1)
+    assert max(differences(plain, ours, [2, 0], 2)[0]) < FLOAT32
+    for one in (plain, ours):
+        one.prefill(1, prompt(network, 9))
+    assert max(differences(plain, ours, [1, 2], 2)[0]) < FLOAT32  # slot 0 waits
+    assert max(differences(plain, ours, [0, 1, 2], 2)[0]) < FLOAT32
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_page_runs_to_the_end_of_the_context(
+    networks: Callable[..., tuple[Network, Network]], path: str
+) -> None:
+    plain_network, network = networks(torch.float32)
+    plain, ours = PlainDecoder(plain_network, 2), fast(network, path, slots=2, context=32)
+    for one in (plain, ours):
+        one.prefill(0, prompt(network, 29))
+        one.prefill(1, prompt(network, 4))
+    assert max(differences(plain, ours, [0, 1], 3)[0]) < FLOAT32
+    with pytest.raises(PromptError, match="32 tokens"):
+        ours.step([0], [7])
+    assert max(differences(plain, ours, [1], 3)[0]) < FLOAT32
+    with pytest.raises(PromptError, match="33 tokens"):
+        ours.prefill(0, prompt(network, 33))
+
+
+@pytest.mark.parametrize("path", ["native", "torch"])
+def test_the_cache_grows_under_pages_and_shrinks_when_all_are_gone(
+    networks: Callable[..., tuple[Network, Network]], path: str
+) -> None:
+    plain_network, network = networks(torch.float32)
+    plain, ours = PlainDecoder(plain_network, 2), fast(network, path, slots=2, context=4096)
+    for one in (plain, ours):
+        one.prefill(0, prompt(network, BLOCK - 2))
+        one.prefill(1, prompt(network, BLOCK))  # full: slot 0's steps must not touch it
+    assert ours.room == BLOCK
+    assert max(differences(plain, ours, [0], 4)[0]) < FLOAT32
+    assert max(differences(plain, ours, [1, 0], 2)[0]) < FLOAT32
+    assert ours.room == 2 * BLOCK
+    ours.free(0)
+    ours.free(1)
+    assert ours.room == 0
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+def test_a_page_is_the_same_alone_and_in_company(
+    networks: Callable[..., tuple[Network, Network]], kind: torch.dtype
+) -> None:
+    network = networks(kind)[1]
+    alone, many = fast(network, "native", slots=1), fast(network, "native", slots=5)
+    alone.prefill(0, prompt(network, 50))
+    many.prefill(3, prompt(network, 50))
+    for slot in (0, 1, 2, 4):
+        many.prefill(slot, prompt(network, LENGTHS[slot]))
+    for token in (3, 8, 200):
+        expected = alone.step([0], [token])[0]
+        assert torch.equal(many.step([1, 4, 3, 2, 0], [9, 9, token, 11, 12])[2], expected)
+
+
+def test_threads_change_nothing(networks: Callable[..., tuple[Network, Network]]) -> None:
+    network = networks(torch.float32)[1]
+    ours, threads = fast(network, "native"), torch.get_num_threads()
+    for slot in range(3):
+        ours.prefill(slot, prompt(network, 5))
+    results = []
+    try:
+        for slot in range(3):
+            torch.set_num_threads(slot + 1)
+            results.append(ours.step([slot], [4]).clone())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[1], results[0])
+    assert torch.equal(results[2], results[0])
+
+
+def test_numbers_that_are_none_stay_in_their_slot(
+    networks: Callable[..., tuple[Network, Network]],
+) -> None:
+    network = networks(torch.float32)[1]
+    ours, alone = fast(network, "native", slots=2), fast(network, "native", slots=1)
+    ours.prefill(0, torch.full_like(prompt(network, 3), torch.nan))
+    for one, slot in ((ours, 1), (alone, 0)):
+        one.prefill(slot, prompt(network, 3))
+    broken, whole = ours.step([0, 1], [5, 5])
+    assert broken.isnan().all()
+    assert torch.equal(whole, alone.step([0], [5])[0])
+
+
+WAYS = {"looped": experts.looped, "gathered": experts.gathered, "grouped": experts.grouped}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("rows", [1, 2, 17])
+@pytest.mark.parametrize("quant", [False, True], ids=["float32", "int8"])
+def test_each_way_through_experts(tiny: Network, way: str, rows: int, quant: bool) -> None:
+    layer = tiny.model.language_model.layers[1].mlp
+    x = prompt(tiny, rows)[0]
+    inner, outer = layer.experts.gate_up_proj, layer.experts.down_proj
+    packed = (quantize(inner), quantize(outer)) if quant else (
+        experts.Rows(inner), experts.Rows(outer)
+    )  # fmt: skip
+    _, shares, chosen = layer.gate(x)
+    expected = torch.zeros_like(x)
+    for row in range(rows):
+        for share, expert in zip(shares[row], chosen[row], strict=True):
+            first, second = (_dense(part[int(expert)]) for part in packed)
+            gate, up = (first @ x[row]).chunk(2)
+            expected[row] += share * (second @ (torch.nn.functional.silu(gate) * up))
+    assert relative_error(WAYS[way](x, chosen, shares, *packed), expected) < FLOAT32
+
+
+def _dense(rows: experts.Rows) -> torch.Tensor:
+    return rows.values if rows.scales is None else rows.values * rows.scales[:, None]
+
+
+def make(network: Network, switches: str, quant: str = "none") -> Decoder:
+    return kernels.make_decoder(network, choice.parse(switches), quant, 2, 256)
+
+
+def test_the_choice_by_switch(
+    networks: Callable[..., tuple[Network, Network]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = networks(torch.float32)[0]
+    assert decoder.path_for(network, choice.parse("plain")) is None
+    assert decoder.path_for(network, choice.parse("auto,-decoder")) is None
+    assert decoder.path_for(network, choice.parse("auto,-compiled")) is decoder.TORCH
+    best = decoder.NATIVE if compiling.library() else decoder.TORCH
+    assert decoder.path_for(network, choice.parse("auto")) is best
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "VSX")
+    assert decoder.path_for(network, choice.parse("auto")) is decoder.TORCH
+    assert isinstance(make(network, "plain"), PlainDecoder)
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "path"),
+    [
+        ("cuda", torch.bfloat16, decoder.GRAPHS),
+        ("cuda", torch.float16, decoder.GRAPHS),
+        ("mps", torch.bfloat16, None),
+        ("xpu", torch.float16, None),
+        ("cpu", torch.float16, decoder.TORCH),
+    ],
+)
+def test_the_choice_by_device_and_type(device: str, kind: torch.dtype, path: Path | None) -> None:
+    class Elsewhere:
+        """Only says where it is: such devices are not here."""
+
+        def __init__(self) -> None:
+            self.device, self.dtype = torch.device(device), kind
+
+    assert decoder.path_for(Elsewhere(), choice.parse("auto")) is path
+
+
+def test_without_a_compiler_everything_works_and_it_is_said_once(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    networks: Callable[..., tuple[Network, Network]],
+) -> None:
+    plain_network, network = networks(torch.float32)
+    monkeypatch.setenv("PATH", "")
+    compiling.library.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            ours = make(network, "auto")
+            make(network, "auto")
+    finally:
+        compiling.library.cache_clear()
+    assert [record.message.count("no C++ compiler") for record in caplog.records] == [1]
+    plain = PlainDecoder(plain_network)
+    for one in (plain, ours):
+        one.prefill(0, prompt(network, 12))
+    assert max(differences(plain, ours, [0], 3)[0]) < FLOAT32
+
+
+def test_what_the_fast_paths_do_not_know_is_left_to_the_class(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
+    text = network.config.text_config
+    text.layer_types = ["reference_sliding_attention"] * text.num_hidden_layers
+    assert isinstance(make(network, "auto"), PlainDecoder)
+    assert "layer types" in caplog.text
+
+
+def test_the_bundled_model_reads_the_same(golden: Golden) -> None:
+    folder = GOLDEN.parent.parent / "checkpoints" / "pocket"
+    plain_network, network = (load_network(folder, "cpu", "float32") for _ in range(2))
+    codec = prompts.load_codec(folder, 0, frozenset([1]), network.config.image_token_id)
+    ids = prompts.encode(codec, "<image>\nFree OCR.", 3).ids
+    plain, ours = PlainDecoder(plain_network), make(network, "auto")
+    for one in (plain, ours):
+        one.prefill(0, network.get_input_embeddings()(torch.tensor([ids])))
+    assert max(differences(plain, ours, [0], 20)[0]) < FLOAT32

@@ -1,0 +1,169 @@
+"""Weights in 8 bits: what they are, that everything still agrees, and what they cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deepseek_ocr import kernels
+from deepseek_ocr.decoding import PlainDecoder
+from deepseek_ocr.kernels import choice, compiling, decoder, quantized, rows
+from deepseek_ocr.kernels.decoder import FastDecoder
+from deepseek_ocr.model import Network, load_network, vision_tokens
+from tests.conftest import GOLDEN, golden_views
+from tests.test_golden import Golden, relative_error
+
+INPUTS_OF_16_BITS = 5e-4
+"""The compiled kernel takes inputs in steps of 1/32767 of the largest."""
+
+
+def loaded(kind: str = "float32") -> Network:
+    return load_network(GOLDEN / "checkpoint", "cpu", kind)
+
+
+def by_hand(weight: torch.Tensor) -> torch.Tensor:
+    """What a matrix becomes: the largest of a row is 127 steps, steps are bfloat16 numbers."""
+    result = torch.empty_like(weight)
+    for at, row in enumerate(weight):
+        step = float(row.abs().max()) / 127
+        short = torch.tensor(step).bfloat16()
+        if float(short) < step:  # the next bfloat16 number
+            short = (short.view(torch.int16) + 1).view(torch.bfloat16)
+        result[at] = torch.tensor([round(float(v) / float(short)) for v in row]) * float(short)
+    return result
+
+
+def test_rows_against_a_reference_made_by_hand() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(7, 40) * torch.logspace(-6, 3, 7)[:, None]
+    packed = rows.quantize(weight)
+    assert packed.values.dtype == torch.int8
+    assert packed.scales is not None
+    assert torch.equal(packed.values * packed.scales[:, None], by_hand(weight))
+    assert int(packed.values.abs().amax()) == 127
+    x = torch.randn(3, 40)
+    assert relative_error(rows.linear(x, packed), x @ by_hand(weight).T) < 1e-5
+
+
+def test_rows_of_zeros_and_of_halves_of_a_step() -> None:
+    packed = rows.quantize(torch.tensor([[0.0, 0.0], [127.0, 0.4]]))
+    assert packed.values.tolist() == [[0, 0], [127, 0]]
+
+
+@pytest.mark.parametrize("block", [1, 3, 1000])
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    weight = torch.randn(4, 6, 32)
+    whole = rows.quantize(weight)
+    monkeypatch.setattr(rows, "_BLOCK", block)
+    parts = rows.quantize(weight)
+    assert torch.equal(parts.values, whole.values)
+    assert parts.values.shape == weight.shape
+    assert whole.scales is not None
+    assert parts.scales is not None
+    assert torch.equal(parts.scales, whole.scales)
+
+
+@pytest.mark.parametrize("many", [1, 8, 9, 40])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+def test_products_of_few_and_many_inputs(many: int, kind: torch.dtype) -> None:
+    weight, x = torch.randn(24, 64), torch.randn(many, 64).to(kind)
+    packed = rows.quantize(weight)
+    expected = x.float() @ by_hand(weight).T
+    tolerance = 1e-5 if kind == torch.float32 else 0.01
+    assert relative_error(rows.linear(x, packed).float(), expected) < tolerance
+
+
+@pytest.mark.parametrize("path", ["native", "torch"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_every_way_of_decoding_agrees_with_the_class_over_the_same_weights(
+    path: str, kind: str
+) -> None:
+    """The reference is the plain class with every quantised weight made by hand."""
+    plain_network, network = loaded(kind), loaded(kind)
+    quantized.quantize_decoder(network)
+    write_back(plain_network, network)
+    if path == "native" and compiling.library() is None:
+        pytest.skip("needs a C++ compiler")
+    way = {"native": decoder.NATIVE, "torch": decoder.TORCH}[path]
+    plain, ours = PlainDecoder(plain_network, 2), FastDecoder(network, 2, 256, way)
+    tolerance = INPUTS_OF_16_BITS if kind == "float32" else 0.03
+    for slot, length in enumerate((30, 4)):
+        prompt = torch.randn(1, length, 160).to(network.dtype)
+        expected = plain.prefill(slot, prompt)
+        assert relative_error(ours.prefill(slot, prompt), expected) < tolerance
+    for token in range(5, 10):
+        expected = plain.step([0, 1], [token, token + 1])
+        got = ours.step([0, 1], [token, token + 1])
+        assert relative_error(got, expected) < tolerance
+        assert torch.equal(got.argmax(-1), expected.argmax(-1)) or kind == "bfloat16"
+
+
+@torch.no_grad()
+def write_back(plain: Network, network: Network) -> None:
+    """Give the library's class the weights that `network` has in 8 bits."""
+    parts = dict(network.named_modules())
+    for name, module in plain.named_modules():
+        match = parts.get(name)
+        if isinstance(match, quantized.Int8Linear):
+            assert match.rows.scales is not None
+            module.weight.copy_(match.rows.values * match.rows.scales[:, None])
+        elif isinstance(match, quantized.Int8Experts):
+            for ours, theirs in (
+                (match.inner, module.gate_up_proj),
+                (match.outer, module.down_proj),
+            ):
+                assert ours.scales is not None
+                theirs.copy_(ours.values * ours.scales[..., None])
+
+
+def test_what_is_quantised_and_what_stays(golden: Golden) -> None:
+    network, before = loaded(), loaded()
+    kernels.make_decoder(network, choice.parse("auto"), "int8", 1, 64)
+    kept = {name for name, _ in network.named_parameters()}
+    gone = {name for name, _ in before.named_parameters()} - kept
+    assert all(
+        "norm" not in name and "embed" not in name and "gate.weight" not in name for name in gone
+    )
+    assert not any("vision" in name for name in gone)
+    assert {name.split(".")[-2] for name in gone} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "experts",
+        "lm_head",
+    }  # fmt: skip
+    views = golden_views(golden, "tiny")
+    assert torch.equal(vision_tokens(network, views), vision_tokens(before, views))
+
+
+def test_the_decoder_takes_little_more_than_half_the_memory() -> None:
+    network, before = loaded("bfloat16"), loaded("bfloat16")
+    quantized.quantize_decoder(network)
+    assert decoder_bytes(network) < 0.6 * decoder_bytes(before)
+
+
+def decoder_bytes(network: Network) -> int:
+    """Bytes of all weights that a step reads."""
+    from deepseek_ocr.kernels import weights
+
+    def total(part: object) -> int:
+        if isinstance(part, torch.Tensor):
+            return part.numel() * part.element_size()
+        if isinstance(part, tuple):
+            return sum(map(total, part))
+        return sum(map(total, vars(part).values())) if hasattr(part, "__dict__") else 0
+
+    return total(weights.read(network, 1).layers) + total(weights.read(network, 1).head)
+
+
+def test_a_second_decoder_over_a_quantised_network() -> None:
+    network = loaded()
+    for slots in (4, 2):
+        made = kernels.make_decoder(network, choice.parse("auto"), "int8", slots, 64)
+        assert made.slots == slots
+        made.prefill(0, torch.randn(1, 3, 160))
+        assert made.step([0], [4]).isfinite().all()
+
+
+def test_the_plain_class_decodes_8_bits_too() -> None:
+    network = loaded()
+    made = kernels.make_decoder(network, choice.parse("plain"), "int8", 1, 64)
+    assert isinstance(made, PlainDecoder)
+    assert made.prefill(0, torch.randn(1, 3, 160)).isfinite().all()
