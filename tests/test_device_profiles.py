@@ -27,7 +27,7 @@ from tests.test_golden import relative_error
 PROFILES = {
     # CANN 8.3 has no working Conv2D and no masked_scatter (the users' existing port).
     "npu": ("convolution", "conv2d", "masked_scatter"),
-    # MPS got the antialiased resize after torch 2.6; float64, which it lacks, every profile refuses.
+    # MPS got the antialiased resize after torch 2.6. Every profile refuses float64 as well.
     "mps": ("_upsample_bicubic2d_aa", "masked_scatter"),
 }
 
