@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 import tasks
 from benchmarks.random_checkpoint import FULL_SIZE
-from deepseek_ocr import memory, model
+from deepseek_ocr import model
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.errors import DeviceError
 from deepseek_ocr.images import Views
-from deepseek_ocr.memory import Footprint, Load
+from deepseek_ocr.footprint import MOST_TILES, Footprint, Load, explained, table, too_little
 from deepseek_ocr.settings import CropSettings
 from tests.conftest import GOLDEN
 
@@ -81,7 +81,7 @@ def test_the_cache_is_what_a_full_page_takes(tiny: model.Network) -> None:
 
 @pytest.mark.parametrize(
     ("crop", "tiles"),
-    [(CropSettings(1024, 1024, False), 0), (CropSettings(1024, 640, True), memory.MOST_TILES)],
+    [(CropSettings(1024, 1024, False), 0), (CropSettings(1024, 640, True), MOST_TILES)],
 )
 def test_no_view_takes_more_than_the_estimate(
     tiny: model.Network, crop: CropSettings, tiles: int
@@ -108,7 +108,7 @@ def test_no_view_takes_more_than_the_estimate(
 def test_what_does_not_fit_is_told_with_what_does(full: Footprint) -> None:
     def told(free: float, **load: Any) -> str | None:
         load = {"dtype": torch.float16, **load}
-        return memory.too_little(full, PRESETS["gundam"], Load(**load), PRESETS, int(free * GB))
+        return too_little(full, PRESETS["gundam"], Load(**load), PRESETS, int(free * GB))
 
     assert told(16) is None
     eight = told(8)
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_told_with_what_does(full: Footprint) -> None:
 
 
 def test_the_table_grows_with_preset_type_and_slots(full: Footprint) -> None:
-    heading, *rows = memory.table(full, PRESETS, slots=(1, 4))
+    heading, *rows = table(full, PRESETS, slots=(1, 4))
     assert len(heading) == 7
     assert [row[0] for row in rows] == list(PRESETS)
     numbers = {row[0]: [float(cell.removesuffix(" GB")) for cell in row[1:]] for row in rows}
@@ -156,18 +156,18 @@ def test_out_of_memory_names_the_preset_to_try(error: Exception) -> None:
         (PRESETS["base"], "small"),
         (PRESETS["small"], "tiny"),
     ]:
-        told = memory.explained(error, device, crop)
+        told = explained(error, device, crop)
         assert isinstance(told, DeviceError)
         assert f"try --size {preset}," in str(told)
-    assert "--quant int8" in str(memory.explained(error, device, PRESETS["tiny"]))
+    assert "--quant int8" in str(explained(error, device, PRESETS["tiny"]))
 
 
 def test_other_errors_stay_what_they_are() -> None:
     error = RuntimeError("shape mismatch")
-    assert memory.explained(error, torch.device("cpu"), CropSettings()) is error
+    assert explained(error, torch.device("cpu"), CropSettings()) is error
 
 
 def test_the_readme_of_devices_has_the_table(full: Footprint) -> None:
     page = (Path(__file__).parent.parent / "docs/devices.md").read_text(encoding="utf-8")
-    for row in memory.table(full, PRESETS):
+    for row in table(full, PRESETS):
         assert "| " + " | ".join(row) + " |" in page
