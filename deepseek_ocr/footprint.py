@@ -54,12 +54,14 @@ class Load:
     - `dtype`: of weights and cache; `quant`: of the decoder's matrices
     - `slots`: pages at once, each with room for the whole context
     - `parts`: "vision", "decoder", or both
+    - `context`: what the device's libraries take for themselves
     """
 
     dtype: torch.dtype = torch.bfloat16
     slots: int = 1
     quant: str = "none"
     parts: tuple[str, ...] = ("vision", "decoder")
+    context: int = CONTEXT_BYTES
 
 
 class Footprint:
@@ -90,7 +92,7 @@ class Footprint:
         if "decoder" in load.parts:
             weights += self.matrices * (1 if load.quant == "int8" else size) + self.rest * size
             cache = load.slots * self.cache_per_page(size)
-        return Estimate(weights, vision, cache, CONTEXT_BYTES)
+        return Estimate(weights, vision, cache, load.context)
 
     def cache_per_page(self, size: int) -> int:
         """Bytes of keys and values of a page that fills the context, `size` bytes a number."""

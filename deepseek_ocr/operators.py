@@ -173,7 +173,8 @@ def watch(device: torch.device, strict: bool) -> Iterator[Counter[str]]:
 def fit(network: model.Network, unfold: bool = False) -> frozenset[str]:
     """Put stand-ins where the network's devices lack an operator, and for convolutions also with
     `unfold`; names of what was replaced."""
-    vision, text = network.model.image_newline, network.lm_head.weight
+    vision = network.model.vision_tower.sam_encoder.patch_embed.projection.weight
+    text = network.lm_head.weight
     replaced = set()
     if unfold or "convolution" in lacking(vision.device, vision.dtype):
         convolutions.replace(network)

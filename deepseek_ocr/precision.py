@@ -13,13 +13,16 @@ largest module is enough (the experts of one layer: 0.9 GB). A token takes sever
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
+
+from deepseek_ocr.decoding import PlainDecoder
+from deepseek_ocr.model import Network
 
 
 @contextmanager
@@ -78,3 +81,35 @@ def _wide(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and value.is_floating_point():
         return value.float()
     return value
+
+
+class Float32Decoder:
+    """A `Decoder` that computes in float32 over a network held in float16, for pages that run over
+    in float16. Slower, and as many slots as there are pages that need it."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._plain = PlainDecoder(network)
+        self.slots, self.context = self._plain.slots, self._plain.context
+
+    def prefill(self, slot: int, embeddings: torch.Tensor) -> torch.Tensor:
+        """See `Decoder.prefill`."""
+        with in_float32(self._network):
+            return self._plain.prefill(slot, embeddings.float())
+
+    def step(self, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
+        """See `Decoder.step`."""
+        with in_float32(self._network):
+            return self._plain.step(slots, ids)
+
+    def free(self, slot: int) -> None:
+        """See `Decoder.free`."""
+        self._plain.free(slot)
+
+
+def can_widen(network: Network) -> bool:
+    """True where `network` is held in float16 and whole, so that float32 may help: a decoder that
+    took the weights over leaves nothing to compute with."""
+    return network.lm_head.weight.dtype == torch.float16 and not any(
+        parameter.is_meta or not parameter.numel() for parameter in network.parameters()
+    )

@@ -62,8 +62,8 @@ def threads(root: Path = Path("/")) -> int:
     return max(1, cores if share is None else min(cores, int(share)))
 
 
-def use_threads(count: int | None = None) -> int:
-    """Give torch `count` threads (None: what `threads` says); how many it has now."""
+def use_threads(count: int = 0) -> int:
+    """Give torch `count` threads (0: what `threads` says); how many it has now."""
     torch.set_num_threads(count or threads())
     return torch.get_num_threads()
 

@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 
 import torch
 
-from deepseek_ocr import generation, memory
+from deepseek_ocr import devices, generation, memory, precision
 from deepseek_ocr.decoding import Decoder
 from deepseek_ocr.errors import CancelledError, GenerationError, OcrError
 from deepseek_ocr.images import ImageLimits
@@ -163,6 +163,7 @@ class Scheduler:
         # The worker's own.
         self._running = True
         self._decoder: Decoder | None = decoder
+        self._exact = precision.Float32Decoder(network)
         self._slots = decoder.slots
         self._free = set(range(decoder.slots))
         self._jobs: set[Job] = set()
@@ -292,8 +293,10 @@ class Scheduler:
     def _release(self, slot: int) -> None:
         del self._active[slot]
         self._free.add(slot)
+        self._exact.free(slot)
         if self._decoder is not None:
             self._decoder.free(slot)
+        devices.release(self._network.device)
 
     def _end_all(self, error: Exception) -> None:
         for job in list(self._jobs):
@@ -335,7 +338,7 @@ class Scheduler:
         with work.stage("vision", device):
             work.see(self._network)
         with work.stage("prefill", device):
-            logits = self._there.prefill(slot, work.embeddings(self._network))
+            logits = self._decoder_of(slot).prefill(slot, work.embeddings(self._network))
         self._write([slot], logits[None])
 
     def _advance(self) -> None:
@@ -349,8 +352,11 @@ class Scheduler:
             self._step_one_by_one(slots, problem)
 
     def _step(self, slots: list[int]) -> None:
-        ids = [self._work(slot).last_id for slot in slots]
-        self._write(slots, self._there.step(slots, ids))
+        for decoder in (self._there, self._exact):
+            some = [slot for slot in slots if self._decoder_of(slot) is decoder]
+            if some:
+                ids = [self._work(slot).last_id for slot in some]
+                self._write(some, decoder.step(some, ids))
 
     def _write(self, slots: list[int], logits: torch.Tensor) -> None:
         """Choose the next token of every page in `slots`; end those that are done or go wrong."""
@@ -359,8 +365,9 @@ class Scheduler:
             job = self._active[slot]
             try:
                 if isinstance(token, Exception):
-                    raise token
-                self._write_down(job, token)
+                    self._widen(slot, token)
+                else:
+                    self._write_down(job, token)
             except Exception as error:  # of this page alone
                 self._end(job, error)
 
@@ -371,6 +378,20 @@ class Scheduler:
         if work.ended:
             job.tell(work.output.flush())
             self._end(job, work.reading())
+
+    def _widen(self, slot: int, problem: Exception) -> None:
+        """Go on with the page in float32 where float16 ran over; else raise `problem`."""
+        work = self._work(slot)
+        unusable = work.in_float32 or not precision.can_widen(self._network)
+        if unusable or not isinstance(problem, GenerationError):
+            raise problem
+        log.warning("a page ran over in float16; reading it in float32, which is slower")
+        work.in_float32 = True
+        logits = self._exact.prefill(slot, work.embeddings(self._network))
+        self._write([slot], logits[None])
+
+    def _decoder_of(self, slot: int) -> Decoder:
+        return self._exact if self._work(slot).in_float32 else self._there
 
     @property
     def _there(self) -> Decoder:
@@ -411,7 +432,7 @@ class Scheduler:
 
     def _step_again(self, slot: int) -> None:
         embeddings = self._work(slot).embeddings(self._network, without_last=True)
-        self._there.prefill(slot, embeddings)
+        self._decoder_of(slot).prefill(slot, embeddings)
         self._step([slot])
 
     def _fail(self, slot: int, problem: Exception) -> None:

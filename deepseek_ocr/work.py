@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from deepseek_ocr import devices, generation, grounding, images, model, prompts
+from deepseek_ocr import devices, generation, grounding, images, model, precision, prompts
 from deepseek_ocr.images import ImageLimits, Views
 from deepseek_ocr.output import Confidences, Output, count, valid_tokens
 from deepseek_ocr.pages import Delta, Page, Reading, Timings
@@ -20,7 +20,8 @@ class Work:
     """A page between its picture and its reading.
 
     Made from the page alone (views and prompt, no network); then `see` turns the views into the
-    embeddings of its prompt, and each token goes in by `take` until it has `ended`.
+    embeddings of its prompt, and each token goes in by `take` until it has `ended`. `in_float32` is
+    set where float16 ran over and the rest is computed in float32.
     """
 
     def __init__(self, page: Page, codec: prompts.Codec, limits: ImageLimits, context: int) -> None:
@@ -36,6 +37,7 @@ class Work:
         self._views: Views | None = views
         self._prompt = prompt
         self._embeddings: torch.Tensor | None = None
+        self.in_float32 = False
         self._valid = valid_tokens(views, page.crop, picture.size)
         self._image_size = picture.size
         self._more_pages = bool(picture.info.get("more_pages"))
@@ -65,6 +67,9 @@ class Work:
             self._began = time.perf_counter()
         if self._views is not None:
             rows = model.vision_tokens(network, self._views)
+            if rows.dtype == torch.float16 and not bool(torch.isfinite(rows).all()):
+                with precision.in_float32(network):
+                    rows = model.vision_tokens(network, self._views)
             prompt = self._prompt
             self._embeddings = model.embed(network, prompt.ids, rows, prompt.image_start)
             self._views = None

@@ -6,6 +6,7 @@ compute badly, and where the knowledge comes from.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepseek_ocr import model, operators, precision
+from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.decoding import PlainDecoder
+from deepseek_ocr.engine import OcrEngine, Page, Reading
+from deepseek_ocr.errors import GenerationError
 from deepseek_ocr.images import make_views
 from deepseek_ocr.kernels import convolutions
-from deepseek_ocr.settings import CropSettings
-from tests.conftest import GOLDEN, golden_views
+from deepseek_ocr.settings import CropSettings, DecodeSettings
+from tests.conftest import GOLDEN, POCKET, ROOT, golden_views
 from tests.test_golden import relative_error
 
 PROFILES = {
@@ -301,3 +305,85 @@ def test_what_overflows_in_float16_is_finite_in_float32() -> None:
     with precision.in_float32(network):
         assert all(torch.isfinite(row).all() for row in read(network, steps=0))
     assert not all(torch.isfinite(row).all() for row in read(network, steps=0))
+
+
+# --- through the engine --------------------------------------------------------------------------
+
+PAGE = str(ROOT / "examples" / "total.png")
+TINY = CropSettings(512, 512, False)
+SHORT = DecodeSettings(max_new_tokens=6, no_repeat_ngram_size=0)
+
+
+def outlier(network: model.Network) -> None:
+    """An outlier in one layer, as trained weights have, that float16 cannot hold."""
+    with torch.no_grad():
+        network.model.language_model.layers[0].mlp.up_proj.weight.mul_(2e4)
+
+
+def test_a_page_that_overflows_in_float16_is_read_in_float32(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = OcrEngine.load(POCKET, "cpu", "float16", kernels="plain", slots=2)
+    outlier(engine.network)
+    exact = OcrEngine(copy.deepcopy(engine.network).float(), engine.codec, slots=1)
+    try:
+        expected = exact.read(PAGE, "Free OCR.", TINY, SHORT)
+        outcomes = engine.read_many([Page(PAGE, "Free OCR.", TINY, SHORT)] * 3)
+        for outcome in outcomes:
+            assert isinstance(outcome, Reading), outcome
+            assert [token.id for token in outcome.tokens] == [t.id for t in expected.tokens]
+        assert "float32" in caplog.text
+        monkeypatch.setattr(precision, "can_widen", lambda network: False)
+        with pytest.raises(GenerationError, match="not a finite number"):
+            engine.read(PAGE, "Free OCR.", TINY, SHORT)
+    finally:
+        engine.close()
+        exact.close()
+
+
+def test_encoders_on_a_device_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two types stand for two devices, of which only one is here."""
+    monkeypatch.setattr(model.devices, "vision_dtype", lambda kind, vision, text: torch.bfloat16)
+    network = model.load_network(GOLDEN / "checkpoint", "cpu", "float32", vision_device="cpu")
+    kinds = {name: value.dtype for name, value in network.named_parameters()}
+    assert network.device == torch.device("cpu")
+    assert network.dtype == torch.float32
+    for name, kind in kinds.items():
+        apart = name.startswith(("model.vision_tower.", "model.multi_modal_projector."))
+        assert kind == (torch.bfloat16 if apart else torch.float32), name
+    logits = read(network)
+    assert all(torch.isfinite(row).all() for row in logits)
+
+
+def test_nothing_of_the_path_is_made_on_another_device() -> None:
+    """On the meta device, which computes nothing: tensors made on the CPU by accident would meet
+    those of the network and fail, or stay behind."""
+    network = model.empty_network(read_config(GOLDEN / "checkpoint"))
+    with torch.device("meta"):
+        rotary = type(network.model.language_model.rotary_emb)
+        network.model.language_model.rotary_emb = rotary(network.config.text_config)
+    views = make_views(page(), SMALL)
+    with OnlyOn("meta") as mode:
+        rows = model.vision_tokens(network, views)
+        ids = [0, *[network.config.image_token_id] * len(rows), 17]
+        decoder = PlainDecoder(network)
+        decoder.prefill(0, model.embed(network, ids, rows, 1))
+        logits = decoder.step([0], [3])
+    assert logits.device.type == "meta"
+    assert mode.strays == set(), mode.strays
+
+
+class OnlyOn(TorchDispatchMode):
+    """Notes operators whose results are not on the device, except constants on their way to it."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self._device = device
+        self.strays: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in torch.utils._pytree.tree_leaves(result):
+            if isinstance(value, torch.Tensor) and value.device.type != self._device:
+                self.strays.add(func.name())
+        return result

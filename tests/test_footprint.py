@@ -17,8 +17,8 @@ from benchmarks.random_checkpoint import FULL_SIZE
 from deepseek_ocr import model
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.errors import DeviceError
-from deepseek_ocr.images import Views
 from deepseek_ocr.footprint import MOST_TILES, Footprint, Load, explained, table, too_little
+from deepseek_ocr.images import Views
 from deepseek_ocr.settings import CropSettings
 from tests.conftest import GOLDEN
 
