@@ -37,8 +37,8 @@ class Output:
 class Job:
     """One run of the program; without `output` it prints in `format`.
 
-    `task` is the key of `tasks.TASKS`, or None for a prompt of the user's own. With `report` no page
-    is read: it tells of the devices or of the installation.
+    `task` is the key of `tasks.TASKS`, or None for a prompt of the user's own. With `report`
+    no page is read: it tells of the devices or of the installation.
     """
 
     inputs: list[str]

@@ -76,7 +76,7 @@ def test_other_slots_are_refused(text: str) -> None:
     ("name", "value"), [("quant", "int3"), ("kernels", "turbo"), ("kernels", "auto,-turbo")]
 )
 def test_a_name_that_nobody_knows_is_refused_at_once(name: str, value: str) -> None:
-    with pytest.raises(SettingsError, match="turbo|int3"):
+    with pytest.raises(SettingsError, match=r"turbo|int3"):
         configuration.load({name: value}, {})
 
 

@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_told_with_what_does(full: Footprint) -> None:
     assert told(16) is None
     eight = told(8)
     assert eight
-    assert "This takes up to 9.1 GB and there are 8.0 GB free" in eight
+    assert "This takes up to 9.2 GB and there are 8.0 GB free" in eight
     assert "--size small" in eight
     assert "--size large" not in eight
     assert "--quant int8" in eight
@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_told_with_what_does(full: Footprint) -> None:
     assert "--device cpu" in str(told(2))
     many = told(16, slots=30)
     assert many
-    assert "--slots 1 (9.1 GB)" in many
+    assert "--slots 1 (9.2 GB)" in many
 
 
 def test_the_table_grows_with_preset_type_and_slots(full: Footprint) -> None:
