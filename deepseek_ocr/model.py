@@ -61,6 +61,7 @@ def load_network(
     rebuild_buffers(network, target)
     network.model.language_model.set_attn_implementation(devices.decoder_attention(target, kind))
     _keep_position_tables(network)
+    _keep_relative_tables(network)
     network.requires_grad_(False)
     return network.eval()
 
@@ -136,6 +137,26 @@ def _keep_position_tables(network: Network) -> None:
 
     sam.interpolate_pos_encoding = sam_table
     clip.interpolate_pos_encoding = clip_table
+
+
+def _keep_relative_tables(network: Network) -> None:
+    """Lay out SAM's relative positions once per view size; the library does it in every call, with
+    coordinates made on the CPU whatever the device."""
+    for layer in network.model.vision_tower.sam_encoder.layers:
+        layer.attn.get_rel_pos = _RelativeTables(layer.attn.get_rel_pos)
+
+
+class _RelativeTables:
+    """Remembers what `lay_out(q_size, k_size, table)` gives: `[q_size, k_size, head]`."""
+
+    def __init__(self, lay_out: Callable[[int, int, torch.Tensor], torch.Tensor]) -> None:
+        self._lay_out = lay_out
+        self._tables: dict[object, torch.Tensor] = {}
+
+    def __call__(self, q_size: int, k_size: int, table: torch.Tensor) -> torch.Tensor:
+        return _kept(
+            self._tables, table, (q_size, k_size), lambda rows, size: self._lay_out(*size, rows)
+        )
 
 
 def _kept(

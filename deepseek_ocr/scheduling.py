@@ -352,8 +352,9 @@ class Scheduler:
             self._step_one_by_one(slots, problem)
 
     def _step(self, slots: list[int]) -> None:
-        for decoder in (self._there, self._exact):
-            some = [slot for slot in slots if self._decoder_of(slot) is decoder]
+        exact = [slot for slot in slots if self._work(slot).in_float32]
+        others = [slot for slot in slots if slot not in exact]
+        for decoder, some in ((self._there, others), (self._exact, exact)):
             if some:
                 ids = [self._work(slot).last_id for slot in some]
                 self._write(some, decoder.step(some, ids))

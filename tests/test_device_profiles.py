@@ -17,11 +17,11 @@ from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deepseek_ocr import model, operators, precision
+from deepseek_ocr import model, operators, precision, scheduling
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.decoding import PlainDecoder
 from deepseek_ocr.engine import OcrEngine, Page, Reading
-from deepseek_ocr.errors import GenerationError
+from deepseek_ocr.errors import DeviceError, GenerationError
 from deepseek_ocr.images import make_views
 from deepseek_ocr.kernels import convolutions
 from deepseek_ocr.settings import CropSettings, DecodeSettings
@@ -274,6 +274,19 @@ def test_the_experts_loop_stands_in_for_the_grouped_product(
         assert_same_text(read(network), plain)
 
 
+def test_a_rehearsal_goes_through_the_whole_path(
+    tiny: model.Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert operators.rehearse(tiny, strict=True) == {}  # the CPU hands nothing over
+    monkeypatch.setattr(operators, "_DISPATCH_KEYS", {"cpu": "CPU"})
+    assert operators.rehearse(tiny, strict=True) == {}
+    monkeypatch.setattr(operators, "falls_back", lambda name, kind: name == "aten::topk")
+    with pytest.warns(RuntimeWarning, match=r"4 calls of 1 operators .* aten::topk \(4\)"):
+        assert operators.rehearse(tiny, strict=False) == {"aten::topk": 4}
+    with pytest.raises(DeviceError, match="Operator aten::topk has no kernel on cpu"):
+        operators.rehearse(tiny, strict=True)
+
+
 # --- precision -----------------------------------------------------------------------------------
 
 
@@ -348,6 +361,16 @@ def test_a_page_that_overflows_in_float16_is_read_in_float32(
         exact.close()
 
 
+def test_memory_is_released_after_every_page(
+    pocket: OcrEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = []
+    monkeypatch.setattr(scheduling.devices, "release", released.append)
+    for outcome in pocket.read_many([Page(PAGE, "Free OCR.", TINY, SHORT)] * 2):
+        assert isinstance(outcome, Reading)
+    assert released == [pocket.device] * 2
+
+
 def test_encoders_on_a_device_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two types stand for two devices, of which only one is here."""
     monkeypatch.setattr(model.devices, "vision_dtype", lambda kind, vision, text: torch.bfloat16)
@@ -369,6 +392,8 @@ def test_nothing_of_the_path_is_made_on_another_device() -> None:
     with torch.device("meta"):
         rotary = type(network.model.language_model.rotary_emb)
         network.model.language_model.rotary_emb = rotary(network.config.text_config)
+    for layer in network.model.vision_tower.sam_encoder.layers:  # these tables are kept
+        layer.attn.get_rel_pos = lambda q, k, table: table.new_empty(q, k, table.shape[-1])
     views = make_views(page(), SMALL)
     with OnlyOn("meta") as mode:
         rows = model.vision_tokens(network, views)

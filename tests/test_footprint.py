@@ -17,7 +17,7 @@ from benchmarks.random_checkpoint import FULL_SIZE
 from deepseek_ocr import model
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.errors import DeviceError
-from deepseek_ocr.footprint import MOST_TILES, Footprint, Load, explained, table, too_little
+from deepseek_ocr.footprint import Footprint, Load, explained, table, too_little
 from deepseek_ocr.images import Views
 from deepseek_ocr.settings import CropSettings
 from tests.conftest import GOLDEN
@@ -81,10 +81,10 @@ def test_the_cache_is_what_a_full_page_takes(tiny: model.Network) -> None:
 
 @pytest.mark.parametrize(
     ("crop", "tiles"),
-    [(CropSettings(1024, 1024, False), 0), (CropSettings(1024, 640, True), MOST_TILES)],
+    [(CropSettings(1024, 1024, False), 0), (CropSettings(512, 640, True), 2)],
 )
 def test_no_view_takes_more_than_the_estimate(
-    tiny: model.Network, crop: CropSettings, tiles: int
+    tiny: model.Network, monkeypatch: pytest.MonkeyPatch, crop: CropSettings, tiles: int
 ) -> None:
     """The plain class's own peak: no less than half of the estimate and no more than all of it."""
     footprint = Footprint(read_config(GOLDEN / "checkpoint"))
@@ -93,13 +93,15 @@ def test_no_view_takes_more_than_the_estimate(
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, value)
     model.rebuild_buffers(network, torch.device("cpu"))
-    views = Views(torch.zeros(3, 1024, 1024), torch.zeros(tiles, 3, 640, 640), (3, 3))
+    monkeypatch.setattr("deepseek_ocr.footprint.MOST_TILES", tiles)
+    side = crop.base_size
+    views = Views(torch.zeros(3, side, side), torch.zeros(tiles, 3, 640, 640), (2, 1))
     with torch.no_grad(), Peak() as peak:
         network.get_image_features(
             pixel_values=views.global_view[None],
             pixel_values_local=views.tiles if tiles else None,
             num_local_patches=[tiles],
-            patches_grid=[[3, 3]],
+            patches_grid=[[2, 1]],
         )
     estimate = footprint.estimate(crop, Load(torch.float32)).vision
     assert 0.5 * estimate < peak.most < estimate
