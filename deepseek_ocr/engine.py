@@ -23,6 +23,7 @@ from deepseek_ocr import adapters, kernels, memory, model, operators, prompts
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.handles import Handle, OnEvent
 from deepseek_ocr.images import ImageLimits, Source, Views
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.pages import (
@@ -35,7 +36,7 @@ from deepseek_ocr.pages import (
     TextToken,
     Timings,
 )
-from deepseek_ocr.scheduling import EngineStatus, Handle, OnEvent, Scheduler
+from deepseek_ocr.scheduling import EngineStatus, Scheduler
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 
 __all__ = [
@@ -209,6 +210,7 @@ class OcrEngine:
         and as many again whose readings wait for their turn. Closing the iterator cancels.
         """
         source, more = iter(pages), True
+        broken: Exception | None = None
         window: deque[Handle] = deque()
         ended: SimpleQueue[None] = SimpleQueue()
 
@@ -218,21 +220,24 @@ class OcrEngine:
 
         try:
             while more or window:
-                ahead = self.slots + self._scheduler.helpers
+                ahead = self._scheduler.ahead
                 in_flight = sum(not handle.done for handle in window)
                 if window and window[0].done:
                     yield window.popleft().outcome()
                 elif more and in_flight < ahead and len(window) < 2 * ahead:
-                    page = next(source, None)
-                    if page is None:
+                    try:
+                        window.append(self.submit(next(source), note))
+                    except StopIteration:
                         more = False
-                    else:
-                        window.append(self.submit(page, note))
+                    except Exception as error:  # after what was taken in before it
+                        more, broken = False, error
                 else:
                     ended.get()
         finally:
             for handle in window:
                 handle.cancel()
+        if broken is not None:
+            raise broken
 
 
 def _decoder_maker(
