@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from deepseek_ocr.decoding import PlainDecoder
+from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.model import Network
 
 
@@ -62,7 +62,8 @@ class _Widened:
         self._kept = dict(self._module._parameters)
         for name, held in self._kept.items():
             if held is not None and held.is_floating_point():
-                self._module._parameters[name] = nn.Parameter(held.float(), requires_grad=False)
+                # As if trained: nothing derived from it may be kept for other values at its place.
+                self._module._parameters[name] = nn.Parameter(held.float(), requires_grad=True)
 
     def leave(self) -> None:
         if self._kept:
@@ -83,33 +84,68 @@ def _wide(value: Any) -> Any:
     return value
 
 
-class Float32Decoder:
-    """A `Decoder` that computes in float32 over a network held in float16, for pages that run over
-    in float16. Slower, and as many slots as there are pages that need it."""
+class Widening:
+    """A `Decoder` over a network in float16 that goes on in float32 with the pages that run over;
+    the others stay with `decoder`."""
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self._plain = PlainDecoder(network)
-        self.slots, self.context = self._plain.slots, self._plain.context
+    def __init__(self, network: Network, decoder: Decoder) -> None:
+        self.slots, self.context = decoder.slots, decoder.context
+        self._network, self._decoder = network, decoder
+        self._exact = PlainDecoder(network)
+        self._over: set[int] = set()
+
+    def widen(self, slot: int) -> bool:
+        """Compute in float32 for `slot` until it is freed: its prompt and what was written must be
+        read in anew. False where that is so already, or the network is not whole."""
+        if slot in self._over or not can_widen(self._network):
+            return False
+        self._decoder.free(slot)
+        self._over.add(slot)
+        return True
 
     def prefill(self, slot: int, embeddings: torch.Tensor) -> torch.Tensor:
         """See `Decoder.prefill`."""
+        if slot not in self._over:
+            return self._decoder.prefill(slot, embeddings)
         with in_float32(self._network):
-            return self._plain.prefill(slot, embeddings.float())
+            return self._exact.prefill(slot, embeddings.float())
 
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
         """See `Decoder.step`."""
-        with in_float32(self._network):
-            return self._plain.step(slots, ids)
+        if not self._over:
+            return self._decoder.step(slots, ids)
+        rows: dict[int, torch.Tensor] = {}
+        pairs = list(zip(slots, ids, strict=True))
+        if narrow := [pair for pair in pairs if pair[0] not in self._over]:
+            chosen, tokens = zip(*narrow, strict=True)
+            rows |= zip(chosen, self._decoder.step(chosen, tokens), strict=True)
+        if wide := [pair for pair in pairs if pair[0] in self._over]:
+            chosen, tokens = zip(*wide, strict=True)
+            with in_float32(self._network):
+                rows |= zip(chosen, self._exact.step(chosen, tokens), strict=True)
+        return torch.stack([rows[slot] for slot in slots])
 
     def free(self, slot: int) -> None:
         """See `Decoder.free`."""
-        self._plain.free(slot)
+        self._over.discard(slot)
+        self._exact.free(slot)
+        self._decoder.free(slot)
+
+
+def widening(network: Network, decoder: Decoder) -> Decoder:
+    """`decoder`, with a way out where the network is held in float16."""
+    if network.lm_head.weight.dtype != torch.float16:
+        return decoder
+    return Widening(network, decoder)
+
+
+def widen(decoder: Decoder, slot: int) -> bool:
+    """Make `decoder` compute in float32 for `slot` from its next prefill on; False where it cannot
+    or does so already."""
+    return isinstance(decoder, Widening) and decoder.widen(slot)
 
 
 def can_widen(network: Network) -> bool:
-    """True where `network` is held in float16 and whole, so that float32 may help: a decoder that
-    took the weights over leaves nothing to compute with."""
-    return network.lm_head.weight.dtype == torch.float16 and not any(
-        parameter.is_meta or not parameter.numel() for parameter in network.parameters()
-    )
+    """True where `network` is whole, so that float32 may help: a decoder that took the weights over
+    leaves nothing to compute with."""
+    return not any(value.is_meta or not value.numel() for value in network.parameters())

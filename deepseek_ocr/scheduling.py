@@ -75,7 +75,6 @@ class Scheduler:
         # The worker's own.
         self._running = True
         self._decoder: Decoder | None = decoder
-        self._exact = precision.Float32Decoder(network)
         self._slots = decoder.slots
         self._free = set(range(decoder.slots))
         self._jobs: set[Job] = set()
@@ -195,7 +194,6 @@ class Scheduler:
     def _release(self, slot: int) -> None:
         del self._active[slot]
         self._free.add(slot)
-        self._exact.free(slot)
         if self._decoder is not None:
             self._decoder.free(slot)
         devices.release(self._network.device)
@@ -241,7 +239,7 @@ class Scheduler:
         if self._closed or self._active[slot].given_up:  # the message waits until this is done
             raise CancelledError("The page was cancelled.")
         with work.stage("prefill", device):
-            logits = self._decoder_of(slot).prefill(slot, work.embeddings(self._network))
+            logits = self._there.prefill(slot, work.embeddings(self._network))
         self._write([slot], logits[None])
 
     def _advance(self) -> None:
@@ -255,12 +253,8 @@ class Scheduler:
             self._step_one_by_one(slots, problem)
 
     def _step(self, slots: list[int]) -> None:
-        exact = [slot for slot in slots if self._work(slot).in_float32]
-        others = [slot for slot in slots if slot not in exact]
-        for decoder, some in ((self._there, others), (self._exact, exact)):
-            if some:
-                ids = [self._work(slot).last_id for slot in some]
-                self._write(some, decoder.step(some, ids))
+        ids = [self._work(slot).last_id for slot in slots]
+        self._write(slots, self._there.step(slots, ids))
 
     def _write(self, slots: list[int], logits: torch.Tensor) -> None:
         """Choose the next token of every page in `slots`; end those that are done or go wrong."""
@@ -285,17 +279,11 @@ class Scheduler:
 
     def _widen(self, slot: int, problem: Exception) -> None:
         """Go on with the page in float32 where float16 ran over; else raise `problem`."""
-        work = self._work(slot)
-        unusable = work.in_float32 or not precision.can_widen(self._network)
-        if unusable or not isinstance(problem, GenerationError):
+        if not (isinstance(problem, GenerationError) and precision.widen(self._there, slot)):
             raise problem
-        log.warning("a page ran over in float16; reading it in float32, which is slower")
-        work.in_float32 = True
-        logits = self._exact.prefill(slot, work.embeddings(self._network))
+        log.warning("a page ran over in float16; reading on in float32, which is slower")
+        logits = self._there.prefill(slot, self._work(slot).embeddings(self._network))
         self._write([slot], logits[None])
-
-    def _decoder_of(self, slot: int) -> Decoder:
-        return self._exact if self._work(slot).in_float32 else self._there
 
     @property
     def _there(self) -> Decoder:
@@ -336,7 +324,7 @@ class Scheduler:
 
     def _step_again(self, slot: int) -> None:
         embeddings = self._work(slot).embeddings(self._network, without_last=True)
-        self._decoder_of(slot).prefill(slot, embeddings)
+        self._there.prefill(slot, embeddings)
         self._step([slot])
 
     def _fail(self, slot: int, problem: Exception) -> None:
@@ -378,7 +366,7 @@ class Scheduler:
         """A decoder with as many of `slots` slots as there is memory for."""
         while True:
             try:
-                return self._make(slots)
+                return precision.widening(self._network, self._make(slots))
             except Exception as error:
                 if not memory.is_out_of_memory(error):
                     raise

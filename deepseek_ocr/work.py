@@ -20,8 +20,7 @@ class Work:
     """A page between its picture and its reading.
 
     Made from the page alone (views and prompt, no network); then `see` turns the views into the
-    embeddings of its prompt, and each token goes in by `take` until it has `ended`. `in_float32` is
-    set where float16 ran over and the rest is computed in float32.
+    embeddings of its prompt, and each token goes in by `take` until it has `ended`.
     """
 
     def __init__(self, page: Page, codec: prompts.Codec, limits: ImageLimits, context: int) -> None:
@@ -37,7 +36,6 @@ class Work:
         self._views: Views | None = views
         self._prompt = prompt
         self._embeddings: torch.Tensor | None = None
-        self.in_float32 = False
         self._valid = valid_tokens(views, page.crop, picture.size)
         self._image_size = picture.size
         self._more_pages = bool(picture.info.get("more_pages"))
