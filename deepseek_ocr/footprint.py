@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from deepseek_ocr import memory, model
-from deepseek_ocr.errors import DeviceError
+from deepseek_ocr.errors import GenerationError
 from deepseek_ocr.settings import CropSettings
 
 CONTEXT_BYTES = 600 * 10**6
@@ -179,7 +179,7 @@ def in_gb(count: int) -> str:
 
 def explained(error: Exception, device: torch.device, crop: CropSettings) -> Exception:
     """What to raise in place of `error` for a page cut by `crop`: where memory ran out, a
-    `DeviceError` that names the preset to try; else `error` itself."""
+    `GenerationError` that names the preset to try; else `error` itself."""
     if not memory.is_out_of_memory(error):
         return error
     preset = _smaller_preset(crop)
@@ -189,7 +189,7 @@ def explained(error: Exception, device: torch.device, crop: CropSettings) -> Exc
         else "use --quant int8, --vision-device cpu or a device with more memory"
     )
     first = str(error).split("\n", 1)[0].split(" If ", 1)[0].rstrip(". ")
-    return DeviceError(
+    return GenerationError(
         f"Device {str(device)!r} has no memory left for this page ({first}); {what}. "
         "python ocr.py --devices lists what fits."
     )

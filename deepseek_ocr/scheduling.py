@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 
 import torch
 
-from deepseek_ocr import devices, generation, memory, precision
+from deepseek_ocr import devices, footprint, generation, memory, precision
 from deepseek_ocr.decoding import Decoder
 from deepseek_ocr.errors import CancelledError, GenerationError
 from deepseek_ocr.handles import Job, OnEvent, portable
@@ -334,10 +334,8 @@ class Scheduler:
         elif self._slots > 1:
             self._shrink(problem)
         else:
-            failure = GenerationError(
-                "There is not enough memory to read this page, even alone; choose a smaller "
-                f"preset, or free memory ({problem})."
-            )
+            crop = self._work(slot).crop
+            failure = footprint.explained(problem, self._network.device, crop)
             failure.__cause__ = problem
             self._end(self._active[slot], failure)
             self._drop(self._most)  # it was this page: the next ones get their slots back

@@ -36,6 +36,7 @@ class Work:
         self._views: Views | None = views
         self._prompt = prompt
         self._embeddings: torch.Tensor | None = None
+        self.crop = page.crop
         self._valid = valid_tokens(views, page.crop, picture.size)
         self._image_size = picture.size
         self._more_pages = bool(picture.info.get("more_pages"))

@@ -16,7 +16,7 @@ import tasks
 from benchmarks.random_checkpoint import FULL_SIZE
 from deepseek_ocr import model
 from deepseek_ocr.checkpoint import read_config
-from deepseek_ocr.errors import DeviceError
+from deepseek_ocr.errors import GenerationError
 from deepseek_ocr.footprint import Footprint, Load, explained, table, too_little
 from deepseek_ocr.images import Views
 from deepseek_ocr.settings import CropSettings
@@ -159,7 +159,7 @@ def test_out_of_memory_names_the_preset_to_try(error: Exception) -> None:
         (PRESETS["small"], "tiny"),
     ]:
         told = explained(error, device, crop)
-        assert isinstance(told, DeviceError)
+        assert isinstance(told, GenerationError)
         assert f"try --size {preset}," in str(told)
     assert "--quant int8" in str(explained(error, device, PRESETS["tiny"]))
 
