@@ -243,7 +243,7 @@ def absent() -> dict[str, str]:
     """Kinds of device that are not here, and why."""
     reasons = {
         "cuda": "torch sees no NVIDIA card"
-        if torch.backends.cuda.is_built()
+        if torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
         else "this build of torch is without CUDA",
         "npu": _npu_problem() or "",
         "mps": "torch sees no Apple GPU"

@@ -112,7 +112,7 @@ class Footprint:
             patches = (side // sam.patch_size) ** 2
             bias = _BIAS_COPIES * sam.num_attention_heads * patches**2
             peaks.append(views * size * (bias + _ROW_COPIES * patches * sam.hidden_size))
-        return max(peaks)
+        return int(max(peaks))
 
 
 # --- before it fails -----------------------------------------------------------------------------
@@ -189,6 +189,7 @@ def explained(error: Exception, device: torch.device, crop: CropSettings) -> Exc
         else "use --quant int8, --vision-device cpu or a device with more memory"
     )
     first = str(error).split("\n", 1)[0].split(" If ", 1)[0].rstrip(". ")
+    first = first or type(error).__name__
     return GenerationError(
         f"Device {str(device)!r} has no memory left for this page ({first}); {what}. "
         "python ocr.py --devices lists what fits."

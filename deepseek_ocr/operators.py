@@ -90,12 +90,12 @@ _FALLS_BACK = "fall back to run on the CPU"
 _DISPATCH_KEYS = {"npu": "PrivateUse1", "mps": "MPS"}
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts calls of operators that have no kernel for the device, as torch's own table of
     kernels says; with `strict` the first of them is a `DeviceError`."""
 
     def __init__(self, device: torch.device, strict: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.handed_over: Counter[str] = Counter()
         self._device = device
         self._strict = strict
