@@ -24,8 +24,12 @@ PREFIX = "DEEPSEEK_OCR_"
 
 ROOT = Path(__file__).resolve().parent
 
-FLAGS = ("model", "device", "dtype", "checkpoints", "quant", "kernels", "slots")
+FLAGS = (
+    "model", "device", "vision_device", "dtype", "checkpoints", "quant", "kernels", "slots",
+)  # fmt: skip
 """Settings that `ocr.py` also takes as flags."""
+
+MOST_THREADS = 4096
 
 MOST_SLOTS = 1024
 """Pages at once that anybody may ask for."""
@@ -42,6 +46,11 @@ class Settings:
     - `quant`: how the decoder's weights are held: none, int8
     - `kernels`: which fast paths are used: auto, plain, names with commas between
     - `slots`: how many pages are read at once; 0 ("auto" where it is written) is as many as fit
+    - `vision_device`: where the encoders run; None ("same" where it is written) is on `device`
+    - `strict`: an operator that the device would hand to the CPU is an error ("yes"), or counted in
+      a warning ("no")
+    - `threads`: of the CPU part; 0 ("auto" where it is written) is by cores and container limits,
+      unless `OMP_NUM_THREADS` says
     """
 
     model: str = "deepseek-ocr"
@@ -52,6 +61,9 @@ class Settings:
     quant: str = "none"
     kernels: str = "auto"
     slots: int = 0
+    vision_device: str | None = None
+    strict: bool = False
+    threads: int = 0
 
 
 def default_path() -> Path:
@@ -77,6 +89,12 @@ def load(
             values[field.name] = flag
     if "slots" in values:
         values["slots"] = parse_slots(values["slots"])
+    if "strict" in values:
+        values["strict"] = parse_switch("strict", values["strict"])
+    if values.get("vision_device", "").strip().lower() == "same":
+        values["vision_device"] = None
+    threads = values.get("threads") or environ.get("OMP_NUM_THREADS", "").split(",")[0] or "auto"
+    values["threads"] = parse_count("threads", threads, MOST_THREADS)
     settings = Settings(**values)
     choice.parse(settings.kernels)
     choice.check_quant(settings.quant)
@@ -88,13 +106,29 @@ def parse_slots(text: str) -> int:
 
     Raises `SettingsError` for anything else.
     """
+    return parse_count("slots", text, MOST_SLOTS)
+
+
+def parse_count(name: str, text: str, most: int) -> int:
+    """A whole number from 1 to `most`, or "auto", which is 0.
+
+    Raises `SettingsError` for anything else.
+    """
     if text.strip().lower() == "auto":
         return 0
-    if not (text.strip().isdecimal() and text.isascii() and 0 < int(text[:9]) <= MOST_SLOTS):
+    if not (text.strip().isdecimal() and text.isascii() and 0 < int(text[:9]) <= most):
         raise SettingsError(
-            f"slots must be a whole number from 1 to {MOST_SLOTS}, or auto; not {text!r}."
+            f"{name} must be a whole number from 1 to {most}, or auto; not {text!r}."
         )
     return int(text)
+
+
+def parse_switch(name: str, text: str) -> bool:
+    """True for yes, on, true and 1. Raises `SettingsError` for what is not their opposite."""
+    word = text.strip().lower()
+    if word not in ("yes", "on", "true", "1", "no", "off", "false", "0"):
+        raise SettingsError(f"{name} must be yes or no; not {text!r}.")
+    return word in ("yes", "on", "true", "1")
 
 
 def _is_there(path: Path) -> bool:

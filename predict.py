@@ -24,6 +24,7 @@ from deepseek_ocr.errors import InputError, OcrError
 from deepseek_ocr.exports import document_to_json, page_to_json
 from deepseek_ocr.formats.markdown import PAGE_SPLIT
 from deepseek_ocr.images import Source
+from deepseek_ocr.processors import use_threads
 from deepseek_ocr.rendering import Ahead, Rendered, Renderer
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from deepseek_ocr.sources import Pages, may_have_pages, parse_pages
@@ -94,9 +95,11 @@ def load_engine() -> OcrEngine:
     settings = configuration.load()
     checkpoints = pathlib.Path(settings.checkpoints)
     folder = weights.ensure(settings.model, checkpoints, source=settings.source)
+    use_threads(settings.threads)
     engine = OcrEngine.load(
         folder, settings.device, settings.dtype,
         quant=settings.quant, kernels=settings.kernels, slots=settings.slots,
+        vision_device=settings.vision_device, strict=settings.strict,
     )  # fmt: skip
     warm_up(engine, settings.model)
     return engine

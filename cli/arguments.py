@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import configuration
 import tasks
 import weights
-from cli.flags import FORMATS, PRINTED, parser
+from cli.flags import FORMATS, LIST_DEVICES, PRINTED, parser
 from deepseek_ocr.errors import OcrError, SettingsError
 from deepseek_ocr.settings import CropSettings, DecodeSettings, RenderSettings
 from deepseek_ocr.sources import Pages, Shard, parse_pages, parse_shard
@@ -36,7 +37,8 @@ class Output:
 class Job:
     """One run of the program; without `output` it prints in `format`.
 
-    `task` is the key of `tasks.TASKS`, or None for a prompt of the user's own.
+    `task` is the key of `tasks.TASKS`, or None for a prompt of the user's own. With `report`
+    no page is read: it tells of the devices or of the installation.
     """
 
     inputs: list[str]
@@ -51,13 +53,15 @@ class Job:
     settings: configuration.Settings
     adapter: Path | None = None
     output: Output | None = None
+    report: Literal["devices", "doctor"] | None = None
 
 
 def parse(arguments: Sequence[str] | None = None) -> Job:
     """The job that `arguments` ask for; leaves the program with status 2 where they are wrong."""
     known = parser()
     flags = known.parse_args(arguments)
-    if not flags.inputs and (flags.output or flags.stdout or not _is_terminal()):
+    report = _report(flags)
+    if not (flags.inputs or report) and (flags.output or flags.stdout or not _is_terminal()):
         known.error("no image given; try: python ocr.py --model pocket examples/invoice.png")
     try:
         settings = configuration.load(
@@ -66,7 +70,7 @@ def parse(arguments: Sequence[str] | None = None) -> Job:
         )
         if flags.inputs.count(STANDARD_INPUT) > 1:
             raise SettingsError("- stands for standard input, which can be read once only.")
-        return _job(flags, settings)
+        return _job(flags, settings, report)
     except OcrError as error:
         known.error(str(error))
 
@@ -76,7 +80,19 @@ def _is_terminal() -> bool:
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
-def _job(flags: argparse.Namespace, settings: configuration.Settings) -> Job:
+def _report(flags: argparse.Namespace) -> Literal["devices", "doctor"] | None:
+    """What is to be told in place of reading; takes `--devices` without names off the flags."""
+    if flags.devices == LIST_DEVICES:
+        flags.devices = None
+        return "devices"
+    return "doctor" if flags.doctor else None
+
+
+def _job(
+    flags: argparse.Namespace,
+    settings: configuration.Settings,
+    report: Literal["devices", "doctor"] | None,
+) -> Job:
     defaults = weights.known_as(settings.model)
     output = _output(flags)
     return Job(
@@ -94,6 +110,7 @@ def _job(flags: argparse.Namespace, settings: configuration.Settings) -> Job:
         settings=settings,
         adapter=flags.adapter,
         output=output,
+        report=report,
     )
 
 

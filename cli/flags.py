@@ -17,6 +17,9 @@ from deepseek_ocr.settings import DecodeSettings, RenderSettings
 PRINTED = ("txt", "md", "json")
 """Formats that can go to standard output."""
 
+LIST_DEVICES = ""
+"""What `--devices` is without names."""
+
 FORMATS = ("md", "html", "json", "txt", "mmd", "pdf", "searchable-pdf", "regions")
 """Formats of files: those of `deepseek_ocr.exports`, which would import torch."""
 
@@ -134,8 +137,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--shard", metavar="I/N", help="read the I-th of N parts of the inputs, on N machines"
     )
     group.add_argument(
-        "--devices", metavar="A,B", help="read on several devices at once: cuda:0,cuda:1"
-    )
+        "--devices", metavar="A,B", nargs="?", const=LIST_DEVICES,
+        help="read on several devices at once: cuda:0,cuda:1; without names, at the end of the "
+        "command: list the devices that are here, what would be chosen and why, and end",
+    )  # fmt: skip
 
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
@@ -175,8 +180,16 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--checkpoints", metavar="FOLDER", help="where named models are kept")
     group.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps, npu (default: auto)")
+    group.add_argument(
+        "--vision-device", metavar="DEVICE",
+        help="where the encoders run, for small cards: cpu, cuda:1 … (default: same as --device)",
+    )  # fmt: skip
     group.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
     add_speed(group)
+    group.add_argument(
+        "--doctor", action="store_true",
+        help="check the whole installation, read a small page, say what to fix, and end",
+    )  # fmt: skip
     group.add_argument(
         "--config",
         type=Path,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import weights
 from cli.arguments import Job, Output, parse
 from cli.console import COULD_NOT_START, INTERRUPTED, complain, tell
+from deepseek_ocr import toolkit
 from deepseek_ocr.errors import OcrError
 
 if TYPE_CHECKING:
@@ -25,13 +26,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
         sys.stdout.reconfigure(encoding="utf-8")
     try:
+        if job.report is not None:
+            return _tell(job)
         return _print(job) if job.output is None else _write(job, job.output)
     except OcrError as error:
         complain(str(error))
         return COULD_NOT_START
+    except (ImportError, OSError, RuntimeError) as error:
+        if (told := toolkit.advice(error)) is None:
+            raise
+        complain(told)
+        return COULD_NOT_START
     except KeyboardInterrupt:
         complain("interrupted while loading.")
         return INTERRUPTED
+
+
+def _tell(job: Job) -> int:
+    """What is here, or what to fix; nothing is read but the doctor's own page."""
+    if job.report == "doctor":
+        from cli import doctor
+
+        return doctor.examine(job)
+    from cli import devices
+
+    return devices.show(job)
 
 
 def _print(job: Job) -> int:
@@ -61,12 +80,17 @@ def _load(job: Job) -> list[OcrEngine]:
     try:
         folder = checkpoint_folder(job)
         tell(f"loading {folder} …")
+        from cli.devices import warn_of_too_little
         from deepseek_ocr.engine import OcrEngine  # imports torch: seconds
+        from deepseek_ocr.processors import use_threads
 
+        use_threads(job.settings.threads)
         for device in devices or (job.settings.device,):
+            warn_of_too_little(job, folder, device)
             engine = OcrEngine.load(
                 folder, device, job.settings.dtype, adapter=job.adapter,
                 quant=job.settings.quant, kernels=job.settings.kernels, slots=job.settings.slots,
+                vision_device=job.settings.vision_device, strict=job.settings.strict,
             )  # fmt: skip
             tell(f"on {engine.device}, {str(engine.dtype).removeprefix('torch.')}")
             engines.append(engine)
@@ -74,7 +98,7 @@ def _load(job: Job) -> list[OcrEngine]:
         complain(str(error))
         return []
     except Exception as error:  # a device that is out of memory raises what it likes
-        complain(f"the model could not be loaded: {error}")
+        complain(toolkit.advice(error) or f"the model could not be loaded: {error}")
         return []
     if threading.current_thread() is threading.main_thread():
         # ocr.py lets an interruption end the program outright; from here on there is work to keep.

@@ -78,10 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = weights.ensure(settings.model, Path(settings.checkpoints), fetch=False)
         began = time.perf_counter()
         from deepseek_ocr.engine import OcrEngine
+        from deepseek_ocr.processors import use_threads
 
+        use_threads(settings.threads)
         engine = OcrEngine.load(
             folder, settings.device, settings.dtype,
             quant=settings.quant, kernels=settings.kernels, slots=settings.slots,
+            vision_device=settings.vision_device, strict=settings.strict,
         )  # fmt: skip
     except Exception as error:  # a device that is out of memory raises what it likes
         sys.stderr.write(f"verify: {error}\n")

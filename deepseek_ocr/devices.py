@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from deepseek_ocr import processors, toolkit
 from deepseek_ocr.errors import DeviceError
 
 PREFERENCE = ("cuda", "npu", "mps", "cpu")
@@ -18,16 +20,35 @@ PREFERENCE = ("cuda", "npu", "mps", "cpu")
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
+AMPERE = 8
+"""Major compute capability of the first NVIDIA cards with bfloat16 matrix units."""
+
+
+# --- which are here ------------------------------------------------------------------------------
+
 
 def _npu_available() -> bool:
-    """True where torch-npu is installed and sees an Ascend device."""
+    """True where torch-npu is installed, loads, and sees an Ascend device."""
+    return _npu_problem() is None
+
+
+def _npu_problem() -> str | None:
+    """Why there is no Ascend device to use, and what to do; None where there is one."""
     if importlib.util.find_spec("torch_npu") is None:
-        return False
+        return (
+            "torch-npu is not installed; pip install -r requirements-npu.txt on the machine with "
+            "the NPU (see docs/devices.md)."
+        )
     try:
         importlib.import_module("torch_npu")  # registers torch.npu
-    except (ImportError, OSError):  # its toolkit is not set up; other devices still work
-        return False
-    return bool(_npu().is_available())
+    except (ImportError, OSError, RuntimeError) as error:  # other devices still work
+        return toolkit.advice(error) or f"torch-npu does not load: {error}"
+    if _npu().is_available():
+        return None
+    return (
+        "torch-npu loads but sees no NPU; npu-smi info must list one, and a container needs "
+        "--device /dev/davinci0, /dev/davinci_manager, /dev/devmm_svm and /dev/hisi_hdc."
+    )
 
 
 def _npu() -> Any:
@@ -66,9 +87,10 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
             "or a number behind one of them as in cuda:1."
         )
     if kind not in present:
+        why = f" {_npu_problem()}" if kind == "npu" else ""
         raise DeviceError(
             f"Device {name!r} is not available here; this machine has {', '.join(present)}. "
-            "Choose one of these or auto."
+            f"Choose one of these or auto.{why}"
         )
     if index and int(index) >= _count(kind):
         raise DeviceError(
@@ -86,6 +108,9 @@ def _count(kind: str) -> int:
     return 1
 
 
+# --- types and attention -------------------------------------------------------------------------
+
+
 def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     """The number type called `name`; "auto" is what the device does well.
 
@@ -94,31 +119,39 @@ def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     if isinstance(name, torch.dtype):
         name = str(name).removeprefix("torch.")
     if name == "auto":
-        return _native_dtype(device)
+        return _native_dtype(device)[0]
     if name not in DTYPES:
         raise DeviceError(f"There is no type {name!r} here; use auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
 
 
-def _native_dtype(device: torch.device) -> torch.dtype:
+def vision_dtype(decoder: torch.dtype, vision: torch.device, text: torch.device) -> torch.dtype:
+    """The type of the vision part when it runs on a device of its own: the decoder's where it is
+    float32 or both are of one kind, else what that device does well."""
+    if decoder == torch.float32 or vision.type == text.type:
+        return decoder
+    return _native_dtype(vision)[0]
+
+
+def _native_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    """The type that a device does well, and why."""
     if device.type == "cuda":
-        # Ampere (compute capability 8) is the first with bfloat16 matrix units.
-        modern = torch.cuda.get_device_capability(device)[0] >= 8
-        return torch.bfloat16 if modern else torch.float16
+        major, minor = torch.cuda.get_device_capability(device)
+        if major >= AMPERE:
+            return torch.bfloat16, f"compute capability {major}.{minor} has bfloat16 matrix units"
+        return torch.float16, f"compute capability {major}.{minor} is before Ampere: no bfloat16"
     if device.type == "npu":
-        return torch.float16
+        return torch.float16, "every Ascend has float16 units; bfloat16 by choice on a 910B"
     if device.type == "mps":
         modern = torch.backends.mps.is_macos_or_newer(14, 0)
-        return torch.bfloat16 if modern else torch.float16
-    return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+        return (torch.bfloat16 if modern else torch.float16), "bfloat16 from macOS 14 on"
+    if _cpu_has_bfloat16():
+        return torch.bfloat16, "the processor has bfloat16 instructions"
+    return torch.float32, "the processor has no bfloat16 instructions"
 
 
 def _cpu_has_bfloat16() -> bool:
-    """True where the processor multiplies bfloat16 in hardware (AVX-512 BF16, AMX, Arm BF16)."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.10
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+    return processors.has_bfloat16()
 
 
 def decoder_attention(device: torch.device, dtype: torch.dtype) -> str:
@@ -128,7 +161,11 @@ def decoder_attention(device: torch.device, dtype: torch.dtype) -> str:
         return "sdpa"
     if importlib.util.find_spec("flash_attn") is None:
         return "sdpa"
-    return "flash_attention_2" if torch.cuda.get_device_capability(device)[0] >= 8 else "sdpa"
+    modern = torch.cuda.get_device_capability(device)[0] >= AMPERE
+    return "flash_attention_2" if modern else "sdpa"
+
+
+# --- what is done with a device ------------------------------------------------------------------
 
 
 def synchronize(device: torch.device) -> None:
@@ -139,3 +176,98 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
     elif device.type == "npu":
         _npu().synchronize()
+
+
+def release(device: torch.device) -> None:
+    """Give back what the allocator keeps between pages, where other programs live off the same
+    memory (Apple). Elsewhere it stays, because the next page wants it again."""
+    if device.type == "mps":
+        torch.mps.synchronize()  # what the device still uses cannot be given back
+        torch.mps.empty_cache()
+
+
+def free_and_total(device: torch.device) -> tuple[int, int] | None:
+    """Free and total bytes of the device; None where it has no memory of its own to ask for."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free), int(total)
+    if device.type == "npu":
+        free, total = _npu().mem_get_info(device)
+        return int(free), int(total)
+    if device.type == "mps":
+        total = int(torch.mps.recommended_max_memory())
+        return max(0, total - int(torch.mps.driver_allocated_memory())), total
+    return None
+
+
+# --- what a person is told -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Description:
+    """A device as `--devices` shows it.
+
+    - `memory`: free and total bytes, None where it shares the system's
+    - `dtype`, `why`: the type that "auto" takes and the reason; `types` all that it computes in
+    - `attention`: of the decoder
+    """
+
+    device: torch.device
+    name: str
+    memory: tuple[int, int] | None
+    dtype: torch.dtype
+    why: str
+    types: tuple[str, ...]
+    attention: str
+
+
+def describe(device: torch.device) -> Description:
+    """What is known of a device that is here."""
+    dtype, why = _native_dtype(device)
+    return Description(
+        device, _name(device), free_and_total(device), dtype, why, _types(device),
+        decoder_attention(device, dtype),
+    )  # fmt: skip
+
+
+def every() -> list[torch.device]:
+    """All devices that are here, each by its number, in order of preference."""
+    return [
+        torch.device(kind, number) if kind in ("cuda", "npu") else torch.device(kind)
+        for kind in available()
+        for number in range(_count(kind))
+    ]
+
+
+def absent() -> dict[str, str]:
+    """Kinds of device that are not here, and why."""
+    reasons = {
+        "cuda": "torch sees no NVIDIA card"
+        if torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
+        else "this build of torch is without CUDA",
+        "npu": _npu_problem() or "",
+        "mps": "torch sees no Apple GPU"
+        if torch.backends.mps.is_built()
+        else "this build of torch is not for a Mac",
+    }
+    present = available()
+    return {kind: why for kind, why in reasons.items() if kind not in present}
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+    if device.type == "npu":
+        return str(_npu().get_device_name(device.index or 0))
+    if device.type == "mps":
+        return "Apple GPU"
+    return ", ".join(processors.instructions()) or "no instructions beyond the basic ones"
+
+
+def _types(device: torch.device) -> tuple[str, ...]:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < AMPERE:
+        return ("float16", "float32")
+    if device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        return ("float16", "float32")
+    return ("bfloat16", "float16", "float32")

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 
 import torch
 
-from deepseek_ocr import adapters, kernels, memory, model, prompts
+from deepseek_ocr import adapters, kernels, memory, model, operators, prompts
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.errors import SettingsError
@@ -97,13 +97,17 @@ class OcrEngine:
         quant: str = "none",
         kernels: str = "auto",
         slots: int = 0,
+        vision_device: str | torch.device | None = None,
+        strict: bool = False,
     ) -> OcrEngine:
         """Load the checkpoint in `folder`: network and tokenizer; merge the LoRA `adapter`, a
         folder, into it where there is one.
 
         `quant` is one of `kernels.choice.QUANTS`, `kernels` names fast paths (`kernels.choice`),
         `slots` is how many pages are read at once; 0 chooses by what memory is free
-        (`memory.slots_for`).
+        (`memory.slots_for`). `vision_device` is where the encoders go, if not to `device`. With
+        `strict` an operator that a device would hand to the CPU is an error, found by a rehearsal;
+        without, such operators are counted in a warning.
 
         Raises `CheckpointError`, `DeviceError` and `SettingsError`.
         """
@@ -117,10 +121,11 @@ class OcrEngine:
             end_ids=_as_set(config.text_config.eos_token_id),
             image_id=config.image_token_id,
         )
-        network = model.load_network(folder, device, dtype)
+        network = model.load_network(folder, device, dtype, vision_device)
         if adapter is not None:
             network = adapters.merge_adapter(network, Path(adapter))
         make = _decoder_maker(network, chosen, quant)
+        operators.rehearse(network, strict)
         return cls(network, codec, limits, make, slots)
 
     @property

@@ -7,7 +7,7 @@ tokens. Nothing here knows about pages, prompts or text.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,7 +22,7 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
 
 from deepseek_ocr import devices
 from deepseek_ocr.checkpoint import TensorFiles, plan, read_config
-from deepseek_ocr.errors import CheckpointError, InputError
+from deepseek_ocr.errors import CheckpointError, DeviceError, InputError
 from deepseek_ocr.images import Views
 
 Network: TypeAlias = UnlimitedOcrForConditionalGeneration
@@ -33,6 +33,7 @@ def load_network(
     folder: str | os.PathLike[str],
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    vision_device: str | torch.device | None = None,
 ) -> Network:
     """The network of the checkpoint in `folder`, in evaluation mode, gradients off.
 
@@ -41,18 +42,26 @@ def load_network(
     write to the file while the network is in use (replacing it is fine). A folder without a
     tokenizer will do.
 
+    `vision_device` is where the encoders and the projector go, if not where the decoder is; on a
+    device of another kind they have the type that it does well (`devices.vision_dtype`).
+
     Raises `CheckpointError` (folder, config, tensors) and `DeviceError`.
     """
     folder = Path(folder)
     target = devices.choose_device(device)
     kind = devices.choose_dtype(dtype, target)
+    vision = target if vision_device is None else devices.choose_device(vision_device)
+    places = {"": (target, kind)}
+    for part in _VISION:
+        places[part] = (vision, devices.vision_dtype(kind, vision, target))
     if not folder.is_dir():
         raise CheckpointError(f"There is no folder {folder}; give the folder of a checkpoint.")
     network = empty_network(read_config(folder))
-    _fill(network, folder, target, kind)
+    _fill(network, folder, places)
     rebuild_buffers(network, target)
     network.model.language_model.set_attn_implementation(devices.decoder_attention(target, kind))
     _keep_position_tables(network)
+    _keep_relative_tables(network)
     network.requires_grad_(False)
     return network.eval()
 
@@ -71,10 +80,18 @@ def empty_network(config: UnlimitedOcrConfig) -> Network:
         ) from error
 
 
-def _fill(network: Network, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+_VISION = ("model.vision_tower.", "model.multi_modal_projector.")
+"""How the names of what may lie on a device of its own begin."""
+
+Places: TypeAlias = Mapping[str, tuple[torch.device, torch.dtype]]
+"""Where parameters go and in which type, by how their names begin."""
+
+
+def _fill(network: Network, folder: Path, places: Places) -> None:
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     files = TensorFiles(folder)
     for name, pieces in plan(files, shapes).items():
+        device, dtype = places[max(filter(name.startswith, places), key=len)]
         if len(pieces) == 1:
             # Where nothing has to change, this stays the file's own memory-mapped pages, which
             # the system loads when they are needed and shares between processes.
@@ -83,6 +100,8 @@ def _fill(network: Network, folder: Path, device: torch.device, dtype: torch.dty
             values = torch.empty(shapes[name], dtype=dtype, device=device)
             for piece in pieces:
                 values[piece.target].copy_(files.read(piece.tensor, piece.rows))
+        if dtype == torch.float16 and not bool(torch.isfinite(values).all()):
+            raise DeviceError(f"{name} does not fit float16; use --dtype bfloat16 or float32.")
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
 
@@ -92,7 +111,8 @@ def rebuild_buffers(network: Network, device: torch.device) -> None:
     text = network.model.language_model
     text.rotary_emb = UnlimitedOcrTextRotaryEmbedding(config=text.config).to(device)
     embeddings = network.model.vision_tower.vision_encoder.embeddings
-    embeddings.position_ids = torch.arange(embeddings.num_positions, device=device)[None]
+    positions = torch.arange(embeddings.num_positions, device=embeddings.class_embedding.device)
+    embeddings.position_ids = positions[None]
     left = [name for name, buffer in network.named_buffers() if buffer.is_meta]
     if left:
         raise CheckpointError(f"This version of transformers has unknown buffers: {left}.")
@@ -117,6 +137,26 @@ def _keep_position_tables(network: Network) -> None:
 
     sam.interpolate_pos_encoding = sam_table
     clip.interpolate_pos_encoding = clip_table
+
+
+def _keep_relative_tables(network: Network) -> None:
+    """Lay out SAM's relative positions once per view size; the library does it in every call, with
+    coordinates made on the CPU whatever the device."""
+    for layer in network.model.vision_tower.sam_encoder.layers:
+        layer.attn.get_rel_pos = _RelativeTables(layer.attn.get_rel_pos)
+
+
+class _RelativeTables:
+    """Remembers what `lay_out(q_size, k_size, table)` gives: `[q_size, k_size, head]`."""
+
+    def __init__(self, lay_out: Callable[[int, int, torch.Tensor], torch.Tensor]) -> None:
+        self._lay_out = lay_out
+        self._tables: dict[object, torch.Tensor] = {}
+
+    def __call__(self, q_size: int, k_size: int, table: torch.Tensor) -> torch.Tensor:
+        return _kept(
+            self._tables, table, (q_size, k_size), lambda rows, size: self._lay_out(*size, rows)
+        )
 
 
 def _kept(
@@ -158,7 +198,7 @@ def vision_tokens(network: Network, views: Views) -> torch.Tensor:
     Order: tiles as they lie on the page, global view, view separator; an image newline ends each
     row of cells.
     """
-    weight = network.model.image_newline
+    weight = network.model.vision_tower.sam_encoder.patch_embed.projection.weight
     tiles = views.tiles.to(weight.device, weight.dtype) if len(views.tiles) else None
     features = network.get_image_features(
         pixel_values=views.global_view[None].to(weight.device, weight.dtype),

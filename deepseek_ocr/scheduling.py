@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 
 import torch
 
-from deepseek_ocr import generation, memory
+from deepseek_ocr import devices, footprint, generation, memory, precision
 from deepseek_ocr.decoding import Decoder
 from deepseek_ocr.errors import CancelledError, GenerationError
 from deepseek_ocr.handles import Job, OnEvent, portable
@@ -196,6 +196,7 @@ class Scheduler:
         self._free.add(slot)
         if self._decoder is not None:
             self._decoder.free(slot)
+        devices.release(self._network.device)
 
     def _end_all(self, error: Exception) -> None:
         for job in list(self._jobs):
@@ -262,8 +263,9 @@ class Scheduler:
             job = self._active[slot]
             try:
                 if isinstance(token, Exception):
-                    raise token
-                self._write_down(job, token)
+                    self._widen(slot, token)
+                else:
+                    self._write_down(job, token)
             except Exception as error:  # of this page alone
                 self._end(job, error)
 
@@ -274,6 +276,14 @@ class Scheduler:
         if work.ended:
             job.tell(work.output.flush())
             self._end(job, work.reading())
+
+    def _widen(self, slot: int, problem: Exception) -> None:
+        """Go on with the page in float32 where float16 ran over; else raise `problem`."""
+        if not (isinstance(problem, GenerationError) and precision.widen(self._there, slot)):
+            raise problem
+        log.warning("a page ran over in float16; reading on in float32, which is slower")
+        logits = self._there.prefill(slot, self._work(slot).embeddings(self._network))
+        self._write([slot], logits[None])
 
     @property
     def _there(self) -> Decoder:
@@ -324,10 +334,8 @@ class Scheduler:
         elif self._slots > 1:
             self._shrink(problem)
         else:
-            failure = GenerationError(
-                "There is not enough memory to read this page, even alone; choose a smaller "
-                f"preset, or free memory ({problem})."
-            )
+            crop = self._work(slot).crop
+            failure = footprint.explained(problem, self._network.device, crop)
             failure.__cause__ = problem
             self._end(self._active[slot], failure)
             self._drop(self._most)  # it was this page: the next ones get their slots back
@@ -356,7 +364,7 @@ class Scheduler:
         """A decoder with as many of `slots` slots as there is memory for."""
         while True:
             try:
-                return self._make(slots)
+                return precision.widening(self._network, self._make(slots))
             except Exception as error:
                 if not memory.is_out_of_memory(error):
                     raise

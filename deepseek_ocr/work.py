@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from deepseek_ocr import devices, generation, grounding, images, model, prompts
+from deepseek_ocr import devices, generation, grounding, images, model, precision, prompts
 from deepseek_ocr.images import ImageLimits, Views
 from deepseek_ocr.output import Confidences, Output, count, valid_tokens
 from deepseek_ocr.pages import Delta, Page, Reading, Timings
@@ -36,6 +36,7 @@ class Work:
         self._views: Views | None = views
         self._prompt = prompt
         self._embeddings: torch.Tensor | None = None
+        self.crop = page.crop
         self._valid = valid_tokens(views, page.crop, picture.size)
         self._image_size = picture.size
         self._more_pages = bool(picture.info.get("more_pages"))
@@ -65,6 +66,9 @@ class Work:
             self._began = time.perf_counter()
         if self._views is not None:
             rows = model.vision_tokens(network, self._views)
+            if rows.dtype == torch.float16 and not bool(torch.isfinite(rows).all()):
+                with precision.in_float32(network):
+                    rows = model.vision_tokens(network, self._views)
             prompt = self._prompt
             self._embeddings = model.embed(network, prompt.ids, rows, prompt.image_start)
             self._views = None

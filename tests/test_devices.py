@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from deepseek_ocr import devices
+from deepseek_ocr import devices, toolkit
 from deepseek_ocr.errors import DeviceError
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -90,7 +94,9 @@ def test_an_ascend_device_is_found_through_torch_npu(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     plugin = types.ModuleType("torch_npu")
     plugin.__spec__ = __import__("importlib.machinery").machinery.ModuleSpec("torch_npu", None)
-    npu = types.SimpleNamespace(is_available=lambda: True, device_count=lambda: 8)
+    npu = types.SimpleNamespace(
+        is_available=lambda: True, device_count=lambda: 8, synchronize=lambda: None
+    )
     monkeypatch.setitem(sys.modules, "torch_npu", plugin)
     monkeypatch.setattr(torch, "npu", npu, raising=False)
     assert devices.available() == ["npu", "cpu"]
@@ -104,3 +110,166 @@ def test_a_plugin_that_does_not_import_leaves_the_other_devices(
     (tmp_path / "torch_npu.py").write_text("raise ImportError('libhccl.so: not found')")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert devices.available() == ["cpu"]
+
+
+# --- Ascend's toolkit ----------------------------------------------------------------------------
+
+
+def without_toolkit(folder: Path) -> None:
+    """Put a torch-npu into `folder` that fails as the real one (2.6.0.post5) does in a shell where
+    the toolkit's script was not sourced."""
+    (folder / "torch_npu.py").write_text(
+        "raise ImportError('libhccl.so: cannot open shared object file: No such file or directory')"
+    )
+    about = folder / "torch_npu-2.6.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-npu\nVersion: 2.6.0\n")
+    (about / "entry_points.txt").write_text("[torch.backends]\ntorch_npu = torch_npu:_autoload\n")
+
+
+@pytest.mark.parametrize("wanted", ["read", "list"])
+def test_a_missing_toolkit_names_the_script_to_source(tmp_path: Path, wanted: str) -> None:
+    without_toolkit(tmp_path)
+    done = subprocess.run(
+        [sys.executable, ROOT / "ocr.py", "--model", "pocket",
+         ROOT / "examples/fruit.png" if wanted == "read" else "--devices"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "DEEPSEEK_OCR_DEVICE": "auto"},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "libhccl.so" in done.stderr
+    assert "source /usr/local/Ascend/ascend-toolkit/set_env.sh" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_npu_asked_for_by_name_says_why_it_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(DeviceError, match=r"requirements-npu\.txt"):
+        devices.choose_device("npu")
+    (tmp_path / "torch_npu.py").write_text("raise OSError('libascend_hal.so: cannot open')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(DeviceError, match="mount /usr/local/Ascend/driver"):
+        devices.choose_device("npu:0")
+    assert "set_env.sh" in devices.absent()["npu"]
+
+
+def test_a_toolkit_without_a_device_says_what_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = types.ModuleType("torch_npu")
+    plugin.__spec__ = __import__("importlib.machinery").machinery.ModuleSpec("torch_npu", None)
+    monkeypatch.setitem(sys.modules, "torch_npu", plugin)
+    monkeypatch.setattr(
+        torch, "npu", types.SimpleNamespace(is_available=lambda: False), raising=False
+    )
+    with pytest.raises(DeviceError, match="npu-smi"):
+        devices.choose_device("npu")
+
+
+def test_other_import_errors_are_not_the_toolkit() -> None:
+    assert toolkit.advice(ImportError("No module named 'einops'")) is None
+    assert toolkit.advice(OSError("libcudart.so.12: cannot open shared object file")) is None
+
+
+# --- operators handed to the CPU -----------------------------------------------------------------
+
+FALLBACK = """
+import types, warnings
+import torch
+torch.utils.rename_privateuse1_backend("npu")
+torch._register_device_module("npu", types.ModuleType("torch.npu"))
+library = torch.library.Library("_", "IMPL")
+library.fallback(lambda op, *args, **more: op(*args, **more), "PrivateUse1")
+kernel = torch.library.Library("aten", "IMPL")
+kernel.impl("topk", lambda *args: None, "PrivateUse1")
+
+from deepseek_ocr import operators
+from deepseek_ocr.errors import DeviceError
+npu = torch.device("npu:0")
+assert operators.falls_back("aten::histc", "npu")
+assert operators.falls_back("aten::add.Tensor", "npu")
+assert not operators.falls_back("aten::topk", "npu")
+assert not operators.falls_back("aten::reshape", "npu")
+assert not operators.falls_back("aten::histc", "cpu")
+
+def work():
+    for _ in range(3):
+        torch.ones(4).histc(bins=2)
+    return torch.nn.functional.linear(torch.ones(1, 2), torch.ones(3, 2))
+
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    with torch.inference_mode(), operators.watch(npu, strict=False) as handed:
+        work()
+assert handed["aten::histc"] == 3, handed
+assert any(name in handed for name in ("aten::addmm", "aten::mm")), handed
+assert len(told) == 1 and "aten::histc (3)" in str(told[0].message), told
+try:
+    with operators.watch(npu, strict=True):
+        work()
+except DeviceError as error:
+    print(error)
+"""
+
+
+def test_operators_that_would_run_on_the_cpu_are_noticed() -> None:
+    """With the dispatcher's own table: a process that registers a fallback as torch-npu does."""
+    done = subprocess.run(
+        [sys.executable, "-c", FALLBACK], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "has no kernel on npu:0" in done.stdout
+    assert "DEEPSEEK_OCR_STRICT=no" in done.stdout
+
+
+# --- what is told and done -----------------------------------------------------------------------
+
+
+def test_memory_goes_back_after_the_device_is_done_on_apple_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: calls.append("synchronize"))
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: calls.append("empty_cache"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("cuda"))
+    devices.release(torch.device("cpu"))
+    devices.release(torch.device("cuda"))
+    assert calls == []
+    devices.release(torch.device("mps"))
+    assert calls == ["synchronize", "empty_cache"]
+
+
+def test_every_device_is_described(have, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    have("cuda", "mps", capability=(7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (14 * 10**9, 15 * 10**9))
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: False)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 20)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 5)
+    found = {str(device): devices.describe(device) for device in devices.every()}
+    assert list(found) == ["cuda:0", "cuda:1", "mps", "cpu"]
+    card = found["cuda:0"]
+    assert "Tesla T4" in card.name
+    assert (card.dtype, card.types) == (torch.float16, ("float16", "float32"))
+    assert "before Ampere" in card.why
+    assert card.memory == (14 * 10**9, 15 * 10**9)
+    assert found["mps"].dtype == torch.float16
+    assert found["mps"].memory == (15, 20)
+    assert found["cpu"].memory is None
+    assert set(devices.absent()) == {"npu"}
+
+
+def test_the_vision_part_keeps_the_type_its_device_does_well(
+    have,  # type: ignore[no-untyped-def]
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    have("cuda", capability=(7, 0))
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+
+    def chosen(bfloat16: bool, decoder: torch.dtype, vision: torch.device) -> Any:
+        monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: bfloat16)
+        return devices.vision_dtype(decoder, vision, cuda)
+
+    assert chosen(True, torch.float16, cpu) == torch.bfloat16
+    assert chosen(False, torch.float16, cpu) == torch.float32
+    assert chosen(True, torch.float32, cpu) == torch.float32
+    assert chosen(True, torch.bfloat16, torch.device("cuda:1")) == torch.bfloat16

@@ -48,11 +48,20 @@ ROWS = [
         "deepseek_ocr.decoding",
         "deepseek_ocr.grounding",
         "deepseek_ocr.devices",
+        "deepseek_ocr.footprint",
+        "deepseek_ocr.operators",
+        "deepseek_ocr.precision",
+        "deepseek_ocr.processors",
         "deepseek_ocr.geometry",
         "deepseek_ocr.kernels",
         "deepseek_ocr.memory",
     },
-    {"deepseek_ocr.settings", "deepseek_ocr.errors", "deepseek_ocr.files"},
+    {
+        "deepseek_ocr.settings",
+        "deepseek_ocr.errors",
+        "deepseek_ocr.files",
+        "deepseek_ocr.toolkit",
+    },
 ]
 """The layers of ARCHITECTURE.md, top to bottom: a file imports from its own row or below."""
 

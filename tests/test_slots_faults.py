@@ -109,7 +109,7 @@ def test_a_page_for_which_one_slot_is_too_much_says_what_to_do(tiny: Network) ->
     assert ids_of(third) == ids_alone(tiny, PAGES[1])
     assert isinstance(second, Failure)
     assert isinstance(second.error, GenerationError)
-    assert "smaller preset" in str(second)
+    assert "no memory left for this page" in str(second)
     assert engine.slots == 4  # one page that is too large does not make the others wait for ever
 
 

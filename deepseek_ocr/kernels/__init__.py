@@ -16,7 +16,11 @@ _LOG = logging.getLogger(__name__)
 
 
 def prepare(network: Network, chosen: frozenset[str]) -> None:
-    """Put the fast paths of `chosen` that belong to a loaded network into it."""
+    """Put the fast paths of `chosen` that belong to a loaded network into it, and stand-ins for
+    operators that its devices lack."""
+    from deepseek_ocr import operators
+
+    operators.fit(network, "unfold" in chosen)
 
 
 def make_decoder(

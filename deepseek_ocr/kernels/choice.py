@@ -11,6 +11,12 @@ NAMES = {
 }
 """Every fast path, and what it does."""
 
+ON_REQUEST = {
+    "unfold": "convolutions as cut-out windows and a matrix product; by itself where the device "
+    "cannot convolve",
+}
+"""What replaces operators that some devices lack: no faster, and so only by name or by need."""
+
 QUANTS = ("none", "int8")
 """How the decoder's weights are held: as they are, or in 8 bits with a scale per output row."""
 
@@ -23,7 +29,7 @@ def check_quant(name: str) -> None:
 
 def parse(text: str) -> frozenset[str]:
     """Names of the fast paths to use: "auto" is all, "plain" none, "auto,-compiled" all but one,
-    "vision,decoder" just these.
+    "vision,decoder" just these; "auto,unfold" forces what is otherwise done by need.
 
     Raises `SettingsError` for a name nobody knows.
     """
@@ -34,9 +40,10 @@ def parse(text: str) -> frozenset[str]:
             chosen |= set(NAMES)
         elif word == "plain":
             chosen.clear()
-        elif name not in NAMES:
+        elif name not in NAMES | ON_REQUEST:
             raise SettingsError(
-                f"There is no fast path called {name!r}; use auto, plain, {', '.join(NAMES)}, "
+                f"There is no fast path called {name!r}; use auto, plain, "
+                f"{', '.join(NAMES | ON_REQUEST)}, "
                 "and - before a name to leave it out, as in auto,-compiled."
             )
         elif word == name:

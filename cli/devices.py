@@ -1,0 +1,114 @@
+"""`ocr.py --devices`: what is here, what would be chosen and why, and what fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import tasks
+import weights
+from cli.arguments import Job
+from cli.console import ALL_READ, complain, write
+from deepseek_ocr import devices, footprint, memory, processors
+from deepseek_ocr.checkpoint import read_config
+from deepseek_ocr.errors import CheckpointError
+from deepseek_ocr.footprint import CONTEXT_BYTES, Footprint, Load, in_gb
+from deepseek_ocr.kernels import choice
+
+PRESETS = {short: tasks.RESOLUTIONS[name] for short, name in tasks.RESOLUTION_SHORT_NAMES.items()}
+
+
+def show(job: Job) -> int:
+    """Print it; the exit status. Raises `DeviceError` where the device asked for is not here."""
+    for device in devices.every():
+        write(_described(devices.describe(device)))
+    for kind, why in devices.absent().items():
+        write(f"{kind}: not here; {why}\n")
+    write(_chosen(job))
+    try:
+        folder = weights.ensure(job.settings.model, Path(job.settings.checkpoints), fetch=False)
+        write(_fitting(job, Footprint(read_config(folder))))
+    except CheckpointError as error:
+        write(f"memory by preset: not known before the model is here ({error})\n")
+    return ALL_READ
+
+
+def _described(found: devices.Description) -> str:
+    room = ""
+    if found.memory:
+        free, total = found.memory
+        room = f", {in_gb(free)} of {in_gb(total)} free"
+    lines = [
+        f"{found.device}: {found.name}{room}",
+        f"  types: {', '.join(found.types)}; auto takes {_name(found.dtype)}: {found.why}",
+    ]
+    if found.device.type == "cpu":
+        lines.append(f"  threads: {processors.threads()} (DEEPSEEK_OCR_THREADS changes it)")
+    else:
+        lines.append(f"  decoder attention: {found.attention}")
+    return "\n".join(lines) + "\n"
+
+
+def _chosen(job: Job) -> str:
+    settings = job.settings
+    device = devices.choose_device(settings.device)
+    dtype = devices.choose_dtype(settings.dtype, device)
+    how = (
+        f"the first of {', '.join(devices.PREFERENCE)} that is here"
+        if settings.device.strip().lower() == "auto"
+        else "as the settings say"
+    )
+    paths = choice.parse(settings.kernels)
+    named = choice.NAMES | choice.ON_REQUEST
+    lines = [f"chosen: {device} ({how}) in {_name(dtype)}, quant {settings.quant}"]
+    if settings.vision_device:
+        vision = devices.choose_device(settings.vision_device)
+        kind = devices.vision_dtype(dtype, vision, device)
+        lines.append(f"  encoders: {vision} in {_name(kind)}")
+    lines += [f"  fast path {name}: {named[name]}" for name in named if name in paths]
+    return "\n".join(lines) + "\n"
+
+
+def _fitting(job: Job, sizes: Footprint) -> str:
+    """What each preset takes at the settings of this run, and whether it fits."""
+    device = devices.choose_device(job.settings.device)
+    free = memory.free_bytes(device)
+    load = load_of(job, device)
+    lines = [f"memory on {device} by preset, at most ({_name(load.dtype)}, {load.quant}):"]
+    for name, crop in PRESETS.items():
+        total = sizes.estimate(crop, load).total
+        verdict = "" if free is None else "  fits" if total <= free else "  does not fit now"
+        lines.append(f"  {name:8}{in_gb(total):>9}{verdict}")
+    lines.append(f"  and {in_gb(sizes.cache_per_page(load.dtype.itemsize))} for each further page "
+                 "at once (--slots)")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def load_of(job: Job, device: torch.device) -> Load:
+    """What the job's settings put on `device`."""
+    apart = job.settings.vision_device
+    return Load(
+        devices.choose_dtype(job.settings.dtype, device),
+        max(1, job.settings.slots),
+        job.settings.quant,
+        ("decoder",) if apart and devices.choose_device(apart) != device else Load().parts,
+        context=0 if device.type == "cpu" else CONTEXT_BYTES,
+    )
+
+
+def warn_of_too_little(job: Job, folder: Path, name: str) -> None:
+    """Tell, before it is loaded, where the job's preset may not fit into what is free, and what
+    would. The estimate is the most it can take, so it is tried all the same."""
+    device = devices.choose_device(name)
+    known = devices.free_and_total(device)
+    if known is None:
+        return
+    sizes = Footprint(read_config(folder))
+    told = footprint.too_little(sizes, job.crop, load_of(job, device), PRESETS, known[0])
+    if told:
+        complain(f"{device} may run out of memory. {told}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,175 @@
+"""Memory: estimated from the config, told before it runs out, explained when it does."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import tasks
+from benchmarks.random_checkpoint import FULL_SIZE
+from deepseek_ocr import model
+from deepseek_ocr.checkpoint import read_config
+from deepseek_ocr.errors import GenerationError
+from deepseek_ocr.footprint import Footprint, Load, explained, table, too_little
+from deepseek_ocr.images import Views
+from deepseek_ocr.settings import CropSettings
+from tests.conftest import GOLDEN
+
+PRESETS = {short: tasks.RESOLUTIONS[name] for short, name in tasks.RESOLUTION_SHORT_NAMES.items()}
+GB = 10**9
+
+
+class Peak(TorchDispatchMode):
+    """Most bytes of tensors made within it that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor):
+                self._add(value.untyped_storage())
+        return result
+
+    def _add(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.alive += size
+        self.most = max(self.most, self.alive)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.alive -= size
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Footprint:
+    """That of the real model's sizes."""
+    folder = tmp_path_factory.mktemp("full")
+    (folder / "config.json").write_text(json.dumps(FULL_SIZE))
+    return Footprint(read_config(folder))
+
+
+def test_weights_are_the_parameters(full: Footprint, tiny: model.Network) -> None:
+    assert full.vision + full.matrices + full.rest == 3_335_504_128
+    small = Footprint(read_config(GOLDEN / "checkpoint"))
+    total = sum(parameter.numel() for parameter in tiny.parameters())
+    assert small.estimate(CropSettings(), Load(torch.float32)).weights == 4 * total
+
+
+def test_the_cache_is_what_a_full_page_takes(tiny: model.Network) -> None:
+    footprint = Footprint(read_config(GOLDEN / "checkpoint"))
+    config = tiny.config.text_config
+    head = config.hidden_size // config.num_attention_heads
+    keys = torch.empty(config.num_key_value_heads, config.max_position_embeddings, head)
+    layers = config.num_hidden_layers
+    assert footprint.cache_per_page(4) == 2 * layers * keys.numel() * keys.itemsize
+
+
+@pytest.mark.parametrize(
+    ("crop", "tiles"),
+    [(CropSettings(1024, 1024, False), 0), (CropSettings(512, 640, True), 2)],
+)
+def test_no_view_takes_more_than_the_estimate(
+    tiny: model.Network, monkeypatch: pytest.MonkeyPatch, crop: CropSettings, tiles: int
+) -> None:
+    """The plain class's own peak: no less than half of the estimate and no more than all of it."""
+    footprint = Footprint(read_config(GOLDEN / "checkpoint"))
+    network = model.empty_network(tiny.config)  # the plain class: nothing replaced
+    for name, value in tiny.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(owner), leaf, value)
+    model.rebuild_buffers(network, torch.device("cpu"))
+    monkeypatch.setattr("deepseek_ocr.footprint.MOST_TILES", tiles)
+    side = crop.base_size
+    views = Views(torch.zeros(3, side, side), torch.zeros(tiles, 3, 640, 640), (2, 1))
+    with torch.no_grad(), Peak() as peak:
+        network.get_image_features(
+            pixel_values=views.global_view[None],
+            pixel_values_local=views.tiles if tiles else None,
+            num_local_patches=[tiles],
+            patches_grid=[[2, 1]],
+        )
+    estimate = footprint.estimate(crop, Load(torch.float32)).vision
+    assert 0.5 * estimate < peak.most < estimate
+
+
+def test_what_does_not_fit_is_told_with_what_does(full: Footprint) -> None:
+    def told(free: float, **load: Any) -> str | None:
+        load = {"dtype": torch.float16, **load}
+        return too_little(full, PRESETS["gundam"], Load(**load), PRESETS, int(free * GB))
+
+    assert told(16) is None
+    eight = told(8)
+    assert eight
+    assert "This takes up to 9.2 GB and there are 8.0 GB free" in eight
+    assert "--size small" in eight
+    assert "--size large" not in eight
+    assert "--quant int8" in eight
+    assert "--vision-device cpu" in eight
+    six = told(6)
+    assert six
+    assert "What fits: --quant int8 --vision-device cpu" in six
+    assert "--device cpu" in str(told(2))
+    many = told(16, slots=30)
+    assert many
+    assert "--slots 1 (9.2 GB)" in many
+
+
+def test_the_table_grows_with_preset_type_and_slots(full: Footprint) -> None:
+    heading, *rows = table(full, PRESETS, slots=(1, 4))
+    assert len(heading) == 7
+    assert [row[0] for row in rows] == list(PRESETS)
+    numbers = {row[0]: [float(cell.removesuffix(" GB")) for cell in row[1:]] for row in rows}
+    for row in numbers.values():
+        assert row[2] < row[0] < row[4]  # int8, 16 bits, float32
+        assert row[0] < row[1]
+    assert numbers["tiny"] < numbers["small"] < numbers["base"] < numbers["large"]
+
+
+OUT = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 … If reserved"),
+    RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB (NPU 0; 60.96 GiB total capacity"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9 GB). Tried to allocate 1 GB."),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to …"),
+    MemoryError(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", OUT, ids=lambda error: str(error)[:12])
+def test_out_of_memory_names_the_preset_to_try(error: Exception) -> None:
+    device = torch.device("cpu")
+    for crop, preset in [
+        (PRESETS["gundam"], "base"),
+        (PRESETS["large"], "base"),
+        (PRESETS["base"], "small"),
+        (PRESETS["small"], "tiny"),
+    ]:
+        told = explained(error, device, crop)
+        assert isinstance(told, GenerationError)
+        assert f"try --size {preset}," in str(told)
+    assert "--quant int8" in str(explained(error, device, PRESETS["tiny"]))
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    error = RuntimeError("shape mismatch")
+    assert explained(error, torch.device("cpu"), CropSettings()) is error
+
+
+def test_the_readme_of_devices_has_the_table(full: Footprint) -> None:
+    page = (Path(__file__).parent.parent / "docs/devices.md").read_text(encoding="utf-8")
+    for row in table(full, PRESETS):
+        assert "| " + " | ".join(row) + " |" in page
