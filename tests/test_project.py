@@ -114,6 +114,7 @@ def test_the_table_catches_a_wrong_import(tmp_path: Path) -> None:
 
 def test_exported_names() -> None:
     assert sorted(deepseek_ocr.__all__) == [
+        "CancelledError",
         "CheckpointError",
         "Confidence",
         "Counts",
@@ -122,8 +123,10 @@ def test_exported_names() -> None:
         "Delta",
         "DeviceError",
         "DocumentError",
+        "EngineStatus",
         "Failure",
         "GenerationError",
+        "Handle",
         "ImageError",
         "ImageLimits",
         "ImageTooLargeError",
