@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from deepseek_ocr import processors
+from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.settings import CropSettings
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -111,3 +118,21 @@ def test_older_torch_is_asked_its_own_way(monkeypatch: pytest.MonkeyPatch) -> No
     for name, answer in ((f"_is_{key}_supported", value) for key, value in answers.items()):
         monkeypatch.setattr(torch.cpu, name, lambda answer=answer: answer, raising=False)
     assert processors.instructions() == ["AVX-512", "AVX2"]
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="needs an x86 processor")
+@pytest.mark.parametrize("isa", ["AVX2", "SSE41"])
+def test_older_processors_read_the_same(pocket: OcrEngine, isa: str) -> None:
+    """torch and oneDNN held to what an older processor has."""
+    page = str(ROOT / "examples" / "total.png")
+    expected = pocket.read(page, "Free OCR.", CropSettings(512, 512, False)).text
+    held = {
+        "ATEN_CPU_CAPABILITY": "avx2" if isa == "AVX2" else "default",
+        "ONEDNN_MAX_CPU_ISA": isa,
+        "DEEPSEEK_OCR_DTYPE": "float32",
+    }
+    done = subprocess.run(
+        [sys.executable, "ocr.py", "--model", "pocket", page], cwd=ROOT, check=True,
+        env=os.environ | held, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == expected.strip()
