@@ -22,12 +22,11 @@ constexpr int BLOCK = 32;  // numbers of a row taken at a time
 typedef float floats __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t words __attribute__((vector_size(64), aligned(4)));
 
-// Loading is what limits small products; this keeps a compiler from loading the same words twice.
-#if defined(__AVX512F__)
-#define IN_A_REGISTER(v) asm("" : "+v"(v))
-#else
-#define IN_A_REGISTER(v)
-#endif
+float total(floats v) {
+    float sum = 0;
+    for (int i = 0; i < 16; ++i) sum += v[i];
+    return sum;
+}
 
 template <class V> V load(const void* from) {
     V v;
@@ -35,16 +34,8 @@ template <class V> V load(const void* from) {
     return v;
 }
 
-float total(floats v) {
-    typedef float half __attribute__((vector_size(32)));
-    typedef float quarter __attribute__((vector_size(16)));
-    half eight = load<half>(&v) + load<half>((const float*)&v + 8);
-    quarter four = load<quarter>(&eight) + load<quarter>((const float*)&eight + 4);
-    return (four[0] + four[1]) + (four[2] + four[3]);
-}
-
 // A kind of weight says what it is stored as, what an input is packed into before it is
-// multiplied, and how a row of k weights is multiplied with N inputs.
+// multiplied, and how a row is multiplied with N inputs.
 
 struct Float32 {
     using Stored = float;
@@ -56,26 +47,18 @@ struct Float32 {
         return 1;
     }
     template <int N> static void dot(const Stored* w, const Packed* const* x, long k, float* out) {
-        floats sum[4][N] = {};
+        floats even[N] = {}, odd[N] = {};
         long at = 0;
-        for (; at + 2 * BLOCK <= k; at += 2 * BLOCK) {
-            add(w + at, x, at, sum[0], sum[1]);
-            add(w + at + BLOCK, x, at + BLOCK, sum[2], sum[3]);
+        for (; at + BLOCK <= k; at += BLOCK) {
+            floats low = load<floats>(w + at), high = load<floats>(w + at + 16);
+            for (int i = 0; i < N; ++i) {
+                even[i] += low * load<floats>(x[i] + at);
+                odd[i] += high * load<floats>(x[i] + at + 16);
+            }
         }
-        for (; at + BLOCK <= k; at += BLOCK) add(w + at, x, at, sum[0], sum[1]);
-        for (int i = 0; i < N; ++i) {
-            out[i] = total((sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]));
-            for (long rest = at; rest < k; ++rest) out[i] += get(w[rest]) * x[i][rest];
-        }
-    }
-    template <int N>
-    static void add(const Stored* w, const Packed* const* x, long at, floats (&even)[N],
-                    floats (&odd)[N]) {
-        floats low = load<floats>(w), high = load<floats>(w + 16);
-        for (int i = 0; i < N; ++i) {
-            even[i] += low * load<floats>(x[i] + at);
-            odd[i] += high * load<floats>(x[i] + at + 16);
-        }
+        for (int i = 0; i < N; ++i) out[i] = total(even[i] + odd[i]);
+        for (; at < k; ++at)
+            for (int i = 0; i < N; ++i) out[i] += w[at] * x[i][at];
     }
 };
 
@@ -103,28 +86,19 @@ struct Bfloat16 {
         return 1;
     }
     template <int N> static void dot(const Stored* w, const Packed* const* x, long k, float* out) {
-        floats sum[4][N] = {};
+        floats even[N] = {}, odd[N] = {};
         long at = 0;
-        for (; at + 2 * BLOCK <= k; at += 2 * BLOCK) {
-            add(w + at, x, at, sum[0], sum[1]);
-            add(w + at + BLOCK, x, at + BLOCK, sum[2], sum[3]);
+        for (; at + BLOCK <= k; at += BLOCK) {
+            words both = load<words>(w + at);
+            floats low = (floats)(both << 16), high = (floats)(both & 0xffff0000u);
+            for (int i = 0; i < N; ++i) {
+                even[i] += low * load<floats>(x[i] + at);
+                odd[i] += high * load<floats>(x[i] + at + 16);
+            }
         }
-        for (; at + BLOCK <= k; at += BLOCK) add(w + at, x, at, sum[0], sum[1]);
-        for (int i = 0; i < N; ++i) {
-            out[i] = total((sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]));
-            for (long rest = at; rest < k; ++rest) out[i] += get(w[rest]) * x[i][rest];
-        }
-    }
-    template <int N>
-    static void add(const Stored* w, const Packed* const* x, long at, floats (&even)[N],
-                    floats (&odd)[N]) {
-        words both = load<words>(w);
-        IN_A_REGISTER(both);
-        floats low = (floats)(both << 16), high = (floats)(both & 0xffff0000u);
-        for (int i = 0; i < N; ++i) {
-            even[i] += low * load<floats>(x[i] + at);
-            odd[i] += high * load<floats>(x[i] + at + 16);
-        }
+        for (int i = 0; i < N; ++i) out[i] = total(even[i] + odd[i]);
+        for (; at < k; ++at)
+            for (int i = 0; i < N; ++i) out[i] += get(w[at]) * x[i][at];
     }
 };
 
@@ -192,22 +166,14 @@ struct Int8 {
         for (int i = 0; i < N; ++i) out[i] = 0;
         long at = 0;
         while (at + BLOCK <= k) {
-            sums sum[2][N];
-            for (auto& some : sum)
-                for (sums& one : some) one = nothing();
-            long stop = k - at < SAFE ? k : at + SAFE;
-            for (; at + 2 * BLOCK <= stop; at += 2 * BLOCK)
-                for (int half = 0; half < 2; ++half)
-                    for (int i = 0; i < N; ++i)
-                        sum[half][i] = add_products(sum[half][i], w + at + half * BLOCK,
-                                                    x[i] + at + half * BLOCK);
-            for (; at + BLOCK <= stop; at += BLOCK)
-                for (int i = 0; i < N; ++i)
-                    sum[0][i] = add_products(sum[0][i], w + at, x[i] + at);
-            for (int i = 0; i < N; ++i) out[i] += float(total(sum[0][i]) + total(sum[1][i]));
+            sums sum[N];
+            for (int i = 0; i < N; ++i) sum[i] = nothing();
+            for (long stop = at + SAFE; at + BLOCK <= k && at < stop; at += BLOCK)
+                for (int i = 0; i < N; ++i) sum[i] = add_products(sum[i], w + at, x[i] + at);
+            for (int i = 0; i < N; ++i) out[i] += float(total(sum[i]));
         }
-        for (int i = 0; i < N; ++i)
-            for (long rest = at; rest < k; ++rest) out[i] += float(int(w[rest]) * x[i][rest]);
+        for (; at < k; ++at)
+            for (int i = 0; i < N; ++i) out[i] += float(int(w[at]) * x[i][at]);
     }
 };
 
@@ -256,22 +222,14 @@ template <class W> struct Inputs {  // vectors packed for one product
     float scale[MOST];
 };
 
-// Rows [first, last) of `m` times `count` inputs: `emit(row, input, value)` for each. Row after
-// row, as they lie in memory: several at once would read from the cache less often, but the
-// memory's own foresight loses track, which costs more.
-template <class W, class Emit>
-void products(const Matrix& m, long first, long last, long k, const Inputs<W>& x, int count,
-              Emit emit) {
-    float values[MOST];
-    for (long row = first; row < last; ++row) {
-        const auto* w = (const typename W::Stored*)m.data + row * k;
-        int i = 0;
-        for (; i + 4 <= count; i += 4) W::template dot<4>(w, x.packed + i, k, values + i);
-        for (; i + 2 <= count; i += 2) W::template dot<2>(w, x.packed + i, k, values + i);
-        for (; i < count; ++i) W::template dot<1>(w, x.packed + i, k, values + i);
-        for (i = 0; i < count; ++i)
-            emit(row, i, m.scale ? values[i] * (m.scale[row] * x.scale[i]) : values[i]);
-    }
+template <class W>
+void dots(const Matrix& m, long row, long k, const Inputs<W>& x, int count, float* out) {
+    const auto* w = (const typename W::Stored*)m.data + row * k;
+    int i = 0;
+    for (; i + 4 <= count; i += 4) W::template dot<4>(w, x.packed + i, k, out + i);
+    for (; i < count; ++i) W::template dot<1>(w, x.packed + i, k, out + i);
+    if (m.scale)
+        for (i = 0; i < count; ++i) out[i] *= m.scale[row] * x.scale[i];
 }
 
 void normalise(const float* x, const float* weight, long k, float epsilon, float* out) {
@@ -288,7 +246,8 @@ void choose(const Model& m, const float* router, const float* x, float* scores, 
             float* weights) {
     float most = -INFINITY, sum = 0;
     for (long e = 0; e < m.experts; ++e) {
-        Float32::dot<1>(router + e * m.hidden, &x, m.hidden, scores + e);
+        const float* in[1] = {x};
+        Float32::dot<1>(router + e * m.hidden, in, m.hidden, scores + e);
         most = std::fmax(most, scores[e]);
     }
     for (long e = 0; e < m.experts; ++e) sum += scores[e] = std::exp(scores[e] - most);
@@ -326,9 +285,12 @@ template <class W, class C> struct Worker {
 
     void project(const Matrix& matrix, long rows, long k, const Inputs<W>& x, float* out,
                  bool add) const {
-        products(matrix, first(rows), last(rows), k, x, n, [&](long row, int i, float value) {
-            out[i * rows + row] = value + (add ? out[i * rows + row] : 0);
-        });
+        float values[MOST];
+        for (long row = first(rows); row < last(rows); ++row) {
+            dots<W>(matrix, row, k, x, n, values);
+            for (int i = 0; i < n; ++i)
+                out[i * rows + row] = values[i] + (add ? out[i * rows + row] : 0);
+        }
     }
 
     Inputs<W> normed(const float* weight, float* plain, float* packed) const {
@@ -374,14 +336,13 @@ template <class W, class C> struct Worker {
         for (long d = 0; d < dim; ++d) out[d] /= sum;
     }
 
-    // This thread's rows of a gate, from `gate_row` on, and of what it gates; input i's to `to[i]`.
-    void gated(const Matrix& gate, long gate_row, const Matrix& up, long up_row, long rows,
-               const Inputs<W>& x, int count, float* const* to) const {
-        const long begin = first(rows), end = last(rows);
-        products(gate, gate_row + begin, gate_row + end, m.hidden, x, count,
-                 [&](long row, int i, float value) { to[i][row - gate_row] = silu(value); });
-        products(up, up_row + begin, up_row + end, m.hidden, x, count,
-                 [&](long row, int i, float value) { to[i][row - up_row] *= value; });
+    // Row r of a gate and of what it gates, to r of `inner`; `to[i]` is where input i's lie.
+    void gated(const Matrix& gate, long gate_row, const Matrix& up, long up_row,
+               const Inputs<W>& x, int count, float* const* to, long r) const {
+        float gates[MOST], ups[MOST];
+        dots<W>(gate, gate_row, m.hidden, x, count, gates);
+        dots<W>(up, up_row, m.hidden, x, count, ups);
+        for (int i = 0; i < count; ++i) to[i][r] = silu(gates[i]) * ups[i];
     }
 
     void mlp(const Layer& layer) const;
@@ -401,7 +362,8 @@ template <class W, class C> void Worker<W, C>::mlp(const Layer& layer) const {
 
     float* to[MOST];
     for (int i = 0; i < n; ++i) to[i] = s.inner + i * each + routed * width;
-    gated(layer.gate, 0, layer.up, 0, layer.width, x, n, to);
+    for (long r = first(layer.width); r < last(layer.width); ++r)
+        gated(layer.gate, r, layer.up, r, x, n, to, r);
     for (long e = 0; e < (routed ? m.experts : 0); ++e) {
         Inputs<W> some;
         int count = 0;
@@ -411,18 +373,22 @@ template <class W, class C> void Worker<W, C>::mlp(const Layer& layer) const {
                 some.scale[count] = x.scale[j / routed];
                 to[count++] = s.inner + (j / routed) * each + (j % routed) * width;
             }
-        if (count)
-            gated(layer.expert_in, e * 2 * width, layer.expert_in, (e * 2 + 1) * width, width,
-                  some, count, to);
+        for (long r = first(width); count && r < last(width); ++r)
+            gated(layer.expert_in, e * 2 * width + r, layer.expert_in, (e * 2 + 1) * width + r,
+                  some, count, to, r);
     }
 #pragma omp barrier
     Inputs<W> shared;
+    float values[MOST];
     for (int i = 0; i < n; ++i) {
         auto* out = (typename W::Packed*)(inner_packed + i * each + routed * width);
         shared.scale[i] = W::pack(s.inner + i * each + routed * width, layer.width, out);
         shared.packed[i] = out;
     }
-    project(layer.down, hidden, layer.width, shared, s.states, true);
+    for (long r = first(hidden); r < last(hidden); ++r) {
+        dots<W>(layer.down, r, layer.width, shared, n, values);
+        for (int i = 0; i < n; ++i) s.states[i * hidden + r] += values[i];
+    }
     for (long e = 0; e < (routed ? m.experts : 0); ++e) {
         Inputs<W> some;
         long from[MOST];
@@ -435,11 +401,11 @@ template <class W, class C> void Worker<W, C>::mlp(const Layer& layer) const {
                 some.packed[count] = out;
                 from[count++] = j;
             }
-        const long base = count ? e * hidden : 0, stop = count ? last(hidden) : first(hidden);
-        products(layer.expert_out, base + first(hidden), base + stop, width, some, count,
-                 [&](long row, int i, float value) {
-                     s.states[from[i] / routed * hidden + row - base] += weights[from[i]] * value;
-                 });
+        for (long r = first(hidden); count && r < last(hidden); ++r) {
+            dots<W>(layer.expert_out, e * hidden + r, width, some, count, values);
+            for (int i = 0; i < count; ++i)
+                s.states[from[i] / routed * hidden + r] += weights[from[i]] * values[i];
+        }
     }
 #pragma omp barrier
 }
