@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
 
 from deepseek_ocr.kernels import compiled_attention, sam_attention
 from deepseek_ocr.kernels.sam_attention import Heads, Positions
 from deepseek_ocr.model import Network, identity
+
+_ROWS = 1024
+"""Cells that the layers after the attention take at a time."""
 
 Attention = Callable[[Heads, Positions], torch.Tensor]
 
@@ -34,6 +38,10 @@ def prepare(network: Network, chosen: frozenset[str]) -> None:
         for module in tower.modules():
             if isinstance(module, nn.Linear):
                 _hook_linear(module)
+    if network.device.type == "cpu":
+        _hook_images(tower.sam_encoder)
+        for layer in tower.sam_encoder.layers:
+            _hook_mlp(layer.mlp)
 
 
 def _hook_layer(layer: nn.Module, compiled: bool) -> None:
@@ -86,6 +94,7 @@ def _compiled_layer(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         if _wants_gradients(layer, hidden_states):
             result: torch.Tensor = plain(hidden_states)
             return result
+        hidden_states = hidden_states.contiguous()  # the first layer gets the strides of an image
         qkv = attn.qkv(layer.layer_norm1(hidden_states))
         padding = attn.qkv.bias if attn.qkv.bias is not None else qkv.new_zeros(qkv.shape[-1])
         mixed = compiled_attention.attend(
@@ -115,8 +124,9 @@ def _packing_pays(network: Network) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _hook_linear(linear: nn.Linear) -> None:
-    """Keep the weights of `linear` packed as oneDNN wants them, from the first use on."""
+def _hook_linear(linear: nn.Linear, then: str = "none") -> None:
+    """Keep the weights of `linear` packed as oneDNN wants them, from the first use on; `then` is
+    what oneDNN does with the result before it is rounded."""
     plain = linear.forward
     packed: dict[object, torch.Tensor] = {}
 
@@ -129,8 +139,40 @@ def _hook_linear(linear: nn.Linear) -> None:
             packed.clear()
             packed[key] = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            states, packed[key], linear.bias, "none", [], ""
+            states, packed[key], linear.bias, then, [], "none"
         )
         return result
 
     linear.forward = forward  # type: ignore[method-assign]
+
+
+def _hook_mlp(mlp: nn.Module) -> None:
+    """Run the two layers of `mlp` over some rows at a time, so that what lies between them stays
+    in cache and its memory is used again."""
+    plain = mlp.forward
+
+    def forward(hidden_states: torch.Tensor) -> torch.Tensor:
+        if _wants_gradients(mlp, hidden_states):
+            result: torch.Tensor = plain(hidden_states)
+            return result
+        rows = hidden_states.flatten(0, -2)
+        output = torch.empty_like(rows)
+        for first in range(0, len(rows), _ROWS):
+            some = slice(first, first + _ROWS)
+            output[some] = mlp.lin2(mlp.act(mlp.lin1(rows[some])))
+        return output.view_as(hidden_states)
+
+    mlp.forward = forward
+
+
+def _hook_images(encoder: nn.Module) -> None:
+    """Take one image after the other: less memory, and more of it in cache."""
+    plain = encoder.forward
+
+    def forward(pixel_values: torch.Tensor, **options: Any) -> Any:
+        if len(pixel_values) == 1 or options or _wants_gradients(encoder, pixel_values):
+            return plain(pixel_values, **options)
+        maps = [plain(image[None]).last_hidden_state for image in pixel_values]
+        return BaseModelOutput(last_hidden_state=torch.cat(maps))
+
+    encoder.forward = forward
