@@ -15,8 +15,8 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -155,8 +155,8 @@ def _vision(
     ):
         plain, ours = stages.in_turn(
             [
-                lambda some=some: stages.plain_vision(ways.plain, some),
-                lambda some=some: model.vision_tokens(ways.ours, some),
+                partial(stages.plain_vision, ways.plain, some),
+                partial(model.vision_tokens, ways.ours, some),
             ],
             flags.repeat,
             ways.ours.device,

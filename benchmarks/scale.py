@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -46,9 +47,7 @@ Point = tuple[int, float, int]
 def by_tiles(ways: stages.Ways, repeat: int) -> Iterator[Point]:
     """Vision of a global view and so many tiles."""
     for count in TILES:
-        yield _point(ways, count, repeat, lambda views=_views(count): model.vision_tokens(
-            ways.ours, views
-        ))  # fmt: skip
+        yield _point(ways, count, repeat, partial(model.vision_tokens, ways.ours, _views(count)))
 
 
 def by_length(ways: stages.Ways, tokens: int, repeat: int) -> Iterator[Point]:
@@ -57,9 +56,8 @@ def by_length(ways: stages.Ways, tokens: int, repeat: int) -> Iterator[Point]:
     lengths = [tokens, 2 * tokens, 4 * tokens]
     decoder = ways.decoder(1, embeddings.shape[1] + lengths[-1] + 1)
     for length in lengths:
-        yield _point(ways, length, repeat, lambda length=length: stages.our_times(
-            decoder, embeddings, length, 1
-        ))  # fmt: skip
+        run = partial(stages.our_times, decoder, embeddings, length, 1)
+        yield _point(ways, length, repeat, run)
 
 
 def by_pages(ways: stages.Ways, most: int, tokens: int, repeat: int) -> Iterator[Point]:
@@ -68,9 +66,8 @@ def by_pages(ways: stages.Ways, most: int, tokens: int, repeat: int) -> Iterator
     decoder = ways.decoder(most, embeddings.shape[1] + tokens + 1)
     count = 1
     while count <= most:
-        yield _point(ways, count, repeat, lambda count=count: stages.our_times(
-            decoder, embeddings, tokens, count
-        ))  # fmt: skip
+        run = partial(stages.our_times, decoder, embeddings, tokens, count)
+        yield _point(ways, count, repeat, run)
         count *= 2
 
 

@@ -39,7 +39,7 @@ def library(name: str = "decode") -> ctypes.CDLL | None:
     except (CompilingError, OSError, subprocess.SubprocessError) as error:
         _LOG.warning(
             "Going on without the compiled kernel %r, several times slower: %s "
-            "Install a C++ compiler with OpenMP (g++), or leave it out with kernels=auto,-compiled.",
+            "Install a C++ compiler with OpenMP (g++), or leave it out: kernels=auto,-compiled.",
             name,
             error,
         )

@@ -11,9 +11,9 @@ Shapes: query, key and value `[N, height * width, dim]`, N being images, windows
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
 from deepseek_ocr.model import kept
@@ -41,7 +41,7 @@ class Heads:
 class Positions:
     """The two learned position tables of one layer, resized once for each size of map."""
 
-    def __init__(self, attention: nn.Module) -> None:
+    def __init__(self, attention: Any) -> None:
         self._attention = attention
         self._rows: dict[object, torch.Tensor] = {}
         self._columns: dict[object, torch.Tensor] = {}

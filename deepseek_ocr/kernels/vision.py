@@ -44,7 +44,7 @@ def prepare(network: Network, chosen: frozenset[str]) -> None:
             _hook_mlp(layer.mlp)
 
 
-def _hook_layer(layer: nn.Module, compiled: bool) -> None:
+def _hook_layer(layer: Any, compiled: bool) -> None:
     """Exchange the attention of one SAM layer."""
     weight = layer.attn.qkv.weight
     if not layer.attn.use_rel_pos:
@@ -65,7 +65,7 @@ def torch_attention(device: torch.device, dtype: torch.dtype, window: int) -> At
     return sam_attention.blocked if dtype == torch.bfloat16 else sam_attention.by_rows
 
 
-def _with_attention(module: nn.Module, attention: Attention) -> Callable[..., Any]:
+def _with_attention(module: Any, attention: Attention) -> Callable[..., Any]:
     """`module.forward` with another attention inside."""
     plain = module.forward
     positions = Positions(module)
@@ -84,7 +84,7 @@ def _with_attention(module: nn.Module, attention: Attention) -> Callable[..., An
     return forward
 
 
-def _compiled_layer(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def _compiled_layer(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """`layer.forward` with the compiled attention, which finds windows in the map by itself."""
     plain = layer.forward
     attn = layer.attn
@@ -119,14 +119,13 @@ def _packing_pays(network: Network) -> bool:
     processor's peak (440 instead of 400 of 470 GFLOP/s on a Zen 4), for 0.8 GB more."""
     if network.device.type != "cpu" or network.dtype != torch.bfloat16:
         return False
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _hook_linear(linear: nn.Linear, then: str = "none") -> None:
-    """Keep the weights of `linear` packed as oneDNN wants them, from the first use on; `then` is
-    what oneDNN does with the result before it is rounded."""
+def _hook_linear(linear: nn.Linear) -> None:
+    """Keep the weights of `linear` packed as oneDNN wants them, from the first use on."""
     plain = linear.forward
     packed: dict[object, torch.Tensor] = {}
 
@@ -139,14 +138,14 @@ def _hook_linear(linear: nn.Linear, then: str = "none") -> None:
             packed.clear()
             packed[key] = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            states, packed[key], linear.bias, then, [], "none"
+            states, packed[key], linear.bias, "none", [], "none"
         )
         return result
 
-    linear.forward = forward  # type: ignore[method-assign]
+    vars(linear)["forward"] = forward
 
 
-def _hook_mlp(mlp: nn.Module) -> None:
+def _hook_mlp(mlp: Any) -> None:
     """Run the two layers of `mlp` over some rows at a time, so that what lies between them stays
     in cache and its memory is used again."""
     plain = mlp.forward
@@ -165,7 +164,7 @@ def _hook_mlp(mlp: nn.Module) -> None:
     mlp.forward = forward
 
 
-def _hook_images(encoder: nn.Module) -> None:
+def _hook_images(encoder: Any) -> None:
     """Take one image after the other: less memory, and more of it in cache."""
     plain = encoder.forward
 
