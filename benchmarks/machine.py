@@ -50,7 +50,7 @@ def _revision() -> str:
 def bandwidth(device: torch.device, megabytes: int = 400) -> float:
     """Bytes a second that can be read: the best of several sums over more than the caches hold."""
     values = torch.ones(megabytes * 250_000, device=device)
-    return values.nbytes / _fastest(device, lambda: values.sum())
+    return values.nbytes / _fastest(device, values.sum)
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype, side: int = 0) -> float:

@@ -58,7 +58,7 @@ class Positions:
         `[N, height * width, height]` and `[N, height * width, width]`."""
         height, width = heads.size
         rows, columns = self.tables(heads.size)
-        query = heads.query.unflatten(1, heads.size)
+        query = heads.query.reshape(len(heads.query), *heads.size, -1)
         by_row = torch.einsum("nhwc,hkc->nhwk", query, _by_pair(rows, height))
         by_column = torch.einsum("nhwc,wkc->nhwk", query, _by_pair(columns, width))
         return by_row.flatten(1, 2), by_column.flatten(1, 2)

@@ -76,9 +76,9 @@ def _with_attention(module: Any, attention: Attention) -> Callable[..., Any]:
         batch, height, width, _ = hidden_states.shape
         count = module.num_attention_heads
         qkv = module.qkv(hidden_states).view(batch, height * width, 3, count, -1)
-        parts = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind(0)
-        mixed = attention(Heads(*parts, (height, width)), positions)
-        rows = mixed.unflatten(0, (batch, count)).transpose(1, 2)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind(0)
+        mixed = attention(Heads(query, key, value, (height, width)), positions)
+        rows = mixed.view(batch, count, height * width, -1).transpose(1, 2)
         return module.proj(rows.reshape(batch, height, width, -1)), None
 
     return forward
