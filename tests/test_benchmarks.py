@@ -36,12 +36,13 @@ def test_run(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     output = tmp_path / "figures.json"
     arguments = [*flags(tiny_checkpoint, output), "--skip-load"]
     monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(run, "A4_AT_300_DPI", (1400, 700))  # two tiles instead of six
     run.main()
     found = figures(output)
     assert found["machine"].keys() >= {"torch", "processor", "revision", "threads"}
     assert all(limit > 0 for limit in found["limits"].values())
     rows = {row["stage"]: row for row in found["rows"]}
-    parts = ["preprocess A4 at 300 dpi", "vision, Gundam A4", "prefill, 913 tokens"]
+    parts = ["preprocess A4 at 300 dpi", "vision, Gundam A4", "prefill, 493 tokens"]
     whole = sum(rows[part]["ours"] for part in parts) + 250 * rows["decode, 2 tokens"]["ours"]
     assert rows["page with 500 tokens (sum)"]["ours"] == pytest.approx(whole)
     assert rows["vision, Gundam A4"]["share"] > 0
