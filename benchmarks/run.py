@@ -1,48 +1,46 @@
 """Time a full-size random model: the library's plain class and this project, in one run.
 
-    python -m benchmarks.run [--device cpu] [--dtype bfloat16] [--json FILE]
+    python -m benchmarks.run [--device cpu] [--dtype bfloat16] [--quant int8] [--json FILE]
 
 Both share one set of weights in memory and take turns, so that the ratios hold on a machine whose
-speed drifts. Medians are printed; a ratio above 1 means this project is faster.
+speed drifts. Medians are printed; a ratio above 1 means this project is faster. "share" is of what
+this machine was measured to do at most in the same run: matrix products for vision, reading of
+memory for decoding.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 
-from benchmarks import loading, random_checkpoint
-from deepseek_ocr import devices, generation, images, model, prompts
-from deepseek_ocr.checkpoint import read_config
-from deepseek_ocr.settings import CropSettings, DecodeSettings
+from benchmarks import loading, machine, random_checkpoint, stages
+from deepseek_ocr import images, model, prompts
+from deepseek_ocr.kernels import choice
+from deepseek_ocr.settings import CropSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 A4_AT_300_DPI = (2480, 3508)
-PROMPT_TAIL = 9
-"""Text tokens behind the page in the Markdown prompt: 913 in all with an A4 page at Gundam."""
+PAGE_TOKENS = 500
+"""Output of the page that is put together from the stages."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of the table: median seconds of both, None where the plain class has no such
-    stage."""
+    stage; `share` is ours, of the machine's limit."""
 
     stage: str
     plain: float | None
     ours: float
+    share: float | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -52,209 +50,194 @@ class Row:
 
 def main() -> None:
     """Command line."""
-    flags = _flags()
-    if not (flags.checkpoint / random_checkpoint.FILE).is_file():
-        print(f"writing a random checkpoint to {flags.checkpoint} (6.7 GB) …", flush=True)
-        # In a process of its own, so that its memory does not count as ours.
-        command = [sys.executable, "-m", "benchmarks.random_checkpoint", str(flags.checkpoint)]
-        subprocess.run(command, check=True, cwd=ROOT)
-    rows, peaks = loading.measure(flags.checkpoint, flags.device, flags.dtype, flags.repeat)
-    ours = model.load_network(flags.checkpoint, flags.device, flags.dtype)
-    plain = _plain_twin(ours, flags.checkpoint)
-    table = [Row("load", *rows)]
-    table += _stages(plain, ours, flags)
-    _print(table, peaks)
+    flags = parser(__doc__).parse_args()
+    provide(flags.checkpoint)
+    table, peaks = [], None
+    if not flags.skip_load:
+        seconds, peaks = loading.measure(flags.checkpoint, flags.device, flags.dtype, flags.repeat)
+        table.append(Row("load", *seconds))
+    ways = stages.load(
+        flags.checkpoint, flags.device, flags.dtype, choice.parse(flags.kernels), flags.quant
+    )
+    limits = {
+        "bytes_per_second": machine.bandwidth(ways.ours.device),
+        "operations_per_second": machine.matrix_peak(ways.ours.device, ways.ours.dtype),
+    }
+    table += measure(ways, flags, limits)
+    memory = vision_memory(ways)
+    show(table, limits, memory, peaks)
     if flags.json:
-        _write_json(flags.json, table, peaks, ours)
+        figures = {
+            "machine": machine.describe(ways.ours.device),
+            "device": str(ways.ours.device),
+            "dtype": str(ways.ours.dtype),
+            "quant": flags.quant,
+            "kernels": sorted(ways.chosen),
+            "limits": limits,
+            "rows": [{**asdict(row), "ratio": row.ratio} for row in table],
+            "vision_peak_bytes": memory,
+            "load_peak_gb": peaks and {"plain": peaks[0], "ours": peaks[1]},
+        }
+        flags.json.write_text(json.dumps(figures, indent=1))
 
 
-def _flags() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Flags that the benchmarks of the whole model share."""
+    made = argparse.ArgumentParser(
+        description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", type=Path, default=ROOT / "build" / "random-checkpoint")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--tokens", type=int, default=48, help="decoded per repetition")
-    parser.add_argument("--repeat", type=int, default=3, help="repetitions; the median counts")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    return parser.parse_args()
+    made.add_argument("--checkpoint", type=Path, default=ROOT / "build" / "random-checkpoint")
+    made.add_argument("--device", default="auto")
+    made.add_argument("--dtype", default="auto")
+    made.add_argument("--quant", default="none", choices=choice.QUANTS)
+    made.add_argument("--kernels", default="auto", help="fast paths, as for ocr.py")
+    made.add_argument("--tokens", type=int, default=48, help="decoded per repetition")
+    made.add_argument("--pages", type=int, default=4, help="pages in flight at most")
+    made.add_argument("--repeat", type=int, default=3, help="repetitions; the median counts")
+    made.add_argument("--skip-load", action="store_true", help="do not measure loading")
+    made.add_argument("--json", type=Path, help="write the figures to this file too")
+    return made
 
 
-def _plain_twin(network: model.Network, folder: Path) -> model.Network:
-    """The library's class with nothing of this project on it, over the same weights."""
-    twin = model.empty_network(read_config(folder))
-    for name, parameter in network.named_parameters():
-        owner, _, leaf = name.rpartition(".")
-        setattr(twin.get_submodule(owner), leaf, nn.Parameter(parameter, requires_grad=False))
-    model.rebuild_buffers(twin, network.device)
-    return twin.eval()
+def provide(folder: Path) -> None:
+    """Write the random checkpoint where there is none yet."""
+    if not (folder / random_checkpoint.FILE).is_file():
+        print(f"writing a random checkpoint to {folder} (6.7 GB) …", flush=True)
+        # In a process of its own, so that its memory does not count as ours.
+        command = [sys.executable, "-m", "benchmarks.random_checkpoint", str(folder)]
+        subprocess.run(command, check=True, cwd=ROOT)
 
 
-def _stages(plain: model.Network, ours: model.Network, flags: argparse.Namespace) -> list[Row]:
+def measure(ways: stages.Ways, flags: argparse.Namespace, limits: dict[str, float]) -> list[Row]:
+    """All stages of a page, and the page they make."""
+    rows, views = _before(ways, flags)
+    vision, tokens = _vision(ways, views, flags, limits)
+    decode = _decode(ways, views, tokens, flags, limits)
+    first, rest = decode[0], decode[1]
+    assert vision[-1].plain is not None
+    assert first.plain is not None
+    assert rest.plain is not None
+    length = PAGE_TOKENS / flags.tokens
+    preprocess = rows[0].ours
+    page = Row(
+        f"page with {PAGE_TOKENS} tokens (sum)",
+        preprocess + vision[-1].plain + first.plain + length * rest.plain,
+        preprocess + vision[-1].ours + first.ours + length * rest.ours,
+    )
+    return [*rows, *vision, *decode, page]
+
+
+def _before(ways: stages.Ways, flags: argparse.Namespace) -> tuple[list[Row], images.Views]:
     page = Image.effect_noise(A4_AT_300_DPI, 64).convert("RGB")
     crop = CropSettings()
     views = images.make_views(page, crop)
-    preprocess = _median([lambda: images.make_views(page, crop)], flags.repeat)[0]
-    encoded = _prompt(views, ours)
     # The bundled tokenizer; the random checkpoint has none.
     codec = prompts.load_codec(ROOT / "checkpoints" / "pocket", 0, frozenset([1]), 3)
     text = "<image>\n<|grounding|>Convert the document to markdown."
-    assemble = _median([lambda: prompts.encode(codec, text, views.token_count)], 200)[0]
+    device = ways.ours.device
+    preprocess = stages.in_turn([lambda: images.make_views(page, crop)], flags.repeat, device)[0]
+    encode = stages.in_turn([lambda: prompts.encode(codec, text, views.token_count)], 200, device)
+    return [
+        Row("preprocess A4 at 300 dpi", None, preprocess),
+        Row("prompt", None, encode[0]),
+    ], views
 
-    global_only = images.Views(views.global_view, views.tiles[:0], (1, 1))
-    rows = [Row("preprocess A4 at 300 dpi", None, preprocess), Row("prompt", None, assemble)]
-    for stage, some in (("vision, global view", global_only), ("vision, Gundam A4", views)):
-        plain_s, ours_s = _median(
+
+def _vision(
+    ways: stages.Ways, views: images.Views, flags: argparse.Namespace, limits: dict[str, float]
+) -> tuple[list[Row], torch.Tensor]:
+    rows = []
+    for stage, some in (
+        ("vision, global view", images.Views(views.global_view, views.tiles[:0], (1, 1))),
+        ("vision, Gundam A4", views),
+    ):
+        plain, ours = stages.in_turn(
             [
-                _synced(ours, _plain_vision, plain, some),
-                _synced(ours, model.vision_tokens, ours, some),
+                partial(stages.plain_vision, ways.plain, some),
+                partial(model.vision_tokens, ways.ours, some),
             ],
             flags.repeat,
+            ways.ours.device,
         )
-        rows.append(Row(stage, plain_s, ours_s))
+        done = stages.operations(ways.plain, some)
+        rows.append(Row(stage, plain, ours, done / ours / limits["operations_per_second"]))
+    return rows, model.vision_tokens(ways.ours, views)
 
-    vision = model.vision_tokens(ours, views)
-    embeddings = model.embed(ours, encoded, vision, 1)
-    ways = {
-        "plain": lambda: _plain_token_times(plain, embeddings, flags.tokens + 1),
-        "ours": lambda: _our_token_times(ours, embeddings, encoded, flags.tokens + 1),
-    }
-    first, rest = _decode_medians(ways, flags.repeat)
-    rows.append(Row(f"prefill, {len(encoded)} tokens", first["plain"], first["ours"]))
-    rows.append(Row(f"decode, {flags.tokens} tokens", rest["plain"], rest["ours"]))
+
+def _decode(
+    ways: stages.Ways,
+    views: images.Views,
+    tokens: torch.Tensor,
+    flags: argparse.Namespace,
+    limits: dict[str, float],
+) -> list[Row]:
+    ids = stages.prompt(views, ways.ours)
+    embeddings = model.embed(ways.ours, ids, tokens, 1)
+    read = stages.bytes_per_token(ways.plain)  # before the weights are made smaller
+    context = len(ids) + max(flags.tokens, PAGE_TOKENS) + 1
+    decoder = ways.decoder(flags.pages, context)
+    if flags.quant != "none":
+        read = stages.bytes_per_token(ways.ours)
+    (first, rest), (our_first, our_rest) = stages.first_and_rest(
+        [
+            lambda: stages.plain_times(ways.plain, embeddings, flags.tokens + 1),
+            lambda: stages.our_times(decoder, embeddings, flags.tokens + 1, 1),
+        ],
+        flags.repeat,
+    )
+    share = read * flags.tokens / our_rest / limits["bytes_per_second"]
+    rows = [
+        Row(f"prefill, {len(ids)} tokens", first, our_first),
+        Row(f"decode, {flags.tokens} tokens", rest, our_rest, share),
+    ]
+    if flags.pages > 1:
+
+        def several() -> list[float]:
+            return stages.our_times(decoder, embeddings, flags.tokens + 1, flags.pages)
+
+        ((_, together),) = stages.first_and_rest([several], flags.repeat)
+        name = f"decode, {flags.pages} pages, a page"
+        rows.append(Row(name, rest, together / flags.pages))
     return rows
 
 
-def _decode_medians(
-    ways: dict[str, Callable[[], list[float]]], repeat: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds to the first token and from it to the last, of each way; they take turns."""
-    first: dict[str, list[float]] = {way: [] for way in ways}
-    rest: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(repeat + 1):
-        for way, run in ways.items():
-            start = time.perf_counter()
-            times = run()
-            if turn:
-                first[way].append(times[0] - start)
-                rest[way].append(times[-1] - times[0])
-    return (
-        {way: statistics.median(values) for way, values in first.items()},
-        {way: statistics.median(values) for way, values in rest.items()},
-    )
+def vision_memory(ways: stages.Ways) -> dict[str, int]:
+    """Bytes that vision of one view of 1280 px takes at most beside the weights."""
+    large = images.Views(torch.zeros(3, 1280, 1280), torch.empty(0, 3, 640, 640), (1, 1))
+    device = ways.ours.device
+    model.vision_tokens(ways.ours, large)  # what is kept for good is not counted
+    return {
+        "plain": machine.peak_memory(device, lambda: stages.plain_vision(ways.plain, large)),
+        "ours": machine.peak_memory(device, lambda: model.vision_tokens(ways.ours, large)),
+    }
 
 
-def _prompt(views: images.Views, network: model.Network) -> list[int]:
-    return [
-        0,
-        *[network.config.image_token_id] * views.token_count,
-        *range(1000, 1000 + PROMPT_TAIL),
-    ]
-
-
-@torch.inference_mode()
-def _plain_vision(network: model.Network, views: images.Views) -> None:
-    kind = network.dtype
-    network.get_image_features(
-        pixel_values=views.global_view[None].to(network.device, kind),
-        pixel_values_local=views.tiles.to(network.device, kind) if len(views.tiles) else None,
-        num_local_patches=[len(views.tiles)],
-        patches_grid=[list(views.grid)],
-    )
-
-
-class _Times:
-    """A streamer for the library's `generate` that notes when each token came."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, tokens: torch.Tensor) -> None:
-        if tokens.numel():  # the first call holds the prompt's ids, here none
-            self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
-
-
-def _plain_token_times(
-    network: model.Network, embeddings: torch.Tensor, tokens: int
-) -> list[float]:
-    streamer = _Times()
-    network.generate(
-        inputs_embeds=embeddings,
-        attention_mask=torch.ones(embeddings.shape[:2], device=network.device, dtype=torch.long),
-        max_new_tokens=tokens,
-        min_new_tokens=tokens,
-        do_sample=False,
-        pad_token_id=0,
-        streamer=streamer,
-    )
-    assert len(streamer.times) == tokens
-    return streamer.times
-
-
-def _our_token_times(
-    network: model.Network, embeddings: torch.Tensor, ids: list[int], tokens: int
-) -> list[float]:
-    settings = DecodeSettings(max_new_tokens=tokens)
-    prefilled = generation.prefill(network, embeddings)
-    times = [
-        time.perf_counter()
-        for _ in generation.decode(network, prefilled, ids, settings, frozenset())
-    ]
-    assert len(times) == tokens
-    return times
-
-
-def _synced(
-    network: model.Network, call: Callable[..., Any], *arguments: Any
-) -> Callable[[], None]:
-    def run() -> None:
-        call(*arguments)
-        devices.synchronize(network.device)
-
-    return run
-
-
-def _median(calls: list[Callable[[], Any]], repeat: int) -> list[float]:
-    """Median seconds of each call; they take turns, after one turn that does not count."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for turn in range(repeat + 1):
-        for call, kept in zip(calls, seconds, strict=True):
-            start = time.perf_counter()
-            call()
-            if turn:
-                kept.append(time.perf_counter() - start)
-    return [statistics.median(kept) for kept in seconds]
-
-
-def _print(table: list[Row], peaks: tuple[float, float]) -> None:
-    print(f"\n{'stage':28}{'plain s':>10}{'ours s':>10}{'ratio':>8}")
+def show(
+    table: list[Row],
+    limits: dict[str, float],
+    memory: dict[str, int],
+    peaks: tuple[float, float] | None,
+) -> None:
+    """Print the table."""
+    print(f"\n{'stage':30}{'plain s':>10}{'ours s':>10}{'ratio':>8}{'share':>8}")
     for row in table:
         plain = "–" if row.plain is None else f"{row.plain:.3f}"
         ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
+        share = "–" if row.share is None else f"{row.share:.0%}"
         ours = f"{row.ours:.5f}" if row.ours < 0.01 else f"{row.ours:.3f}"
-        print(f"{row.stage:28}{plain:>10}{ours:>10}{ratio:>8}")
-    print(f"{'peak memory of loading, GB':28}{peaks[0]:>10.1f}{peaks[1]:>10.1f}")
-
-
-def _write_json(
-    path: Path, table: list[Row], peaks: tuple[float, float], network: model.Network
-) -> None:
-    figures = {
-        "machine": {"processor": platform.processor() or platform.machine(),
-                    "python": platform.python_version(), "torch": torch.__version__,
-                    "threads": torch.get_num_threads()},
-        "device": str(network.device),
-        "dtype": str(network.dtype),
-        "rows": [{**asdict(row), "ratio": row.ratio} for row in table],
-        "load_peak_gb": {"plain": peaks[0], "ours": peaks[1]},
-    }  # fmt: skip
-    path.write_text(json.dumps(figures, indent=1))
+        print(f"{row.stage:30}{plain:>10}{ours:>10}{ratio:>8}{share:>8}")
+    megabytes = {way: some / 1e6 for way, some in memory.items()}
+    print(
+        f"{'vision at 1280 px, MB at most':30}{megabytes['plain']:10.0f}{megabytes['ours']:10.0f}"
+    )
+    if peaks:
+        print(f"{'loading, GB at most':30}{peaks[0]:>10.1f}{peaks[1]:>10.1f}")
+    print(
+        f"limits: {limits['bytes_per_second'] / 1e9:.0f} GB/s, "
+        f"{limits['operations_per_second'] / 1e12:.2f} TFLOP/s"
+    )
 
 
 if __name__ == "__main__":

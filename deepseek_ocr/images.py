@@ -12,6 +12,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -330,8 +331,13 @@ def make_views(image: Image.Image, crop: CropSettings) -> Views:
     import torch  # late, so that a process that only opens pictures stays small
 
     if crop.crop_mode:
-        tiles, grid = _tiles(image, crop.image_size)
-        return Views(_normalise([_pad(image, crop.base_size)])[0], tiles, grid)
+        # Pillow lets other threads run while it resizes. (Parts of one resizing cannot be shared
+        # out: which way it goes first, rounding in between, is for each Pillow to choose.)
+        image.load()
+        with ThreadPoolExecutor(1) as pool:
+            cut = pool.submit(_tiles, image, crop.image_size)
+            global_view = _normalise([_pad(image, crop.base_size)])[0]
+            return Views(global_view, *cut.result())
     side = crop.image_size
     square = image.resize((side, side)) if side <= LARGEST_STRETCHED else _pad(image, side)
     return Views(_normalise([square])[0], torch.empty(0, 3, side, side), (1, 1))

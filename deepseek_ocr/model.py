@@ -129,11 +129,11 @@ def _keep_position_tables(network: Network) -> None:
     clip_kept: dict[object, torch.Tensor] = {}
 
     def sam_table(height: int, width: int) -> torch.Tensor:
-        return _kept(sam_kept, sam.pos_embed, (height, width), _resize_grid)
+        return kept(sam_kept, sam.pos_embed, (height, width), _resize_grid)
 
     def clip_table(_: torch.Tensor, height: int, width: int) -> torch.Tensor:
         size = (height // clip.patch_size, width // clip.patch_size)
-        return _kept(clip_kept, clip.position_embedding.weight, size, _resize_class_and_grid)
+        return kept(clip_kept, clip.position_embedding.weight, size, _resize_class_and_grid)
 
     sam.interpolate_pos_encoding = sam_table
     clip.interpolate_pos_encoding = clip_table
@@ -154,25 +154,33 @@ class _RelativeTables:
         self._tables: dict[object, torch.Tensor] = {}
 
     def __call__(self, q_size: int, k_size: int, table: torch.Tensor) -> torch.Tensor:
-        return _kept(
+        return kept(
             self._tables, table, (q_size, k_size), lambda rows, size: self._lay_out(*size, rows)
         )
 
 
-def _kept(
-    kept: dict[object, torch.Tensor],
+def kept(
+    store: dict[object, torch.Tensor],
     table: torch.Tensor,
     size: tuple[int, int],
     resize: Callable[[torch.Tensor, tuple[int, int]], torch.Tensor],
 ) -> torch.Tensor:
+    """What `resize` makes of `table` for `size`, from `store` where it was made before.
+
+    New values in `table` make a new one; while it is being trained it is made anew each time.
+    """
     if table.requires_grad:
         return resize(table, size)
-    # New values make a new table; tensors made in inference mode count no versions.
-    version = 0 if table.is_inference() else table._version
-    key = (size, table.dtype, table.data_ptr(), version)
-    if key not in kept:
-        kept[key] = resize(table.cpu(), size).to(table.device)
-    return kept[key]
+    key = (size, *identity(table))
+    if key not in store:
+        store[key] = resize(table.cpu(), size).to(table.device)
+    return store[key]
+
+
+def identity(table: torch.Tensor) -> tuple[object, ...]:
+    """What changes when a tensor is given new values or is moved."""
+    version = 0 if table.is_inference() else table._version  # inference mode counts no versions
+    return (table.dtype, table.device, table.data_ptr(), version)
 
 
 def _resize_grid(table: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -18,6 +18,8 @@ from deepseek_ocr.model import load_network
 from tests.conftest import GOLDEN, ROOT
 from tests.test_golden import relative_error
 
+SOURCE = Path(compiling.__file__).with_name("decode.cpp")
+
 pytestmark = pytest.mark.skipif(compiling.library() is None, reason="needs a C++ compiler")
 
 
@@ -107,11 +109,11 @@ def test_another_compiler_or_processor_gets_a_kernel_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command = ["g++", "-O3"]
-    first = compiling._fingerprint(command)
-    assert compiling._fingerprint(command) == first
-    assert compiling._fingerprint([*command, "-march=native"]) != first
+    first = compiling._fingerprint(command, SOURCE)
+    assert compiling._fingerprint(command, SOURCE) == first
+    assert compiling._fingerprint([*command, "-march=native"], SOURCE) != first
     monkeypatch.setattr(compiling, "_processor", lambda: "flags: none")
-    assert compiling._fingerprint(command) != first
+    assert compiling._fingerprint(command, SOURCE) != first
 
 
 @pytest.mark.parametrize("flags", [["-mavx2", "-mfma"], []], ids=["avx2", "plain"])

@@ -19,7 +19,9 @@ def prepare(network: Network, chosen: frozenset[str]) -> None:
     """Put the fast paths of `chosen` that belong to a loaded network into it, and stand-ins for
     operators that its devices lack."""
     from deepseek_ocr import operators
+    from deepseek_ocr.kernels import vision
 
+    vision.prepare(network, chosen)
     operators.fit(network, "unfold" in chosen)
 
 

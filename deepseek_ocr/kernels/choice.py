@@ -5,7 +5,7 @@ from __future__ import annotations
 from deepseek_ocr.errors import SettingsError
 
 NAMES = {
-    "vision": "attention of the SAM encoder without its position bias ever being built",
+    "vision": "no position bias ever built in the SAM encoder; weights as the processor wants them",
     "decoder": "a cache allocated once, and decoding steps that copy no weights",
     "compiled": "kernels compiled on this machine, where it has a compiler",
 }

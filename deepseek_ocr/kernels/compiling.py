@@ -1,4 +1,4 @@
-"""Compiles `decode.cpp` on the machine it runs on, once, and loads it.
+"""Compiles the C++ files of this folder on the machine they run on, once, and loads them.
 
 The result is kept in the user's own cache folder under a name made of everything it depends on,
 so a second process finds it there, and a new compiler or processor does not. Nothing is ever
@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 
 _LOG = logging.getLogger(__name__)
-_SOURCE = Path(__file__).with_name("decode.cpp")
 _COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ["-O3", "-march=native"]
 """What the compiler is told about speed; it runs on the machine that the kernel is for."""
@@ -36,29 +35,30 @@ class CompilingError(Exception):
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernel; None, said once in the log, where it cannot be compiled or kept."""
+def library(name: str = "decode") -> ctypes.CDLL | None:
+    """The compiled `NAME.cpp`; None, said once in the log, where it cannot be compiled or kept."""
     try:
-        return _library()
+        return _library(Path(__file__).with_name(f"{name}.cpp"))
     except (CompilingError, OSError, subprocess.SubprocessError) as error:
         _LOG.warning(
-            "Decoding without the compiled kernel, several times slower: %s "
-            "Install a C++ compiler with OpenMP (g++), or leave it out by kernels auto,-compiled.",
+            "Going on without the compiled kernel %r, several times slower: %s "
+            "Install a C++ compiler with OpenMP (g++), or leave it out: kernels=auto,-compiled.",
+            name,
             error,
         )
         return None
 
 
-def _library() -> ctypes.CDLL:
+def _library(source: Path) -> ctypes.CDLL:
     if platform.system() != "Linux":
         raise CompilingError("the compiled kernel is for Linux only.")
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
         raise CompilingError("there is no C++ compiler.")
-    command = [compiler, *FLAGS, "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
-    target = _folder() / f"decode-{_fingerprint(command)}.so"
+    command = [compiler, *FLAGS, "-std=c++20", "-shared", "-fPIC", "-fopenmp"]
+    target = _folder() / f"{source.stem}-{_fingerprint(command, source)}.so"
     if not target.is_file():
-        _compile(command, target)
+        _compile(command, source, target)
     return ctypes.CDLL(str(target))
 
 
@@ -73,13 +73,13 @@ def _folder() -> Path:
     return folder
 
 
-def _fingerprint(command: list[str]) -> str:
+def _fingerprint(command: list[str], source: Path) -> str:
     """A name for source, compiler, flags, processor and torch."""
     version = subprocess.run(
         [command[0], "--version"], capture_output=True, check=True, timeout=_PATIENCE
     ).stdout
     parts = [
-        _SOURCE.read_bytes(),
+        source.read_bytes(),
         " ".join(command).encode(),
         version,
         _processor().encode(),
@@ -96,13 +96,13 @@ def _processor() -> str:
     return platform.machine()
 
 
-def _compile(command: list[str], target: Path) -> None:
+def _compile(command: list[str], source: Path, target: Path) -> None:
     # Each process compiles to a name of its own and moves the result into place.
     handle, name = tempfile.mkstemp(dir=target.parent, suffix=".so")
     os.close(handle)
     try:
         done = subprocess.run(
-            [*command, "-o", name, str(_SOURCE), *_openmp()],
+            [*command, "-o", name, str(source), *_openmp()],
             capture_output=True,
             text=True,
             timeout=_PATIENCE,

@@ -1,0 +1,116 @@
+"""What this machine can do at most, measured, and what it is."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from deepseek_ocr import devices
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Machine, versions and revision, for the figures to be told apart by."""
+    return {
+        "processor": _processor(),
+        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "revision": _revision(),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _revision() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def bandwidth(device: torch.device, megabytes: int = 400) -> float:
+    """Bytes a second that can be read: the best of several sums over more than the caches hold."""
+    values = torch.ones(megabytes * 250_000, device=device)
+    return values.nbytes / _fastest(device, values.sum)
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype, side: int = 0) -> float:
+    """Operations a second in a large matrix product, an addition and a multiplication each one.
+
+    On the CPU the shape is that of the vision encoder's widest layer.
+    """
+    rows, inner, out = (side, side, side) if side else (4096, 768, 3072)
+    if device.type != "cpu" and not side:
+        rows, inner, out = 8192, 8192, 8192
+    left = torch.randn(rows, inner, device=device).to(dtype)
+    weight = torch.randn(out, inner, device=device).to(dtype)
+    seconds = _fastest(device, lambda: torch.nn.functional.linear(left, weight))
+    return 2 * rows * inner * out / seconds
+
+
+@torch.inference_mode()
+def _fastest(device: torch.device, call: Callable[[], object], turns: int = 7) -> float:
+    best = float("inf")
+    for _ in range(turns):
+        devices.synchronize(device)
+        start = time.perf_counter()
+        call()
+        devices.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def peak_memory(device: torch.device, call: Callable[[], object]) -> int:
+    """Bytes that `call` takes at most on top of what was there before (0 where unknown).
+
+    On the CPU this is memory no file backs, looked at every millisecond.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    before = peak = anonymous_memory()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.001):
+            peak = max(peak, anonymous_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        call()
+    finally:
+        done.set()
+        watcher.join()
+    return peak - before
+
+
+def anonymous_memory() -> int:
+    """Resident bytes of this process that no file backs (0 where the system does not say)."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,336 @@
+// Attention of one SAM layer with its relative positions, on the processor, in bfloat16.
+//
+// The position bias of a score is the sum of a term for the key's row and one for its column. Both
+// are added while the scores of a few dozen queries are in cache, so the bias is never built. Keys
+// and values of one head are laid out once, for `vdpbf16ps`: two neighbouring numbers in each of 16
+// lanes. Windows are read where they lie in the map, and the softmax runs over blocks of keys.
+// Scores, probabilities before they are rounded, and sums are float32.
+//
+// compiled_attention.py fills `Call`, which must agree with it word for word.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <omp.h>
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#include <immintrin.h>
+#define CAN_RUN 1
+#endif
+
+struct Call {
+    int64_t batch, height, width;  // cells of the map
+    int64_t side_y, side_x;        // cells of a window; the whole map's where there are none
+    int64_t heads, dim, threads;
+    const uint16_t* qkv;       // [batch, height, width, 3, heads, dim]
+    const uint16_t* padding;   // [3, heads, dim]: what a cell beyond the map has
+    const uint16_t* rows;      // [2 * side_y - 1, dim]: by how far the key lies below the query
+    const uint16_t* columns;   // [2 * side_x - 1, dim]
+    uint16_t* out;             // [batch, height, width, heads, dim]
+};
+
+#ifdef CAN_RUN
+namespace {
+
+constexpr int64_t QUERIES = 48, KEYS = 512, LANES = 16;
+constexpr float NEVER = -std::numeric_limits<float>::infinity();
+constexpr float LOG2E = 1.44269504f;
+
+int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+struct Buffer {  // aligned to a cache line, as wide loads want it
+    float* data;
+    explicit Buffer(int64_t floats)
+        : data(static_cast<float*>(::operator new(floats * 4 + 64, std::align_val_t(64)))) {}
+    ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
+    Buffer(const Buffer&) = delete;
+    uint32_t* words() { return reinterpret_cast<uint32_t*>(data); }
+    uint16_t* halves() { return reinterpret_cast<uint16_t*>(data); }
+};
+
+// out[m][16 n] = a[m] . b over `pairs` pairs; b is laid out [n][pair][lane].
+template <int M, int N>
+void scores(const uint32_t* a, int64_t pairs, const uint32_t* b, float* out, int64_t stride) {
+    __m512 sum[M][N];
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) sum[m][n] = _mm512_setzero_ps();
+    for (int64_t p = 0; p < pairs; ++p) {
+        __m512bh right[N];
+        for (int n = 0; n < N; ++n)
+            right[n] = (__m512bh)_mm512_load_si512(b + (n * pairs + p) * LANES);
+        for (int m = 0; m < M; ++m) {
+            __m512bh left = (__m512bh)_mm512_set1_epi32(a[m * pairs + p]);
+            for (int n = 0; n < N; ++n) sum[m][n] = _mm512_dpbf16_ps(sum[m][n], left, right[n]);
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) _mm512_store_ps(out + m * stride + n * LANES, sum[m][n]);
+}
+
+// out[m][16 n] += p[m] . v over `pairs` pairs of keys; v is laid out [pair][n][lane].
+template <int M, int N>
+void weigh(const uint32_t* p, int64_t p_stride, int64_t pairs, const uint32_t* v,
+           int64_t v_stride, float* out, int64_t stride) {
+    __m512 sum[M][N];
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) sum[m][n] = _mm512_load_ps(out + m * stride + n * LANES);
+    for (int64_t k = 0; k < pairs; ++k) {
+        __m512bh right[N];
+        for (int n = 0; n < N; ++n)
+            right[n] = (__m512bh)_mm512_load_si512(v + k * v_stride + n * LANES);
+        for (int m = 0; m < M; ++m) {
+            __m512bh left = (__m512bh)_mm512_set1_epi32(p[m * p_stride + k]);
+            for (int n = 0; n < N; ++n) sum[m][n] = _mm512_dpbf16_ps(sum[m][n], left, right[n]);
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) _mm512_store_ps(out + m * stride + n * LANES, sum[m][n]);
+}
+
+// Calls f<M, N> for 6 x 4 blocks and what is left over at the edges.
+template <int M, class F> void by_columns(int64_t vectors, F&& f) {
+    int64_t n = 0;
+    for (; n + 4 <= vectors; n += 4) f.template operator()<M, 4>(n);
+    if (vectors - n == 3) f.template operator()<M, 3>(n);
+    if (vectors - n == 2) f.template operator()<M, 2>(n);
+    if (vectors - n == 1) f.template operator()<M, 1>(n);
+}
+
+void all_scores(const uint32_t* a, int64_t count, int64_t pairs, const uint32_t* b,
+                int64_t vectors, float* out, int64_t stride) {
+    for (int64_t n = 0; n < vectors; n += 4) {  // four vectors of keys stay in the nearest cache
+        int64_t some = std::min<int64_t>(4, vectors - n);
+        int64_t m = 0;
+        for (; m < count; m += std::min<int64_t>(6, count - m)) {
+            auto run = [&]<int M, int N>(int64_t) {
+                scores<M, N>(a + m * pairs, pairs, b + n * pairs * LANES,
+                             out + m * stride + n * LANES, stride);
+            };
+            switch (std::min<int64_t>(6, count - m)) {
+                case 6: by_columns<6>(some, run); break;
+                case 5: by_columns<5>(some, run); break;
+                case 4: by_columns<4>(some, run); break;
+                case 3: by_columns<3>(some, run); break;
+                case 2: by_columns<2>(some, run); break;
+                default: by_columns<1>(some, run);
+            }
+        }
+    }
+}
+
+void all_weighed(const uint32_t* p, int64_t p_stride, int64_t count, int64_t pairs,
+                 const uint32_t* v, int64_t vectors, float* out) {
+    for (int64_t m = 0; m < count; m += std::min<int64_t>(6, count - m)) {
+        auto run = [&]<int M, int N>(int64_t n) {
+            weigh<M, N>(p + m * p_stride, p_stride, pairs, v + n * LANES, vectors * LANES,
+                        out + m * vectors * LANES + n * LANES, vectors * LANES);
+        };
+        switch (std::min<int64_t>(6, count - m)) {
+            case 6: by_columns<6>(vectors, run); break;
+            case 5: by_columns<5>(vectors, run); break;
+            case 4: by_columns<4>(vectors, run); break;
+            case 3: by_columns<3>(vectors, run); break;
+            case 2: by_columns<2>(vectors, run); break;
+            default: by_columns<1>(vectors, run);
+        }
+    }
+}
+
+// Rows of numbers, `stride` apart, for `scores`: 16 rows to a vector, two numbers to a lane.
+void lay_row(const uint16_t* row, int64_t at, int64_t pairs, uint32_t* to) {
+    uint32_t* lane = to + at / LANES * pairs * LANES + at % LANES;
+    for (int64_t p = 0; p < pairs; ++p) std::memcpy(lane + p * LANES, row + 2 * p, 4);
+}
+
+// 2 to the power of x, x <= 0, to 2e-6 of the value; 0 for minus infinity.
+__m512 power_of_two(__m512 x) {
+    __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    whole = _mm512_max_ps(whole, _mm512_set1_ps(-200.f));
+    __m512 rest = _mm512_max_ps(_mm512_sub_ps(x, whole), _mm512_set1_ps(-0.5f));
+    __m512 y = _mm512_set1_ps(1.33390e-3f);
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(9.61845e-3f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(5.550327e-2f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(2.4022652e-1f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(6.9314718e-1f));
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(1.f));
+    return _mm512_scalef_ps(y, whole);
+}
+
+// One head of one window. Its keys are taken in groups of one or two rows of the window, each group
+// filled up to whole vectors with keys that never count.
+class Window {
+  public:
+    explicit Window(const Call& call)
+        : c(call), pairs(c.dim / 2), vectors(c.dim / LANES),
+          joined(c.side_x % LANES == 8 && c.side_x > LANES && c.side_y % 2 == 0 ? 2 : 1),
+          group(up(joined * c.side_x, LANES)), groups(c.side_y / joined),
+          block(std::max<int64_t>(1, KEYS / group)), row_terms(up(2 * c.side_y - 1, LANES)),
+          column_terms(up(2 * c.side_x - 1, LANES)), keys(groups * group * pairs),
+          values(groups * group * pairs), row_table(row_terms * pairs),
+          column_table(column_terms * pairs), query(QUERIES * pairs),
+          by_row(QUERIES * row_terms), by_column(QUERIES * column_terms),
+          pattern(QUERIES * group), score(QUERIES * block * group),
+          probability(QUERIES * block * group / 2), sums(QUERIES * c.dim) {
+        std::memset(keys.data, 0, groups * group * pairs * 4);
+        std::memset(values.data, 0, groups * group * pairs * 4);
+        std::memset(row_table.data, 0, row_terms * pairs * 4);
+        std::memset(column_table.data, 0, column_terms * pairs * 4);
+        // Turned round, so that neighbouring keys have neighbouring terms.
+        for (int64_t i = 0; i < 2 * c.side_y - 1; ++i)
+            lay_row(c.rows + (2 * c.side_y - 2 - i) * c.dim, i, pairs, row_table.words());
+        for (int64_t i = 0; i < 2 * c.side_x - 1; ++i)
+            lay_row(c.columns + (2 * c.side_x - 2 - i) * c.dim, i, pairs, column_table.words());
+    }
+
+    // Part `part` of `parts` of the queries of the window whose first cell is (top, left).
+    void run(int64_t image, int64_t top, int64_t left, int64_t head, int64_t part, int64_t parts) {
+        lay_keys(image, top, left, head);
+        int64_t wide = std::min(c.side_x, c.width - left);
+        int64_t count = wide * std::min(c.side_y, c.height - top);
+        int64_t each = up((count + parts - 1) / parts, 6);
+        int64_t stop = std::min(count, (part + 1) * each);
+        for (int64_t first = part * each; first < stop; first += QUERIES) {
+            int64_t some = std::min(QUERIES, stop - first);
+            const uint16_t* from[QUERIES];
+            for (int64_t q = 0; q < some; ++q) {
+                y[q] = (first + q) / wide, x[q] = (first + q) % wide;
+                cell[q] = (image * c.height + top + y[q]) * c.width + left + x[q];
+                from[q] = c.qkv + (cell[q] * 3 * c.heads + head) * c.dim;
+                std::memcpy(query.words() + q * pairs, from[q], c.dim * 2);
+            }
+            attend(some, head);
+        }
+    }
+
+  private:
+    void lay_keys(int64_t image, int64_t top, int64_t left, int64_t head) {
+        int64_t step = c.heads * c.dim;
+        for (int64_t row = 0; row < c.side_y; ++row)
+            for (int64_t column = 0; column < c.side_x; ++column) {
+                bool inside = top + row < c.height && left + column < c.width;
+                int64_t at = (image * c.height + top + row) * c.width + left + column;
+                const uint16_t* from = (inside ? c.qkv + at * 3 * step : c.padding) + head * c.dim;
+                int64_t key = row / joined * group + row % joined * c.side_x + column;
+                lay_row(from + step, key, pairs, keys.words());
+                uint16_t* to = values.halves() + key / 2 * c.dim * 2 + key % 2;
+                for (int64_t d = 0; d < c.dim; ++d) to[2 * d] = from[2 * step + d];
+            }
+    }
+
+    void attend(int64_t count, int64_t head) {
+        position_terms(count);
+        std::fill(highest, highest + count, NEVER);
+        std::fill(total, total + count, 0.f);
+        std::fill(sums.data, sums.data + count * c.dim, 0.f);
+        for (int64_t g = 0; g < groups; g += block) {
+            int64_t some = std::min(block, groups - g), wide = some * group;
+            all_scores(query.words(), count, pairs, keys.words() + g * group * pairs,
+                       wide / LANES, score.data, wide);
+            for (int64_t q = 0; q < count; ++q) soften(q, g, some);
+            all_weighed(probability.words(), wide / 2, count, wide / 2,
+                        values.words() + g * group * pairs, vectors, sums.data);
+        }
+        for (int64_t q = 0; q < count; ++q) {
+            __m512 share = _mm512_set1_ps(1.f / total[q]);
+            uint16_t* to = c.out + (cell[q] * c.heads + head) * c.dim;
+            for (int64_t d = 0; d < c.dim; d += LANES) {
+                __m512 sum = _mm512_mul_ps(_mm512_load_ps(sums.data + q * c.dim + d), share);
+                _mm256_storeu_si256((__m256i*)(to + d), (__m256i)_mm512_cvtneps_pbh(sum));
+            }
+        }
+    }
+
+    // How much each row and each column of keys adds to the scores of each query, times log2(e).
+    void position_terms(int64_t count) {
+        all_scores(query.words(), count, pairs, row_table.words(), row_terms / LANES,
+                   by_row.data, row_terms);
+        all_scores(query.words(), count, pairs, column_table.words(), column_terms / LANES,
+                   by_column.data, column_terms);
+        for (int64_t q = 0; q < count; ++q) {
+            float* row = by_row.data + q * row_terms + c.side_y - 1 - y[q];
+            const float* column = by_column.data + q * column_terms + c.side_x - 1 - x[q];
+            float* to = pattern.data + q * group;
+            for (int64_t i = 0; i < c.side_y; ++i) row[i] *= LOG2E;
+            for (int64_t j = 0; j < joined; ++j)
+                for (int64_t i = 0; i < c.side_x; ++i) *to++ = column[i] * LOG2E;
+            std::fill(to, pattern.data + (q + 1) * group, NEVER);
+        }
+    }
+
+    // Scores of query q with `some` groups of keys from g on become probabilities.
+    void soften(int64_t q, int64_t g, int64_t some) {
+        float* score_of = score.data + q * some * group;
+        const float* row = by_row.data + q * row_terms + c.side_y - 1 - y[q] + g * joined;
+        const float* column = pattern.data + q * group;
+        __m512 scale = _mm512_set1_ps(LOG2E / std::sqrt(float(c.dim)));
+        __m512 most = _mm512_set1_ps(highest[q]);
+        for (int64_t i = 0; i < some; ++i, row += joined) {
+            __m512 first = _mm512_set1_ps(row[0]), second = _mm512_set1_ps(row[joined - 1]);
+            for (int64_t k = 0; k < group; k += LANES) {
+                __mmask16 below = second_row(k);
+                __m512 terms = _mm512_add_ps(_mm512_load_ps(column + k),
+                                             _mm512_mask_blend_ps(below, first, second));
+                float* at = score_of + i * group + k;
+                __m512 value = _mm512_fmadd_ps(_mm512_load_ps(at), scale, terms);
+                _mm512_store_ps(at, value);
+                most = _mm512_max_ps(most, value);
+            }
+        }
+        float now = _mm512_reduce_max_ps(most);
+        float before = highest[q] == NEVER ? 0.f : std::exp2(highest[q] - now);
+        highest[q] = now;
+        __m512 high = _mm512_set1_ps(now), sum = _mm512_setzero_ps();
+        uint16_t* to = probability.halves() + q * some * group;
+        for (int64_t k = 0; k < some * group; k += LANES) {
+            __m512 value = power_of_two(_mm512_sub_ps(_mm512_load_ps(score_of + k), high));
+            sum = _mm512_add_ps(sum, value);
+            _mm256_store_si256((__m256i*)(to + k), (__m256i)_mm512_cvtneps_pbh(value));
+        }
+        total[q] = total[q] * before + _mm512_reduce_add_ps(sum);
+        if (before != 1.f)
+            for (int64_t d = 0; d < c.dim; ++d) sums.data[q * c.dim + d] *= before;
+    }
+
+    // Which lanes of the vector at k of a group lie in its second row.
+    __mmask16 second_row(int64_t k) const {
+        if (joined == 1 || k + LANES <= c.side_x) return 0;
+        return k >= c.side_x ? 0xffff : __mmask16(0xffff << (c.side_x - k));
+    }
+
+    const Call& c;
+    int64_t pairs, vectors, joined, group, groups, block, row_terms, column_terms;
+    Buffer keys, values, row_table, column_table, query, by_row, by_column, pattern, score;
+    Buffer probability, sums;
+    float highest[QUERIES], total[QUERIES];
+    int64_t cell[QUERIES], x[QUERIES], y[QUERIES];
+};
+
+}  // namespace
+#endif
+
+// 0 when done, 1 where this processor or shape is not for this code.
+extern "C" int sam_attention(const Call* call) {
+#ifdef CAN_RUN
+    const Call& c = *call;
+    if (c.dim % LANES) return 1;
+    int64_t down = (c.height + c.side_y - 1) / c.side_y;
+    int64_t across = (c.width + c.side_x - 1) / c.side_x;
+    int64_t whole = c.batch * down * across * c.heads;
+    int64_t parts = whole >= 4 * c.threads ? 1 : (4 * c.threads + whole - 1) / whole;
+#pragma omp parallel num_threads(c.threads)
+    {
+        Window window(c);
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < whole * parts; ++i) {
+            int64_t part = i % parts, head = i / parts % c.heads, at = i / parts / c.heads;
+            int64_t left = at % across, top = at / across % down, image = at / across / down;
+            window.run(image, top * c.side_y, left * c.side_x, head, part, parts);
+        }
+    }
+    return 0;
+#else
+    return 1;
+#endif
+}

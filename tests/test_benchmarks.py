@@ -1,0 +1,80 @@
+"""The benchmarks run, at a tiny size, and write what they say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import machine, random_checkpoint, run, scale, stages
+from deepseek_ocr.checkpoint import read_config
+from tests.conftest import GOLDEN
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("random")
+    config = json.loads((GOLDEN / "checkpoint" / "config.json").read_text())
+    random_checkpoint.write(folder, config)
+    return folder
+
+
+def flags(folder: Path, output: Path) -> list[str]:
+    given = ["--device", "cpu", "--dtype", "float32", "--tokens", "2", "--pages", "2"]
+    return ["x", "--checkpoint", str(folder), *given, "--repeat", "1", "--json", str(output)]
+
+
+def figures(output: Path) -> Any:
+    return json.loads(output.read_text())
+
+
+def test_run(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "figures.json"
+    arguments = [*flags(tiny_checkpoint, output), "--skip-load"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(run, "A4_AT_300_DPI", (1400, 700))  # two tiles instead of six
+    run.main()
+    found = figures(output)
+    assert found["machine"].keys() >= {"torch", "processor", "revision", "threads"}
+    assert all(limit > 0 for limit in found["limits"].values())
+    rows = {row["stage"]: row for row in found["rows"]}
+    parts = ["preprocess A4 at 300 dpi", "vision, Gundam A4", "prefill, 493 tokens"]
+    whole = sum(rows[part]["ours"] for part in parts) + 250 * rows["decode, 2 tokens"]["ours"]
+    assert rows["page with 500 tokens (sum)"]["ours"] == pytest.approx(whole)
+    assert rows["vision, Gundam A4"]["share"] > 0
+
+
+def test_scale(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "figures.json"
+    monkeypatch.setattr(sys, "argv", flags(tiny_checkpoint, output))
+    monkeypatch.setattr(scale, "TILES", (0, 2))
+    scale.main()
+    points = figures(output)["points"]
+    assert [point[0] for point in points["tiles"]] == [0, 2]
+    assert [point[0] for point in points["output tokens"]] == [2, 4, 8]
+    assert [point[0] for point in points["pages in flight"]] == [1, 2]
+
+
+def test_bytes_per_token_are_those_of_the_experts_it_takes(tiny_checkpoint: Path) -> None:
+    ways = stages.load(tiny_checkpoint, "cpu", "float32", frozenset(), "none")
+    config = read_config(tiny_checkpoint).text_config
+    layers = ways.plain.model.language_model.layers
+    experts = sum(p.nbytes for n, p in layers.named_parameters() if ".experts." in n)
+    everything = sum(p.nbytes for p in layers.parameters()) + ways.plain.lm_head.weight.nbytes
+    unused = experts * (1 - config.num_experts_per_tok / config.n_routed_experts)
+    assert stages.bytes_per_token(ways.plain) == pytest.approx(everything - unused, abs=8)
+
+
+def test_peak_memory_is_what_a_call_takes() -> None:
+    kept: list[torch.Tensor] = []
+
+    def take() -> None:
+        kept.append(torch.ones(50_000_000))  # 200 MB
+
+    taken = machine.peak_memory(torch.device("cpu"), take)
+    if machine.anonymous_memory():
+        assert 0.9 * 200e6 < taken < 1.5 * 200e6
