@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from deepseek_ocr import __version__
-from serving import chat, errors, health, logs, models, responses
+from serving import chat, errors, health, logs, models, responses, schema
 from serving.middleware import Guard
 from serving.state import State
 
@@ -41,12 +41,18 @@ def create_app(state: State, on_failure: Callable[[], None] = lambda: None) -> F
     app.state.server = state
     state.metrics.watch(state.pools)
     errors.add_handlers(app)
-    for router in (health.router, models.router, chat.router, responses.router):
+    for router in (
+        health.router,
+        schema.router,
+        models.router,
+        chat.router,
+        responses.router,
+    ):
         app.include_router(router)
-    if state.server.cors_origins:
+    if state.server.cors:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(state.server.cors_origins),
+            allow_origins=list(state.server.cors),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["authorization", "content-type", "x-request-id"],
         )
