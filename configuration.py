@@ -128,6 +128,7 @@ class ServerSettings:
     max_pixels: int = 100_000_000
     max_pages: int = 32
     page_timeout: float = 600.0
+    body_timeout: float = 60.0
     max_waiting: int = 256
     allow_urls: bool = False
     cors: tuple[str, ...] = ()
@@ -158,6 +159,7 @@ MEANINGS = {
     "max_pixels": "most pixels of a picture",
     "max_pages": "most pictures of one request to the OpenAI routes",
     "page_timeout": "longest time for a page in seconds",
+    "body_timeout": "longest time for a request to arrive in seconds",
     "max_waiting": "most pages that wait for a slot",
     "allow_urls": "fetch pictures from http(s) addresses that clients name",
     "cors": "origins of web pages that may ask from a browser; * is any",
@@ -173,6 +175,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_pixels": (1, 178_956_970),
     "max_pages": (1, 1000),
     "page_timeout": (0.1, 86_400),
+    "body_timeout": (0.1, 3600),
     "max_waiting": (0, 100_000),
     "shutdown_seconds": (0, 3600),
 }
