@@ -44,10 +44,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def curious() -> Iterator[Server]:
+def curious(open_server: Server) -> Server:
     """A server as it starts by itself, but that fetches addresses."""
-    with serving("--model", "pocket", "--allow-urls") as server:
-        yield server
+    return open_server
 
 
 def authorized(key: str = KEYS[0]) -> dict[str, str]:
