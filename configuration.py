@@ -7,10 +7,11 @@ fields below; it is looked for where the platform keeps configuration
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +141,8 @@ def _is_there(path: Path) -> bool:
 
 def _from_file(path: Path | None) -> dict[str, str]:
     chosen = path or default_path()
-    if path is None and not _is_there(chosen):
-        return {}
-    try:
-        raw = tomllib.loads(chosen.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{chosen} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{chosen} is not valid TOML: {error}.") from error
     known = {field.name for field in fields(Settings)}
+    raw = {name: value for name, value in _read_file(path).items() if name != SERVER}
     for name, value in raw.items():
         if name not in known:
             raise SettingsError(
@@ -159,3 +153,207 @@ def _from_file(path: Path | None) -> dict[str, str]:
         elif not isinstance(value, str):
             raise SettingsError(f"{chosen}: {name} must be a string in quotes.")
     return raw
+
+
+def _read_file(path: Path | None) -> dict[str, Any]:
+    """What the file says, not looked at yet; nothing where there is no file and none was named."""
+    chosen = path or default_path()
+    if path is None and not _is_there(chosen):
+        return {}
+    try:
+        return tomllib.loads(chosen.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{chosen} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{chosen} is not valid TOML: {error}.") from error
+
+
+# --- the server's own ---------------------------------------------------------------------------
+
+SERVER = "server"
+"""The table of the file that holds the fields of `ServerSettings`."""
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What only `serve.py` needs to know.
+
+    `MEANINGS` says what each is.
+
+    Raises `SettingsError` for a number outside its range.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    api_key_file: str = ""
+    no_auth: bool = False
+    models: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    workers: int = 1
+    max_body_mb: int = 64
+    max_held_mb: int = 1024
+    max_pixels: int = 100_000_000
+    max_pages: int = 32
+    page_timeout: float = 600.0
+    body_timeout: float = 60.0
+    max_waiting: int = 256
+    allow_urls: bool = False
+    cors: tuple[str, ...] = ()
+    shutdown_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _RANGES.items():
+            if not least <= getattr(self, name) <= most:
+                raise SettingsError(f"{name} must lie between {least} and {most}.")
+
+
+MEANINGS = {
+    "model": "a named checkpoint (see weights.py) or a folder",
+    "device": "auto, cpu, cuda, cuda:1, mps, npu …",
+    "dtype": "auto, bfloat16, float16, float32",
+    "checkpoints": "folder that holds the named checkpoints",
+    "source": "where named checkpoints are fetched from",
+    "quant": "how the decoder's weights are held: " + ", ".join(choice.QUANTS),
+    "kernels": "fast paths: auto (all), plain (none), or names; - before one leaves it out",
+    "slots": "how many pages are read at once, or auto, by free memory",
+    "host": "address to listen on; others than 127.0.0.1 need a key",
+    "port": "port to listen on; 0 is one that is free",
+    "api_keys": "keys of which clients must show one",
+    "api_key_file": "file with such keys, one a line",
+    "no_auth": "let other machines in without a key",
+    "models": "further checkpoints to serve",
+    "devices": "devices to load the models on: cuda:0, cuda:1",
+    "workers": "how many devices, where they are not named",
+    "max_body_mb": "largest request in MiB",
+    "max_held_mb": "most MiB of requests that are in memory at once",
+    "max_pixels": "most pixels of a picture",
+    "max_pages": "most pictures of one request to the OpenAI routes",
+    "page_timeout": "longest time for a page in seconds",
+    "body_timeout": "longest time for a request to arrive in seconds",
+    "max_waiting": "most pages that wait for a slot",
+    "allow_urls": "fetch pictures from http(s) addresses that clients name",
+    "cors": "origins of web pages that may ask from a browser; * is any",
+    "shutdown_seconds": "how long pages may go on once the server is told to stop",
+}
+"""Every setting in one line, for the help and for the file that `--init-config` writes."""
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "port": (0, 65535),
+    "workers": (1, 64),
+    "max_body_mb": (1, 2048),
+    "max_held_mb": (1, 2**20),
+    "max_pixels": (1, 178_956_970),
+    "max_pages": (1, 1000),
+    "page_timeout": (0.1, 86_400),
+    "body_timeout": (0.1, 3600),
+    "max_waiting": (0, 100_000),
+    "shutdown_seconds": (0, 3600),
+}
+
+
+def load_server(
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    path: Path | None = None,
+) -> ServerSettings:
+    """The server's settings from `flags` (None is unset), then `environ`, then the table `[server]`
+    of the file, then the defaults.
+
+    Raises `SettingsError` as `load`.
+    """
+    environ = os.environ if environ is None else environ
+    table = _read_file(path).get(SERVER, {})
+    if not isinstance(table, dict):
+        raise SettingsError(f"{path or default_path()}: [{SERVER}] must be a table.")
+    known = {field.name: type(field.default) for field in fields(ServerSettings)}
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        if name not in known:
+            raise SettingsError(
+                f"{path or default_path()} sets {SERVER}.{name}, which is no setting; use "
+                f"{', '.join(known)}."
+            )
+        values[name] = _typed(value, known[name], f"{path or default_path()}: {SERVER}.{name}")
+    for name, kind in known.items():
+        if text := environ.get(PREFIX + name.upper(), "").strip():
+            values[name] = _from_text(text, kind, PREFIX + name.upper())
+        if (flag := (flags or {}).get(name)) is not None:
+            values[name] = flag
+    return ServerSettings(**values)
+
+
+def _typed(value: Any, kind: type, where: str) -> Any:
+    """A value of TOML as `kind`."""
+    if kind is tuple and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return tuple(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        wanted = {tuple: "a list of strings", str: "a string in quotes", bool: "true or false"}
+        raise SettingsError(f"{where} must be {wanted.get(kind, 'a number')}.")
+    return value
+
+
+def _from_text(text: str, kind: type, where: str) -> Any:
+    """A value of the environment as `kind`; several are parted by commas."""
+    if kind is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind is bool:
+        if text.lower() not in _WORDS:
+            raise SettingsError(f"{where} must be one of {', '.join(_WORDS)}.")
+        return _WORDS[text.lower()]
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise SettingsError(f"{where} must be a number, not {text!r}.") from error
+
+
+_WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def as_toml(settings: Settings, server: ServerSettings) -> str:
+    """What holds now, as a file that `load` and `load_server` read; keys are not shown."""
+    shown = replace(server, api_keys=("hidden",) * len(server.api_keys))
+    return _table(settings) + f"\n[{SERVER}]\n" + _table(shown)
+
+
+def write_template(path: Path | None = None) -> Path:
+    """Write a file with every setting, its meaning and its default, all commented out; its path.
+
+    Raises `SettingsError` where a file is there already or none can be written.
+    """
+    chosen = path or default_path()
+    text = (
+        "# Settings of ocr.py and serve.py. Flags and DEEPSEEK_OCR_… variables come before them.\n"
+        + _table(Settings(), "# ")
+        + f"\n[{SERVER}]\n"
+        + _table(ServerSettings(), "# ")
+    )
+    try:
+        chosen.parent.mkdir(parents=True, exist_ok=True)
+        with chosen.open("x", encoding="utf-8") as file:
+            chosen.chmod(0o600)  # it may come to hold keys
+            file.write(text)
+    except FileExistsError as error:
+        raise SettingsError(
+            f"{chosen} is there already; edit it, or move it away first."
+        ) from error
+    except OSError as error:
+        raise SettingsError(f"{chosen} cannot be written: {error.strerror}.") from error
+    return chosen
+
+
+def _table(settings: Settings | ServerSettings, before: str = "") -> str:
+    lines = []
+    for field in fields(settings):
+        meaning = f"# {MEANINGS[field.name]}\n" if before else ""
+        value = getattr(settings, field.name)
+        if field.name == "slots":
+            value = value or "auto"
+        data = list(value) if isinstance(value, tuple) else value
+        lines.append(f"{meaning}{before}{field.name} = {json.dumps(data, ensure_ascii=False)}\n")
+    return "".join(lines)

@@ -186,6 +186,11 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
     add_speed(group)
+    add_config(group)
+
+
+def add_config(group: argparse._ArgumentGroup) -> None:
+    """The flags of the file with settings, which `ocr.py` and `serve.py` share."""
     group.add_argument(
         "--doctor", action="store_true",
         help="check the whole installation, read a small page, say what to fix, and end",
@@ -197,6 +202,12 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
         help="TOML file with model, device, … (default: "
         + str(configuration.default_path()).replace("%", "%%")
         + ")",
+    )
+    group.add_argument(
+        "--print-config", action="store_true", help="print the settings that hold, as TOML, and end"
+    )
+    group.add_argument(
+        "--init-config", action="store_true", help="write such a file with all defaults, and end"
     )
 
 
