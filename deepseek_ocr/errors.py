@@ -10,7 +10,8 @@
     │   └── SettingsError    a setting outside its range, or one nobody knows
     ├── CheckpointError      a model folder that is missing, damaged or of another kind
     ├── DeviceError          a device or number type that is not to be had here
-    └── GenerationError      the network produced numbers that mean nothing
+    ├── GenerationError      the network produced numbers that mean nothing, or cannot run
+    └── CancelledError       a page that was given up before it was read
 
 Each message is one or two sentences that end with what to do next.
 """
@@ -59,4 +60,9 @@ class DeviceError(OcrError):
 
 
 class GenerationError(OcrError):
-    """The network produced numbers that mean nothing (not a number, infinity)."""
+    """The network produced numbers that mean nothing (not a number, infinity), or has not the
+    memory to read a page."""
+
+
+class CancelledError(OcrError):
+    """A page that was given up, by its caller or because the engine was closed."""

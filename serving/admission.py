@@ -1,0 +1,166 @@
+"""Who may read next: a bounded queue of pages, fair between clients.
+
+A request enters with as many pages as it has and is given a turn for each. Turns go round the
+clients that wait, one page each, however many pages one of them has brought; of a client's own
+requests the first comes first. When the queue is full the newest request that has not begun of
+whoever has most pages waiting gives way to a client that has fewer; otherwise the newcomer is
+refused.
+
+Everything here belongs to one event loop: no other thread may call it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from types import TracebackType
+
+from serving.errors import ApiError, ClosingError, QueueFullError
+
+
+class Visit:
+    """The pages of one request on their way through the queue; leave it by `with`.
+
+    `started`: true once a page of it has been given its turn.
+    """
+
+    def __init__(self, admission: Admission, client: str, pages: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.client = client
+        self.started = False
+        self._admission = admission
+        self._turns: list[asyncio.Future[int]] = [loop.create_future() for _ in range(pages)]
+        self._next = 0
+        self._held: dict[int, int] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Pages that have not been given their turn."""
+        return len(self._turns) - self._next
+
+    async def turn(self, page: int) -> int:
+        """Wait until page `page` (from 0) may be read; the place (which engine) to read it.
+
+        Raises `QueueFullError` and `ClosingError` where that will never be.
+        """
+        return await asyncio.shield(self._turns[page])
+
+    def release(self, page: int) -> None:
+        """Page `page` has been read, or never will be: give its place to the next."""
+        place = self._held.pop(page, None)
+        if place is not None:
+            self._admission.free(place)
+
+    def grant(self, place: int) -> None:
+        """Give the next page its turn (for `Admission`)."""
+        self._held[self._next] = place
+        self._turns[self._next].set_result(place)
+        self._next += 1
+        self.started = True
+
+    def refuse(self, error: ApiError) -> None:
+        """End the wait of all pages that still wait (for `Admission`)."""
+        for turn in self._turns[self._next :]:
+            turn.set_exception(error)
+            turn.exception()  # nobody may be waiting, and asyncio would complain
+        self._next = len(self._turns)
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._admission.leave(self)
+        for page in list(self._held):
+            self.release(page)
+
+
+class Admission:
+    """The queue in front of some engines: `places[i]` pages at once on engine `i`, at most
+    `most_waiting` pages waiting."""
+
+    def __init__(self, places: Sequence[int], most_waiting: int) -> None:
+        self._free = list(places)
+        self._clients: OrderedDict[str, deque[Visit]] = OrderedDict()
+        self._most_waiting = most_waiting
+        self._places = sum(places)
+        self._closed = False
+        self.waiting = 0
+
+    @property
+    def active(self) -> int:
+        """Pages that have their turn now."""
+        return self._places - sum(self._free)
+
+    def enter(self, client: str, pages: int) -> Visit:
+        """Queue `pages` pages of `client`.
+
+        Raises `QueueFullError` where there is no room, `ClosingError` after `close`.
+        """
+        if self._closed:
+            raise ClosingError
+        while self.waiting and self.waiting + pages > self._most_waiting + sum(self._free):
+            self._make_room(client, pages)
+        visit = Visit(self, client, pages)
+        self._clients.setdefault(client, deque()).append(visit)
+        self.waiting += pages
+        self._give_turns()
+        return visit
+
+    def leave(self, visit: Visit) -> None:
+        """Take the pages of `visit` that still wait out of the queue."""
+        if not visit.waiting:
+            return
+        self.waiting -= visit.waiting
+        visits = self._clients[visit.client]
+        visits.remove(visit)
+        if not visits:
+            del self._clients[visit.client]
+        visit.refuse(QueueFullError())
+
+    def free(self, place: int) -> None:
+        """A page on engine `place` is done (for `Visit`)."""
+        self._free[place] += 1
+        self._give_turns()
+
+    def close(self) -> None:
+        """Refuse everything that waits and whoever comes; pages being read go on."""
+        self._closed = True
+        for visits in self._clients.values():
+            for visit in visits:
+                visit.refuse(ClosingError())
+        self._clients.clear()
+        self.waiting = 0
+
+    def _give_turns(self) -> None:
+        """Give free places to the client whose turn it is, and put that client last."""
+        while self._clients and max(self._free) > 0:
+            client, visits = next(iter(self._clients.items()))
+            place = self._free.index(max(self._free))  # the least loaded
+            self._free[place] -= 1
+            self.waiting -= 1
+            visits[0].grant(place)
+            if not visits[0].waiting:
+                visits.popleft()
+            if visits:
+                self._clients.move_to_end(client)
+            else:
+                del self._clients[client]
+
+    def _make_room(self, client: str, pages: int) -> None:
+        """Send away a request of whoever waits with most. Raises `QueueFullError` if that is us."""
+        mine = self._pages_of(client) + pages
+        heaviest = max(self._clients, key=self._pages_of)
+        unstarted = [visit for visit in self._clients[heaviest] if not visit.started]
+        if not unstarted or self._pages_of(heaviest) <= mine:
+            raise QueueFullError
+        sent_away = unstarted[-1]
+        self.leave(sent_away)
+
+    def _pages_of(self, client: str) -> int:
+        return sum(visit.waiting for visit in self._clients.get(client, ()))

@@ -1,0 +1,66 @@
+"""The application: routes, and what surrounds them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from deepseek_ocr import __version__
+from serving import chat, errors, health, logs, models, responses
+from serving.middleware import Guard
+from serving.state import State
+
+
+def create_app(state: State, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
+    """The server's application over `state`; its models are loaded once it runs.
+
+    `on_failure` is called where they cannot be loaded.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load(state, on_failure))
+        yield
+        loading.cancel()
+        state.close_queues()
+        for pool in state.pools.values():
+            for engine in pool.engines:
+                await asyncio.to_thread(engine.close)
+
+    app = FastAPI(
+        title="DeepSeek-OCR",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.server = state
+    state.metrics.watch(state.pools)
+    errors.add_handlers(app)
+    for router in (health.router, models.router, chat.router, responses.router):
+        app.include_router(router)
+    if state.server.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(state.server.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+        )
+    app.add_middleware(Guard, state=state)
+    return app
+
+
+async def _load(state: State, on_failure: Callable[[], None]) -> None:
+    try:
+        engines = await asyncio.to_thread(state.load)
+    except Exception as error:
+        state.failed = True
+        logs.failure(f"the model could not be loaded: {error}", error)
+        on_failure()
+        return
+    state.open_pools(engines)
+    logs.event("ready", models=list(engines))

@@ -1,0 +1,129 @@
+"""What the routes of a running server share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fastapi import Request
+
+import configuration
+import tasks
+import weights
+from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.images import ImageLimits
+from serving.admission import Admission
+from serving.auth import Keys
+from serving.errors import ApiError, ClosingError, NotReadyError
+from serving.fetcher import Fetcher
+from serving.metrics import Metrics
+
+Engines = Mapping[str, tuple[OcrEngine, ...]]
+"""Name of a model → its engines, one a device."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One checkpoint, loaded on one device or several, and the queue in front of it.
+
+    - `name`: as clients say it; `known`: the task and preset it is best at
+    - `engines`: one a device; a turn of `admission` says which of them
+    """
+
+    name: str
+    known: weights.Checkpoint
+    engines: tuple[OcrEngine, ...]
+    admission: Admission
+
+
+@dataclass(eq=False)
+class State:
+    """The server: what it was told, its models once they are loaded, its queues and its numbers.
+
+    - `settings`, `server`: what both programs share, and what is the server's alone
+    - `names`: of the models, known before they are loaded: name → checkpoint name or folder
+    - `load`: loads them all, in a thread; seconds to minutes
+    - `pools`: by name, filled when `load` is done; `failed`: true where it could not
+    - `fetcher`: None unless addresses may be fetched
+    - `closing`: true from the signal to stop until the end; `started`: seconds since 1970
+    """
+
+    settings: configuration.Settings
+    server: configuration.ServerSettings
+    keys: Keys
+    names: Mapping[str, str]
+    load: Callable[[], Engines]
+    fetcher: Fetcher | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    pools: dict[str, Pool] = field(default_factory=dict)
+    failed: bool = False
+    closing: bool = False
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def limits(self) -> ImageLimits:
+        """Of one picture."""
+        return ImageLimits(self.server.max_body_mb * 2**20, self.server.max_pixels)
+
+    @property
+    def ready(self) -> bool:
+        """True while pages can be read."""
+        return bool(self.pools) and not self.closing
+
+    def open_pools(self, engines: Engines) -> None:
+        """Put a queue before each of the loaded models. Belongs to the event loop."""
+        for name, group in engines.items():
+            places = [engine.slots + ahead(engine.slots) for engine in group]
+            admission = Admission(places, self.server.max_waiting)
+            known = weights.known_as(self.names[name])
+            self.pools[name] = Pool(name, known, group, admission)
+
+    def close_queues(self) -> None:
+        """Refuse what waits and what comes; pages being read go on. Belongs to the event loop."""
+        self.closing = True
+        for pool in self.pools.values():
+            pool.admission.close()
+
+    def check_name(self, model: str) -> tuple[str, str]:
+        """`model` as a loaded checkpoint's name and a preset's short name ("" for its own).
+
+        Raises `ApiError` 404 for a name that `/v1/models` does not list.
+        """
+        name, colon, preset = model.partition(":")
+        if name not in self.names or (colon and preset not in tasks.RESOLUTION_SHORT_NAMES):
+            raise ApiError(
+                404,
+                f"There is no such model here. There are: {', '.join(self.names)}, each also with "
+                f"a preset, as {next(iter(self.names))}:tiny.",
+                "model_not_found",
+                "model",
+            )
+        return name, preset
+
+    def pool_for(self, model: str) -> tuple[Pool, str]:
+        """The pool of `model` and the preset its name asks for (`deepseek-ocr:tiny`), else the
+        preset it is best at.
+
+        Raises `ApiError` 404 for an unknown name, 503 before the models are loaded and while
+        closing.
+        """
+        name, preset = self.check_name(model)
+        if self.closing:
+            raise ClosingError
+        if name not in self.pools:
+            raise NotReadyError
+        pool = self.pools[name]
+        return pool, tasks.resolution_name(preset) if preset else pool.known.resolution
+
+
+def ahead(slots: int) -> int:
+    """Pages to hand to an engine beyond its slots, so that a free slot finds the next page there
+    and its picture decoded."""
+    return max(1, slots // 4)
+
+
+def state_of(request: Request) -> State:
+    """Dependency: the state of the server that answers `request`."""
+    state: State = request.app.state.server
+    return state
