@@ -1,12 +1,14 @@
 """Token by token: prefill, choose, step. Free functions over the library's network and cache.
 
+`decode` reads one page alone, the plain way; many pages at once go through `choose`.
+
 The loop guard on text lives in `loops.py` and is offered here as `LoopDetector` and `is_loop`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +22,13 @@ from deepseek_ocr.model import Network
 from deepseek_ocr.settings import DecodeSettings
 
 __all__ = [
+    "Chooser",
     "LoopDetector",
     "NgramGuard",
     "Prefilled",
     "TextStream",
     "Token",
+    "choose",
     "decode",
     "is_loop",
     "prefill",
@@ -48,12 +52,11 @@ class Prefilled:
     logits: torch.Tensor
 
 
-def room(network: Network, prompt_tokens: int, wanted: int) -> int:
-    """How many of the `wanted` new tokens fit into the context behind a prompt.
+def room(context: int, prompt_tokens: int, wanted: int) -> int:
+    """How many of the `wanted` new tokens fit into a context of so many tokens behind a prompt.
 
     Raises `PromptError` where the prompt alone fills it.
     """
-    context: int = network.config.text_config.max_position_embeddings
     if prompt_tokens >= context:
         raise PromptError(
             f"The prompt has {prompt_tokens} tokens and the model's context {context}; "
@@ -92,10 +95,11 @@ def decode(
     the whole-sequence guard looks back on. Raises `GenerationError` where the logits are not
     finite.
     """
-    chooser = _Chooser(settings, prompt_ids, exempt_ids)
+    chooser = Chooser(settings, prompt_ids, exempt_ids)
     embed = network.get_input_embeddings()
     logits = prefilled.logits
-    most = room(network, len(prompt_ids), settings.max_new_tokens)
+    context = network.config.text_config.max_position_embeddings
+    most = room(context, len(prompt_ids), settings.max_new_tokens)
     for count in range(1, most + 1):
         token = chooser.choose(logits)
         yield token
@@ -105,8 +109,47 @@ def decode(
         logits = _last_logits(network, embed(step), prefilled.cache)
 
 
-class _Chooser:
-    """Picks the next token from logits under the guards and the sampling settings."""
+@torch.inference_mode()
+def choose(choosers: Sequence[Chooser], logits: torch.Tensor) -> list[Token | Exception]:
+    """The next token of every page, from the rows of `logits` `[n, V]`, or why there is none.
+
+    Pages that take the likeliest token are chosen for together, with one transfer from the device
+    for all of them; the others one after the other. The logits are left as they are.
+    """
+    plain = [row for row, chooser in enumerate(choosers) if chooser.is_plain]
+    together = logits if len(plain) == len(choosers) else logits[plain]
+    found = dict(zip(plain, _likeliest([choosers[row] for row in plain], together), strict=True))
+    tokens: list[Token | Exception] = []
+    for row, chooser in enumerate(choosers):
+        try:
+            token = found[row] if row in found else chooser.pick(logits[row])
+            tokens.append(chooser.accept(token))
+        except Exception as error:  # of one page; the others must not suffer from it
+            tokens.append(error)
+    return tokens
+
+
+def _likeliest(choosers: Sequence[Chooser], logits: torch.Tensor) -> list[Token]:
+    """The likeliest token of every row that its page's guard allows."""
+    if not choosers:
+        return []
+    chosen = logits.argmax(-1)
+    banned = [(row, token) for row, chooser in enumerate(choosers) for token in chooser.banned()]
+    if banned:
+        rows, ids = torch.tensor(banned, device=logits.device).unbind(-1)
+        scores = logits.clone()
+        scores[rows, ids] = -math.inf
+        best = scores.max(-1)
+        # The guard gives way where it leaves nothing.
+        chosen = torch.where(best.values.isneginf(), chosen, best.indices)
+    logprobs = logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
+    # One transfer for both numbers; ids are below 2**24 and so exact in float32.
+    values = torch.stack([chosen.float(), logprobs]).tolist()
+    return [Token(int(id_), logprob) for id_, logprob in zip(*values, strict=True)]
+
+
+class Chooser:
+    """Picks the next token of one page from logits under the guards and the sampling settings."""
 
     def __init__(
         self, settings: DecodeSettings, prompt_ids: list[int], exempt_ids: frozenset[int]
@@ -123,7 +166,22 @@ class _Chooser:
         # Draws come from the CPU's generator, so that a seed means the same on every device.
         self._random = torch.Generator().manual_seed(settings.seed)
 
+    @property
+    def is_plain(self) -> bool:
+        """True where the likeliest token that is not banned is taken."""
+        return self._settings.temperature == 0 and self._settings.repetition_penalty == 1
+
+    def banned(self) -> list[int]:
+        """Ids that must not come next."""
+        return self._guard.banned()
+
     def choose(self, logits: torch.Tensor) -> Token:
+        """The next token from its logits `[V]`. Raises `GenerationError` where these are not
+        finite."""
+        return self.accept(self.pick(logits))
+
+    def pick(self, logits: torch.Tensor) -> Token:
+        """What `choose` returns, not yet taken for written nor looked at."""
         total = logits.logsumexp(0)
         scores = self._adjusted(logits)
         if self._settings.temperature > 0:
@@ -133,7 +191,13 @@ class _Chooser:
         logprob = logits[chosen] - total
         # One transfer for both numbers; ids are below 2**24 and so exact in float32.
         values = torch.stack([chosen.float(), logprob]).tolist()
-        token = Token(int(values[0]), values[1])
+        return Token(int(values[0]), values[1])
+
+    def accept(self, token: Token) -> Token:
+        """`token`, from now on one of those that were written.
+
+        Raises `GenerationError` where its log-probability is not finite.
+        """
         if not math.isfinite(token.logprob):
             raise GenerationError(
                 "The network's output is not a finite number; try --dtype float32 (or bfloat16 "
@@ -165,7 +229,7 @@ class _Chooser:
         settings = self._settings
         scores = scores.cpu()
         if not bool(torch.isfinite(scores.max())):
-            return scores.argmax()  # `choose` refuses such logits
+            return scores.argmax()  # `accept` refuses such logits
         ordered, ids = ((scores - scores.max()) / settings.temperature).sort(descending=True)
         if settings.top_k:
             ordered = ordered[: settings.top_k]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import io
 import os
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -116,7 +116,7 @@ def open_frames(file: Path | BinaryIO, name: str, limits: ImageLimits | None = N
 
 def _open(file: BinaryIO | Path, name: str, limits: ImageLimits) -> Image.Image:
     try:
-        with _quiet():
+        with _quiet:
             return Image.open(file, formats=_formats())
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(
@@ -135,7 +135,7 @@ def _open(file: BinaryIO | Path, name: str, limits: ImageLimits) -> Image.Image:
 def _decode(image: Image.Image, name: str, limits: ImageLimits) -> Image.Image:
     _check_pixels(image, name, limits)
     try:
-        with _quiet():
+        with _quiet:
             more_pages = isinstance(image, TiffImageFile) and bool(image.tag_v2.next)
             page = _to_rgb(image)
             page.info["more_pages"] = more_pages
@@ -144,12 +144,34 @@ def _decode(image: Image.Image, name: str, limits: ImageLimits) -> Image.Image:
         raise _damaged(name, error) from error
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Pillow's warnings: of half the bound enforced here, of odd metadata."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+class _Quiet:
+    """Without Pillow's warnings: of half the bound enforced here, of odd metadata.
+
+    What Python warns of belongs to the whole process, and pages are opened in several threads: the
+    first in sets it, the last out puts it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._kept = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._kept = warnings.catch_warnings()
+                self._kept.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *error: Any) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._kept.__exit__(*error)
+
+
+_quiet = _Quiet()
 
 
 def _damaged(name: str, error: Exception) -> ImageError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from deepseek_ocr.errors import ImageError, InputError, PromptError
 from deepseek_ocr.grounding import Confidence
 from deepseek_ocr.images import make_views, open_image
 from deepseek_ocr.model import embed
+from deepseek_ocr.output import count, valid_tokens
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from tests.conftest import ROOT
 
@@ -50,20 +52,24 @@ def test_deltas_join_to_the_reading(pocket: OcrEngine) -> None:
 def test_the_first_delta_comes_before_the_page_is_done(
     pocket: OcrEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = 0
+    steps, going_on = 0, threading.Semaphore(1)
     forward = pocket.network.lm_head.forward
 
-    def counted(hidden: torch.Tensor) -> torch.Tensor:
+    def held(hidden: torch.Tensor) -> torch.Tensor:
         nonlocal steps
+        assert going_on.acquire(timeout=60)
         steps += 1
         return forward(hidden)
 
-    monkeypatch.setattr(pocket.network.lm_head, "forward", counted)
-    stream = pocket.stream(example("fruit"), "Free OCR.", TINY)
+    monkeypatch.setattr(pocket.network.lm_head, "forward", held)
+    engine = OcrEngine(pocket.network, pocket.codec)
+    stream = engine.stream(example("fruit"), "Free OCR.", TINY)
     next(stream)
     assert steps == 1
     stream.close()
-    assert steps == 1  # closing cancels: nothing more is computed
+    going_on.release(9)
+    engine.close()  # when it is back, nothing is computed any more
+    assert steps <= 2  # closing cancels: the step that was begun is the last
 
 
 def test_counts_timings_and_confidence(pocket: OcrEngine) -> None:
@@ -104,7 +110,8 @@ def scripted(
     engine: OcrEngine, text: str, patch: pytest.MonkeyPatch, decode: DecodeSettings
 ) -> Reading:
     patch.setattr(engine.network.lm_head, "forward", Scripted(engine, text))
-    return engine.read(example("invoice"), "Free OCR.", TINY, decode)
+    plain = OcrEngine(engine.network, engine.codec)
+    return plain.read(example("invoice"), "Free OCR.", TINY, decode)
 
 
 FREE = DecodeSettings(no_repeat_ngram_size=0)
@@ -158,9 +165,8 @@ def test_many_pages_come_in_order_and_a_bad_one_does_not_stop_them(pocket: OcrEn
             yield Page(source, "Free OCR.", TINY)
 
     outcomes = pocket.read_many(pages())
-    first = next(outcomes)
-    assert len(started) == 1  # pages are taken as they are needed
-    second, third, fourth = outcomes
+    assert not started  # pages are taken when the first outcome is asked for
+    first, second, third, fourth = outcomes
     assert isinstance(first, Reading)
     assert isinstance(third, Reading)
     assert (first.text, third.text) == ("Invoice", "Total 498")
@@ -181,10 +187,8 @@ def test_many_pages_come_in_order_and_a_bad_one_does_not_stop_them(pocket: OcrEn
 )
 def test_valid_tokens_of_a_page_twice_as_wide_as_high(crop: CropSettings, valid: int) -> None:
     """Small views stretch the page and so have no padding; larger ones are half padding."""
-    from deepseek_ocr.engine import _count
-
     views = make_views(Image.new("RGB", (1000, 500)), crop)
-    assert _count(views, crop, (1000, 500), 0, 0).valid_vision == valid
+    assert valid_tokens(views, crop, (1000, 500)) == valid
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 1)])
@@ -263,13 +267,13 @@ def test_prompt_ids_are_the_official_ones() -> None:
 def test_valid_vision_tokens_are_counted_as_the_official_code_does() -> None:
     import json
 
-    from deepseek_ocr.engine import _count
     from tests.conftest import reference
 
     for page in json.loads(reference("real", "pages.json").read_text()):
         image = open_image(reference("real", page["fixture"]))
         views = make_views(image, CropSettings())
         for mode in page["modes"].values():
-            counts = _count(views, CropSettings(), image.size, 0, int(mode["output_text_tokens"]))
+            valid = valid_tokens(views, CropSettings(), image.size)
+            counts = count(0, 0, int(mode["output_text_tokens"]), valid)
             assert str(counts.valid_vision) == mode["valid_img_tokens"]
             assert counts.compression_ratio == float(mode["compression_ratio"])

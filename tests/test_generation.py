@@ -118,7 +118,7 @@ def test_a_seed_gives_the_same_text_and_another_seed_another(tiny: Network) -> N
 
 
 def draws(settings: DecodeSettings, logits: list[float], times: int = 400) -> Counter[int]:
-    chooser = generation._Chooser(settings, [], frozenset())
+    chooser = generation.Chooser(settings, [], frozenset())
     return Counter(chooser.choose(torch.tensor(logits)).id for _ in range(times))
 
 
@@ -139,14 +139,14 @@ def test_top_k_and_top_p_cut_the_tail() -> None:
 
 def test_repetition_penalty_turns_to_other_tokens() -> None:
     settings = DecodeSettings(repetition_penalty=2.0, no_repeat_ngram_size=0)
-    chooser = generation._Chooser(settings, [], frozenset())
+    chooser = generation.Chooser(settings, [], frozenset())
     logits = torch.tensor([2.0, 1.5, -1.0])
     assert [chooser.choose(logits).id for _ in range(3)] == [0, 1, 0]
 
 
 def test_logprobs_are_of_the_raw_logits() -> None:
     settings = DecodeSettings(repetition_penalty=2.0, temperature=0.0, no_repeat_ngram_size=0)
-    chooser = generation._Chooser(settings, [], frozenset())
+    chooser = generation.Chooser(settings, [], frozenset())
     logits = torch.tensor([2.0, 1.5, -1.0])
     expected = logits.log_softmax(0)
     for _ in range(3):
@@ -158,7 +158,7 @@ def test_logprobs_are_of_the_raw_logits() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_are_an_error(bad: float, temperature: float) -> None:
     settings = DecodeSettings(temperature=temperature)
-    chooser = generation._Chooser(settings, [], frozenset())
+    chooser = generation.Chooser(settings, [], frozenset())
     with pytest.raises(GenerationError, match="float32"):
         chooser.choose(torch.tensor([0.0, bad]))
 
@@ -171,15 +171,15 @@ def test_a_temperature_next_to_nothing_is_greedy() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_guard_that_leaves_nothing_gives_way(temperature: float) -> None:
     settings = DecodeSettings(temperature=temperature, no_repeat_ngram_size=1)
-    chooser = generation._Chooser(settings, [0, 1, 2], frozenset())
+    chooser = generation.Chooser(settings, [0, 1, 2], frozenset())
     assert chooser.choose(torch.tensor([0.0, 50.0, 0.0])).id == 1
 
 
 def test_the_context_bounds_prompt_and_answer(tiny: Network) -> None:
     context = tiny.config.text_config.max_position_embeddings
-    assert generation.room(tiny, context - 3, 100) == 3
+    assert generation.room(context, context - 3, 100) == 3
     with pytest.raises(PromptError, match="context"):
-        generation.room(tiny, context, 1)
+        generation.room(context, context, 1)
 
 
 # --- characters ---------------------------------------------------------------------------------

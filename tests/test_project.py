@@ -28,7 +28,13 @@ ROWS = [
         "deepseek_ocr.figures",
         "deepseek_ocr.formats",
     },
-    {"deepseek_ocr.engine"},
+    {
+        "deepseek_ocr.engine",
+        "deepseek_ocr.scheduling",
+        "deepseek_ocr.work",
+        "deepseek_ocr.output",
+        "deepseek_ocr.pages",
+    },
     {
         "deepseek_ocr.images",
         "deepseek_ocr.prompts",
@@ -42,6 +48,7 @@ ROWS = [
         "deepseek_ocr.devices",
         "deepseek_ocr.geometry",
         "deepseek_ocr.kernels",
+        "deepseek_ocr.memory",
     },
     {"deepseek_ocr.settings", "deepseek_ocr.errors", "deepseek_ocr.files"},
 ]

@@ -202,7 +202,7 @@ class Run:
         A page that cannot be read counts as an empty answer.
         """
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        engine = OcrEngine(self.network.eval(), self.codec)
+        engine = OcrEngine(self.network.eval(), self.codec, within=self.accelerator.autocast)
         mine = validation[rank::world]
         pairs = [self._read(engine, example) for example in mine]
         everyone: list[tuple[str, str | None]] = gather_object(pairs) if world > 1 else pairs
@@ -215,8 +215,7 @@ class Run:
         longest = len(self.codec.encode_text(example.answer)) * 2 + 32
         decode = DecodeSettings(max_new_tokens=longest)
         try:
-            with self.accelerator.autocast():
-                reading = engine.read(example.image, example.prompt, self.encoding.crop, decode)
+            reading = engine.read(example.image, example.prompt, self.encoding.crop, decode)
         except OcrError as error:
             self.log.line(f"validation page {example.name} failed: {error}")
             return example.answer, None

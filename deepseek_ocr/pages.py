@@ -1,0 +1,105 @@
+"""A page as it goes in, and what comes out of it: frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from deepseek_ocr import grounding
+from deepseek_ocr.grounding import Confidence, Region
+from deepseek_ocr.images import Source
+from deepseek_ocr.settings import CropSettings, DecodeSettings
+
+FinishReason = Literal["stop", "length", "loop", "timeout"]
+
+
+@dataclass(frozen=True)
+class TextToken:
+    """A decoded token: id, natural log-probability, and where its text begins in the whole."""
+
+    id: int
+    logprob: float
+    start: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What came since the last delta: some text (whole characters) and the tokens it is of."""
+
+    text: str
+    tokens: tuple[TextToken, ...]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Tokens of one page.
+
+    - `prompt`: all that went in, vision tokens included; `vision`; `output`: all that came out,
+      end token not counted
+    - `valid_vision`: vision tokens not spent on padding, as the official code counts them
+    - `compression_ratio`: output tokens per valid vision token, two decimals
+    """
+
+    prompt: int
+    vision: int
+    output: int
+    valid_vision: int
+    compression_ratio: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds spent on one page, by stage."""
+
+    preprocess: float
+    vision: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read from one page.
+
+    `text` is what the model wrote, tags included; `markdown` the same cleaned. `finish_reason` is
+    "stop" (the model ended), "length" (no room left), "loop" (it went in circles) or "timeout".
+    `confidence` is None where nothing was written. `image_size` is width and height in pixels,
+    upright.
+    `more_pages` is True where the file (a TIFF) holds further pages, which were not read.
+    """
+
+    text: str
+    regions: tuple[Region, ...]
+    finish_reason: FinishReason
+    confidence: Confidence | None
+    counts: Counts
+    timings: Timings
+    tokens: tuple[TextToken, ...]
+    image_size: tuple[int, int]
+    more_pages: bool = False
+
+    @cached_property
+    def markdown(self) -> str:
+        """The text without tags, pictures as links (see `grounding.to_markdown`)."""
+        return grounding.to_markdown(self.text)
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page to read: picture, prompt, how to cut it, how to decode it."""
+
+    image: Source
+    prompt: str
+    crop: CropSettings = CropSettings()
+    decode: DecodeSettings = DecodeSettings()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A page that could not be read, and why (`error`; as text: what to do)."""
+
+    error: Exception
+
+    def __str__(self) -> str:
+        return str(self.error) or type(self.error).__name__

@@ -1,0 +1,494 @@
+"""Many pages at once: slots of one decoder, filled again as soon as a page is done.
+
+One thread, the worker, owns the decoder and everything that is counted here; other threads send it
+messages, which are functions for it to call. A few helpers open pictures and cut them ahead of it,
+so that it does not wait. Nothing here is locked but the door.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import logging
+import os
+import threading
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+
+import torch
+
+from deepseek_ocr import generation, memory
+from deepseek_ocr.decoding import Decoder
+from deepseek_ocr.errors import CancelledError, GenerationError, OcrError
+from deepseek_ocr.images import ImageLimits
+from deepseek_ocr.model import Network
+from deepseek_ocr.pages import Delta, Failure, Page, Reading
+from deepseek_ocr.prompts import Codec
+from deepseek_ocr.work import Work
+
+log = logging.getLogger(__name__)
+
+OnEvent = Callable[[Delta | Reading | Failure], None]
+"""Told of everything that comes of a page, from the worker: it must not block."""
+
+
+def helpers_for(kind: str) -> int:
+    """How many threads prepare pages on a device of `kind`, and so the most pages that are
+    prepared and not yet in a slot: more where the model is faster and the processor is free."""
+    return 2 if kind == "cpu" else max(2, min(8, (os.cpu_count() or 2) // 2))
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """How many pages can be read at once, how many are, and how many wait for it."""
+
+    slots: int
+    active: int
+    waiting: int
+
+
+class Job:
+    """A page that was handed in, and what its caller holds of it.
+
+    `page` is let go of when it is prepared, so that its picture does not live as long as the page.
+    """
+
+    def __init__(self, page: Page, on_event: OnEvent | None) -> None:
+        self.page: Page | None = page
+        self.work: Work | None = None
+        self.on_event = on_event
+        self.deltas: SimpleQueue[Delta | None] = SimpleQueue()
+        self.future: Future[Reading] = Future()
+
+    def tell(self, delta: Delta | None) -> None:
+        """Hand text out, if there is some."""
+        if delta is not None:
+            self.deltas.put(delta)
+            if self.on_event:
+                self.on_event(delta)
+
+    def end(self, outcome: Reading | Exception) -> None:
+        """Hand out how it ended; the first time counts."""
+        if self.future.done():
+            return
+        self.page = self.work = None
+        if isinstance(outcome, Exception):
+            outcome = portable(outcome)
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+        self.deltas.put(None)
+        if self.on_event:
+            try:
+                self.on_event(Failure(outcome) if isinstance(outcome, Exception) else outcome)
+            except Exception:  # there is nobody left to tell
+                log.exception("on_event raised at the end of a page")
+
+
+class Handle:
+    """A page that is being read, or waits for it; holding it keeps the engine alive."""
+
+    def __init__(self, job: Job, cancel: Callable[[], None], engine: object) -> None:
+        self._job, self._cancel, self._engine = job, cancel, engine
+
+    def deltas(self) -> Iterator[Delta]:
+        """Text as it is decoded, until the page ends, however it ends (`result` says); each delta
+        once, whoever asks."""
+        while (delta := self._job.deltas.get()) is not None:
+            yield delta
+        self._job.deltas.put(None)  # for the next who asks
+
+    def result(self, timeout: float | None = None) -> Reading:
+        """Wait for the reading, `timeout` seconds at most.
+
+        Raises what the page raised, `CancelledError` after `cancel`, `TimeoutError`.
+        """
+        return self._job.future.result(timeout)
+
+    def outcome(self) -> Reading | Failure:
+        """Wait for the reading, or for why there is none."""
+        error = self._job.future.exception()
+        if error is None:
+            return self._job.future.result()
+        assert isinstance(error, Exception)
+        return Failure(error)
+
+    def cancel(self) -> None:
+        """Give the page up: its slot is free within a step. Does nothing to a page that is done."""
+        if not self.done:
+            self._cancel()
+
+    @property
+    def done(self) -> bool:
+        """True when the page was read, failed, or was cancelled."""
+        return self._job.future.done()
+
+
+class Scheduler:
+    """Reads pages with one decoder, as many at once as it has slots.
+
+    `make` makes a decoder with so many slots; it is called again, with fewer, where memory runs
+    out. `within` is entered by the worker for as long as it computes.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        codec: Codec,
+        limits: ImageLimits,
+        make: Callable[[int], Decoder],
+        slots: int,
+        within: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self._network, self._codec, self._limits = network, codec, limits
+        self._make, self._within = make, within
+        decoder = self._made(slots)
+        self._context = decoder.context
+        self._most = decoder.slots
+        self.helpers = helpers_for(network.device.type)
+
+        self._door = threading.Lock()
+        self._worker: threading.Thread | None = None
+        self._closed = False  # under the door's lock: nothing comes in behind the last message
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._to_prepare: SimpleQueue[Job | None] = SimpleQueue()
+
+        # The worker's own.
+        self._running = True
+        self._decoder: Decoder | None = decoder
+        self._slots = decoder.slots
+        self._free = set(range(decoder.slots))
+        self._jobs: set[Job] = set()
+        self._waiting: deque[Job] = deque()
+        self._preparing = 0
+        self._ready: deque[Job] = deque()
+        self._active: dict[int, Job] = {}
+
+    # --- for any thread -------------------------------------------------------------------------
+
+    @property
+    def status(self) -> EngineStatus:
+        """How much there is to do."""
+        active = len(self._active)
+        return EngineStatus(self._slots, active, max(0, len(self._jobs) - active))
+
+    def submit(self, page: Page, on_event: OnEvent | None) -> Job:
+        """Take a page in. Raises `CancelledError` when closed."""
+        job = Job(page, on_event)
+        with self._door:
+            if self._closed:
+                raise CancelledError("This engine is closed; load another one.")
+            if self._worker is None:
+                self._start()
+            self._jobs.add(job)
+            self._inbox.put(partial(self._take_in, job))
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Give a page up."""
+        self._inbox.put(partial(self._end, job, CancelledError("The page was cancelled.")))
+
+    def close(self) -> None:
+        """Give everything up and end the threads; does not wait for it."""
+        with self._door:
+            if not self._closed:
+                self._closed = True
+                self._inbox.put(self._give_up)
+
+    def join(self) -> None:
+        """Wait for the worker to end, except in the worker itself."""
+        if self._worker is not None and self._worker is not threading.current_thread():
+            self._worker.join()
+
+    def _start(self) -> None:
+        self._worker = threading.Thread(target=self._run, name="ocr-worker", daemon=True)
+        _end_with_the_program(self)
+        self._worker.start()
+        for number in range(self.helpers):
+            threading.Thread(target=self._help, name=f"ocr-helper-{number}", daemon=True).start()
+
+    # --- helpers --------------------------------------------------------------------------------
+
+    def _help(self) -> None:
+        while self._prepare_one():
+            pass
+
+    def _prepare_one(self) -> bool:
+        """Prepare the next page; a function of its own, so that waiting holds on to no page."""
+        job = self._to_prepare.get()
+        if job is None:
+            return False
+        page = job.page
+        outcome: Work | Exception | None = None
+        if page is not None:  # it has not been cancelled meanwhile
+            try:
+                outcome = Work(page, self._codec, self._limits, self._context)
+            except Exception as error:
+                outcome = portable(error)
+        self._inbox.put(partial(self._take_prepared, job, outcome))
+        return True
+
+    # --- the worker: messages -------------------------------------------------------------------
+
+    def _run(self) -> None:
+        device = self._network.device
+        with ExitStack() as stack:
+            stack.enter_context(self._within())
+            if device.type == "cuda":
+                stack.enter_context(torch.cuda.device(device))
+            while self._running:
+                try:
+                    self._listen()
+                    self._turn()
+                except Exception as error:  # a fault of this file must not leave callers waiting
+                    self._end_all(error)
+
+    def _listen(self) -> None:
+        """Do what the messages say; wait for one where there is nothing else to do."""
+        try:
+            while self._running:
+                self._inbox.get(block=not (self._active or self._ready))()
+        except Empty:
+            pass
+
+    def _take_in(self, job: Job) -> None:
+        self._waiting.append(job)
+        self._prepare_more()
+
+    def _take_prepared(self, job: Job, outcome: Work | Exception | None) -> None:
+        self._preparing -= 1
+        if isinstance(outcome, Exception):
+            self._end(job, outcome)
+        elif not job.future.done():
+            job.page, job.work = None, outcome
+            self._ready.append(job)
+        self._prepare_more()
+
+    def _prepare_more(self) -> None:
+        """Hand pages to the helpers, no more than they are: views are large."""
+        while self._waiting and self._preparing + len(self._ready) < self.helpers:
+            self._preparing += 1
+            self._to_prepare.put(self._waiting.popleft())
+
+    def _end(self, job: Job, outcome: Reading | Exception) -> None:
+        """End a page wherever it is."""
+        for slot, active in list(self._active.items()):
+            if active is job:
+                self._release(slot)
+        for line in (self._waiting, self._ready):
+            if job in line:
+                line.remove(job)
+        self._jobs.discard(job)
+        job.end(outcome)
+        self._prepare_more()
+
+    def _release(self, slot: int) -> None:
+        del self._active[slot]
+        self._free.add(slot)
+        if self._decoder is not None:
+            self._decoder.free(slot)
+
+    def _end_all(self, error: Exception) -> None:
+        for job in list(self._jobs):
+            self._end(job, error)
+
+    def _give_up(self) -> None:
+        self._running = False
+        self._end_all(CancelledError("The engine was closed before the page was read."))
+        self._decoder = None
+        for _ in range(self.helpers):
+            self._to_prepare.put(None)
+
+    # --- the worker: reading --------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Begin one page, if one is ready and a slot is free; then one step of all pages."""
+        if self._ready and self._free:
+            self._begin(self._ready.popleft())
+            self._prepare_more()
+        if self._active:
+            self._advance()
+
+    def _begin(self, job: Job) -> None:
+        problem = self._attempt(self._make_again)
+        if problem is not None:
+            self._end(job, problem)
+            return
+        slot = min(self._free)
+        self._free.discard(slot)
+        self._active[slot] = job
+        problem = self._attempt(partial(self._read_in, slot))
+        if problem is not None:
+            self._fail(slot, problem)
+
+    def _read_in(self, slot: int) -> None:
+        """Look at a page, read its prompt and what was written of it before; its next token."""
+        work = self._work(slot)
+        device = self._network.device
+        with work.stage("vision", device):
+            work.see(self._network)
+        with work.stage("prefill", device):
+            logits = self._there.prefill(slot, work.embeddings(self._network))
+        self._write([slot], logits[None])
+
+    def _advance(self) -> None:
+        slots = sorted(self._active)
+        problem = self._attempt(partial(self._step, slots))
+        if problem is None:
+            return
+        if len(slots) == 1 or memory.is_out_of_memory(problem):
+            self._fail(slots[0], problem)
+        else:
+            self._step_one_by_one(slots, problem)
+
+    def _step(self, slots: list[int]) -> None:
+        ids = [self._work(slot).last_id for slot in slots]
+        self._write(slots, self._there.step(slots, ids))
+
+    def _write(self, slots: list[int], logits: torch.Tensor) -> None:
+        """Choose the next token of every page in `slots`; end those that are done or go wrong."""
+        tokens = generation.choose([self._work(slot).chooser for slot in slots], logits)
+        for slot, token in zip(slots, tokens, strict=True):
+            job = self._active[slot]
+            try:
+                if isinstance(token, Exception):
+                    raise token
+                self._write_down(job, token)
+            except Exception as error:  # of this page alone
+                self._end(job, error)
+
+    def _write_down(self, job: Job, token: generation.Token) -> None:
+        work = job.work
+        assert work is not None
+        job.tell(work.take(token))
+        if work.ended:
+            job.tell(work.output.flush())
+            self._end(job, work.reading())
+
+    @property
+    def _there(self) -> Decoder:
+        """The decoder, which is there while pages are active."""
+        assert self._decoder is not None
+        return self._decoder
+
+    def _work(self, slot: int) -> Work:
+        work = self._active[slot].work
+        assert work is not None
+        return work
+
+    # --- the worker: when something goes wrong --------------------------------------------------
+
+    def _attempt(self, action: Callable[[], None]) -> Exception | None:
+        """What `action` raises, without the tensors that its frames hold."""
+        try:
+            action()
+        except Exception as error:
+            return portable(error)
+        return None
+
+    def _step_one_by_one(self, slots: list[int], problem: Exception) -> None:
+        """After a step that failed: each page alone, so that a bad one does not take others down.
+
+        The step may have reached some caches and not others, so each page is read in again first.
+        """
+        bad = 0
+        for slot in slots:
+            again = self._attempt(partial(self._step_again, slot))
+            if again is not None:
+                problem, bad = again, bad + 1
+                self._fail(slot, again)
+                if memory.is_out_of_memory(again):
+                    return  # the others are in line again
+        if not bad:  # no page is at fault, so it is their number
+            self._shrink(problem)
+
+    def _step_again(self, slot: int) -> None:
+        embeddings = self._work(slot).embeddings(self._network, without_last=True)
+        self._there.prefill(slot, embeddings)
+        self._step([slot])
+
+    def _fail(self, slot: int, problem: Exception) -> None:
+        """End the page in `slot`; where memory ran out, go on with fewer slots instead."""
+        if not memory.is_out_of_memory(problem):
+            self._end(self._active[slot], problem)
+        elif self._slots > 1:
+            self._shrink(problem)
+        else:
+            failure = GenerationError(
+                "There is not enough memory to read this page, even alone; choose a smaller "
+                f"preset, or free memory ({problem})."
+            )
+            failure.__cause__ = problem
+            self._end(self._active[slot], failure)
+            self._drop(self._most)  # it was this page: the next ones get their slots back
+
+    def _shrink(self, problem: Exception) -> None:
+        """Go on with half the slots; pages in flight stand in line again, with what they have."""
+        had = self._slots
+        self._drop(had // 2)
+        log.warning("%s; going on with %d instead of %d pages at once", problem, had // 2, had)
+
+    def _drop(self, slots: int) -> None:
+        """Let the decoder go; there will be another with `slots` slots when a page needs it."""
+        in_flight = [self._active[slot] for slot in sorted(self._active)]
+        self._ready.extendleft(reversed(in_flight))
+        self._active.clear()
+        self._decoder = None
+        self._slots, self._free = slots, set(range(slots))
+        memory.give_back(self._network.device)
+
+    def _make_again(self) -> None:
+        if self._decoder is None:
+            self._decoder = self._made(self._slots)
+            self._slots, self._free = self._decoder.slots, set(range(self._decoder.slots))
+
+    def _made(self, slots: int) -> Decoder:
+        """A decoder with as many of `slots` slots as there is memory for."""
+        while True:
+            try:
+                return self._make(slots)
+            except Exception as error:
+                if slots == 1 or not memory.is_out_of_memory(error):
+                    raise
+                log.warning("no memory for %d pages at once; trying half of them", slots)
+            memory.give_back(self._network.device)
+            slots //= 2
+
+
+def portable(error: Exception) -> Exception:
+    """`error` without its stack frames, which hold pages and caches; where it is not one of ours,
+    the frames are kept as text."""
+    if not isinstance(error, OcrError) and error.__traceback__ is not None:
+        error.add_note("".join(traceback.format_exception(error)))
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
+_LIVE: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+
+
+def _end_with_the_program(scheduler: Scheduler) -> None:
+    """A thread that computes while the interpreter goes down would crash it."""
+    _LIVE.add(scheduler)
+    _register_once()
+
+
+@functools.cache
+def _register_once() -> None:
+    atexit.register(_end_all)
+
+
+def _end_all() -> None:
+    for scheduler in list(_LIVE):
+        scheduler.close()
+        scheduler.join()
