@@ -117,6 +117,8 @@ class ServerSettings:
       request), `page_timeout` (seconds for a page), `max_waiting` (pages in the queue)
     - `allow_urls`: fetch pictures from http(s) addresses; `cors_origins`: web pages of other
       origins that may ask from a browser (`*`: all)
+    - `jobs_folder`: where documents lie while they are read and until they are forgotten; empty for
+      where the platform keeps such things
     - `shutdown_seconds`: how long pages being read may go on once the server is told to stop
     """
 
@@ -135,6 +137,7 @@ class ServerSettings:
     max_waiting: int = 256
     allow_urls: bool = False
     cors_origins: tuple[str, ...] = ()
+    jobs_folder: str = ""
     shutdown_seconds: float = 30.0
 
     def __post_init__(self) -> None:

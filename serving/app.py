@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from deepseek_ocr import __version__
-from serving import chat, errors, health, logs, models, responses
+from serving import chat, documents, errors, health, logs, models, responses, web
 from serving.middleware import Guard
 from serving.state import State
 
@@ -24,9 +24,10 @@ def create_app(state: State, on_failure: Callable[[], None] = lambda: None) -> F
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(state, on_failure))
-        yield
-        loading.cancel()
-        state.close_queues()
+        async with documents.documents_of(app, state):
+            yield
+            loading.cancel()
+            state.close_queues()
         for pool in state.pools.values():
             for engine in pool.engines:
                 await asyncio.to_thread(engine.close)
@@ -41,8 +42,9 @@ def create_app(state: State, on_failure: Callable[[], None] = lambda: None) -> F
     app.state.server = state
     state.metrics.watch(state.pools)
     errors.add_handlers(app)
-    for router in (health.router, models.router, chat.router, responses.router):
-        app.include_router(router)
+    routers = (health, models, chat, responses, documents, web)
+    for module in routers:
+        app.include_router(module.router)
     if state.server.cors_origins:
         app.add_middleware(
             CORSMiddleware,

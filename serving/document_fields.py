@@ -61,7 +61,9 @@ def as_fields(data: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def document_plan(given: Mapping[str, str], known: weights.Checkpoint, timeout: float) -> DocumentPlan:
+def document_plan(
+    given: Mapping[str, str], known: weights.Checkpoint, timeout: float
+) -> DocumentPlan:
     """The plan that the fields `given` ask for, with the defaults of the model, which is `known`.
 
     `timeout` is the most seconds that a page may take. Raises `SettingsError` and `PromptError`.

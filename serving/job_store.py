@@ -137,7 +137,7 @@ class JobStore:
             job.id, job.client, job.created, job.deadline, job.kept, job.status, job.error,
             job.model, job.file, job.kind, json.dumps(job.numbers), json.dumps(dict(job.fields)),
         )  # fmt: skip
-        self._run(f"INSERT INTO jobs VALUES ({', '.join('?' * len(values))})", values)
+        self._run("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def get(self, job: str, client: str) -> Job | None:
         """A job of this client's; None where there is none, or it is somebody else's."""

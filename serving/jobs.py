@@ -10,8 +10,9 @@ Everything here belongs to the event loop, unless it says otherwise.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -93,6 +94,25 @@ class Jobs:
         self._live: dict[str, _Live] = {}
         self._clients: OrderedDict[str, deque[str]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._errands: set[asyncio.Task[None]] = set()
+        self._writing: weakref.WeakValueDictionary[str, asyncio.Lock] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def is_being_read(self, job: str) -> bool:
+        """True while a page of it is."""
+        live = self._live.get(job)
+        return live is not None and bool(live.flights)
+
+    def writing(self, job: str) -> asyncio.Lock:
+        """Held while an output of a job is made."""
+        return self._writing.setdefault(job, asyncio.Lock())
+
+    def spawn(self, errand: Coroutine[Any, Any, None]) -> None:
+        """Run something to its end while nobody waits for it."""
+        task = asyncio.create_task(errand)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """What blocks: files, the database, rendering."""
@@ -131,6 +151,8 @@ class Jobs:
             await asyncio.wait(self._tasks)
         for live in self._live.values():
             live.tell(None)
+        if self._errands:
+            await asyncio.wait(self._errands)
         self._threads.shutdown()
 
     # --- jobs -----------------------------------------------------------------------------------

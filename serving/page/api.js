@@ -111,6 +111,8 @@ export async function blocks(job, page) {
 /** The finished document in a format, and the file name that the server gives it. */
 export async function output(job, format) {
   const answer = await request(`${JOBS}/${encodeURIComponent(job)}/output/${format}`);
-  const named = /filename\*=UTF-8''([^;]+)/.exec(answer.headers.get("Content-Disposition") ?? "");
-  return { blob: await answer.blob(), name: named ? decodeURIComponent(named[1]) : `document.${format}` };
+  const said = answer.headers.get("Content-Disposition") ?? "";
+  const [, wide] = /filename\*=utf-8''([^;]+)/i.exec(said) ?? [];
+  const [, plain] = /filename="([^"]+)"/.exec(said) ?? [];
+  return { blob: await answer.blob(), name: wide ? decodeURIComponent(wide) : plain ?? `document.${format}` };
 }
