@@ -39,12 +39,13 @@ class Visit:
         """Pages that have not been given their turn."""
         return len(self._turns) - self._next
 
-    async def turn(self, page: int) -> int:
-        """Wait until page `page` (from 0) may be read; the place (which engine) to read it.
+    def turn(self, page: int) -> asyncio.Future[int]:
+        """Done when page `page` (from 0) may be read; its result is the place (which engine).
 
-        Raises `QueueFullError` and `ClosingError` where that will never be.
+        Its exception is a `QueueFullError` or a `ClosingError` where that will never be. It must
+        not be cancelled.
         """
-        return await asyncio.shield(self._turns[page])
+        return self._turns[page]
 
     def release(self, page: int) -> None:
         """Page `page` has been read, or never will be: give its place to the next."""

@@ -1,64 +1,119 @@
-"""Pages through the queue and an engine, as events on the event loop."""
+"""Pages through the queue and an engine, their events on the event loop.
+
+    with reading(state, pool, client, pages) as flights:
+        for flight in flights:
+            async for event in flight.events():
+                …
+
+All pages wait for their turns at once and may be read at once; leaving the block, in whatever way,
+gives up those that are not read and frees their slots within a token.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
-from deepseek_ocr.engine import Delta, Failure, Page, Reading
-from deepseek_ocr.errors import OcrError
+from deepseek_ocr.engine import Delta, Failure, Handle, Page, Reading
 from serving.admission import Visit
 from serving.state import Pool, State
 
-
-async def events(
-    state: State, pool: Pool, visit: Visit, number: int, page: Page
-) -> AsyncIterator[Delta | Reading]:
-    """Wait for the turn of page `number` (from 0) of `visit`, read it, give its place back.
-
-    Yields each `Delta` and ends with the `Reading`. Closing it, or cancelling the task it runs in,
-    frees the slot within a token. Raises what reading raises, and `ApiError` where the turn
-    never comes.
-    """
-    began = time.perf_counter()
-    place = await visit.turn(number)
-    state.metrics.waited(pool.name, time.perf_counter() - began)
-    try:
-        async for event in _submitted(pool, place, page):
-            if isinstance(event, Reading):
-                state.metrics.page(pool.name, event)
-            yield event
-    except (asyncio.CancelledError, GeneratorExit):
-        state.metrics.page_ended(pool.name, "cancelled")
-        raise
-    except Exception:
-        state.metrics.page_ended(pool.name, "failed")
-        raise
-    finally:
-        visit.release(number)
+Event = Delta | Reading | Failure
 
 
-async def _submitted(pool: Pool, place: int, page: Page) -> AsyncIterator[Delta | Reading]:
-    loop = asyncio.get_running_loop()
-    arrived: asyncio.Queue[Delta | Reading | Failure] = asyncio.Queue()
+class Flight:
+    """One page on its way; belongs to the event loop it was made on."""
 
-    def on_event(event: Delta | Reading | Failure) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(arrived.put_nowait, event)
+    def __init__(self, state: State, pool: Pool, visit: Visit, number: int, page: Page) -> None:
+        self._metrics = state.metrics
+        self._pool = pool
+        self._visit = visit
+        self._number = number
+        self._page = page
+        self._loop = asyncio.get_running_loop()
+        self._arrived: asyncio.Queue[Event] = asyncio.Queue()
+        self._handle: Handle | None = None
+        self._ended = False
+        self._entered = time.perf_counter()
+        visit.turn(number).add_done_callback(self._begin)
 
-    handle = pool.engines[place].submit(page, on_event)
-    try:
+    async def events(self) -> AsyncIterator[Delta | Reading]:
+        """Each `Delta` (those that arrived meanwhile as one), and at the end the `Reading`.
+
+        Raises what reading raised, and `ApiError` where the page's turn never comes.
+        """
         while True:
-            event = await arrived.get()
+            event = await self._arrived.get()
+            while isinstance(event, Delta) and not self._arrived.empty():
+                later = self._arrived.get_nowait()
+                if not isinstance(later, Delta):
+                    yield event
+                    event = later
+                else:
+                    event = Delta(event.text + later.text, event.tokens + later.tokens)
             if isinstance(event, Failure):
                 raise event.error
             yield event
             if isinstance(event, Reading):
                 return
-    finally:
-        handle.cancel()
+
+    def stop(self) -> None:
+        """Give the page up, if it is not read yet."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._handle is not None:
+            self._handle.cancel()
+            self._metrics.page_ended(self._pool.name, "cancelled")
+
+    def _begin(self, turn: asyncio.Future[int]) -> None:
+        if self._ended:
+            return
+        if error := turn.exception():
+            assert isinstance(error, Exception)
+            self._ended = True
+            self._arrived.put_nowait(Failure(error))
+            return
+        self._metrics.waited(self._pool.name, time.perf_counter() - self._entered)
+        engine = self._pool.engines[turn.result()]
+        try:
+            self._handle = engine.submit(self._page, self._from_worker)
+        except Exception as error:
+            self._receive(Failure(error))
+
+    def _from_worker(self, event: Event) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._receive, event)
+
+    def _receive(self, event: Event) -> None:
+        if self._ended:
+            return
+        if not isinstance(event, Delta):
+            self._ended = True
+            self._visit.release(self._number)
+            if isinstance(event, Reading):
+                self._metrics.page(self._pool.name, event)
+            else:
+                self._metrics.page_ended(self._pool.name, "failed")
+        self._arrived.put_nowait(event)
 
 
-__all__ = ["OcrError", "events"]
+@contextmanager
+def reading(
+    state: State, pool: Pool, client: str, pages: Sequence[Page]
+) -> Iterator[tuple[Flight, ...]]:
+    """Put the pages of one request into the queue, all or none; their flights, in order.
+
+    Raises `QueueFullError` and `ClosingError`.
+    """
+    with pool.admission.enter(client, len(pages)) as visit:
+        flights = tuple(
+            Flight(state, pool, visit, number, page) for number, page in enumerate(pages)
+        )
+        try:
+            yield flights
+        finally:
+            for flight in flights:
+                flight.stop()

@@ -1,0 +1,71 @@
+"""Pictures of a request: from data URIs, and from addresses where the server allows them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import re
+
+from deepseek_ocr.images import ImageLimits, open_frames
+from serving.errors import ApiError
+from serving.state import State
+
+_HEAD = re.compile(r"data:[^,]{0,200}?(;base64)?,", re.IGNORECASE)
+
+
+async def picture(state: State, url: str, param: str) -> bytes:
+    """The bytes of the picture at `url`, which is one by its head and no larger than allowed.
+
+    Raises `ApiError` 400 (`param` says where it stood), `ImageError` and `ImageTooLargeError`.
+    """
+    if url[:5].lower() == "data:":
+        data = await asyncio.to_thread(_from_data_uri, url, param)
+    elif url[:8].lower().startswith(("http://", "https://")):
+        if state.fetcher is None:
+            raise ApiError(
+                400,
+                "Addresses are not fetched by this server (it runs without --allow-urls); send "
+                "the picture itself as data:image/jpeg;base64,…",
+                "url_not_allowed",
+                param,
+            )
+        data = await state.fetcher.fetch(url, param)
+    else:
+        raise ApiError(
+            400,
+            "A picture must be a data URI (data:image/jpeg;base64,…); paths and other addresses "
+            "are refused.",
+            "invalid_image",
+            param,
+        )
+    await asyncio.to_thread(check_head, data, state.limits)
+    return data
+
+
+def check_head(data: bytes, limits: ImageLimits) -> None:
+    """Look at a picture's head alone: is it one, and of how many pixels?
+
+    Raises `ImageError` and `ImageTooLargeError`.
+    """
+    if data.startswith(b"%PDF-"):
+        raise ApiError(
+            400, "This is a PDF; documents go to /v1/ocr.", "invalid_image", "image_url"
+        )
+    with open_frames(io.BytesIO(data), "The image", limits) as image:
+        images.check_size(image, "The image", limits)
+
+
+def _from_data_uri(url: str, param: str) -> bytes:
+    head = _HEAD.match(url)
+    if head is None or not head[1]:
+        raise ApiError(
+            400, "A data URI must read data:image/jpeg;base64,…", "invalid_image", param
+        )
+    try:
+        return base64.b64decode("".join(url[head.end() :].split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(
+            400, "The picture's base64 is damaged; encode it again.", "invalid_image", param
+        ) from error
