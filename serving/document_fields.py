@@ -18,7 +18,7 @@ from deepseek_ocr.settings import DecodeSettings, RenderSettings
 from deepseek_ocr.sources import Pages, parse_pages
 
 DECODE = {
-    field.name: type(field.default)
+    field.name: type(getattr(DecodeSettings(), field.name))
     for field in fields(DecodeSettings)
     if field.name != "exempt_tokens"
 }
@@ -92,6 +92,7 @@ def document_plan(
 def output_format(given: Mapping[str, str]) -> str:
     """What the document is to be written as. Raises `SettingsError`."""
     name = given.get("output_format", "json")
+    name = {"markdown": "md", "text": "txt"}.get(name, name)  # as the chat routes call them
     if name not in FORMATS:
         raise SettingsError(f"There is no format {name!r}; choose among {', '.join(FORMATS)}.")
     return name

@@ -15,6 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from deepseek_ocr.documents import record_of
@@ -133,7 +134,7 @@ class Jobs:
             looks += 1
             if looks % 300 == 0:
                 for gone in await self.in_thread(lambda: self.store.expired(self._oldest())):
-                    await self.in_thread(lambda gone=gone: self.store.delete(gone))  # type: ignore[misc]
+                    await self.in_thread(partial(self.store.delete, gone))
             await asyncio.sleep(_LOOK_S)
         while self._tasks:
             await asyncio.wait(self._tasks)
@@ -243,7 +244,7 @@ class Jobs:
             await self.in_thread(lambda: self.store.keep(live.job.id, record))
             live.flights.pop(number)
             live.tell(_done(record))
-            if not live.todo and not live.flights:
+            if not live.todo and not live.flights and self._live.get(live.job.id) is live:
                 await self._finish(live)
         except (ClosingError, asyncio.CancelledError):  # it will be read after the restart
             live.flights.pop(number, None)
@@ -305,9 +306,10 @@ class Jobs:
             yield _opened(job)
             before = set()
             for number in await self.in_thread(lambda: self.store.settled(job.id)):
-                record = await self.in_thread(lambda number=number: self.store.page(job.id, number))  # type: ignore[misc]
+                record = await self.in_thread(partial(self.store.page, job.id, number))
                 before.add(number)
-                yield _done(record)
+                if record is not None:
+                    yield _done(record)
             for event in told:
                 if event["page"] not in before:
                     yield event

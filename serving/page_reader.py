@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from deepseek_ocr.documents import Plan
-from deepseek_ocr.engine import Delta, Failure, Page, Reading
+from deepseek_ocr.engine import Failure, Page, Reading
 from deepseek_ocr.reading import ReadPage, ready
 from deepseek_ocr.rendering import Rendered
 from deepseek_ocr.settings import Attempt
 from serving.errors import RETRY_AFTER, ClosingError, QueueFullError
-from serving.reading import events
+from serving.reading import reading
 from serving.splitting import RegionFound, RegionText, Splitter
 from serving.state import Pool, State
 
@@ -62,21 +61,22 @@ class Reader:
 
     async def _try(self, page: Page, tell: Callable[[Told], None]) -> Reading | Failure:
         splitter = Splitter()
-        with self.pool.admission.enter(self.client, 1) as visit:
-            try:
-                async with aclosing(events(self.state, self.pool, visit, 0, page)) as found:
-                    async for event in found:
-                        if isinstance(event, Delta):
-                            for told in splitter.feed(event.text):
-                                tell(told)
-                            continue
-                        for told in splitter.finish():
-                            tell(told)
+        try:
+            with reading(self.state, self.pool, self.client, [page]) as (flight,):
+                async for event in flight.events():
+                    if isinstance(event, Reading):
+                        _tell_all(splitter.finish(), tell)
                         return event
-            except (QueueFullError, ClosingError):
-                raise
-            except Exception as error:  # every page that goes in comes out
-                if self.state.closing:  # the engine was stopped under it
-                    raise ClosingError from error
-                return Failure(error)
+                    _tell_all(splitter.feed(event.text), tell)
+        except (QueueFullError, ClosingError):
+            raise
+        except Exception as error:  # every page that goes in comes out
+            if self.state.closing:  # the engine was stopped under it
+                raise ClosingError from error
+            return Failure(error)
         raise AssertionError("an engine ends with a reading")
+
+
+def _tell_all(found: Iterable[Told], tell: Callable[[Told], None]) -> None:
+    for told in found:
+        tell(told)
