@@ -12,7 +12,7 @@ const PATIENCE_MS = [500, 1000, 2000, 4000, 8000, 8000, 8000];
 let work = null;
 let stop = null;
 
-const sheet = new Sheet({ canvas: $("canvas"), image: $("picture"), boxes: $("boxes"), note: $("picture-note") });
+const sheet = new Sheet({ canvas: $("canvas"), boxes: $("boxes"), note: $("picture-note") });
 const text = new TextView($("text"));
 const unpin = link($("boxes"), $("text"));
 const start = new Start({ onRead: read, onProblem: complain });
@@ -74,7 +74,8 @@ function open(job, name) {
   document.title = `${name} · DeepSeek-OCR`;
   $("work-name").textContent = name;
   show("work");
-  $("work-name").focus();
+  scrollTo(0, 0);
+  $("work-name").focus({ preventScroll: true });
   follow(job, work, stop.signal);
 }
 

@@ -1,47 +1,39 @@
 // The picture of a page with its regions as boxes, and what links them to the text.
 
-import { hueOf } from "./text.js";
+import { hueOf, shownLabel } from "./text.js";
 
 const SCALE = 999; // the largest coordinate of a box
 
 /** Boxes over the picture. */
 export class Sheet {
   #canvas;
-  #image;
+  #image = null;
   #boxes;
   #note;
 
-  constructor({ canvas, image, boxes, note }) {
+  constructor({ canvas, boxes, note }) {
     this.#canvas = canvas;
-    this.#image = image;
     this.#boxes = boxes;
     this.#note = note;
   }
 
   /** An empty sheet in the proportions of `page`, with the boxes known so far. */
   show(page) {
-    this.#image.hidden = true;
-    this.#image.removeAttribute("src");
+    this.#image?.remove();
+    this.#image = null;
     this.#note.hidden = true;
     this.#canvas.classList.add("empty");
+    this.#canvas.style.aspectRatio = page.width && page.height ? `${page.width} / ${page.height}` : "";
     this.#boxes.replaceChildren();
-    this.shape(page);
     for (const part of page.parts) this.add(part);
   }
 
-  /** Take the proportions of the page while its picture is on the way. */
-  shape(page) {
-    if (page.width && page.height && this.#image.hidden) {
-      this.#canvas.style.aspectRatio = `${page.width} / ${page.height}`;
-    }
-  }
-
-  /** Put the picture in: an object URL. */
-  async picture(url, number) {
-    this.#image.src = url;
-    this.#image.alt = `Page ${number}`;
-    await this.#image.decode();
-    this.#image.hidden = false;
+  /** Put the picture in: an image that is decoded. */
+  picture(image) {
+    if (this.#image === image) return;
+    this.#image?.remove();
+    this.#image = image;
+    this.#canvas.prepend(image);
     this.#canvas.classList.remove("empty");
     this.#canvas.style.aspectRatio = "";
   }
@@ -61,7 +53,7 @@ export class Sheet {
       box.className = "box";
       box.dataset.region = part.order;
       box.tabIndex = this.#boxes.childElementCount ? -1 : 0;
-      box.setAttribute("aria-label", `Region ${part.order}: ${part.label}`);
+      box.setAttribute("aria-label", `Region ${part.order}: ${shownLabel(part.label)}`);
       box.style.left = `${(left / SCALE) * 100}%`;
       box.style.top = `${(top / SCALE) * 100}%`;
       box.style.width = `${((right - left) / SCALE) * 100}%`;
@@ -74,13 +66,13 @@ export class Sheet {
   /** The picture inside a box, as a canvas of its own. */
   cut(box, name) {
     const canvas = document.createElement("canvas");
-    const { naturalWidth: width, naturalHeight: height } = this.#image;
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", name);
+    const { naturalWidth: width, naturalHeight: height } = this.#image ?? { naturalWidth: 0, naturalHeight: 0 };
     const [left, top, right, bottom] = box.map((value, at) => (value / SCALE) * (at % 2 ? height : width));
     canvas.width = Math.max(1, Math.round(right - left));
     canvas.height = Math.max(1, Math.round(bottom - top));
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", name);
-    if (!this.#image.hidden) {
+    if (this.#image) {
       canvas.getContext("2d").drawImage(
         this.#image, left, top, canvas.width, canvas.height, 0, 0, canvas.width, canvas.height,
       );

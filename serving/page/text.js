@@ -19,6 +19,11 @@ export function hueOf(label) {
   return sum;
 }
 
+/** A label as people read it. */
+export function shownLabel(label) {
+  return label.replaceAll("_", " ") || "region";
+}
+
 /** DOM nodes of `nodes`: strings, and [element, attributes, children]. `figure(n)` gives a picture. */
 function build(nodes, figure, depth = 0) {
   const made = document.createDocumentFragment();
@@ -48,7 +53,7 @@ function build(nodes, figure, depth = 0) {
   return made;
 }
 
-/** The blocks of the page that is looked at. `onLight(order, pinned)` is told what is pointed at. */
+/** The blocks of the page that is looked at. */
 export class TextView {
   #home;
   #tails = new Map();
@@ -100,23 +105,26 @@ export class TextView {
       block.dataset.region = part.order;
       block.tabIndex = this.#home.querySelector("[data-region]") ? -1 : 0;
       block.style.setProperty("--hue", hueOf(part.label));
-      block.setAttribute("aria-label", part.label || "region");
+      block.setAttribute("aria-label", shownLabel(part.label));
       const label = document.createElement("span");
       label.className = "label";
-      label.textContent = part.label;
+      label.textContent = shownLabel(part.label);
       block.append(label);
     }
-    const tail = document.createTextNode(part.text.replace(/^\s+/, ""));
+    const tail = document.createTextNode(part.text.trim());
     body.append(tail);
     block.append(body);
     this.#home.append(block);
     this.#tails.set(part.order, tail);
   }
 
-  /** More text of a part. */
-  write(order, text) {
+  /** What the text of a part is by now; blank ends are not shown. */
+  write({ order, text }) {
     const tail = this.#tails.get(order);
-    tail?.appendData(tail.data ? text : text.replace(/^\s+/, ""));
+    if (!tail) return;
+    const shown = text.trim();
+    if (shown.startsWith(tail.data)) tail.appendData(shown.slice(tail.length));
+    else tail.data = shown;
   }
 
   /** The formatted text in place of the plain one. */
@@ -124,7 +132,7 @@ export class TextView {
     for (const { region, nodes } of blocks) {
       const tail = this.#tails.get(region);
       const body = tail?.parentElement;
-      if (!body || !nodes.length) continue;
+      if (!body || !nodes.length) continue; // formatted before, or nothing to format
       body.classList.remove("plain");
       body.replaceChildren(build(nodes, figure));
     }

@@ -69,7 +69,7 @@ export class Work {
     this.#closed = true;
     this.ended = true;
     for (const page of this.#pages.values()) {
-      page.picture?.then((url) => URL.revokeObjectURL(url)).catch(() => {});
+      page.picture?.then((image) => URL.revokeObjectURL(image.src)).catch(() => {});
     }
   }
 
@@ -114,20 +114,25 @@ export class Work {
       if (page.number === this.#current) this.#text.add(part);
     }
     part.text += text;
-    if (page.number === this.#current) this.#text.write(order, text);
+    if (page.number === this.#current) this.#text.write(part);
   }
 
   #done(page, result) {
     const failed = result.error !== undefined;
+    const parts = failed ? [] : partsOf(result);
+    const isShown = page.parts.length > 0 && JSON.stringify(page.parts.map(placeOf)) === JSON.stringify(parts.map(placeOf));
     Object.assign(page, {
       state: failed ? "failed" : "done",
       width: result.width,
       height: result.height,
       error: result.error ?? "",
       finish: result.finish_reason ?? "",
-      parts: failed ? [] : partsOf(result),
+      parts,
     });
-    if (page.number === this.#current) this.#redraw(page);
+    if (page.number === this.#current) {
+      if (isShown) this.#settle(page); // what is pointed at stays
+      else this.#redraw(page);
+    }
     this.#count();
   }
 
@@ -160,6 +165,12 @@ export class Work {
     this.#fill(page);
   }
 
+  #settle(page) {
+    for (const part of page.parts) this.#text.write(part);
+    this.#text.settle(page);
+    this.#fill(page);
+  }
+
   #clear() {
     this.#sheet.show(emptyPage(0));
     this.#text.show(emptyPage(0));
@@ -169,9 +180,9 @@ export class Work {
   async #fill(page) {
     const looked = () => !this.#closed && this.#current === page.number;
     try {
-      page.picture ??= api.picture(this.job, page.number).then((blob) => URL.createObjectURL(blob));
-      const url = await page.picture;
-      if (looked()) await this.#sheet.picture(url, page.number);
+      page.picture ??= imageOf(this.job, page.number);
+      const image = await page.picture;
+      if (looked()) this.#sheet.picture(image);
     } catch (error) {
       page.picture = null;
       if (looked()) this.#sheet.missing(page.error ? "" : `There is no picture of this page. ${error.message}`);
@@ -214,7 +225,10 @@ export class Work {
       button.toggleAttribute("aria-current", false);
       if (page.number === this.#current) {
         button.setAttribute("aria-current", "page");
-        if (this.#following) button.scrollIntoView({ block: "nearest", inline: "nearest" });
+        if (this.#following) {
+          const list = $("page-list");
+          list.scrollLeft = button.offsetLeft - list.offsetLeft - list.clientWidth / 2;
+        }
       }
     }
   }
@@ -233,6 +247,18 @@ export class Work {
     for (const button of [$("copy"), ...document.querySelectorAll(".download")]) button.disabled = !finished;
   }
 }
+
+/** The picture of a page, decoded. */
+async function imageOf(job, number) {
+  const image = new Image();
+  image.id = "picture";
+  image.alt = `Page ${number}`;
+  image.src = URL.createObjectURL(await api.picture(job, number));
+  await image.decode();
+  return image;
+}
+
+const placeOf = ({ order, label, boxes }) => [order, label, boxes];
 
 /** The parts of a page that is read: text before its regions (order 0), then the regions. */
 function partsOf(result) {
