@@ -7,10 +7,11 @@ fields below; it is looked for where the platform keeps configuration
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,17 +110,9 @@ SERVER = "server"
 class ServerSettings:
     """What only `serve.py` needs to know.
 
-    - `host`, `port`: where it listens (port 0: one that is free)
-    - `api_keys`, `api_key_file`: what clients must show; `no_auth`: that they need not, though
-      other machines can reach the server
-    - `models`: further checkpoints to serve; `devices`, `workers`: where, and on how many devices
-    - `max_body_mb` (MiB of a request), `max_pixels` (of a picture), `max_pages` (pictures of a
-      request), `page_timeout` (seconds for a page), `max_waiting` (pages in the queue)
-    - `allow_urls`: fetch pictures from http(s) addresses; `cors_origins`: web pages of other
-      origins that may ask from a browser (`*`: all)
-    - `jobs_folder`: where documents lie while they are read and until they are forgotten; empty for
-      where the platform keeps such things
-    - `shutdown_seconds`: how long pages being read may go on once the server is told to stop
+    `MEANINGS` says what each is.
+
+    Raises `SettingsError` for a number outside its range.
     """
 
     host: str = "127.0.0.1"
@@ -131,12 +124,13 @@ class ServerSettings:
     devices: tuple[str, ...] = ()
     workers: int = 1
     max_body_mb: int = 64
+    max_held_mb: int = 1024
     max_pixels: int = 100_000_000
     max_pages: int = 32
     page_timeout: float = 600.0
     max_waiting: int = 256
     allow_urls: bool = False
-    cors_origins: tuple[str, ...] = ()
+    cors: tuple[str, ...] = ()
     jobs_folder: str = ""
     shutdown_seconds: float = 30.0
 
@@ -146,10 +140,38 @@ class ServerSettings:
                 raise SettingsError(f"{name} must lie between {least} and {most}.")
 
 
+MEANINGS = {
+    "model": "a named checkpoint (see weights.py) or a folder",
+    "device": "auto, cpu, cuda, cuda:1, mps, npu …",
+    "dtype": "auto, bfloat16, float16, float32",
+    "checkpoints": "folder that holds the named checkpoints",
+    "source": "where named checkpoints are fetched from",
+    "host": "address to listen on; others than 127.0.0.1 need a key",
+    "port": "port to listen on; 0 is one that is free",
+    "api_keys": "keys of which clients must show one",
+    "api_key_file": "file with such keys, one a line",
+    "no_auth": "let other machines in without a key",
+    "models": "further checkpoints to serve",
+    "devices": "devices to load the models on: cuda:0, cuda:1",
+    "workers": "how many devices, where they are not named",
+    "max_body_mb": "largest request in MiB",
+    "max_held_mb": "most MiB of requests that are in memory at once",
+    "max_pixels": "most pixels of a picture",
+    "max_pages": "most pictures of one request to the OpenAI routes",
+    "page_timeout": "longest time for a page in seconds",
+    "max_waiting": "most pages that wait for a slot",
+    "allow_urls": "fetch pictures from http(s) addresses that clients name",
+    "cors": "origins of web pages that may ask from a browser; * is any",
+    "jobs_folder": "where documents lie while they are read; empty is the platform's place",
+    "shutdown_seconds": "how long pages may go on once the server is told to stop",
+}
+"""Every setting in one line, for the help and for the file that `--init-config` writes."""
+
 _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65535),
     "workers": (1, 64),
     "max_body_mb": (1, 2048),
+    "max_held_mb": (1, 2**20),
     "max_pixels": (1, 178_956_970),
     "max_pages": (1, 1000),
     "page_timeout": (0.1, 86_400),
@@ -216,3 +238,48 @@ def _from_text(text: str, kind: type, where: str) -> Any:
 
 
 _WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def as_toml(settings: Settings, server: ServerSettings) -> str:
+    """What holds now, as a file that `load` and `load_server` read; keys are not shown."""
+    shown = replace(server, api_keys=("hidden",) * len(server.api_keys))
+    return _table(settings) + f"\n[{SERVER}]\n" + _table(shown)
+
+
+def write_template(path: Path | None = None) -> Path:
+    """Write a file with every setting, its meaning and its default, all commented out; its path.
+
+    Raises `SettingsError` where a file is there already or none can be written.
+    """
+    chosen = path or default_path()
+    text = (
+        "# Settings of ocr.py and serve.py. Flags and DEEPSEEK_OCR_… variables come before them.\n"
+        + _table(Settings(), "# ")
+        + f"\n[{SERVER}]\n"
+        + _table(ServerSettings(), "# ")
+    )
+    try:
+        chosen.parent.mkdir(parents=True, exist_ok=True)
+        with chosen.open("x", encoding="utf-8") as file:
+            chosen.chmod(0o600)  # it may come to hold keys
+            file.write(text)
+    except FileExistsError as error:
+        raise SettingsError(
+            f"{chosen} is there already; edit it, or move it away first."
+        ) from error
+    except OSError as error:
+        raise SettingsError(f"{chosen} cannot be written: {error.strerror}.") from error
+    return chosen
+
+
+def _table(settings: Settings | ServerSettings, before: str = "") -> str:
+    lines = []
+    for field in fields(settings):
+        meaning = f"# {MEANINGS[field.name]}\n" if before else ""
+        value = getattr(settings, field.name)
+        data = list(value) if isinstance(value, tuple) else value
+        lines.append(f"{meaning}{before}{field.name} = {json.dumps(data, ensure_ascii=False)}\n")
+    return "".join(lines)

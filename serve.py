@@ -2,6 +2,9 @@
 """Serve pages over HTTP: `python serve.py`. The work is in `serving/`."""
 
 if __name__ == "__main__":
-    from serving.main import main
+    from serving.arguments import parse
 
-    raise SystemExit(main())
+    start = parse()
+    from serving.main import main  # imports torch: seconds
+
+    raise SystemExit(main(start))

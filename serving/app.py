@@ -10,7 +10,17 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from deepseek_ocr import __version__
-from serving import chat, documents, errors, health, logs, models, responses, web
+from serving import (
+    chat,
+    documents,
+    errors,
+    health,
+    logs,
+    models,
+    responses,
+    schema,
+    web,
+)
 from serving.middleware import Guard
 from serving.state import State
 
@@ -42,13 +52,20 @@ def create_app(state: State, on_failure: Callable[[], None] = lambda: None) -> F
     app.state.server = state
     state.metrics.watch(state.pools)
     errors.add_handlers(app)
-    routers = (health, models, chat, responses, documents, web)
-    for module in routers:
-        app.include_router(module.router)
-    if state.server.cors_origins:
+    for router in (
+        health.router,
+        schema.router,
+        models.router,
+        chat.router,
+        responses.router,
+        documents.router,
+        web.router,
+    ):
+        app.include_router(router)
+    if state.server.cors:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(state.server.cors_origins),
+            allow_origins=list(state.server.cors),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["authorization", "content-type", "x-request-id"],
         )

@@ -102,11 +102,9 @@ def identify(keys: Keys, authorization: str, address: str) -> str:
 
 
 def client_of(request: Request) -> str:
-    """Dependency of every route that wants a key: the client's name, for the queue and the logs."""
-    address = request.client.host if request.client else "unknown"
-    keys: Keys = request.app.state.server.keys
-    name = identify(keys, request.headers.get("authorization", ""), address)
-    request.scope["deepseek_ocr.client"] = name
+    """Dependency: the client's name, for the queue and the logs. `middleware.Guard` has found it
+    out, before anything of the request's body was read."""
+    name: str = request.scope["deepseek_ocr.client"]
     return name
 
 

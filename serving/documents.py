@@ -178,7 +178,7 @@ async def show_picture(jobs: JobsHere, job: JobHere, number: PageNumber) -> Resp
     """A page's picture as JPEG, no side longer than 2000 px."""
     if number not in job.numbers:
         raise _no_page()
-    _, plan = jobs.plan(job)
+    plan = jobs.plan(job)
     try:
         data = await jobs.in_thread(lambda: _jpeg(jobs, job, plan, number))
     except DocumentError as error:
@@ -224,7 +224,8 @@ async def _take_in(jobs: Jobs, client: str, upload: Upload, kept: bool) -> Job:
         error=None, model=upload.fields.get("model") or next(iter(jobs.state.names)),
         file=upload.name, kind="image", numbers=(), fields=upload.fields,
     )  # fmt: skip
-    _, plan = jobs.plan(job)  # before anything is written
+    plan = jobs.plan(job)  # before anything is written
+    jobs.state.pool_for(job.model)
     try:
         job = await jobs.in_thread(lambda: _keep(jobs, job, upload, plan))
     except BaseException:
@@ -355,7 +356,7 @@ async def _written(jobs: Jobs, job: Job, output: str) -> Path:
 
 
 def _document(jobs: Jobs, job: Job) -> tuple[DocumentRecord, DocumentPlan]:
-    _, plan = jobs.plan(job)
+    plan = jobs.plan(job)
     record = DocumentRecord(
         name=Path(job.file).stem,
         source=jobs.store.upload(job),

@@ -1,11 +1,12 @@
 """Errors as clients of OpenAI's API know them: a status and `{"error": {…}}`.
 
-    {"error": {"message": …, "type": …, "param": …, "code": …}}
+{"error": {"message": …, "type": …, "param": …, "code": …}}
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -102,14 +103,16 @@ def api_error(error: BaseException) -> ApiError:
     )
 
 
+def json_answer(
+    data: object, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """`data` as JSON in ASCII, which any text survives, halves of surrogate pairs too."""
+    return Response(json.dumps(data), status, headers, media_type="application/json")
+
+
 def json_response(error: ApiError) -> Response:
     """`error` as an answer."""
-    return Response(
-        json.dumps(error.body()),
-        error.status_code,
-        dict(error.headers or {}),
-        media_type="application/json",
-    )
+    return json_answer(error.body(), error.status_code, error.headers)
 
 
 async def _answer(_: Request, error: Exception) -> Response:

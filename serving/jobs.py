@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+import weights
 from deepseek_ocr.documents import record_of
 from deepseek_ocr.errors import DocumentError
 from deepseek_ocr.formats.data import page_data
@@ -29,7 +30,7 @@ from serving.errors import ClosingError, api_error
 from serving.job_store import Job, JobStore, now
 from serving.page_reader import Reader, Told
 from serving.splitting import RegionFound, RegionText
-from serving.state import Pool, State
+from serving.state import State
 
 T = TypeVar("T")
 Event = dict[str, Any]
@@ -255,7 +256,8 @@ class Jobs:
 
     async def _record(self, live: _Live, number: int) -> PageRecord:
         job = live.job
-        pool, plan = self.plan(job)
+        pool, _ = self.state.pool_for(job.model)
+        plan = self.plan(job)
         if job.deadline is not None and now() > job.deadline:
             return PageRecord(
                 number, error="The time for the document was over; hand it in as a job instead."
@@ -278,11 +280,12 @@ class Jobs:
         flight.events.append(event)
         live.tell(event)
 
-    def plan(self, job: Job) -> tuple[Pool, DocumentPlan]:
+    def plan(self, job: Job) -> DocumentPlan:
         """How a job is read. Raises `ApiError` where its model is not served (any more)."""
-        pool, resolution = self.state.pool_for(job.model)
-        fields = {"resolution": resolution, **job.fields, "model": job.model}
-        return pool, document_plan(fields, pool.known, self.state.server.page_timeout)
+        name, preset = self.state.check_name(job.model)
+        fields = {**({"resolution": preset} if preset else {}), **job.fields, "model": job.model}
+        known = weights.known_as(self.state.names[name])
+        return document_plan(fields, known, self.state.server.page_timeout)
 
     def render(self, job: Job, plan: DocumentPlan, number: int) -> Rendered:
         """The picture of a page; any thread may call. Raises `DocumentError`."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
 
@@ -17,20 +17,20 @@ from deepseek_ocr.engine import OcrEngine
 from deepseek_ocr.errors import OcrError
 from serving import logs
 from serving.app import create_app
-from serving.arguments import Start, parse
+from serving.arguments import Start
 from serving.auth import Keys
 from serving.fetcher import Fetcher
 from serving.state import Engines, State
 
-COULD_NOT_START = 2
+ENDED, FAILED, COULD_NOT_START = 0, 1, 2
+"""Exit statuses."""
 
-STOPPING_SECONDS = 5
-"""For answers to leave after the last page is read or given up."""
+_LEAVING_SECONDS = 5
+"""For answers to reach their clients after the last page is read or given up."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; the exit status is 0, or 2 where serving could not start."""
-    start = parse(arguments)
+def main(start: Start) -> int:
+    """Serve until told to stop; the exit status is in the help text."""
     try:
         state = make_state(start)
         listener = listen(start.server.host, start.server.port)
@@ -44,36 +44,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_state(start: Start) -> State:
     """The server's state before anything is loaded.
 
-    Raises `CheckpointError` where a model is not there, before the port is opened.
+    Raises `CheckpointError` where a model is not there, so that it is said before the port opens.
     """
     settings, server = start.settings, start.server
-    named = {name_of(model): model for model in (settings.model, *server.models)}
+    names = {name_of(model): model for model in (settings.model, *server.models)}
     folders = {
         name: weights.ensure(model, Path(settings.checkpoints), fetch=False)
-        for name, model in named.items()
+        for name, model in names.items()
     }
-    devices = devices_of(start)
 
     def load() -> Engines:
         return {
             name: tuple(
-                OcrEngine.load(folder, device, settings.dtype, state.limits) for device in devices
+                OcrEngine.load(folder, device, settings.dtype, state.limits)
+                for device in devices_of(start)
             )
             for name, folder in folders.items()
         }
 
-    fetcher = Fetcher() if server.allow_urls else None
-    state = State(settings, server, Keys(start.keys), named, load, fetcher)
+    state = State(
+        settings,
+        server,
+        Keys(start.keys),
+        names,
+        load,
+        Fetcher(server.max_body_mb * 2**20) if server.allow_urls else None,
+    )
     return state
 
 
 def name_of(model: str) -> str:
     """What clients call `model`: a checkpoint's name, or the last part of a folder's path."""
-    return Path(model).name.replace(":", "-") or model
+    return Path(model).expanduser().resolve().name.replace(":", "-") or "model"
 
 
 def devices_of(start: Start) -> tuple[str, ...]:
-    """The devices to load on: those named, else `--workers` of the one that is configured."""
+    """Where to load: the devices named, else `--workers` of the kind that is configured."""
     server, device = start.server, start.settings.device
     if server.devices:
         return server.devices
@@ -94,18 +100,47 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Tells the queues when it is told to stop, and gives pages being read their time."""
+    """uvicorn's server, without its signal handlers."""
 
-    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_stop = on_stop
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._captured_signals.clear()
-        super().handle_exit(sig, frame)
-        self._on_stop()
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """`_serve` has its own."""
+        yield
 
 
 def run(state: State, listener: socket.socket) -> int:
-    """Serve on `listener` until a signal; the exit status."""
-    raise NotImplementedError
+    """Serve on `listener` until SIGTERM or SIGINT; the exit status."""
+    config = uvicorn.Config(
+        create_app(state, lambda: setattr(server, "should_exit", True)),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # anybody could claim any address
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=round(state.server.shutdown_seconds) + _LEAVING_SECONDS,
+    )
+    server = _Server(config)
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_serve(server, state, listener))
+    return FAILED if state.failed else ENDED
+
+
+async def _serve(server: _Server, state: State, listener: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        """Once: refuse what waits, let pages being read end. Twice: end at once."""
+        if server.should_exit:
+            server.force_exit = True
+            return
+        logs.event("stopping", seconds=state.server.shutdown_seconds)
+        state.close_queues()
+        server.should_exit = True
+        loop.call_later(state.server.shutdown_seconds, state.give_up)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    logs.event("listening", url=f"http://{shown}:{port}")
+    await server.serve(sockets=[listener])

@@ -10,21 +10,26 @@ import asyncio
 import re
 import secrets
 import time
+from contextlib import closing
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import logs
-from serving.auth import is_loopback
-from serving.errors import ApiError, ClosingError, api_error, json_response
+from serving.auth import identify, is_loopback
+from serving.errors import ApiError, ClosingError, QueueFullError, api_error, json_response
 from serving.state import State
 
 BODY_SECONDS = 60.0
 """Longest time for a request's body to arrive."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_ALWAYS_OPEN = ("/health", "/ready", "/metrics")
+_OPEN = ("/", "/health", "/ready", "/openapi.json", "/document.schema.json", "/favicon.ico")
+_OPEN_BELOW = "/page/"
+"""What needs no key: nothing that reads, and nothing that tells what was read."""
+
+_WHILE_CLOSING = ("/health", "/ready", "/metrics")
 
 _SECURITY = {
     "x-content-type-options": "nosniff",
@@ -53,10 +58,11 @@ class Guard:
         try:
             headers = Headers(scope=scope)
             check_origin(headers, scope, self._state)
-            if self._state.closing and scope["path"] not in _ALWAYS_OPEN:
+            scope["deepseek_ocr.client"] = self._client(scope, headers)
+            if self._state.closing and scope["path"] not in _WHILE_CLOSING:
                 raise ClosingError
-            body = _Body(receive, headers, self._state.server.max_body_mb * 2**20)
-            await self._app(scope, body.receive, exchange.send)
+            with closing(_Body(receive, headers, self._state)) as body:
+                await self._app(scope, body.receive, exchange.send)
         except asyncio.CancelledError:
             exchange.status = exchange.status or 499
             raise
@@ -66,6 +72,13 @@ class Guard:
             await exchange.fail(api_error(error))
         finally:
             exchange.done(self._state)
+
+    def _client(self, scope: Scope, headers: Headers) -> str:
+        """Who asks. Raises `ApiError` 401."""
+        address = scope["client"][0] if scope.get("client") else "unknown"
+        if scope["path"] in _OPEN or scope["path"].startswith(_OPEN_BELOW):
+            return str(address)
+        return identify(self._state.keys, headers.get("authorization", ""), address)
 
 
 class _Exchange:
@@ -118,20 +131,22 @@ async def _nothing() -> Message:
 
 
 class _Body:
-    """A request's body, cut off where it is too large or too slow."""
+    """A request's body, cut off where it is too large or too slow, or where all bodies together
+    are too much; it counts for as long as the request lives."""
 
-    def __init__(self, receive: Receive, headers: Headers, most: int) -> None:
+    def __init__(self, receive: Receive, headers: Headers, state: State) -> None:
         self._receive = receive
-        self._most = most
+        self._state = state
+        self._most = state.server.max_body_mb * 2**20
         self._size = 0
         self._whole = False
         self._deadline = time.monotonic() + BODY_SECONDS
         declared = headers.get("content-length", "0")
-        if not declared.isdecimal() or int(declared[:20]) > most:
+        if not declared.isdecimal() or int(declared[:20]) > self._most:
             raise self._too_large()
 
     async def receive(self) -> Message:
-        """The next piece. Raises `ApiError` 413 and 408."""
+        """The next piece. Raises `ApiError` 408, 413 and 429."""
         if self._whole:
             return await self._receive()
         try:
@@ -141,11 +156,19 @@ class _Body:
             raise ApiError(
                 408, f"The request took longer than {BODY_SECONDS:.0f} s to arrive.", "too_slow"
             ) from error
-        self._size += len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        self._size += size
+        self._state.held += size
         self._whole = not message.get("more_body", False)
         if self._size > self._most:
             raise self._too_large()
+        if self._state.held > self._state.server.max_held_mb * 2**20:
+            raise QueueFullError
         return message
+
+    def close(self) -> None:
+        """The request is over."""
+        self._state.held -= self._size
 
     def _too_large(self) -> ApiError:
         return ApiError(
@@ -165,7 +188,7 @@ def check_origin(headers: Headers, scope: Scope, state: State) -> None:
     """
     host = headers.get("host", "")
     origin = headers.get("origin")
-    allowed = state.server.cors_origins
+    allowed = state.server.cors
     if origin and "*" not in allowed and origin not in allowed and _authority(origin) != host:
         raise ApiError(
             403,

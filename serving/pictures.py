@@ -8,6 +8,7 @@ import binascii
 import io
 import re
 
+from deepseek_ocr.errors import ImageError, ImageTooLargeError
 from deepseek_ocr.images import ImageLimits, open_frames
 from serving.errors import ApiError
 from serving.state import State
@@ -50,19 +51,22 @@ def check_head(data: bytes, limits: ImageLimits) -> None:
     Raises `ImageError` and `ImageTooLargeError`.
     """
     if data.startswith(b"%PDF-"):
-        raise ApiError(
-            400, "This is a PDF; documents go to /v1/ocr.", "invalid_image", "image_url"
-        )
+        raise ApiError(400, "This is a PDF; documents go to /v1/ocr.", "invalid_image", "image_url")
+    if not data:
+        raise ImageError("The image is empty (zero bytes); check where it came from.")
     with open_frames(io.BytesIO(data), "The image", limits) as image:
-        images.check_size(image, "The image", limits)
+        width, height = image.size
+    if width * height > limits.max_pixels:
+        raise ImageTooLargeError(
+            f"The image is {width} x {height} px, more than the {limits.max_pixels:,} px allowed; "
+            "scale it down (the model sees at most about 1920 x 1920 px of it)."
+        )
 
 
 def _from_data_uri(url: str, param: str) -> bytes:
     head = _HEAD.match(url)
     if head is None or not head[1]:
-        raise ApiError(
-            400, "A data URI must read data:image/jpeg;base64,…", "invalid_image", param
-        )
+        raise ApiError(400, "A data URI must read data:image/jpeg;base64,…", "invalid_image", param)
     try:
         return base64.b64decode("".join(url[head.end() :].split()), validate=True)
     except (binascii.Error, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from serving.metrics import Metrics
 
 Engines = Mapping[str, tuple[OcrEngine, ...]]
 """Name of a model → its engines, one a device."""
+
+AHEAD = 2
+"""Pages handed to an engine beyond its slots, so that a free slot finds the next one prepared."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class State:
     - `pools`: by name, filled when `load` is done; `failed`: true where it could not
     - `fetcher`: None unless addresses may be fetched
     - `closing`: true from the signal to stop until the end; `started`: seconds since 1970
+    - `held`: bytes of the requests that are being answered
     """
 
     settings: configuration.Settings
@@ -59,6 +64,7 @@ class State:
     pools: dict[str, Pool] = field(default_factory=dict)
     failed: bool = False
     closing: bool = False
+    held: int = 0
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -74,7 +80,7 @@ class State:
     def open_pools(self, engines: Engines) -> None:
         """Put a queue before each of the loaded models. Belongs to the event loop."""
         for name, group in engines.items():
-            places = [engine.slots + ahead(engine.slots) for engine in group]
+            places = [engine.slots + AHEAD for engine in group]
             admission = Admission(places, self.server.max_waiting)
             known = weights.known_as(self.names[name])
             self.pools[name] = Pool(name, known, group, admission)
@@ -84,6 +90,12 @@ class State:
         self.closing = True
         for pool in self.pools.values():
             pool.admission.close()
+
+    def give_up(self) -> None:
+        """End the pages that are still being read; their clients are told."""
+        for pool in self.pools.values():
+            for engine in pool.engines:
+                threading.Thread(target=engine.close, daemon=True).start()
 
     def check_name(self, model: str) -> tuple[str, str]:
         """`model` as a loaded checkpoint's name and a preset's short name ("" for its own).
@@ -115,12 +127,6 @@ class State:
             raise NotReadyError
         pool = self.pools[name]
         return pool, tasks.resolution_name(preset) if preset else pool.known.resolution
-
-
-def ahead(slots: int) -> int:
-    """Pages to hand to an engine beyond its slots, so that a free slot finds the next page there
-    and its picture decoded."""
-    return max(1, slots // 4)
 
 
 def state_of(request: Request) -> State:

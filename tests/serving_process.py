@@ -213,10 +213,7 @@ def _main() -> None:
     from deepseek_ocr.engine import OcrEngine
     from serving import logs
     from serving.auth import Keys
-    try:
-        from serving.main import listen, run
-    except ImportError:
-        from tests.tmp_run import listen, run
+    from serving.main import listen, run
     from serving.state import Engines, State
 
     def load() -> Engines:

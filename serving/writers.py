@@ -1,0 +1,118 @@
+"""What is read of one page as text of an answer, while it is read: as written, cleaned, as JSON."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+from deepseek_ocr import grounding
+from deepseek_ocr.engine import Delta, Reading
+from deepseek_ocr.exports import page_to_json
+from deepseek_ocr.formats import data
+from deepseek_ocr.formats.markdown import PAGE_SPLIT
+from serving.requests import OutputFormat
+
+_ENOUGH = 200
+"""New characters after which text is cleaned again, so that the work stays linear in practice."""
+
+_TAG = re.compile(r"<\|/?(?:ref|det)\|>")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text of the answer, and the tokens it is of: text and natural log-probability."""
+
+    text: str
+    tokens: tuple[tuple[str, float], ...] = ()
+
+
+class Writer(Protocol):
+    """Writes one page of an answer."""
+
+    def take(self, event: Delta | Reading) -> Piece:
+        """What to send now that `event` has come; its text may be empty."""
+        ...
+
+
+def writer_for(form: OutputFormat, number: int, pages: int) -> Writer:
+    """The writer of page `number` (from 0) of `pages`."""
+    if form == "json":
+        return _Json(number, pages)
+    return _Cleaned(number) if form == "markdown" else _Written(number)
+
+
+class _Written:
+    """The text as the model writes it, with its tokens."""
+
+    def __init__(self, number: int) -> None:
+        self._head = PAGE_SPLIT if number else ""
+        self._sent = 0
+
+    def take(self, event: Delta | Reading) -> Piece:
+        head, self._head = self._head, ""
+        if isinstance(event, Reading):
+            return Piece(head)
+        starts = [token.start - self._sent for token in event.tokens]
+        ends = [*starts[1:], len(event.text)]
+        tokens = tuple(
+            (event.text[start:end], token.logprob)
+            for token, start, end in zip(event.tokens, starts, ends, strict=True)
+        )
+        self._sent += len(event.text)
+        return Piece(head + event.text, tokens)
+
+
+class _Cleaned:
+    """The text without tags, as far as what follows can no longer change it."""
+
+    def __init__(self, number: int) -> None:
+        self._head = PAGE_SPLIT if number else ""
+        self._text = ""
+        self._looked_at = 0
+        self._sent = ""
+
+    def take(self, event: Delta | Reading) -> Piece:
+        head, self._head = self._head, ""
+        if isinstance(event, Reading):
+            return Piece(head + self._more(event.markdown))
+        self._text += event.text
+        if len(self._text) - self._looked_at < _ENOUGH:
+            return Piece(head)
+        self._looked_at = len(self._text)
+        return Piece(head + self._more(grounding.to_markdown(settled(self._text))))
+
+    def _more(self, markdown: str) -> str:
+        """What `markdown` has beyond what was sent."""
+        if not markdown.startswith(self._sent):
+            return ""
+        more = markdown[len(self._sent) :]
+        self._sent = markdown
+        return more
+
+
+def settled(text: str) -> str:
+    """The part of `text`, up to the end of a line, that cleaning treats alike whatever follows.
+
+    A region's head is four tags, so the last three may still become one.
+    """
+    undecided = [tag.start() for tag in _TAG.finditer(text)][-3:]
+    heads = grounding.parse(text)
+    done = heads[-1].text_start if heads else 0
+    open_at = next((start for start in undecided if start >= done), len(text))
+    return text[: text.rfind("\n", 0, open_at) + 1]
+
+
+class _Json:
+    """The page as JSON data once it is read, and what makes a document of all pages."""
+
+    def __init__(self, number: int, pages: int) -> None:
+        self._number = number
+        self._head = ", " if number else f'{{"version": {data.VERSION}, "pages": ['
+        self._tail = "]}" if number == pages - 1 else ""
+
+    def take(self, event: Delta | Reading) -> Piece:
+        if isinstance(event, Delta):
+            return Piece("")
+        page = {**page_to_json(event, "image"), "number": self._number + 1}
+        return Piece(self._head + data.dumps(page) + self._tail)
