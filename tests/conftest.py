@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,3 +115,31 @@ def golden_views(golden: dict[str, torch.Tensor], name: str) -> Views:
 def _enlarge(small: torch.Tensor, side: int) -> torch.Tensor:
     times = side // small.shape[-1]
     return small.repeat_interleave(times, -1).repeat_interleave(times, -2)
+
+
+def _serving(factory: pytest.TempPathFactory, name: str, *options: str, keys: str = "") -> Any:
+    from tests.serving_process import Server  # it needs this file
+
+    return Server(factory.mktemp(name), *options, keys=keys)
+
+
+@pytest.fixture(scope="session")
+def known_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A running server whose engine writes what is known; see `serving_process`."""
+    with _serving(tmp_path_factory, "known") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The same with two keys and one slot."""
+    keys = "first-key-for-tests,second-key-for-tests"
+    with _serving(tmp_path_factory, "keyed", "--slots", "1", keys=keys) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pocket_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A running server with the bundled model."""
+    with _serving(tmp_path_factory, "pocket", "--engine", "pocket") as server:
+        yield server

@@ -1,7 +1,7 @@
 """The server in a process of its own, with an engine whose text is known, for tests of documents.
 
-A page filled with the colour (red, green, …) is page `red * 256 + green`; `text_of` is what is read
-from it. Each piece of text takes `--delay` seconds. With `--engine pocket` the bundled model reads.
+A page says by its colour which it is (`page_picture`); `text_of` is what is read from it. Each
+piece of text takes `--delay` seconds. With `--engine pocket` the bundled model reads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,15 +28,17 @@ from deepseek_ocr.errors import CancelledError, GenerationError
 from examples import make_document
 from tests.conftest import ROOT
 
-KEY = "a-key-for-tests"
 HOSTILE = 666
 """The page whose text attacks whoever shows it."""
 EXAMPLE = (65_534, 65_535)
 """The two pages of `examples/make_document.py`, which are white where others have their colour."""
 FAILING = 500
 LOOPING = 501
+GATED = range(300, 400)
+"""Pages in the middle of which the engine stands still until the gate, a file, is there."""
 
 _PIECE = 7
+_STEP, _DIGITS = 8, 30  # colours that JPEG leaves apart
 
 ATTACKS = """<script>window.attacked=1</script><img src=x onerror="window.attacked=2">
 <svg onload="window.attacked=3"></svg> [link](javascript:window.attacked=4)
@@ -55,7 +57,8 @@ def text_of(number: int) -> str:
     if number == LOOPING:
         return "la " * 40
     return (
-        f"<|ref|>title<|/ref|><|det|>[[90, 60, 900, 130]]<|/det|>\n# Page {number} of the report\n\n"
+        "<|ref|>title<|/ref|><|det|>[[90, 60, 900, 130]]<|/det|>\n"
+        f"# Page {number} of the report\n\n"
         "<|ref|>text<|/ref|><|det|>[[90, 170, 900, 420]]<|/det|>\n"
         f"The bakery sold more bread in every month of the spring; this is page {number}.\n\n"
         "<|ref|>table<|/ref|><|det|>[[90, 470, 900, 690]]<|/det|>\n"
@@ -76,8 +79,9 @@ class _Handle:
 class KnownEngine:
     """Reads pages of one colour, as many at once as it has slots."""
 
-    def __init__(self, delay: float = 0.0, slots: int = 2, log: Path | None = None) -> None:
-        self.slots, self.device, self._delay, self._log = slots, torch.device("cpu"), delay, log
+    def __init__(self, delay: float, slots: int, folder: Path) -> None:
+        self.slots, self.device, self._delay = slots, torch.device("cpu"), delay
+        self._log, self._gate = folder / "read.txt", folder / "gate"
         self._free = threading.Semaphore(slots)
         self.active = 0
 
@@ -103,14 +107,17 @@ class KnownEngine:
     def _outcome(self, page: Page, on_event: Callable[[Any], None], handle: _Handle) -> Any:
         image: Any = page.image
         red, green, _ = image.getpixel((image.width // 2, image.height - 3))
-        number = EXAMPLE[_has_chart(image)] if red == green == 255 else red * 256 + green
-        if self._log:
-            with self._log.open("a") as file:
-                file.write(f"{number}\n")
+        number = round(red / _STEP) * _DIGITS + round(green / _STEP)
+        number = EXAMPLE[_has_chart(image)] if red == green == 255 else number
+        with self._log.open("a") as file:
+            file.write(f"{number}\n")
         if number == FAILING:
             return Failure(GenerationError("The network's output is not a finite number."))
         text = text_of(number)
         for at in range(0, len(text), _PIECE):
+            while number in GATED and at > len(text) / 2 and not self._gate.exists():
+                if handle.cancelled.wait(0.01):
+                    break
             if handle.cancelled.wait(self._delay):
                 return Failure(CancelledError("The page was cancelled."))
             on_event(Delta(text[at : at + _PIECE], ()))
@@ -129,11 +136,11 @@ def _has_chart(image: Image.Image) -> int:
 
 
 def page_picture(number: int, size: tuple[int, int] = (300, 400)) -> Image.Image:
-    """The picture of a page."""
-    return Image.new("RGB", size, (number // 256, number % 256, 200))
+    """The picture of a page: red and green are the digits of its number."""
+    return Image.new("RGB", size, (number // _DIGITS * _STEP, number % _DIGITS * _STEP, 200))
 
 
-def document(path: Path, numbers: list[int]) -> Path:
+def document(path: Path, numbers: Sequence[int]) -> Path:
     """A document of such pages: a PDF, a TIFF or another picture by the ending of `path`."""
     first, *others = [page_picture(number) for number in numbers]
     if path.suffix == ".pdf":
@@ -152,11 +159,12 @@ def document(path: Path, numbers: list[int]) -> Path:
 class Server:
     """A running server: its address, its process, and a client that knows its key."""
 
-    def __init__(self, folder: Path, *options: str, key: str = "", port: int = 0) -> None:
+    def __init__(self, folder: Path, *options: str, keys: str = "", port: int = 0) -> None:
+        self.folder = folder
         self._log = (folder / "server.log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.serving_process", "--folder", str(folder / "jobs"),
-             "--log", str(folder / "read.txt"), "--port", str(port), "--key", key, *options],
+            [sys.executable, "-m", "tests.serving_process", "--folder", str(folder),
+             "--port", str(port), "--keys", keys, *options],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=self._log, text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
@@ -165,9 +173,26 @@ class Server:
         assert line, (folder / "server.log").read_text()
         self.port = int(line)
         self.url = f"http://127.0.0.1:{self.port}"
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=60)
+        self.http = self.client(keys.split(",", maxsplit=1)[0])
         self._until_ready()
+
+    def client(self, key: str) -> httpx.Client:
+        """A client with a key."""
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
+    def open_gate(self) -> None:
+        """Let the gated pages come to their end."""
+        (self.folder / "gate").touch()
+
+    def close_gate(self) -> None:
+        """Let gated pages stand still again."""
+        (self.folder / "gate").unlink(missing_ok=True)
+
+    def read(self) -> list[int]:
+        """Every page that the engine was given, in this run and those before it."""
+        log = self.folder / "read.txt"
+        return [int(line) for line in log.read_text().split()] if log.exists() else []
 
     def _until_ready(self) -> None:
         deadline = time.monotonic() + 60
@@ -200,10 +225,9 @@ class Server:
 
 def _main() -> None:
     known = argparse.ArgumentParser()
-    known.add_argument("--folder")
-    known.add_argument("--log", type=Path)
+    known.add_argument("--folder", type=Path)
     known.add_argument("--port", type=int)
-    known.add_argument("--key")
+    known.add_argument("--keys")
     known.add_argument("--engine", default="known")
     known.add_argument("--delay", type=float, default=0.0)
     known.add_argument("--slots", type=int, default=2)
@@ -219,11 +243,11 @@ def _main() -> None:
     def load() -> Engines:
         if flags.engine == "pocket":
             return {"pocket": (OcrEngine.load(ROOT / "checkpoints" / "pocket", "cpu"),)}
-        engine: Any = KnownEngine(flags.delay, flags.slots, flags.log)
+        engine: Any = KnownEngine(flags.delay, flags.slots, flags.folder)
         return {"pocket": (engine,)}
 
-    server = configuration.ServerSettings(port=flags.port, jobs_folder=flags.folder)
-    keys = Keys([flags.key] if flags.key else [])
+    server = configuration.ServerSettings(port=flags.port, jobs_folder=str(flags.folder / "jobs"))
+    keys = Keys(flags.keys.split(",") if flags.keys else [])
     state = State(configuration.Settings(model="pocket"), server, keys, {"pocket": "pocket"}, load)
     listener = listen(server.host, server.port)
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
