@@ -18,11 +18,18 @@ from typing import Any
 from platformdirs import user_config_path
 
 from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.kernels import choice
 
 PREFIX = "DEEPSEEK_OCR_"
 """Of every environment variable: `DEEPSEEK_OCR_DEVICE` sets `device`."""
 
 ROOT = Path(__file__).resolve().parent
+
+FLAGS = ("model", "device", "dtype", "checkpoints", "quant", "kernels", "slots")
+"""Settings that `ocr.py` also takes as flags."""
+
+MOST_SLOTS = 1024
+"""Pages at once that anybody may ask for."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,9 @@ class Settings:
     - `device`: auto, cpu, cuda, cuda:1, mps, npu …; `dtype`: auto, bfloat16, float16, float32
     - `checkpoints`: folder that holds the named checkpoints
     - `source`: where named checkpoints are fetched from
+    - `quant`: how the decoder's weights are held: none, int8
+    - `kernels`: which fast paths are used: auto, plain, names with commas between
+    - `slots`: how many pages are read at once; 0 ("auto" where it is written) is as many as fit
     """
 
     model: str = "deepseek-ocr"
@@ -40,6 +50,9 @@ class Settings:
     dtype: str = "auto"
     checkpoints: str = str(ROOT / "checkpoints")
     source: str = "auto"
+    quant: str = "none"
+    kernels: str = "auto"
+    slots: int = 0
 
 
 def default_path() -> Path:
@@ -57,13 +70,32 @@ def load(
     Raises `SettingsError` for an unreadable file and for a name or a value nobody knows.
     """
     environ = os.environ if environ is None else environ
-    values = _from_file(path)
+    values: dict[str, Any] = dict(_from_file(path))
     for field in fields(Settings):
         if text := environ.get(PREFIX + field.name.upper(), "").strip():
             values[field.name] = text
         if (flag := (flags or {}).get(field.name)) is not None:
             values[field.name] = flag
-    return Settings(**values)
+    if "slots" in values:
+        values["slots"] = parse_slots(values["slots"])
+    settings = Settings(**values)
+    choice.parse(settings.kernels)
+    choice.check_quant(settings.quant)
+    return settings
+
+
+def parse_slots(text: str) -> int:
+    """How many pages at once: a whole number from 1, or "auto", which is 0.
+
+    Raises `SettingsError` for anything else.
+    """
+    if text.strip().lower() == "auto":
+        return 0
+    if not (text.strip().isdecimal() and text.isascii() and 0 < int(text[:9]) <= MOST_SLOTS):
+        raise SettingsError(
+            f"slots must be a whole number from 1 to {MOST_SLOTS}, or auto; not {text!r}."
+        )
+    return int(text)
 
 
 def _is_there(path: Path) -> bool:
@@ -82,7 +114,9 @@ def _from_file(path: Path | None) -> dict[str, str]:
             raise SettingsError(
                 f"{chosen} sets {name!r}, which is no setting; use {', '.join(sorted(known))}."
             )
-        if not isinstance(value, str):
+        if name == "slots" and type(value) is int:
+            raw[name] = str(value)
+        elif not isinstance(value, str):
             raise SettingsError(f"{chosen}: {name} must be a string in quotes.")
     return raw
 
@@ -128,6 +162,7 @@ class ServerSettings:
     max_pixels: int = 100_000_000
     max_pages: int = 32
     page_timeout: float = 600.0
+    body_timeout: float = 60.0
     max_waiting: int = 256
     allow_urls: bool = False
     cors: tuple[str, ...] = ()
@@ -159,6 +194,7 @@ MEANINGS = {
     "max_pixels": "most pixels of a picture",
     "max_pages": "most pictures of one request to the OpenAI routes",
     "page_timeout": "longest time for a page in seconds",
+    "body_timeout": "longest time for a request to arrive in seconds",
     "max_waiting": "most pages that wait for a slot",
     "allow_urls": "fetch pictures from http(s) addresses that clients name",
     "cors": "origins of web pages that may ask from a browser; * is any",
@@ -175,6 +211,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_pixels": (1, 178_956_970),
     "max_pages": (1, 1000),
     "page_timeout": (0.1, 86_400),
+    "body_timeout": (0.1, 3600),
     "max_waiting": (0, 100_000),
     "shutdown_seconds": (0, 3600),
 }

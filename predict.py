@@ -94,7 +94,10 @@ def load_engine() -> OcrEngine:
     settings = configuration.load()
     checkpoints = pathlib.Path(settings.checkpoints)
     folder = weights.ensure(settings.model, checkpoints, source=settings.source)
-    engine = OcrEngine.load(folder, settings.device, settings.dtype)
+    engine = OcrEngine.load(
+        folder, settings.device, settings.dtype,
+        quant=settings.quant, kernels=settings.kernels, slots=settings.slots,
+    )  # fmt: skip
     warm_up(engine, settings.model)
     return engine
 

@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str] | None = None) -> Job:
         known.error("no image given; try: python ocr.py --model pocket examples/invoice.png")
     try:
         settings = configuration.load(
-            {name: getattr(flags, name) for name in ("model", "device", "dtype", "checkpoints")},
+            {name: getattr(flags, name) for name in configuration.FLAGS},
             path=flags.config,
         )
         if flags.inputs.count(STANDARD_INPUT) > 1:

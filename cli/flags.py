@@ -11,6 +11,7 @@ import tasks
 import weights
 from deepseek_ocr import __version__
 from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.kernels import choice
 from deepseek_ocr.settings import DecodeSettings, RenderSettings
 
 PRINTED = ("txt", "md", "json")
@@ -175,6 +176,7 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoints", metavar="FOLDER", help="where named models are kept")
     group.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps, npu (default: auto)")
     group.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
+    add_speed(group)
     group.add_argument(
         "--config",
         type=Path,
@@ -183,6 +185,23 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
         + str(configuration.default_path()).replace("%", "%%")
         + ")",
     )
+
+
+def add_speed(group: argparse._ArgumentGroup) -> None:
+    """The flags that change how fast pages are read."""
+    group.add_argument(
+        "--quant", metavar="NAME",
+        help=f"how the decoder's weights are held: {', '.join(choice.QUANTS)} (default: none)",
+    )  # fmt: skip
+    group.add_argument(
+        "--kernels", metavar="A,B",
+        help=f"fast paths: auto (all), plain (none), {', '.join(choice.NAMES)}; - before one "
+        "leaves it out, as in auto,-compiled (default: auto)",
+    )  # fmt: skip
+    group.add_argument(
+        "--slots", metavar="N",
+        help="how many pages are read at once, or auto, by free memory (default: auto)",
+    )  # fmt: skip
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:

@@ -64,7 +64,10 @@ def _load(job: Job) -> list[OcrEngine]:
         from deepseek_ocr.engine import OcrEngine  # imports torch: seconds
 
         for device in devices or (job.settings.device,):
-            engine = OcrEngine.load(folder, device, job.settings.dtype, adapter=job.adapter)
+            engine = OcrEngine.load(
+                folder, device, job.settings.dtype, adapter=job.adapter,
+                quant=job.settings.quant, kernels=job.settings.kernels, slots=job.settings.slots,
+            )  # fmt: skip
             tell(f"on {engine.device}, {str(engine.dtype).removeprefix('torch.')}")
             engines.append(engine)
     except OcrError as error:

@@ -96,6 +96,8 @@ def _plan(job: Job, output: Output) -> Plan:
         "checkpoint": checkpoint_digest(checkpoint_folder(job)),
         "task": job.task,
     }
+    if job.settings.quant != "none":
+        about["quant"] = job.settings.quant
     if job.adapter is not None:
         about["adapter"] = checkpoint_digest(job.adapter)
     return Plan(

@@ -79,7 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         began = time.perf_counter()
         from deepseek_ocr.engine import OcrEngine
 
-        engine = OcrEngine.load(folder, settings.device, settings.dtype)
+        engine = OcrEngine.load(
+            folder, settings.device, settings.dtype,
+            quant=settings.quant, kernels=settings.kernels, slots=settings.slots,
+        )  # fmt: skip
     except Exception as error:  # a device that is out of memory raises what it likes
         sys.stderr.write(f"verify: {error}\n")
         return 2

@@ -23,6 +23,7 @@ from deepseek_ocr import adapters, kernels, memory, model, prompts
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.handles import Handle, OnEvent
 from deepseek_ocr.images import ImageLimits, Source, Views
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.pages import (
@@ -35,7 +36,7 @@ from deepseek_ocr.pages import (
     TextToken,
     Timings,
 )
-from deepseek_ocr.scheduling import EngineStatus, Handle, OnEvent, Scheduler
+from deepseek_ocr.scheduling import EngineStatus, Scheduler
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 
 __all__ = [
@@ -65,15 +66,22 @@ class OcrEngine:
         codec: prompts.Codec,
         limits: ImageLimits | None = None,
         make: Callable[[int], Decoder] | None = None,
-        slots: int = 1,
+        slots: int = 0,
         within: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """`make` makes a decoder with so many slots, the plain one by default; `within` is entered
-        by the thread that computes (autocast counts per thread)."""
+        """`make` makes a decoder with so many slots, the plain one by default; `slots` is how many
+        pages are read at once, 0 as many as `memory.slots_for` says; `within` is entered by the
+        thread that computes (autocast counts per thread).
+
+        Raises `SettingsError` for a negative number of slots.
+        """
+        if slots < 0:
+            raise SettingsError("slots must be at least 1, or 0 to choose by what memory is free.")
         self.network = network
         self.codec = codec
         self.limits = limits or ImageLimits()
         make = make or partial(PlainDecoder, network)
+        slots = slots or memory.choose_slots(network)
         self._scheduler = Scheduler(network, codec, self.limits, make, slots, within)
         self._finalizer = weakref.finalize(self, self._scheduler.close)
         self._finalizer.atexit = False
@@ -100,7 +108,7 @@ class OcrEngine:
         Raises `CheckpointError`, `DeviceError` and `SettingsError`.
         """
         chosen = choice.parse(kernels)
-        _check(quant, slots)
+        choice.check_quant(quant)
         folder = Path(folder)
         config = read_config(folder)
         codec = prompts.load_codec(
@@ -113,7 +121,7 @@ class OcrEngine:
         if adapter is not None:
             network = adapters.merge_adapter(network, Path(adapter))
         make = _decoder_maker(network, chosen, quant)
-        return cls(network, codec, limits, make, slots or memory.choose_slots(network))
+        return cls(network, codec, limits, make, slots)
 
     @property
     def device(self) -> torch.device:
@@ -197,6 +205,7 @@ class OcrEngine:
         and as many again whose readings wait for their turn. Closing the iterator cancels.
         """
         source, more = iter(pages), True
+        broken: Exception | None = None
         window: deque[Handle] = deque()
         ended: SimpleQueue[None] = SimpleQueue()
 
@@ -211,23 +220,19 @@ class OcrEngine:
                 if window and window[0].done:
                     yield window.popleft().outcome()
                 elif more and in_flight < ahead and len(window) < 2 * ahead:
-                    page = next(source, None)
-                    if page is None:
+                    try:
+                        window.append(self.submit(next(source), note))
+                    except StopIteration:
                         more = False
-                    else:
-                        window.append(self.submit(page, note))
+                    except Exception as error:  # after what was taken in before it
+                        more, broken = False, error
                 else:
                     ended.get()
         finally:
             for handle in window:
                 handle.cancel()
-
-
-def _check(quant: str, slots: int) -> None:
-    if quant not in choice.QUANTS:
-        raise SettingsError(f"There is no quant {quant!r}; use {', '.join(choice.QUANTS)}.")
-    if slots < 0:
-        raise SettingsError("slots must be at least 1, or 0 to choose by what memory is free.")
+        if broken is not None:
+            raise broken
 
 
 def _decoder_maker(

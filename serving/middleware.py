@@ -21,9 +21,6 @@ from serving.auth import identify, is_loopback
 from serving.errors import ApiError, ClosingError, QueueFullError, api_error, json_response
 from serving.state import State
 
-BODY_SECONDS = 60.0
-"""Longest time for a request's body to arrive."""
-
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OPEN = ("/", "/health", "/ready", "/openapi.json", "/document.schema.json", "/favicon.ico")
 _OPEN_BELOW = "/page/"
@@ -140,7 +137,7 @@ class _Body:
         self._most = state.server.max_body_mb * 2**20
         self._size = 0
         self._whole = False
-        self._deadline = time.monotonic() + BODY_SECONDS
+        self._deadline = time.monotonic() + state.server.body_timeout
         declared = headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared[:20]) > self._most:
             raise self._too_large()
@@ -153,8 +150,9 @@ class _Body:
             async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
                 message = await self._receive()
         except TimeoutError as error:
+            seconds = self._state.server.body_timeout
             raise ApiError(
-                408, f"The request took longer than {BODY_SECONDS:.0f} s to arrive.", "too_slow"
+                408, f"The request took longer than {seconds:g} s to arrive.", "too_slow"
             ) from error
         size = len(message.get("body", b""))
         self._size += size

@@ -54,6 +54,32 @@ def test_a_bad_file_is_an_error_that_names_it(tmp_path: Path, text: str, message
     assert "bad.toml" in str(caught.value)
 
 
+@pytest.mark.parametrize(("text", "slots"), [("4", 4), ("auto", 0), (" AUTO ", 0), ("1024", 1024)])
+def test_slots_are_a_number_or_auto(text: str, slots: int, tmp_path: Path) -> None:
+    assert configuration.load({"slots": text}, {}).slots == slots
+    assert configuration.load({}, {"DEEPSEEK_OCR_SLOTS": text}).slots == slots
+    file = write(tmp_path / "c.toml", f'slots = "{text}"\n')
+    assert configuration.load({}, {}, file).slots == slots
+
+
+def test_slots_may_be_a_number_in_the_file(tmp_path: Path) -> None:
+    assert configuration.load({}, {}, write(tmp_path / "c.toml", "slots = 8\n")).slots == 8
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "four", "1.5", "1025", "٤", "9" * 5000, ""])
+def test_other_slots_are_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="slots must be"):
+        configuration.load({"slots": text}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("quant", "int3"), ("kernels", "turbo"), ("kernels", "auto,-turbo")]
+)
+def test_a_name_that_nobody_knows_is_refused_at_once(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=r"turbo|int3"):
+        configuration.load({name: value}, {})
+
+
 def test_a_missing_file_asked_for_by_name_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read"):
         configuration.load({}, {}, tmp_path / "none.toml")

@@ -31,6 +31,7 @@ ROWS = [
     {
         "deepseek_ocr.engine",
         "deepseek_ocr.scheduling",
+        "deepseek_ocr.handles",
         "deepseek_ocr.work",
         "deepseek_ocr.output",
         "deepseek_ocr.pages",

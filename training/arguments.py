@@ -10,6 +10,7 @@ from pathlib import Path
 import configuration
 import tasks
 import weights
+from cli.flags import add_speed
 from deepseek_ocr.errors import OcrError, SettingsError
 from deepseek_ocr.settings import DecodeSettings
 
@@ -55,7 +56,14 @@ def parse(arguments: Sequence[str] | None = None) -> Job:
     try:
         _check(flags)
         settings = configuration.load(
-            {"model": flags.model_path, "device": flags.device, "dtype": flags.dtype}
+            {
+                "model": flags.model_path,
+                "device": flags.device,
+                "dtype": flags.dtype,
+                "quant": flags.quant,
+                "kernels": flags.kernels,
+                "slots": flags.slots,
+            }
         )
         defaults = weights.known_as(settings.model)
         chosen = flags.task or ["markdown" if flags.facts else "ocr"]
@@ -135,6 +143,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter of training.train")
     group.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps, npu (default: auto)")
     group.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
+    add_speed(group)
     group.add_argument("--limit", type=positive, metavar="N", help="only the first N samples")
     group.add_argument(
         "--max_tokens", type=int, default=DecodeSettings().max_new_tokens, metavar="N",

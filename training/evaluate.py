@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import configuration
 import tasks
 import weights
 from deepseek_ocr import __version__
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
 
 ALL_READ, SOME_FAILED, COULD_NOT_START, INTERRUPTED = 0, 1, 2, 130
 
-Load = Callable[[Path, Path | None, str, str], "OcrEngine"]
-"""Makes an engine of a checkpoint folder, an adapter folder or None, a device and a type."""
+Load = Callable[[Path, Path | None, configuration.Settings], "OcrEngine"]
+"""Makes an engine of a checkpoint folder, an adapter folder or None, and settings."""
 
 
-def load_engine(folder: Path, adapter: Path | None, device: str, dtype: str) -> OcrEngine:
+def load_engine(folder: Path, adapter: Path | None, settings: configuration.Settings) -> OcrEngine:
     """The engine of a checkpoint, an adapter merged into it.
 
     Raises `CheckpointError` and `DeviceError`.
@@ -47,7 +48,10 @@ def load_engine(folder: Path, adapter: Path | None, device: str, dtype: str) -> 
     from deepseek_ocr.engine import OcrEngine  # imports torch: seconds
 
     try:
-        return OcrEngine.load(folder, device, dtype, adapter=adapter)
+        return OcrEngine.load(
+            folder, settings.device, settings.dtype, adapter=adapter,
+            quant=settings.quant, kernels=settings.kernels, slots=settings.slots,
+        )  # fmt: skip
     except OcrError:
         raise
     except Exception as error:  # a device that is out of memory raises what it likes
@@ -138,7 +142,7 @@ def _read_all(
     waiting = [example for example in examples if key_of(example) not in done]
     used = "no model"
     if folder is not None and waiting:
-        engine = load(folder, job.adapter, job.settings.device, job.settings.dtype)
+        engine = load(folder, job.adapter, job.settings)
         used = f"{engine.device}, {engine.dtype}"
         decode = DecodeSettings(max_new_tokens=job.max_tokens)
         read = model_reader(engine, tasks.crop_for(job.size), decode)
@@ -198,6 +202,7 @@ def _settings(job: Job) -> dict[str, Any]:
         "max_tokens": job.max_tokens,
         "device": job.settings.device,
         "dtype": job.settings.dtype,
+        "quant": job.settings.quant,
         "limit": job.limit or "none",
     }
 

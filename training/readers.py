@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -29,35 +30,31 @@ def model_reader(engine: OcrEngine, crop: CropSettings, decode: DecodeSettings) 
     from deepseek_ocr.engine import Failure, Page
 
     def read(examples: Iterable[Example]) -> Iterator[Prediction]:
-        waiting: list[Example] = []
+        waiting: deque[Example] = deque()
 
         def pages() -> Iterator[Page]:
             for example in examples:
                 waiting.append(example)
                 yield Page(example.image, example.prompt, crop, decode)
 
-        start = time.perf_counter()
         for outcome in engine.read_many(pages()):
-            example, seconds = waiting.pop(0), time.perf_counter() - start
+            example = waiting.popleft()
             if isinstance(outcome, Failure):
-                yield Prediction("", error=str(outcome), seconds=seconds)
+                yield Prediction("", error=str(outcome))
             else:
-                yield _prediction(engine, example, outcome, seconds)
-            start = time.perf_counter()
+                yield _prediction(engine, example, outcome)
 
     return read
 
 
-def _prediction(
-    engine: OcrEngine, example: Example, reading: Reading, seconds: float
-) -> Prediction:
+def _prediction(engine: OcrEngine, example: Example, reading: Reading) -> Prediction:
     reference = comparable(example.answer, tasks.TASKS[example.task].short)
     return Prediction(
         reading.text,
         finish_reason=reading.finish_reason,
         text_tokens=len(engine.codec.encode_text(reference)),
         vision_tokens=reading.counts.valid_vision,
-        seconds=seconds,
+        seconds=sum(asdict(reading.timings).values()),
     )
 
 

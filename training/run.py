@@ -202,7 +202,9 @@ class Run:
         A page that cannot be read counts as an empty answer.
         """
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        engine = OcrEngine(self.network.eval(), self.codec, within=self.accelerator.autocast)
+        engine = OcrEngine(
+            self.network.eval(), self.codec, slots=1, within=self.accelerator.autocast
+        )
         mine = validation[rank::world]
         pairs = [self._read(engine, example) for example in mine]
         everyone: list[tuple[str, str | None]] = gather_object(pairs) if world > 1 else pairs

@@ -31,6 +31,7 @@ class Prediction:
       searched for loops
     - `text_tokens`, `vision_tokens`: of the reference by the model's tokenizer, and of the page
       less its padding; None where there is no model
+    - `seconds`: from when the page was begun until it was read, other pages at the same time
     """
 
     text: str

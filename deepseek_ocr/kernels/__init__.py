@@ -1,9 +1,15 @@
-"""Fast paths beside the plain ones they must equal; which are used is chosen in `choice.py`."""
+"""Fast paths beside the plain ones they must equal; which are used is chosen in `choice.py`.
+
+What needs torch is imported when it is called: `choice` must stay light.
+"""
 
 from __future__ import annotations
 
-from deepseek_ocr.decoding import Decoder, PlainDecoder
-from deepseek_ocr.model import Network
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deepseek_ocr.decoding import Decoder
+    from deepseek_ocr.model import Network
 
 
 def prepare(network: Network, chosen: frozenset[str]) -> None:
@@ -17,4 +23,6 @@ def make_decoder(
 
     Called again, with fewer slots, where memory ran out; the decoder before is gone by then.
     """
+    from deepseek_ocr.decoding import PlainDecoder
+
     return PlainDecoder(network, slots)

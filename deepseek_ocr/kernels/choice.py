@@ -15,6 +15,12 @@ QUANTS = ("none", "int8")
 """How the decoder's weights are held: as they are, or in 8 bits with a scale per output row."""
 
 
+def check_quant(name: str) -> None:
+    """Raises `SettingsError` for a name that is not among `QUANTS`."""
+    if name not in QUANTS:
+        raise SettingsError(f"There is no quant {name!r}; use {' or '.join(QUANTS)}.")
+
+
 def parse(text: str) -> frozenset[str]:
     """Names of the fast paths to use: "auto" is all, "plain" none, "auto,-compiled" all but one,
     "vision,decoder" just these.
