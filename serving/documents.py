@@ -74,6 +74,7 @@ async def documents_of(app: FastAPI, state: State) -> AsyncIterator[None]:
     workers = max(1, min(4, (os.cpu_count() or 1) // 2))
     with Renderer(workers=workers) as renderer:
         app.state.documents = jobs = Jobs(state, store, renderer)
+        await jobs.take_over()
         running = asyncio.create_task(jobs.run())
         try:
             yield

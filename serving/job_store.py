@@ -28,6 +28,9 @@ from deepseek_ocr.records import PageRecord, SourceKind, record_from_json, recor
 
 Status = Literal["queued", "running", "done", "failed"]
 
+_PATIENCE_S = 600.0
+"""Seconds after its deadline in which a document that goes with its request is still fetched."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, client TEXT NOT NULL, created REAL NOT NULL, deadline REAL,
@@ -182,10 +185,11 @@ class JobStore:
         return gone
 
     def expired(self, older_than: float) -> list[str]:
-        """Ended jobs that came before `older_than`."""
+        """Ended jobs that came before `older_than`, and those whose request must be over."""
         rows = self._run(
-            "SELECT id FROM jobs WHERE kept AND created < ? AND status IN ('done', 'failed')",
-            (older_than,),
+            "SELECT id FROM jobs WHERE status IN ('done', 'failed') AND "
+            "(created < ? OR (NOT kept AND deadline < ?))",
+            (older_than, now() - _PATIENCE_S),
         )
         return [row[0] for row in rows]
 

@@ -122,13 +122,22 @@ class Jobs:
 
     # --- from start to stop ---------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Go on with what an earlier server left; forget what is old; until cancelled."""
+    async def take_over(self) -> None:
+        """Go on with what an earlier server left, before any request comes."""
         for gone in await self.in_thread(lambda: self.store.tidy(self._oldest())):
             logs.event("job forgotten", job=gone)
         for job in await self.in_thread(self.store.unfinished):
             logs.event("job goes on", job=job.id)
             await self.begin(job)
+
+    async def run(self) -> None:
+        """Read pages once the models are there, and forget what is old, until the server stops."""
+        try:
+            await self._keep_house()
+        except Exception as error:
+            logs.failure("documents are no longer read; restart the server", error)
+
+    async def _keep_house(self) -> None:
         looks = 0
         while not self.state.closing:
             self._take_up()

@@ -75,6 +75,14 @@ def _no_user_settings(
     monkeypatch.setenv("DEEPSEEK_OCR_DEVICE", "cpu")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_user_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Servers that are told nothing keep their documents where the platform says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _any_size_may_be_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' checkpoints are small; one test looks at this bound itself."""

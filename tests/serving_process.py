@@ -206,14 +206,9 @@ class Server:
         raise AssertionError("the server did not become ready")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it; its exit status."""
+        """Send it a signal and wait for its end; its exit status."""
         self.process.send_signal(number)
-        status = self.process.wait(60)
-        self.http.close()
-        self._log.close()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return status
+        return self.process.wait(60)
 
     def __enter__(self) -> Server:
         return self
@@ -221,6 +216,10 @@ class Server:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.stop(signal.SIGKILL)
+        self.http.close()
+        self._log.close()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 def _main() -> None:

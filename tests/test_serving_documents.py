@@ -291,7 +291,7 @@ def test_a_name_with_a_path_writes_nothing_elsewhere(known_server: Server, tmp_p
 def test_fields_become_settings() -> None:
     given = as_fields(
         {"task": "locate", "reference": "the sum", "resolution": "base", "dpi": 200, "retries": 0,
-         "temperature": 0.5, "max_new_tokens": 10, "stop_on_loop": False, "timeout": 1e5,
+         "temperature": 0.5, "max_new_tokens": 10, "stop_on_loop": False, "timeout": 5000,
          "pages": "-1", "rotate": "90", "join_tables": "no"}
     )  # fmt: skip
     made = document_plan(given, CHECKPOINTS["deepseek-ocr"], timeout=60.0)

@@ -240,6 +240,15 @@ def test_what_is_old_or_nobodys_is_forgotten(store: JobStore) -> None:
     assert store.settled("old") == {}
 
 
+def test_what_nobody_fetched_is_forgotten(store: JobStore) -> None:
+    """Of documents that go with a request: a client may leave while its answer is on the way."""
+    soon = time.time() + 60
+    put(store, id="lost", kept=False, created=soon, deadline=soon - 3600, status="done")
+    put(store, id="fetched", kept=False, created=soon, deadline=soon, status="done")
+    put(store, id="read", kept=False, created=soon, deadline=soon - 3600, status="running")
+    assert store.expired(older_than=0.0) == ["lost"]
+
+
 def test_counts_are_by_client(store: JobStore) -> None:
     put(store, id="a")
     put(store, id="b")

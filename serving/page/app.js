@@ -90,6 +90,7 @@ async function follow(job, mine, signal) {
       }
       if (!mine.ended) throw new api.Problem("The connection to the server was lost.");
     } catch (error) {
+      if (signal.aborted) return undefined; // stopped, or left for another document
       const lost = error instanceof api.Problem && [0, 502, 503].includes(error.status);
       if (!lost || failures === PATIENCE_MS.length) {
         mine.giveUp();
