@@ -181,6 +181,9 @@ MEANINGS = {
     "dtype": "auto, bfloat16, float16, float32",
     "checkpoints": "folder that holds the named checkpoints",
     "source": "where named checkpoints are fetched from",
+    "quant": "how the decoder's weights are held: " + ", ".join(choice.QUANTS),
+    "kernels": "fast paths: auto (all), plain (none), or names; - before one leaves it out",
+    "slots": "how many pages are read at once, or auto, by free memory",
     "host": "address to listen on; others than 127.0.0.1 need a key",
     "port": "port to listen on; 0 is one that is free",
     "api_keys": "keys of which clients must show one",
@@ -317,6 +320,8 @@ def _table(settings: Settings | ServerSettings, before: str = "") -> str:
     for field in fields(settings):
         meaning = f"# {MEANINGS[field.name]}\n" if before else ""
         value = getattr(settings, field.name)
+        if field.name == "slots":
+            value = value or "auto"
         data = list(value) if isinstance(value, tuple) else value
         lines.append(f"{meaning}{before}{field.name} = {json.dumps(data, ensure_ascii=False)}\n")
     return "".join(lines)

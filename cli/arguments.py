@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import configuration
 import tasks
@@ -57,6 +58,8 @@ def parse(arguments: Sequence[str] | None = None) -> Job:
     """The job that `arguments` ask for; leaves the program with status 2 where they are wrong."""
     known = parser()
     flags = known.parse_args(arguments)
+    if flags.print_config or flags.init_config:
+        show_config(known, flags)
     if not flags.inputs and (flags.output or flags.stdout or not _is_terminal()):
         known.error("no image given; try: python ocr.py --model pocket examples/invoice.png")
     try:
@@ -69,6 +72,26 @@ def parse(arguments: Sequence[str] | None = None) -> Job:
         return _job(flags, settings)
     except OcrError as error:
         known.error(str(error))
+
+
+def show_config(
+    known: argparse.ArgumentParser,
+    flags: argparse.Namespace,
+    of_server: Mapping[str, Any] | None = None,
+) -> NoReturn:
+    """Do what `--init-config` or `--print-config` asks for, and leave the program.
+
+    `of_server` are flags that are the server's own.
+    """
+    try:
+        if flags.init_config:
+            known.exit(0, f"{configuration.write_template(flags.config)}\n")
+        settings = configuration.load(vars(flags), path=flags.config)
+        server = configuration.load_server(of_server, path=flags.config)
+    except OcrError as error:
+        known.error(str(error))
+    print(configuration.as_toml(settings, server), end="")
+    known.exit(0)
 
 
 def _is_terminal() -> bool:

@@ -177,6 +177,11 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps, npu (default: auto)")
     group.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
     add_speed(group)
+    add_config(group)
+
+
+def add_config(group: argparse._ArgumentGroup) -> None:
+    """The flags of the file with settings, which `ocr.py` and `serve.py` share."""
     group.add_argument(
         "--config",
         type=Path,
@@ -184,6 +189,12 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
         help="TOML file with model, device, … (default: "
         + str(configuration.default_path()).replace("%", "%%")
         + ")",
+    )
+    group.add_argument(
+        "--print-config", action="store_true", help="print the settings that hold, as TOML, and end"
+    )
+    group.add_argument(
+        "--init-config", action="store_true", help="write such a file with all defaults, and end"
     )
 
 

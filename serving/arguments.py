@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import configuration
+from cli.arguments import show_config
+from cli.flags import add_config, add_speed
 from configuration import MEANINGS, ServerSettings, Settings
 from deepseek_ocr import __version__
 from deepseek_ocr.errors import OcrError
@@ -42,18 +43,14 @@ class Start:
 def parse(arguments: Sequence[str] | None = None) -> Start:
     """What `arguments` ask for; leaves the program with status 2 where they are wrong."""
     known = parser()
-    flags = vars(known.parse_args(arguments))
-    path: Path | None = flags["config"]
+    found = known.parse_args(arguments)
+    if found.model:
+        found.model, found.models = found.model[0], tuple(found.model[1:]) or None
+    if found.print_config or found.init_config:
+        show_config(known, found, vars(found))
     try:
-        if flags["init_config"]:
-            known.exit(0, f"{configuration.write_template(path)}\n")
-        if models := flags.pop("model"):
-            flags["model"], flags["models"] = models[0], tuple(models[1:])
-        settings = configuration.load(flags, path=path)
-        server = configuration.load_server(flags, path=path)
-        if flags["print_config"]:
-            print(configuration.as_toml(settings, server), end="")
-            known.exit(0)
+        settings = configuration.load(vars(found), path=found.config)
+        server = configuration.load_server(vars(found), path=found.config)
         keys = read_keys(server.api_keys, server.api_key_file)
         check_binding(server.host, bool(keys), server.no_auth)
     except OcrError as error:
@@ -71,23 +68,14 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"deepseek-ocr {__version__}")
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE",
-        help=f"TOML file (default: {configuration.default_path()})".replace("%", "%%"),
-    )  # fmt: skip
-    parser.add_argument(
-        "--print-config", action="store_true", help="print what holds, as TOML, and stop"
-    )
-    parser.add_argument(
-        "--init-config", action="store_true", help="write a file with all defaults, and stop"
-    )
+    add_config(parser.add_argument_group("settings"))
     parser.add_argument(
         "--model", action="append", metavar="NAME|FOLDER",
         help=f"{MEANINGS['model']}; again for {MEANINGS['models']}",
     )  # fmt: skip
-    for field in fields(Settings):
-        if field.name not in ("model", "source"):
-            _add(parser, field.name, field.default)
+    for name in ("device", "dtype", "checkpoints"):
+        _add(parser, name, getattr(Settings, name))
+    add_speed(parser.add_argument_group("speed"))
     for field in fields(ServerSettings):
         if field.name != "models":
             _add(parser, field.name, field.default)

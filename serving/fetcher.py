@@ -30,6 +30,7 @@ _NOT_FOR_US = tuple(
     ipaddress.ip_network(network)
     for network in (
         "168.63.129.16/32",  # a cloud's own services, at a public address
+        "192.0.0.0/24",  # for protocols; another cloud's services
         "64:ff9b:1::/48",  # translated to IPv4 by local rules
         "fec0::/10",  # site-local, from before there were private addresses
         "::/96",  # IPv4 in an old disguise
@@ -161,6 +162,8 @@ def _parsed(url: str) -> httpx.URL:
     parsed = httpx.URL(url)
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise RefusedError("It is no http(s) address.")
+    if parsed.port is not None and not 0 < parsed.port < 2**16:
+        raise RefusedError("It has no such port.")
     if parsed.userinfo:
         raise RefusedError("It holds a name or a password.")
     return parsed

@@ -56,7 +56,15 @@ def make_state(start: Start) -> State:
     def load() -> Engines:
         return {
             name: tuple(
-                OcrEngine.load(folder, device, settings.dtype, state.limits)
+                OcrEngine.load(
+                    folder,
+                    device,
+                    settings.dtype,
+                    state.limits,
+                    quant=settings.quant,
+                    kernels=settings.kernels,
+                    slots=settings.slots,
+                )
                 for device in devices_of(start)
             )
             for name, folder in folders.items()
