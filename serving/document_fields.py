@@ -55,10 +55,19 @@ def as_fields(data: Mapping[str, Any]) -> dict[str, str]:
         if not isinstance(value, (str, int, float)):
             raise SettingsError(f"{name} must be text, a number, true or false.")
         text = str(value).lower() if isinstance(value, bool) else str(value)
-        if len(text) > LONGEST_FIELD or "\0" in text:
+        if len(text) > LONGEST_FIELD or not _is_text(text):
             raise SettingsError(f"{name} is too long, or holds what is no text.")
         found[name] = text
     return found
+
+
+def _is_text(text: str) -> bool:
+    """True where `text` can be kept and sent: JSON may escape halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def document_plan(
@@ -114,6 +123,8 @@ def _prompt(given: Mapping[str, str], task: str | None) -> str:
     for name in ("task", "reference"):
         if name in given:
             raise SettingsError(f"prompt replaces {name}; give one of them.")
+    if not given["prompt"].strip():
+        raise SettingsError("prompt is empty; say what the model should do.")
     if given["prompt"].count("<image>") > 1:
         raise SettingsError("prompt may hold <image> once; each page is read by itself.")
     return given["prompt"]

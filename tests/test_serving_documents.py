@@ -310,7 +310,8 @@ def test_fields_become_settings() -> None:
     "data",
     [{"prompt": "x", "task": "ocr"}, {"prompt": "<image><image>"}, {"reference": "x"},
      {"retries": "9"}, {"retries": "1.5"}, {"rotate": "45"}, {"task": ["ocr"]},
-     {"prompt": "y" * 30_000}, {"top_p": "much"}],
+     {"prompt": "y" * 30_000}, {"top_p": "much"},
+     {"prompt": "  "}, {"prompt": "half \ud800"}, {"seed": 10**30}],
 )  # fmt: skip
 def test_fields_that_contradict(data: dict[str, Any]) -> None:
     with pytest.raises((SettingsError, PromptError)):
