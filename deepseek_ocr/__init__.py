@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from deepseek_ocr.engine import (
         Counts,
         Delta,
+        EngineStatus,
         Failure,
+        Handle,
         OcrEngine,
         Page,
         Reading,
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
         Timings,
     )
     from deepseek_ocr.errors import (
+        CancelledError,
         CheckpointError,
         DeviceError,
         DocumentError,
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CancelledError",
     "CheckpointError",
     "Confidence",
     "Counts",
@@ -47,8 +51,10 @@ __all__ = [
     "Delta",
     "DeviceError",
     "DocumentError",
+    "EngineStatus",
     "Failure",
     "GenerationError",
+    "Handle",
     "ImageError",
     "ImageLimits",
     "ImageTooLargeError",
@@ -66,6 +72,7 @@ __all__ = [
 ]
 
 _HOME_OF = {
+    "CancelledError": "errors",
     "CheckpointError": "errors",
     "Confidence": "grounding",
     "Counts": "engine",
@@ -74,8 +81,10 @@ _HOME_OF = {
     "Delta": "engine",
     "DeviceError": "errors",
     "DocumentError": "errors",
+    "EngineStatus": "engine",
     "Failure": "engine",
     "GenerationError": "errors",
+    "Handle": "engine",
     "ImageError": "errors",
     "ImageLimits": "images",
     "ImageTooLargeError": "errors",

@@ -220,7 +220,7 @@ class _Run:
     # --- reading --------------------------------------------------------------------------------
 
     def _read_on_all(self, engines: Sequence[Engine], pictures: _Shared) -> None:
-        """Read on several engines, each in a thread; an interruption lets them end their pages."""
+        """Read on several engines, each in a thread; an interruption lets each end a page."""
         with ThreadPoolExecutor(len(engines), "engine") as pool:
             readers = [pool.submit(self._read_on, engine, pictures) for engine in engines]
             try:
@@ -236,6 +236,8 @@ class _Run:
             document = page.wanted.document
             assert document is not None
             self._settle(document, self._record(document, page), page.rendered.image)
+            if self._stopped.is_set():
+                return  # what the engine has taken ahead is for the next run
 
     def _readable(self, pictures: _Shared) -> Iterator[tuple[_Wanted, Rendered]]:
         """The pages that have a picture; what has none is settled on the way."""

@@ -23,7 +23,7 @@ from deepseek_ocr import adapters, kernels, memory, model, prompts
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.errors import SettingsError
-from deepseek_ocr.handles import Handle, OnEvent
+from deepseek_ocr.handles import Handle, OnEvent, wait_for
 from deepseek_ocr.images import ImageLimits, Source, Views
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.pages import (
@@ -215,7 +215,7 @@ class OcrEngine:
 
         try:
             while more or window:
-                ahead = self.slots + self._scheduler.helpers
+                ahead = self._scheduler.ahead
                 in_flight = sum(not handle.done for handle in window)
                 if window and window[0].done:
                     yield window.popleft().outcome()
@@ -227,7 +227,7 @@ class OcrEngine:
                     except Exception as error:  # after what was taken in before it
                         more, broken = False, error
                 else:
-                    ended.get()
+                    wait_for(ended)
         finally:
             for handle in window:
                 handle.cancel()

@@ -6,13 +6,19 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from deepseek_ocr.errors import OcrError
 from deepseek_ocr.pages import Delta, Failure, Page, Reading
 from deepseek_ocr.work import Work
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+_TURN = 0.5
+"""Seconds for which a caller waits before it looks whether it was interrupted."""
 
 OnEvent = Callable[[Delta | Reading | Failure], None]
 """Told of everything that comes of a page, from the worker: it must not block."""
@@ -27,6 +33,7 @@ class Job:
     def __init__(self, page: Page, on_event: OnEvent | None) -> None:
         self.page: Page | None = page
         self.work: Work | None = None
+        self.given_up = False
         self.on_event = on_event
         self.deltas: SimpleQueue[Delta | None] = SimpleQueue()
         self.future: Future[Reading] = Future()
@@ -65,7 +72,7 @@ class Handle:
     def deltas(self) -> Iterator[Delta]:
         """Text as it is decoded, until the page ends, however it ends (`result` says); each delta
         once, whoever asks."""
-        while (delta := self._job.deltas.get()) is not None:
+        while (delta := wait_for(self._job.deltas)) is not None:
             yield delta
         self._job.deltas.put(None)  # for the next who asks
 
@@ -93,6 +100,16 @@ class Handle:
     def done(self) -> bool:
         """True when the page was read, failed, or was cancelled."""
         return self._job.future.done()
+
+
+def wait_for(queue: SimpleQueue[Item]) -> Item:
+    """The next item, waited for in short turns: a thread that waits in one go does not hear of an
+    interruption on every system, nor of an exception that another thread sends it."""
+    while True:
+        try:
+            return queue.get(timeout=_TURN)
+        except Empty:
+            pass
 
 
 def portable(error: Exception) -> Exception:

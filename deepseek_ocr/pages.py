@@ -50,7 +50,11 @@ class Counts:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds spent on one page, by stage."""
+    """Seconds spent on one page, by stage, as a clock on the wall has them.
+
+    `decode` is all that was neither of the others from the moment the page had a slot; other pages
+    that were read at the same time count in it. Waiting for a slot counts nowhere.
+    """
 
     preprocess: float
     vision: float

@@ -50,7 +50,10 @@ class ReadPage(Generic[Wanted]):
         self.kept = 0
 
     def add(self, attempt: Attempt, outcome: Reading | Failure, seconds: float) -> None:
-        """Take in how `attempt` ended; keep its reading if it is the best so far."""
+        """Take in how `attempt` ended; keep its reading if it is the best so far.
+
+        `seconds` are those since the engine was given the page, of use where it has no timings.
+        """
         settings = {
             "name": attempt.name, "crop": asdict(attempt.crop),
             "decode": asdict(attempt.decode)

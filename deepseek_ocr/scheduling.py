@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import functools
 import logging
-import os
 import threading
 import weakref
 from collections import deque
@@ -29,16 +28,11 @@ from deepseek_ocr.handles import Job, OnEvent, portable
 from deepseek_ocr.images import ImageLimits
 from deepseek_ocr.model import Network
 from deepseek_ocr.pages import Page, Reading
+from deepseek_ocr.preparing import Helpers, Prepared, helpers_for
 from deepseek_ocr.prompts import Codec
 from deepseek_ocr.work import Work
 
 log = logging.getLogger(__name__)
-
-
-def helpers_for(kind: str) -> int:
-    """How many threads prepare pages on a device of `kind`, and so the most pages that are
-    prepared and not yet in a slot: more where the model is faster and the processor is free."""
-    return 2 if kind == "cpu" else max(2, min(8, (os.cpu_count() or 2) // 2))
 
 
 @dataclass(frozen=True)
@@ -71,13 +65,12 @@ class Scheduler:
         decoder = self._made(slots)
         self._context = decoder.context
         self._most = decoder.slots
-        self.helpers = helpers_for(network.device.type)
+        self._helpers = Helpers(helpers_for(network.device.type), self._prepare, self._prepared)
 
-        self._door = threading.Lock()
+        self._door = threading.RLock()  # a finalizer may run anywhere
         self._worker: threading.Thread | None = None
         self._closed = False  # under the door's lock: nothing comes in behind the last message
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._to_prepare: SimpleQueue[Job | None] = SimpleQueue()
 
         # The worker's own.
         self._running = True
@@ -98,6 +91,11 @@ class Scheduler:
         active = len(self._active)
         return EngineStatus(self._slots, active, max(0, len(self._jobs) - active))
 
+    @property
+    def ahead(self) -> int:
+        """How many pages in flight keep every slot busy: those in slots and those prepared."""
+        return self._slots + self._helpers.count
+
     def submit(self, page: Page, on_event: OnEvent | None) -> Job:
         """Take a page in. Raises `CancelledError` when closed."""
         job = Job(page, on_event)
@@ -112,6 +110,7 @@ class Scheduler:
 
     def cancel(self, job: Job) -> None:
         """Give a page up."""
+        job.given_up = True
         self._inbox.put(partial(self._end, job, CancelledError("The page was cancelled.")))
 
     def close(self) -> None:
@@ -130,29 +129,13 @@ class Scheduler:
         self._worker = threading.Thread(target=self._run, name="ocr-worker", daemon=True)
         _end_with_the_program(self)
         self._worker.start()
-        for number in range(self.helpers):
-            threading.Thread(target=self._help, name=f"ocr-helper-{number}", daemon=True).start()
+        self._helpers.start()
 
-    # --- helpers --------------------------------------------------------------------------------
+    def _prepare(self, page: Page) -> Work:
+        return Work(page, self._codec, self._limits, self._context)
 
-    def _help(self) -> None:
-        while self._prepare_one():
-            pass
-
-    def _prepare_one(self) -> bool:
-        """Prepare the next page; a function of its own, so that waiting holds on to no page."""
-        job = self._to_prepare.get()
-        if job is None:
-            return False
-        page = job.page
-        outcome: Work | Exception | None = None
-        if page is not None:  # it has not been cancelled meanwhile
-            try:
-                outcome = Work(page, self._codec, self._limits, self._context)
-            except Exception as error:
-                outcome = portable(error)
+    def _prepared(self, job: Job, outcome: Prepared) -> None:
         self._inbox.put(partial(self._take_prepared, job, outcome))
-        return True
 
     # --- the worker: messages -------------------------------------------------------------------
 
@@ -181,7 +164,7 @@ class Scheduler:
         self._waiting.append(job)
         self._prepare_more()
 
-    def _take_prepared(self, job: Job, outcome: Work | Exception | None) -> None:
+    def _take_prepared(self, job: Job, outcome: Prepared) -> None:
         self._preparing -= 1
         if isinstance(outcome, Exception):
             self._end(job, outcome)
@@ -192,9 +175,9 @@ class Scheduler:
 
     def _prepare_more(self) -> None:
         """Hand pages to the helpers, no more than they are: views are large."""
-        while self._waiting and self._preparing + len(self._ready) < self.helpers:
+        while self._waiting and self._preparing + len(self._ready) < self._helpers.count:
             self._preparing += 1
-            self._to_prepare.put(self._waiting.popleft())
+            self._helpers.prepare(self._waiting.popleft())
 
     def _end(self, job: Job, outcome: Reading | Exception) -> None:
         """End a page wherever it is."""
@@ -222,8 +205,7 @@ class Scheduler:
         self._running = False
         self._end_all(CancelledError("The engine was closed before the page was read."))
         self._decoder = None
-        for _ in range(self.helpers):
-            self._to_prepare.put(None)
+        self._helpers.stop()
 
     # --- the worker: reading --------------------------------------------------------------------
 
@@ -253,6 +235,8 @@ class Scheduler:
         device = self._network.device
         with work.stage("vision", device):
             work.see(self._network)
+        if self._closed or self._active[slot].given_up:  # the message waits until this is done
+            raise CancelledError("The page was cancelled.")
         with work.stage("prefill", device):
             logits = self._there.prefill(slot, work.embeddings(self._network))
         self._write([slot], logits[None])
@@ -374,8 +358,13 @@ class Scheduler:
             try:
                 return self._make(slots)
             except Exception as error:
-                if slots == 1 or not memory.is_out_of_memory(error):
+                if not memory.is_out_of_memory(error):
                     raise
+                if slots == 1:
+                    raise GenerationError(
+                        "There is not enough memory to read even one page; free memory, or use "
+                        f"another device or a smaller type ({error})."
+                    ) from error
                 log.warning("no memory for %d pages at once; trying half of them", slots)
             memory.give_back(self._network.device)
             slots //= 2

@@ -24,7 +24,7 @@ class Work:
     """
 
     def __init__(self, page: Page, codec: prompts.Codec, limits: ImageLimits, context: int) -> None:
-        """Open the picture, cut it, encode the prompt.
+        """Open the picture, cut it, encode the prompt; in any thread.
 
         Raises `ImageError` and `PromptError` (also where the prompt fills the `context`, tokens).
         """

@@ -195,9 +195,13 @@ def test_an_adapter_needs_its_loader(data: Path, tmp_path: Path) -> None:
         asked.append(given)
         return OcrEngine.load(POCKET, "cpu", "float32")
 
-    more = (*WITH_POCKET, "--adapter", "lora", "--dtype", "float32", "--device", "cpu")
+    more = (*WITH_POCKET, "--adapter", "lora", "--dtype", "float32", "--device", "cpu",
+            "--quant", "int8", "--slots", "3")  # fmt: skip
     assert main(flags(data, tmp_path / "out", *more), load=load) == 0
-    assert asked == [(POCKET, Path("lora"), "cpu", "float32")]
+    ((folder, adapter, settings),) = asked
+    assert (folder, adapter) == (POCKET, Path("lora"))
+    assert (settings.device, settings.dtype) == ("cpu", "float32")
+    assert (settings.quant, settings.kernels, settings.slots) == ("int8", "auto", 3)
 
 
 def test_a_full_disk(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 
 from deepseek_ocr import generation
 from deepseek_ocr.errors import GenerationError, PromptError
-from deepseek_ocr.generation import LoopDetector, NgramGuard, TextStream, is_loop
+from deepseek_ocr.generation import LoopDetector, NgramGuard, TextStream, Token, is_loop
 from deepseek_ocr.model import Network
 from deepseek_ocr.prompts import Codec
 from deepseek_ocr.settings import DecodeSettings
@@ -161,6 +162,53 @@ def test_numbers_that_are_not_finite_are_an_error(bad: float, temperature: float
     chooser = generation.Chooser(settings, [], frozenset())
     with pytest.raises(GenerationError, match="float32"):
         chooser.choose(torch.tensor([0.0, bad]))
+
+
+OFTEN_BANNED = {"no_repeat_ngram_size": 2, "no_repeat_window": 0}
+
+MIXED: list[dict[str, Any]] = [
+    {},
+    OFTEN_BANNED,
+    {"no_repeat_ngram_size": 1, "no_repeat_window": 0},  # soon nothing is left
+    {**OFTEN_BANNED, "temperature": 0.8, "seed": 3},
+    {"no_repeat_ngram_size": 0, "repetition_penalty": 1.7},
+    {"no_repeat_ngram_size": 1, "no_repeat_window": 5, "exempt_ngrams": False},
+    {"temperature": 1.5, "top_k": 4, "top_p": 0.8, "repetition_penalty": 1.2, "seed": 9},
+]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_pages_are_chosen_for_together_as_they_are_alone(rows: int) -> None:
+    def choosers() -> list[generation.Chooser]:
+        return [
+            generation.Chooser(DecodeSettings(**settings), [3, 1, 4], frozenset({2}))
+            for settings in MIXED[:rows]
+        ]
+
+    together, alone = choosers(), choosers()
+    chance = torch.Generator().manual_seed(rows)
+    for _ in range(30):
+        logits = torch.randn(rows, 12, generator=chance) * 3
+        logits[:, 5] = -math.inf
+        given = logits.clone()
+        tokens = generation.choose(together, logits)
+        assert torch.equal(logits, given)
+        for token, chooser, row in zip(tokens, alone, logits, strict=True):
+            expected = chooser.choose(row)
+            assert isinstance(token, Token)
+            assert token.id == expected.id
+            assert token.logprob == pytest.approx(expected.logprob, abs=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_an_error_of_their_own_page(bad: float) -> None:
+    choosers = [generation.Chooser(DecodeSettings(**one), [], frozenset()) for one in MIXED]
+    logits = torch.arange(12.0).repeat(len(MIXED), 1)
+    logits[[1, 3, 4], 7] = bad
+    tokens = generation.choose(choosers, logits)
+    assert [isinstance(token, GenerationError) for token in tokens] == [
+        row in (1, 3, 4) for row in range(len(MIXED))
+    ]
 
 
 def test_a_temperature_next_to_nothing_is_greedy() -> None:

@@ -32,6 +32,7 @@ ROWS = [
         "deepseek_ocr.engine",
         "deepseek_ocr.scheduling",
         "deepseek_ocr.handles",
+        "deepseek_ocr.preparing",
         "deepseek_ocr.work",
         "deepseek_ocr.output",
         "deepseek_ocr.pages",
@@ -104,6 +105,7 @@ def test_the_table_catches_a_wrong_import(tmp_path: Path) -> None:
 
 def test_exported_names() -> None:
     assert sorted(deepseek_ocr.__all__) == [
+        "CancelledError",
         "CheckpointError",
         "Confidence",
         "Counts",
@@ -112,8 +114,10 @@ def test_exported_names() -> None:
         "Delta",
         "DeviceError",
         "DocumentError",
+        "EngineStatus",
         "Failure",
         "GenerationError",
+        "Handle",
         "ImageError",
         "ImageLimits",
         "ImageTooLargeError",

@@ -1,0 +1,65 @@
+"""Threads that open pages and cut them ahead of the model, so that it is not kept waiting."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from deepseek_ocr.handles import Job, portable
+from deepseek_ocr.pages import Page
+from deepseek_ocr.work import Work
+
+Prepared = Work | Exception | None
+"""A page's work, or why there is none; None where it was given up before."""
+
+
+def helpers_for(kind: str) -> int:
+    """How many threads prepare pages for a device of `kind`, and so the most pages that are
+    prepared and not yet in a slot: more where the model is faster and the processor is free."""
+    return 2 if kind == "cpu" else max(2, min(8, (os.cpu_count() or 2) // 2))
+
+
+class Helpers:
+    """So many threads, which `prepare` pages and tell `done` of them."""
+
+    def __init__(
+        self, count: int, prepare: Callable[[Page], Work], done: Callable[[Job, Prepared], None]
+    ) -> None:
+        self.count = count
+        self._prepare, self._done = prepare, done
+        self._line: SimpleQueue[Job | None] = SimpleQueue()
+
+    def start(self) -> None:
+        """Start the threads."""
+        for number in range(self.count):
+            threading.Thread(target=self._run, name=f"ocr-helper-{number}", daemon=True).start()
+
+    def prepare(self, job: Job) -> None:
+        """Let the next thread that is free prepare a page."""
+        self._line.put(job)
+
+    def stop(self) -> None:
+        """Let every thread end when it has done what it was given."""
+        for _ in range(self.count):
+            self._line.put(None)
+
+    def _run(self) -> None:
+        while self._prepare_one():
+            pass
+
+    def _prepare_one(self) -> bool:
+        """A function of its own, so that waiting for the next page holds on to none."""
+        job = self._line.get()
+        if job is None:
+            return False
+        page, outcome = job.page, None
+        if page is not None:
+            try:
+                outcome = self._prepare(page)
+            except Exception as error:
+                self._done(job, portable(error))
+                return True
+        self._done(job, outcome)
+        return True

@@ -1,0 +1,220 @@
+"""What the server is told: flags, environment, file; and what it says before it can read."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import configuration
+from configuration import ServerSettings, Settings
+from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.formats.markdown import PAGE_SPLIT
+from deepseek_ocr.pages import Delta
+from serving.app import create_app
+from serving.arguments import parse, parser
+from serving.auth import Keys
+from serving.main import devices_of, name_of
+from serving.state import Engines, State
+from serving.writers import settled, writer_for
+from tests.conftest import ROOT
+from tests.scripted import reading
+from tests.serving_world import chat
+
+
+def test_flags_come_before_the_environment_before_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('[server]\nport = 1\nmax_pages = 1\nmax_waiting = 1\ncors = ["a", "b"]\n')
+    environ = {"DEEPSEEK_OCR_PORT": "2", "DEEPSEEK_OCR_MAX_PAGES": "2"}
+    found = configuration.load_server({"port": 3, "max_pages": None}, environ, file)
+    assert (found.port, found.max_pages, found.max_waiting) == (3, 2, 1)
+    assert found.cors == ("a", "b")
+    assert found.host == "127.0.0.1"
+
+
+def test_the_environment_has_text_and_gives_values() -> None:
+    environ = {
+        "DEEPSEEK_OCR_ALLOW_URLS": "yes",
+        "DEEPSEEK_OCR_DEVICES": "cuda:0, cuda:1",
+        "DEEPSEEK_OCR_PAGE_TIMEOUT": "1.5",
+    }
+    found = configuration.load_server({}, environ)
+    assert (found.allow_urls, found.devices, found.page_timeout) == (
+        True,
+        ("cuda:0", "cuda:1"),
+        1.5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "environ"),
+    [
+        ("[server]\nprot = 1", {}),
+        ("[server]\nport = '1'", {}),
+        ("[server]\nport = true", {}),
+        ("[server]\nport = 99999", {}),
+        ("[server]\ncors = 'a'", {}),
+        ("[server]\nallow_urls = 'yes'", {}),
+        ("server = 3", {}),
+        ("", {"DEEPSEEK_OCR_PORT": "many"}),
+        ("", {"DEEPSEEK_OCR_NO_AUTH": "perhaps"}),
+        ("", {"DEEPSEEK_OCR_PAGE_TIMEOUT": "nan"}),
+    ],
+)
+def test_what_nobody_knows_is_an_error(tmp_path: Path, text: str, environ: dict[str, str]) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError):
+        configuration.load_server({}, environ, file)
+
+
+def run(program: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, program, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout + done.stderr
+
+
+def test_both_programs_print_and_write_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "c.toml"
+    assert str(file) in run("ocr.py", "--config", str(file), "--init-config")
+    assert tomllib.loads(file.read_text()) == {"server": {}}  # all of it is commented out
+    assert file.stat().st_mode & 0o077 == 0
+    live = "\n".join(
+        line.removeprefix("# ") if " = " in line else line for line in file.read_text().splitlines()
+    )
+    file.write_text(live)
+    assert configuration.load({}, {}, file) == Settings()
+    assert configuration.load_server({}, {}, file) == ServerSettings()
+    shown = tomllib.loads(
+        run(
+            "serve.py",
+            "--config",
+            str(file),
+            "--port",
+            "1",
+            "--api-key",
+            "secret-key",
+            "--print-config",
+        )
+    )
+    assert shown["server"]["port"] == 1
+    assert shown["server"]["api_keys"] == ["hidden"]
+    done = subprocess.run(
+        [sys.executable, "serve.py", "--config", str(file), "--init-config"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "there already" in done.stderr
+
+
+def test_every_setting_has_a_flag_and_a_meaning() -> None:
+    known = {action.dest for action in parser()._actions}
+    names = [*Settings.__dataclass_fields__, *ServerSettings.__dataclass_fields__]
+    assert set(names) - known == {"source", "models"}  # for weights.py; by --model, again
+    assert set(configuration.MEANINGS) == set(names)
+
+
+def test_several_models_and_devices() -> None:
+    start = parse(["--model", "pocket", "--model", "/x/mine:v2/", "--devices", "cpu,cuda:1"])
+    assert (start.settings.model, start.server.models) == ("pocket", ("/x/mine:v2/",))
+    assert devices_of(start) == ("cpu", "cuda:1")
+    assert [name_of(name) for name in ("pocket", "/x/mine:v2/")] == ["pocket", "mine-v2"]
+    assert devices_of(parse(["--workers", "2", "--device", "cuda"])) == ("cuda:0", "cuda:1")
+    assert devices_of(parse(["--workers", "2", "--device", "cpu"])) == ("cpu", "cpu")
+
+
+def test_importing_what_help_needs_imports_no_torch() -> None:
+    code = "import sys, serving.arguments; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def state(load: Any = dict) -> State:
+    return State(Settings(), ServerSettings(), Keys(()), {"pocket": "pocket"}, load)
+
+
+async def asked(of: State, path: str, **options: Any) -> httpx.Response:
+    transport = httpx.ASGITransport(create_app(of))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        return await client.request("POST" if options else "GET", path, **options)
+
+
+def test_before_the_model_is_there_it_is_alive_and_not_ready() -> None:
+    for path, options, status in (
+        ("/health", {}, 200),
+        ("/ready", {}, 503),
+        ("/v1/models", {}, 200),
+        ("/v1/chat/completions", {"json": chat("ocr")}, 503),
+    ):
+        answer = asyncio.run(asked(state(), path, **options))
+        assert answer.status_code == status
+        if status == 503:
+            assert answer.json()["error"]["code"] == "not_ready"
+            assert "retry-after" in answer.headers
+
+
+def test_what_goes_wrong_inside_is_not_shown_outside() -> None:
+    """An engine that breaks in a way nobody foresaw: the client gets a sentence and no trace."""
+
+    class Broken:
+        slots = 1
+
+        def submit(self, *_: object) -> None:
+            raise RuntimeError("secret: /home/somebody/file.py")
+
+    async def ask(stream: bool) -> httpx.Response:
+        found = state()
+        engines: Engines = {"pocket": (Broken(),)}  # type: ignore[dict-item]
+        found.open_pools(engines)
+        answer = await asked(found, "/v1/chat/completions", json=chat("ocr", stream=stream))
+        assert found.pools["pocket"].admission.active == 0
+        return answer
+
+    for stream in (False, True):
+        answer = asyncio.run(ask(stream))
+        assert answer.status_code == 500
+        assert "secret" not in answer.text
+        assert answer.json()["error"]["code"] == "internal_error"
+
+
+GROUNDED = (
+    "<|ref|>title<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>\n# Head\n\n\n"
+    "<|ref|>image<|/ref|><|det|>[[1, 2, 3, 4], [5, 6, 7, 8]]<|/det|>\n"
+    "<|ref|>text<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>\nSome text, " + "and more of it, " * 40 + "\n"
+    "<|ref|>broken<|/ref|> no box\n<|ref|>text\n<|det|>[[1]]<|/det|>\nx \\coloneqq y\n\n\n\nend"
+)
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 250, 10_000])
+def test_cleaned_text_comes_in_pieces_that_join_to_the_whole(size: int) -> None:
+    whole = reading(GROUNDED, "stop")
+    writer = writer_for("markdown", 1, 2)
+    pieces = [
+        writer.take(Delta(GROUNDED[at : at + size], ())).text
+        for at in range(0, len(GROUNDED), size)
+    ]
+    pieces.append(writer.take(whole).text)
+    assert "".join(pieces) == PAGE_SPLIT + whole.markdown
+    if size < 250:
+        assert sum(bool(piece.strip()) for piece in pieces) > 2  # it does come in pieces
+
+
+def test_settled_text_ends_where_nothing_can_change_it() -> None:
+    assert settled("a\nb") == "a\n"
+    assert settled("a\n<|ref|>x\ny\n") == "a\n"
+    assert settled("a\n<|ref|>x<|/ref|><|det|>[[1,2,3,4]]<|/det|>\ny\nz").endswith("y\n")
+
+
+def test_the_unit_of_systemd_names_what_there_is() -> None:
+    text = (ROOT / "examples" / "deepseek-ocr.service").read_text()
+    for line in text.splitlines():
+        if line.startswith("Environment=DEEPSEEK_OCR_"):
+            name = line.split("_OCR_")[1].split("=")[0].lower()
+            assert name in ServerSettings.__dataclass_fields__
+    assert "serve.py" in text
