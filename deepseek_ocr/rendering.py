@@ -91,9 +91,7 @@ class Renderer:
     def open(self, path: Path, password: str | None = None, name: str = "") -> OpenDocument:
         """The document in the file `path`, called `name` in messages. Raises `DocumentError`."""
         reply, _ = self._ask(path, name, password, None)
-        return OpenDocument(
-            path, password, reply["kind"], reply["pages"], reply["left_out"], name
-        )
+        return OpenDocument(path, password, reply["kind"], reply["pages"], reply["left_out"], name)
 
     def render(self, document: OpenDocument, number: int) -> Rendered:
         """The page `number`, from 1. Raises `DocumentError`."""
