@@ -200,6 +200,7 @@ class ServerSettings:
     max_waiting: int = 256
     allow_urls: bool = False
     cors: tuple[str, ...] = ()
+    jobs_folder: str = ""
     shutdown_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -234,6 +235,7 @@ MEANINGS = {
     "max_waiting": "most pages that wait for a slot",
     "allow_urls": "fetch pictures from http(s) addresses that clients name",
     "cors": "origins of web pages that may ask from a browser; * is any",
+    "jobs_folder": "where documents lie while they are read; empty is the platform's place",
     "shutdown_seconds": "how long pages may go on once the server is told to stop",
 }
 """Every setting in one line, for the help and for the file that `--init-config` writes."""

@@ -25,7 +25,7 @@ from deepseek_ocr.errors import DocumentError, OcrError
 from deepseek_ocr.reading import Engine, ReadPage, read_pages
 from deepseek_ocr.records import DocumentRecord, PageRecord, page_record
 from deepseek_ocr.rendering import Ahead, OpenDocument, Rendered, Renderer
-from deepseek_ocr.settings import Attempt
+from deepseek_ocr.settings import Attempt, RenderSettings
 from deepseek_ocr.sources import Input, Pages, output_names
 from deepseek_ocr.store import Store, file_digest, settings_digest
 
@@ -150,7 +150,7 @@ class _Run:
     ) -> None:
         self._plan, self._store, self._renderer = plan, store, renderer
         self._watcher, self._names = watcher, names
-        self._settings = _as_data(plan, renderer)
+        self._settings = settings_data(plan, renderer.settings)
         attempts = [asdict(attempt) for attempt in plan.attempts]
         self._digest = settings_digest({**self._settings, "attempts": attempts})
         self._tally = Tally()
@@ -255,18 +255,7 @@ class _Run:
                 return
 
     def _record(self, document: _Document, page: ReadPage[_Wanted]) -> PageRecord:
-        rendered, number = page.rendered, page.wanted.number
-        if page.reading is None:
-            return PageRecord(
-                number, rendered.image.width, rendered.image.height, rendered.points,
-                rendered.rotation, tries=tuple(page.tries), error=page.error,
-            )  # fmt: skip
-        folder = self._store.folder / document.name
-        figures = exports.save_figures(rendered.image, page.reading.regions, number, folder)
-        return page_record(
-            number, page.reading, rendered.points, rendered.rotation, figures,
-            tuple(page.tries), page.kept,
-        )  # fmt: skip
+        return record_of(page, page.wanted.number, self._store.folder / document.name)
 
     def _settle(self, document: _Document, record: PageRecord, picture: Image.Image | None) -> None:
         """Keep and count a page that came to its end; the last one ends its document."""
@@ -351,9 +340,24 @@ class _Shared:
             return next(self._pictures)
 
 
-def _as_data(plan: Plan, renderer: Renderer) -> dict[str, Any]:
-    """Everything that decides what a page is read as."""
-    render = renderer.settings
+def record_of(page: ReadPage[Any], number: int, folder: Path) -> PageRecord:
+    """The record of `page`, the `number`-th (from 1), with all its tries; its figures are written
+    below `folder`. Raises `OSError` where the disk takes no more."""
+    rendered = page.rendered
+    if page.reading is None:
+        return PageRecord(
+            number, rendered.image.width, rendered.image.height, rendered.points,
+            rendered.rotation, tries=tuple(page.tries), error=page.error,
+        )  # fmt: skip
+    figures = exports.save_figures(rendered.image, page.reading.regions, number, folder)
+    return page_record(
+        number, page.reading, rendered.points, rendered.rotation, figures,
+        tuple(page.tries), page.kept,
+    )  # fmt: skip
+
+
+def settings_data(plan: Plan, render: RenderSettings) -> dict[str, Any]:
+    """Everything that decides what a page is read as, as JSON data."""
     first = asdict(plan.attempts[0])
     return {
         **plan.about,

@@ -116,7 +116,7 @@ def read_pages(
             page = again.popleft() if again else next(waiting, None)
             if page is None:
                 return
-            attempt = _ready(attempts, page)
+            attempt = ready(attempts, page)
             flying.append((page, attempt, perf_counter()))
             yield Page(page.rendered.image, prompt, attempt.crop, attempt.decode)
 
@@ -136,8 +136,8 @@ def read_pages(
             return
 
 
-def _ready(attempts: Sequence[Attempt], page: ReadPage[Wanted]) -> Attempt:
-    """The attempt that comes next, with the time the page has left."""
+def ready(attempts: Sequence[Attempt], page: ReadPage[Wanted]) -> Attempt:
+    """The attempt that comes next, which there must be, with the time the page has left."""
     at = page.next_attempt(attempts)
     assert at is not None
     left = page.time_left(attempts[0].decode.timeout)

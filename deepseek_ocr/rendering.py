@@ -10,6 +10,7 @@ A page on which its process dies or takes too long raises, and the next page get
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import queue
@@ -49,7 +50,8 @@ _START = (
 class OpenDocument:
     """A document that can be opened: its file, what it is, how many pages it has.
 
-    `left_out` counts the files of an archive that are no pictures by their names.
+    `left_out` counts the files of an archive that are no pictures by their names; `name` is what
+    messages call it, its path where it has none.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class OpenDocument:
     kind: SourceKind
     pages: int
     left_out: int = 0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,23 +82,30 @@ class Renderer:
         for worker in self._all:
             self._free.put(worker)
 
-    def open(self, path: Path, password: str | None = None) -> OpenDocument:
-        """The document in the file `path`. Raises `DocumentError`."""
-        reply, _ = self._ask(path, password, None)
-        return OpenDocument(path, password, reply["kind"], reply["pages"], reply["left_out"])
+    def using(self, settings: RenderSettings) -> Renderer:
+        """The same processes with other settings; `memory` and `workers` stay as they are."""
+        other = copy.copy(self)
+        other.settings = settings
+        return other
+
+    def open(self, path: Path, password: str | None = None, name: str = "") -> OpenDocument:
+        """The document in the file `path`, called `name` in messages. Raises `DocumentError`."""
+        reply, _ = self._ask(path, name, password, None)
+        return OpenDocument(path, password, reply["kind"], reply["pages"], reply["left_out"], name)
 
     def render(self, document: OpenDocument, number: int) -> Rendered:
         """The page `number`, from 1. Raises `DocumentError`."""
-        reply, pixels = self._ask(document.path, document.password, number)
+        reply, pixels = self._ask(document.path, document.name, document.password, number)
         image = Image.frombytes("RGB", (reply["width"], reply["height"]), pixels)
         points = reply["points"] and (float(reply["points"][0]), float(reply["points"][1]))
         return Rendered(image, points, reply["rotation"])
 
     def _ask(
-        self, path: Path, password: str | None, page: int | None
+        self, path: Path, name: str, password: str | None, page: int | None
     ) -> tuple[dict[str, Any], bytes]:
         request = {
-            "path": os.path.abspath(path), "name": shown(path), "password": password, "page": page,
+            "path": os.path.abspath(path), "name": name or shown(path), "password": password,
+            "page": page,
             "dpi": self.settings.dpi, "rotate": self.settings.rotate,
             "max_pixels": self.settings.max_pixels,
         }  # fmt: skip

@@ -10,7 +10,17 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from deepseek_ocr import __version__
-from serving import chat, errors, health, logs, models, responses, schema
+from serving import (
+    chat,
+    documents,
+    errors,
+    health,
+    logs,
+    models,
+    responses,
+    schema,
+    web,
+)
 from serving.middleware import Guard
 from serving.state import State
 
@@ -24,9 +34,10 @@ def create_app(state: State, on_failure: Callable[[], None] = lambda: None) -> F
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(state, on_failure))
-        yield
-        loading.cancel()
-        state.close_queues()
+        async with documents.documents_of(app, state):
+            yield
+            loading.cancel()
+            state.close_queues()
         for pool in state.pools.values():
             for engine in pool.engines:
                 await asyncio.to_thread(engine.close)
@@ -47,6 +58,8 @@ def create_app(state: State, on_failure: Callable[[], None] = lambda: None) -> F
         models.router,
         chat.router,
         responses.router,
+        documents.router,
+        web.router,
     ):
         app.include_router(router)
     if state.server.cors:

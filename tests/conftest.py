@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -78,6 +78,14 @@ def _no_user_settings(
     monkeypatch.setenv("DEEPSEEK_OCR_DEVICE", "cpu")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_user_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Servers that are told nothing keep their documents where the platform says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _any_size_may_be_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' checkpoints are small; one test looks at this bound itself."""
@@ -129,3 +137,31 @@ def golden_views(golden: dict[str, torch.Tensor], name: str) -> Views:
 def _enlarge(small: torch.Tensor, side: int) -> torch.Tensor:
     times = side // small.shape[-1]
     return small.repeat_interleave(times, -1).repeat_interleave(times, -2)
+
+
+def _serving(factory: pytest.TempPathFactory, name: str, *options: str, keys: str = "") -> Any:
+    from tests.serving_process import Server  # it needs this file
+
+    return Server(factory.mktemp(name), *options, keys=keys)
+
+
+@pytest.fixture(scope="session")
+def known_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A running server whose engine writes what is known; see `serving_process`."""
+    with _serving(tmp_path_factory, "known") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The same with two keys and one slot."""
+    keys = "first-key-for-tests,second-key-for-tests"
+    with _serving(tmp_path_factory, "keyed", "--slots", "1", keys=keys) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pocket_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A running server with the bundled model."""
+    with _serving(tmp_path_factory, "pocket", "--engine", "pocket") as server:
+        yield server

@@ -1,0 +1,380 @@
+"""`/v1/ocr`: documents, within a request or as jobs.
+
+A document that comes with a request is a job too, which goes with the answer, or with the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import Path as InPath
+from platformdirs import user_state_path
+from starlette.background import BackgroundTask
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+
+from deepseek_ocr import exports
+from deepseek_ocr.documents import settings_data
+from deepseek_ocr.errors import DocumentError, SettingsError
+from deepseek_ocr.records import DocumentRecord
+from deepseek_ocr.rendering import Renderer
+from serving import logs
+from serving.auth import client_of
+from serving.document_fields import DocumentPlan, flag, output_format
+from serving.errors import ApiError, ClosingError
+from serving.job_store import Job, JobStore, now
+from serving.jobs import Jobs
+from serving.nodes import page_blocks
+from serving.state import State
+from serving.uploads import OPENAPI, Upload, received
+
+router = APIRouter(prefix="/v1/ocr", dependencies=[Depends(client_of)])
+
+NDJSON = "application/x-ndjson"
+
+_MEDIA = {
+    "md": "text/markdown", "html": "text/html", "json": "application/json", "txt": "text/plain",
+    "mmd": "text/markdown", "pdf": "application/pdf", "searchable-pdf": "application/pdf",
+    "regions": NDJSON,
+}  # fmt: skip
+
+_LONGEST_SIDE = 2000
+"""Pixels of a page's picture as it is shown beside its text."""
+
+_HANG_UP_S = 0.25
+"""Seconds between looks at whether the client is still there."""
+
+
+# --- for the application ------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def documents_of(app: FastAPI, state: State) -> AsyncIterator[None]:
+    """Read documents while the application runs.
+
+    Where their folder cannot be had the server runs without them, and their routes say why.
+    """
+    folder = Path(state.server.jobs_folder or user_state_path("deepseek-ocr") / "jobs")
+    try:
+        store = await asyncio.to_thread(JobStore, folder.expanduser())
+    except SettingsError as error:
+        logs.event(f"no documents will be read: {error}")
+        app.state.documents = str(error)
+        yield
+        return
+    workers = max(1, min(4, (os.cpu_count() or 1) // 2))
+    with Renderer(workers=workers) as renderer:
+        app.state.documents = jobs = Jobs(state, store, renderer)
+        await jobs.take_over()
+        running = asyncio.create_task(jobs.run())
+        try:
+            yield
+        finally:
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+            await jobs.stop()
+            store.close()
+
+
+def _jobs_of(request: Request) -> Jobs:
+    """Dependency: the documents of this server."""
+    found = request.app.state.documents
+    if not isinstance(found, Jobs):
+        raise ApiError(503, found, "no_documents")
+    return found
+
+
+JobsHere = Annotated[Jobs, Depends(_jobs_of)]
+Client = Annotated[str, Depends(client_of)]
+PageNumber = Annotated[int, InPath(ge=1, le=1_000_000)]
+
+
+async def _job(id: str, jobs: JobsHere, client: Client) -> Job:  # noqa: A002 - as in the path
+    """Dependency: the job of the path, if it is this client's."""
+    found = await jobs.in_thread(lambda: jobs.store.get(id, client))
+    if found is None:
+        raise ApiError(404, "There is no such job, or it has been forgotten.", "job_not_found")
+    return found
+
+
+JobHere = Annotated[Job, Depends(_job)]
+
+
+# --- routes -------------------------------------------------------------------------------------
+
+
+@router.post("", openapi_extra=OPENAPI, response_model=None)
+async def read_document(request: Request, jobs: JobsHere, client: Client) -> Response:
+    """Read a document and answer with it: JSON, another `output_format`, or, with `stream` or
+    `Accept: application/x-ndjson`, its events line by line as they happen."""
+    async with received(request) as upload:
+        streamed = flag(upload.fields, "stream", False) or NDJSON in request.headers.get(
+            "accept", ""
+        )
+        format_ = output_format(upload.fields)
+        job = await _take_in(jobs, client, upload, kept=False)
+    if streamed:
+        return StreamingResponse(_lines(jobs, job), media_type=NDJSON)
+    try:
+        await _until_read(request, jobs, job)
+        path = await _written(jobs, job, format_)
+    except BaseException:
+        _forget_soon(jobs, job)
+        raise
+    gone = BackgroundTask(jobs.forget, job.id)
+    if format_ == "json":
+        return FileResponse(path, media_type=_MEDIA[format_], background=gone)
+    return FileResponse(path, media_type=_MEDIA[format_], filename=path.name, background=gone)
+
+
+@router.post("/jobs", status_code=202, openapi_extra=OPENAPI)
+async def add_job(request: Request, jobs: JobsHere, client: Client) -> dict[str, Any]:
+    """Hand a document in, to be read while nobody waits."""
+    async with received(request) as upload:
+        job = await _take_in(jobs, client, upload, kept=True)
+    return _status(jobs, job, await jobs.counts(job))
+
+
+@router.get("/jobs/{id}", response_model=None)
+async def show_job(jobs: JobsHere, job: JobHere) -> Response:
+    """How far a job is; with its document as `result` when it is done."""
+    status = _status(jobs, job, await jobs.counts(job))
+    if job.status != "done":
+        return JSONResponse({**status, "result": None})
+    document, _ = _document(jobs, job)
+
+    def pieces() -> Iterator[str]:
+        yield json.dumps(status, ensure_ascii=False)[:-1] + ', "result": '
+        yield from exports.text_of(document, "json", jobs.store.outputs(job))
+        yield "}\n"
+
+    return StreamingResponse(pieces(), media_type="application/json")
+
+
+@router.delete("/jobs/{id}")
+async def forget_job(jobs: JobsHere, job: JobHere) -> dict[str, Any]:
+    """Cancel a job, and forget it with its document and all that was read."""
+    await jobs.forget(job.id)
+    return {"id": job.id, "object": "ocr.job", "deleted": True}
+
+
+@router.get("/jobs/{id}/events", response_model=None)
+async def follow_job(jobs: JobsHere, job: JobHere) -> Response:
+    """What happened to a job from its beginning, and what happens, line by line."""
+    return StreamingResponse(_as_lines(jobs, job), media_type=NDJSON)
+
+
+@router.get("/jobs/{id}/pages/{number}/image", response_model=None)
+async def show_picture(jobs: JobsHere, job: JobHere, number: PageNumber) -> Response:
+    """A page's picture as JPEG, no side longer than 2000 px."""
+    if number not in job.numbers:
+        raise _no_page()
+    plan = jobs.plan(job)
+    try:
+        data = await jobs.in_thread(lambda: _jpeg(jobs, job, plan, number))
+    except DocumentError as error:
+        raise ApiError(404, str(error), "no_picture") from error
+    return Response(data, media_type="image/jpeg")
+
+
+@router.get("/jobs/{id}/pages/{number}/blocks")
+async def show_blocks(jobs: JobsHere, job: JobHere, number: PageNumber) -> dict[str, Any]:
+    """A finished page's text, formatted, region by region: nested lists, no HTML to be parsed."""
+    record = await jobs.in_thread(lambda: jobs.store.page(job.id, number))
+    if record is None or record.error is not None:
+        raise _no_page()
+    return {"blocks": await jobs.in_thread(lambda: page_blocks(record))}
+
+
+@router.get("/jobs/{id}/output/{output}", response_model=None)
+async def show_output(jobs: JobsHere, job: JobHere, output: str) -> Response:
+    """A finished document in a format of `ocr.py --format`, as a file."""
+    if output not in _MEDIA:
+        known = ", ".join(_MEDIA)
+        raise ApiError(404, f"There is no such format; choose among {known}.", "no_format")
+    if job.status != "done":
+        raise ApiError(
+            409, "The document is not read to its end; see its status.", "job_not_finished"
+        )
+    path = await _written(jobs, job, output)
+    return FileResponse(path, media_type=_MEDIA[output], filename=path.name)
+
+
+# --- taking in ----------------------------------------------------------------------------------
+
+
+async def _take_in(jobs: Jobs, client: str, upload: Upload, kept: bool) -> Job:
+    """A job of what was handed in, which waits for its turn. Raises `ApiError` and `InputError`."""
+    if jobs.state.closing:
+        raise ClosingError
+    await _check_room(jobs, client)
+    limits, began = jobs.limits, now()
+    job = Job(
+        id=f"ocr-{secrets.token_hex(16)}", client=client, created=began,
+        deadline=None if kept else began + limits.request_seconds, kept=kept, status="queued",
+        error=None, model=upload.fields.get("model") or next(iter(jobs.state.names)),
+        file=upload.name, kind="image", numbers=(), fields=upload.fields,
+    )  # fmt: skip
+    plan = jobs.plan(job)  # before anything is written
+    jobs.state.pool_for(job.model)
+    try:
+        job = await jobs.in_thread(lambda: _keep(jobs, job, upload, plan))
+    except BaseException:
+        await asyncio.shield(jobs.forget(job.id))
+        raise
+    await jobs.begin(job)
+    return job
+
+
+async def _check_room(jobs: Jobs, client: str) -> None:
+    everybody, own = await jobs.in_thread(lambda: jobs.store.counts(client))
+    if own >= jobs.limits.per_client or everybody >= jobs.limits.total:
+        raise ApiError(
+            429,
+            f"{own} of your documents are kept here, and no more can be taken in now. DELETE some, "
+            "or try again later.",
+            "too_many_documents",
+        )
+
+
+def _keep(jobs: Jobs, job: Job, upload: Upload, plan: DocumentPlan) -> Job:
+    """Write the upload, open it, choose its pages, keep the job. For a thread."""
+    path = jobs.store.upload(job)
+    path.parent.mkdir(parents=True)
+    upload.write(path)
+    try:
+        opened = jobs.renderer.using(plan.render).open(path, plan.plan.password, job.file)
+    except DocumentError as error:
+        raise ApiError(
+            400, str(error).replace("--password", "the field password"), "bad_document", "file"
+        ) from error
+    numbers = plan.plan.pages.of(opened.pages)
+    most = jobs.limits.pages if job.kept else jobs.limits.request_pages
+    if not numbers:
+        raise ApiError(
+            400, f"The document has {opened.pages} pages and none of those.", "no_pages", "pages"
+        )
+    if len(numbers) > most:
+        raise ApiError(
+            413,
+            f"These are {len(numbers)} pages and {most} are the most here; "
+            + ("choose some with pages." if job.kept else "use /v1/ocr/jobs, or choose some."),
+            "too_many_pages",
+            "pages",
+        )
+    job = replace(job, kind=opened.kind, numbers=tuple(numbers))
+    jobs.store.add(job)
+    return job
+
+
+# --- giving out ---------------------------------------------------------------------------------
+
+
+def _status(jobs: Jobs, job: Job, pages: Mapping[str, int]) -> dict[str, Any]:
+    begun = pages["read"] + pages["failed"] > 0 or jobs.is_being_read(job.id)
+    return {
+        "id": job.id,
+        "object": "ocr.job",
+        "status": "running" if job.status == "queued" and begun else job.status,
+        "name": job.file,
+        "created_at": int(job.created),
+        "expires_at": int(job.created + jobs.limits.hours * 3600),
+        "pages": dict(pages),
+        "error": job.error,
+    }
+
+
+async def _as_lines(jobs: Jobs, job: Job) -> AsyncIterator[str]:
+    async for event in jobs.events(job):
+        yield json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+async def _lines(jobs: Jobs, job: Job) -> AsyncIterator[str]:
+    """The events of a document that goes with its request."""
+    try:
+        async for line in _as_lines(jobs, job):
+            yield line
+        if jobs.state.closing:
+            yield json.dumps({"type": "error", **ClosingError().body()}) + "\n"
+    finally:
+        _forget_soon(jobs, job)
+
+
+def _forget_soon(jobs: Jobs, job: Job) -> None:
+    """Forget a job from where nothing can be waited for, because the client has left."""
+    jobs.spawn(jobs.forget(job.id))
+
+
+async def _until_read(request: Request, jobs: Jobs, job: Job) -> None:
+    """Wait for the end of `job`. Raises `ApiError` where it failed, `ClosingError` where the server
+    stops first; ends it where the client leaves."""
+    end: dict[str, Any] = {}
+
+    async def follow() -> None:
+        async for event in jobs.events(job):
+            end.update(event)
+
+    following = asyncio.create_task(follow())
+    try:
+        while not following.done():
+            await asyncio.wait({following}, timeout=_HANG_UP_S)
+            if await request.is_disconnected():
+                raise ApiError(499, "The client has left.", "client_left")
+        await following
+    finally:
+        following.cancel()
+    if end.get("type") != "document.done":
+        raise ClosingError
+    if end["status"] != "done":
+        raise ApiError(500, end["error"] or "The document was cancelled.", "job_failed")
+
+
+async def _written(jobs: Jobs, job: Job, output: str) -> Path:
+    """A file of a finished document; made once. Raises `ApiError` where it cannot be."""
+    async with jobs.writing(job.id):
+        document, plan = _document(jobs, job)
+        folder = jobs.store.outputs(job)
+
+        def write() -> Path:
+            written = exports.write(
+                document, (output,), folder,
+                lambda number: jobs.render(job, plan, number).image,
+                join_tables=plan.plan.join_tables, password=plan.plan.password,
+            )  # fmt: skip
+            return written[0]
+
+        return await jobs.in_thread(write)
+
+
+def _document(jobs: Jobs, job: Job) -> tuple[DocumentRecord, DocumentPlan]:
+    plan = jobs.plan(job)
+    record = DocumentRecord(
+        name=Path(job.file).stem,
+        source=jobs.store.upload(job),
+        kind=job.kind,
+        pages=jobs.store.pages(job),
+        settings=settings_data(plan.plan, plan.render),
+    )
+    return record, plan
+
+
+def _jpeg(jobs: Jobs, job: Job, plan: DocumentPlan, number: int) -> bytes:
+    image = jobs.render(job, plan, number).image
+    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    stream = BytesIO()
+    image.save(stream, "JPEG", quality=85)
+    return stream.getvalue()
+
+
+def _no_page() -> ApiError:
+    return ApiError(404, "There is no such page, or it has not been read.", "page_not_found")

@@ -1,0 +1,194 @@
+// The page: a file goes in, a job comes back, its events fill the sheet and the text.
+
+import * as api from "./api.js";
+import { Sheet, link } from "./sheet.js";
+import { Start } from "./start.js";
+import { TextView } from "./text.js";
+import { Work } from "./work.js";
+
+const $ = (id) => document.getElementById(id);
+const PATIENCE_MS = [500, 1000, 2000, 4000, 8000, 8000, 8000];
+
+let work = null;
+let stop = null;
+
+const sheet = new Sheet({ canvas: $("canvas"), boxes: $("boxes"), note: $("picture-note") });
+const text = new TextView($("text"));
+const unpin = link($("boxes"), $("text"));
+const start = new Start({ onRead: read, onProblem: complain });
+
+// --- what is seen ------------------------------------------------------------------------------
+
+function complain(message) {
+  $("problem-text").textContent = message;
+  $("problem").hidden = false;
+  $("problem").scrollIntoView({ block: "nearest" });
+}
+
+function calm() {
+  $("problem").hidden = true;
+}
+
+function show(id) {
+  for (const part of ["start", "work"]) $(part).hidden = part !== id;
+  $("again").hidden = id !== "work";
+}
+
+/** Tell what went wrong; ask for the key where that is what is missing. */
+function report(error) {
+  if (error.name === "AbortError") return;
+  if (error.status === 401) askForKey();
+  complain(error instanceof api.Problem ? error.message : `Something went wrong on this page: ${error.message}`);
+}
+
+function askForKey() {
+  $("key-field").hidden = false;
+  if ($("work").hidden) $("key").focus();
+}
+
+// --- a document --------------------------------------------------------------------------------
+
+async function read(file, fields) {
+  calm();
+  api.key.set($("key").value.trim());
+  $("read").disabled = true;
+  $("read").textContent = "Handing it in …";
+  try {
+    const job = await api.submit(file, fields);
+    api.lastJob.set(job.id);
+    open(job.id, job.name);
+  } catch (error) {
+    report(error);
+  } finally {
+    $("read").disabled = false;
+    $("read").textContent = "Read";
+  }
+}
+
+/** Look at a job from its beginning and follow it to its end. */
+function open(job, name) {
+  work?.close();
+  unpin();
+  stop = new AbortController();
+  work = new Work({ job, sheet, text });
+  document.title = `${name} · DeepSeek-OCR`;
+  $("work-name").textContent = name;
+  show("work");
+  scrollTo(0, 0);
+  $("work-name").focus({ preventScroll: true });
+  follow(job, work, stop.signal);
+}
+
+async function follow(job, mine, signal) {
+  let failures = 0;
+  while (!signal.aborted && !mine.ended) {
+    try {
+      for await (const event of api.events(job, signal)) {
+        failures = 0;
+        if (event.type === "document.opened") $("work-name").textContent = event.name;
+        mine.take(event);
+      }
+      if (!mine.ended) throw new api.Problem("The connection to the server was lost.");
+    } catch (error) {
+      if (signal.aborted) return undefined; // stopped, or left for another document
+      const lost = error instanceof api.Problem && [0, 502, 503].includes(error.status);
+      if (!lost || failures === PATIENCE_MS.length) {
+        mine.giveUp();
+        if (error.status === 404) api.lastJob.set("");
+        return report(error);
+      }
+      mine.say("The connection was lost; trying again …");
+      await new Promise((done) => { setTimeout(done, PATIENCE_MS[failures]); });
+      failures += 1;
+    }
+  }
+}
+
+function leave() {
+  stop?.abort();
+  work?.close();
+  const job = api.lastJob.get();
+  api.lastJob.set("");
+  if (job) api.forget(job).catch(() => {}); // it grows old on the server otherwise
+  work = null;
+  document.title = "DeepSeek-OCR";
+  show("start");
+  $("file").focus();
+}
+
+async function cancel() {
+  const job = api.lastJob.get();
+  stop?.abort();
+  work?.giveUp("Stopped. What was read so far stays here until you leave.");
+  try {
+    if (job) await api.forget(job);
+    api.lastJob.set("");
+  } catch (error) {
+    report(error);
+  }
+}
+
+// --- taking it away ----------------------------------------------------------------------------
+
+async function copy() {
+  calm();
+  try {
+    const { blob } = await api.output(work.job, "md");
+    await toClipboard(await blob.text());
+    work.say("Copied as Markdown.");
+  } catch (error) {
+    report(error);
+  }
+}
+
+async function toClipboard(words) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(words);
+  const area = document.createElement("textarea"); // without TLS there is no clipboard to ask
+  area.value = words;
+  area.className = "unseen";
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  if (!done) throw new api.Problem("The browser did not allow copying; download the Markdown instead.");
+}
+
+async function download(event) {
+  calm();
+  const button = event.currentTarget;
+  button.disabled = true;
+  try {
+    const { blob, name } = await api.output(work.job, button.dataset.format);
+    const address = URL.createObjectURL(blob);
+    const anchor = document.createElement("a");
+    anchor.href = address;
+    anchor.download = name;
+    anchor.click();
+    setTimeout(() => URL.revokeObjectURL(address), 60_000);
+    work.say(`${name} was made.`);
+  } catch (error) {
+    report(error);
+  } finally {
+    button.disabled = false;
+  }
+}
+
+// --- begin -------------------------------------------------------------------------------------
+
+$("problem-close").addEventListener("click", calm);
+$("again").addEventListener("click", () => { calm(); leave(); });
+$("cancel").addEventListener("click", cancel);
+$("copy").addEventListener("click", copy);
+for (const button of document.querySelectorAll(".download")) button.addEventListener("click", download);
+
+try {
+  const offered = await api.options();
+  start.offer(offered);
+  if (offered.needs_key) {
+    $("key").value = api.key.get();
+    askForKey();
+  }
+  if (api.lastJob.get()) open(api.lastJob.get(), "Document");
+} catch (error) {
+  report(error);
+}

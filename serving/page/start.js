@@ -1,0 +1,114 @@
+// The form: which file, which task, which preset.
+
+const $ = (id) => document.getElementById(id);
+
+/** The form, filled with what the server offers. `onRead(file, fields)` when it is sent. */
+export class Start {
+  #file = null;
+  #tasks = [];
+  #presets = [];
+  #form = $("start");
+
+  constructor({ onRead, onProblem }) {
+    this.#form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      const wrong = this.#wrong();
+      if (!wrong) return onRead(this.#file, this.#fields());
+      onProblem(wrong.message);
+      wrong.element.focus();
+    });
+    $("file").addEventListener("change", (event) => this.choose(event.target.files[0]));
+    $("tasks").addEventListener("change", () => this.#refresh());
+    $("preset").addEventListener("change", () => this.#refresh());
+    this.#takeDrops();
+  }
+
+  /** Offer what there is. */
+  offer({ tasks, presets, task, preset }) {
+    this.#tasks = tasks;
+    this.#presets = presets;
+    $("tasks").replaceChildren(...tasks.map((one) => taskCard(one, one.name === task)));
+    $("preset").replaceChildren(...presets.map((one) => new Option(one.name, one.name, false, one.name === preset)));
+    this.#refresh();
+  }
+
+  /** Take a file, whichever way it came. */
+  choose(file) {
+    if (!file) return;
+    this.#file = file;
+    $("file-name").textContent = file.name || "Pasted picture";
+    $("file-hint").textContent = `${sizeOf(file.size)} · choose, drop or paste another to replace it`;
+    $("drop").classList.add("chosen");
+    $("read").focus();
+  }
+
+  #fields() {
+    return {
+      task: this.#form.elements.task.value,
+      resolution: $("preset").value,
+      reference: $("reference-field").hidden ? "" : $("reference").value.trim(),
+      pages: $("pages").value.trim(),
+    };
+  }
+
+  #wrong() {
+    if (!this.#file) {
+      return { message: "Choose a picture or a PDF first.", element: $("file") };
+    }
+    if (!$("reference-field").hidden && !$("reference").value.trim()) {
+      return { message: "Say what to locate on the page.", element: $("reference") };
+    }
+    return null;
+  }
+
+  #refresh() {
+    const task = this.#tasks.find((one) => one.name === this.#form.elements.task.value);
+    const preset = this.#presets.find((one) => one.name === $("preset").value);
+    $("reference-field").hidden = !task?.reference;
+    $("preset-hint").textContent = preset?.purpose ?? "";
+  }
+
+  #takeDrops() {
+    const drop = $("drop");
+    const carries = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+    const over = (on) => drop.classList.toggle("over", on);
+    for (const kind of ["dragenter", "dragover"]) {
+      addEventListener(kind, (event) => {
+        if (!carries(event)) return;
+        event.preventDefault(); // else the browser would open the file in place of this page
+        over(!this.#form.hidden);
+      });
+    }
+    addEventListener("dragleave", (event) => { if (!event.relatedTarget) over(false); });
+    addEventListener("drop", (event) => {
+      if (!carries(event)) return;
+      event.preventDefault();
+      over(false);
+      if (!this.#form.hidden) this.choose(event.dataTransfer.files[0]);
+    });
+    addEventListener("paste", (event) => {
+      const file = event.clipboardData?.files[0];
+      if (!file || this.#form.hidden) return;
+      event.preventDefault();
+      this.choose(file);
+    });
+  }
+}
+
+function taskCard(task, checked) {
+  const card = document.createElement("label");
+  card.className = "task";
+  const input = document.createElement("input");
+  Object.assign(input, { type: "radio", name: "task", value: task.name, checked });
+  const name = document.createElement("b");
+  name.textContent = task.name;
+  const purpose = document.createElement("small");
+  purpose.textContent = task.purpose;
+  card.append(input, name, purpose);
+  return card;
+}
+
+function sizeOf(bytes) {
+  if (bytes < 1e6) return `${Math.max(1, Math.round(bytes / 1e3))} kB`;
+  return `${(bytes / 1e6).toFixed(1)} MB`;
+}
