@@ -208,7 +208,7 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **(kwargs or {}))
         for tensor in torch.utils._pytree.tree_leaves(results):
-            if isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided:
                 self.numbers = max(self.numbers, tensor.untyped_storage().nbytes())
         return results
 
