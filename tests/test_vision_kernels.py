@@ -208,7 +208,7 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **(kwargs or {}))
         for tensor in torch.utils._pytree.tree_leaves(results):
-            if isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided:
                 self.numbers = max(self.numbers, tensor.untyped_storage().nbytes())
         return results
 
@@ -223,10 +223,12 @@ def test_no_tensor_as_large_as_the_bias_is_made(
     both: tuple[Network, Network], golden: dict[str, torch.Tensor]
 ) -> None:
     plain, fast = both
-    views = golden_views(golden, "large")
+    views = golden_views(golden, "base")
     heads = fast.config.vision_config.sam_config.num_attention_heads
-    bias = heads * (1280 // 16) ** 4 * fast.dtype.itemsize
-    assert largest(plain, views) >= bias
+    bias = heads * (1024 // 16) ** 4 * fast.dtype.itemsize
+    sam = plain.model.vision_tower.sam_encoder
+    if any(layer.window_size == 0 for layer in sam.layers):  # a small model may have windows only
+        assert largest(plain, views) >= bias
     assert largest(fast, views) < bias / 6
 
 
