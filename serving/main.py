@@ -15,6 +15,7 @@ import uvicorn
 import weights
 from deepseek_ocr.engine import OcrEngine
 from deepseek_ocr.errors import OcrError
+from deepseek_ocr.processors import use_threads
 from serving import logs
 from serving.app import create_app
 from serving.arguments import Start
@@ -54,6 +55,7 @@ def make_state(start: Start) -> State:
     }
 
     def load() -> Engines:
+        use_threads(settings.threads)
         return {
             name: tuple(
                 OcrEngine.load(
@@ -64,6 +66,8 @@ def make_state(start: Start) -> State:
                     quant=settings.quant,
                     kernels=settings.kernels,
                     slots=settings.slots,
+                    vision_device=settings.vision_device,
+                    strict=settings.strict,
                 )
                 for device in devices_of(start)
             )

@@ -237,6 +237,21 @@ def test_each_way_through_experts(tiny: Network, way: str, rows: int, quant: boo
     assert relative_error(WAYS[way](x, chosen, shares, *packed), expected) < FLOAT32
 
 
+@pytest.mark.parametrize(
+    ("device", "kind", "rows", "way"),
+    [
+        ("cpu", torch.bfloat16, 1, experts.looped),
+        ("cuda", torch.bfloat16, 1, experts.gathered),
+        ("cuda", torch.bfloat16, 64, experts.grouped),
+        ("cuda", torch.float16, 64, experts.gathered),
+    ],
+)
+def test_the_choice_between_ways_through_experts(
+    device: str, kind: torch.dtype, rows: int, way: experts.Way
+) -> None:
+    assert experts.way_for(torch.device(device), kind, rows) is way
+
+
 def _dense(rows: experts.Rows) -> torch.Tensor:
     return rows.values if rows.scales is None else rows.values * rows.scales[:, None]
 

@@ -24,19 +24,18 @@ GATHERED = 2
 Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Rows, Rows], torch.Tensor]
 
 
-def way_for(device: torch.device, rows: int) -> Way:
-    """How `rows` tokens pass through experts on `device`: no way but `looped` fits where looking
-    at the choice costs nothing, and `looped` nowhere else."""
+def way_for(device: torch.device, dtype: torch.dtype, rows: int) -> Way:
+    """How `rows` tokens pass through experts: `looped` where looking at the choice costs nothing,
+    `grouped` for many where torch has a product for it."""
     if device.type == "cpu":
         return looped
-    if rows <= GATHERED or not hasattr(nn.functional, "grouped_mm"):
-        return gathered
-    return grouped
+    has_product = dtype == torch.bfloat16 and hasattr(nn.functional, "grouped_mm")
+    return grouped if has_product and rows > GATHERED else gathered
 
 
 def use_in_class(network: Network) -> None:
     """Let the class's own experts pass prompts through `looped`, where that is the way to go."""
-    if way_for(network.device, rows=0) is looped:
+    if way_for(network.device, network.dtype, rows=0) is looped:
         ALL_EXPERTS_FUNCTIONS.register("looped", _looped_in_class)
         network.model.language_model.set_experts_implementation("looped")
 
