@@ -84,10 +84,11 @@ def _load(job: Job) -> list[OcrEngine]:
         from cli.devices import warn_of_too_little
 
         gc.disable()  # nothing of what is imported is garbage: a sixth of the time
-        from deepseek_ocr.engine import OcrEngine  # imports torch: seconds
-        from deepseek_ocr.processors import use_threads
-
-        gc.enable()
+        try:
+            from deepseek_ocr.engine import OcrEngine  # imports torch: seconds
+            from deepseek_ocr.processors import use_threads
+        finally:
+            gc.enable()
         use_threads(job.settings.threads)
         for device in devices or (job.settings.device,):
             warn_of_too_little(job, folder, device)
