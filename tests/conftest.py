@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,6 +16,9 @@ import weights
 from deepseek_ocr.engine import OcrEngine
 from deepseek_ocr.images import Views
 from deepseek_ocr.model import Network, load_network
+
+if TYPE_CHECKING:
+    from tests.serving_world import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -105,6 +108,17 @@ def golden() -> dict[str, torch.Tensor]:
 def pocket() -> OcrEngine:
     """The bundled model, which really reads."""
     return OcrEngine.load(POCKET, "cpu", "float32")
+
+
+@pytest.fixture(scope="session")
+def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server as it starts by itself, with two models, and that fetches addresses."""
+    from tests import serving_world
+
+    endless = serving_world.endless_model(tmp_path_factory.mktemp("models"))
+    arguments = ("--model", "pocket", "--model", str(endless), "--allow-urls")
+    with serving_world.serving(*arguments) as running:
+        yield running
 
 
 VIEW_SIZES = {"tiny": 512, "small": 640, "base": 1024, "large": 1280}

@@ -43,7 +43,7 @@ class Server:
         self._reader.start()
         self.url = str(self.wait_for("listening")["url"])
 
-    def wait_for(self, event: str, seconds: float = 60) -> dict[str, Any]:
+    def wait_for(self, event: str, seconds: float = 240) -> dict[str, Any]:
         """The next line of the log that says `event`."""
         while True:
             line = self._events.get(timeout=seconds)

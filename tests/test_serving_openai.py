@@ -21,9 +21,7 @@ from tests.serving_world import (
     TEXT,
     Server,
     chat,
-    endless_model,
     message,
-    serving,
     uri,
 )
 
@@ -33,10 +31,8 @@ SCHEMA = json.loads((ROOT / "docs" / "document.schema.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    endless = endless_model(tmp_path_factory.mktemp("models"))
-    with serving("--model", "pocket", "--model", str(endless)) as running:
-        yield running
+def server(open_server: Server) -> Server:
+    return open_server
 
 
 @pytest.fixture(scope="module")

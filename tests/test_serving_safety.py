@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -44,10 +45,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def curious() -> Iterator[Server]:
+def curious(open_server: Server) -> Server:
     """A server as it starts by itself, but that fetches addresses."""
-    with serving("--model", "pocket", "--allow-urls") as server:
-        yield server
+    return open_server
 
 
 def authorized(key: str = KEYS[0]) -> dict[str, str]:
@@ -162,6 +162,12 @@ def test_our_own_page_and_allowed_origins_may_ask(guarded: Server) -> None:
     friend = {"origin": "https://friend.example", **authorized()}
     answer = guarded.get("/v1/models", headers=friend)
     assert answer.headers["access-control-allow-origin"] == "https://friend.example"
+    wanted = {"access-control-request-method": "POST",
+              "access-control-request-headers": "authorization,content-type"}  # fmt: skip
+    asked = {"origin": "https://friend.example", **wanted}  # a browser asks so, without the key
+    answer = httpx.options(f"{guarded.url}/v1/chat/completions", headers=asked, trust_env=False)
+    assert answer.status_code == 200
+    assert "authorization" in answer.headers["access-control-allow-headers"].lower()
 
 
 def test_a_name_that_somebody_points_here_leads_nowhere(curious: Server, guarded: Server) -> None:

@@ -1,0 +1,217 @@
+"""What the server costs beside the engine: `python -m benchmarks.serving`.
+
+The same engine (bundled model) reads the same page again and again, for 1, 8 and 64 callers that
+each ask anew when they are answered: handed to the engine directly, and over HTTP as streams. The
+two take turns, so that a machine whose speed drifts favours neither. The clients are another
+process. Of both: the median time to the first token, from asking, and pages a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+import tasks
+from configuration import ServerSettings, Settings
+from deepseek_ocr.engine import Delta, Failure, OcrEngine, Page, Reading
+from serving.app import create_app
+from serving.auth import Keys
+from serving.main import listen
+from serving.state import State
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "examples" / "fruit.png"
+CALLERS = (1, 8, 64)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one turn: seconds to the first token of each page, and pages a second."""
+
+    firsts: tuple[float, ...]
+    rate: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each turn")
+    parser.add_argument("--turns", type=int, default=3, metavar="N", help="of each of the two")
+    parser.add_argument("--slots", type=int, default=8, metavar="N", help="of the engine")
+    parser.add_argument("--callers", type=int, nargs="+", default=CALLERS, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--client", nargs=3, help=argparse.SUPPRESS)
+    flags = parser.parse_args(arguments)
+    if flags.client:
+        port, callers, seconds = flags.client
+        found = asyncio.run(_clients(int(port), int(callers), float(seconds)))
+        json.dump({"firsts": found.firsts, "rate": found.rate}, sys.stdout)
+        return
+    rows = _measure(flags)
+    for row in rows:
+        print(
+            f"{row['callers']:3d} callers: first token {row['engine_first'] * 1000:7.1f} ms by the "
+            f"engine, {row['server_first'] * 1000:7.1f} ms by the server; pages a second "
+            f"{row['engine_rate']:6.2f} and {row['server_rate']:6.2f} ({row['cost']:+.1%})"
+        )
+    if flags.json:
+        flags.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    engine = OcrEngine.load(ROOT / "checkpoints" / "pocket", "cpu", "auto", slots=flags.slots)
+    rows = []
+    with _served(engine) as port:
+        _direct(engine, 8, 1.0)
+        _over_http(port, 8, 1.0)
+        for callers in flags.callers:
+            engine_turns, server_turns = [], []
+            for _ in range(flags.turns):
+                engine_turns.append(_direct(engine, callers, flags.seconds))
+                server_turns.append(_over_http(port, callers, flags.seconds))
+            rows.append(_row(callers, engine_turns, server_turns))
+    engine.close()
+    return rows
+
+
+def _row(callers: int, engine: list[Figures], server: list[Figures]) -> dict[str, Any]:
+    def first(turns: list[Figures]) -> float:
+        return statistics.median(one for turn in turns for one in turn.firsts)
+
+    rates = [statistics.median(turn.rate for turn in turns) for turns in (engine, server)]
+    return {
+        "callers": callers,
+        "engine_first": first(engine),
+        "server_first": first(server),
+        "engine_rate": rates[0],
+        "server_rate": rates[1],
+        "cost": 1 - rates[1] / rates[0],
+    }
+
+
+# --- the engine by itself -----------------------------------------------------------------------
+
+
+def _direct(engine: OcrEngine, callers: int, seconds: float) -> Figures:
+    page = Page(PAGE.read_bytes(), tasks.prompt_for("ocr"), tasks.crop_for("tiny"))
+    began = time.perf_counter()
+    firsts: list[float] = []
+    ends: list[float] = []
+
+    def call() -> None:
+        while time.perf_counter() < began + seconds:
+            asked = time.perf_counter()
+            ended = threading.Event()
+            arrived: list[float] = []
+
+            def on_event(
+                event: Delta | Reading | Failure,
+                arrived: list[float] = arrived,
+                ended: threading.Event = ended,
+            ) -> None:
+                arrived.append(time.perf_counter())
+                if not isinstance(event, Delta):
+                    ended.set()
+
+            engine.submit(page, on_event)
+            ended.wait()
+            firsts.append(arrived[0] - asked)
+            ends.append(arrived[-1])
+
+    threads = [threading.Thread(target=call) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return _figures(firsts, ends, began)
+
+
+def _figures(firsts: list[float], ends: list[float], began: float) -> Figures:
+    """The rate is over all pages, until the last of them ended."""
+    return Figures(tuple(firsts), len(ends) / (max(ends) - began))
+
+
+# --- over HTTP ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _served(engine: OcrEngine) -> Iterator[int]:
+    """The real application over `engine`, on a port of loopback."""
+    settings = ServerSettings()
+    state = State(
+        Settings(), settings, Keys(()), {"pocket": "pocket"}, lambda: {"pocket": (engine,)}
+    )
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(state), log_config=None, access_log=False, proxy_headers=False)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not state.ready:
+        time.sleep(0.01)
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _over_http(port: int, callers: int, seconds: float) -> Figures:
+    command = [sys.executable, "-m", "benchmarks.serving", "--client", str(port), str(callers)]
+    done = subprocess.run(
+        [*command, str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    return Figures(tuple(found["firsts"]), found["rate"])
+
+
+async def _clients(port: int, callers: int, seconds: float) -> Figures:
+    url = "data:image/png;base64," + base64.b64encode(PAGE.read_bytes()).decode()
+    parts = [{"type": "text", "text": "ocr"}, {"type": "image_url", "image_url": {"url": url}}]
+    asked = {"model": "pocket", "stream": True, "messages": [{"role": "user", "content": parts}]}
+    body = json.dumps(asked).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost:{port}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    firsts: list[float] = []
+    ends: list[float] = []
+    began = time.perf_counter()
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while time.perf_counter() < began + seconds:
+            sent = time.perf_counter()
+            writer.write(head.encode() + body)
+            await reader.readuntil(b"data: ")
+            firsts.append(time.perf_counter() - sent)
+            await reader.readuntil(b"data: [DONE]")
+            await reader.readuntil(b"\r\n0\r\n\r\n")
+            ends.append(time.perf_counter())
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(callers)))
+    return _figures(firsts, ends, began)
+
+
+if __name__ == "__main__":
+    main()
