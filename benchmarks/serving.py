@@ -66,20 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = asyncio.run(_clients(int(port), int(callers), float(seconds)))
         json.dump({"firsts": found.firsts, "rate": found.rate}, sys.stdout)
         return
-    rows = _measure(flags)
-    for row in rows:
+    rows = []
+    for row in _measure(flags):
+        rows.append(row)
         print(
             f"{row['callers']:3d} callers: first token {row['engine_first'] * 1000:7.1f} ms by the "
             f"engine, {row['server_first'] * 1000:7.1f} ms by the server; pages a second "
-            f"{row['engine_rate']:6.2f} and {row['server_rate']:6.2f} ({row['cost']:+.1%})"
+            f"{row['engine_rate']:6.2f} and {row['server_rate']:6.2f} ({row['cost']:+.1%})",
+            flush=True,
         )
     if flags.json:
         flags.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def _measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
+def _measure(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
     engine = OcrEngine.load(ROOT / "checkpoints" / "pocket", "cpu", "auto", slots=flags.slots)
-    rows = []
     with _served(engine) as port:
         _direct(engine, 8, 1.0)
         _over_http(port, 8, 1.0)
@@ -88,9 +89,8 @@ def _measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
             for _ in range(flags.turns):
                 engine_turns.append(_direct(engine, callers, flags.seconds))
                 server_turns.append(_over_http(port, callers, flags.seconds))
-            rows.append(_row(callers, engine_turns, server_turns))
+            yield _row(callers, engine_turns, server_turns)
     engine.close()
-    return rows
 
 
 def _row(callers: int, engine: list[Figures], server: list[Figures]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -21,6 +22,9 @@ from serving.admission import Visit
 from serving.state import Pool, State
 
 Event = Delta | Reading | Failure
+
+GATHERING = 0.02
+"""Seconds for which text is gathered after some was handed on; the first of a page never waits."""
 
 
 class Flight:
@@ -35,6 +39,8 @@ class Flight:
         self._loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[Event] = asyncio.Queue()
         self._handle: Handle | None = None
+        self._letters: deque[Event] = deque()
+        self._asleep = True
         self._ended = False
         self._entered = time.perf_counter()
         visit.turn(number).add_done_callback(self._begin)
@@ -46,13 +52,6 @@ class Flight:
         """
         while True:
             event = await self._arrived.get()
-            while isinstance(event, Delta) and not self._arrived.empty():
-                later = self._arrived.get_nowait()
-                if not isinstance(later, Delta):
-                    yield event
-                    event = later
-                else:
-                    event = Delta(event.text + later.text, event.tokens + later.tokens)
             if isinstance(event, Failure):
                 raise event.error
             yield event
@@ -84,20 +83,54 @@ class Flight:
             self._receive(Failure(error))
 
     def _from_worker(self, event: Event) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._receive, event)
+        """Take an event from the thread that computes, and wake the loop if it would not look."""
+        self._letters.append(event)
+        if self._asleep or not isinstance(event, Delta):
+            self._asleep = False
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._collect)
 
-    def _receive(self, event: Event) -> None:
+    def _collect(self) -> None:
+        """Hand on what has come, text in one piece, and look again after a moment; a loop that woke
+        for every token would take its time from the thread that computes the next."""
+        texts: list[Delta] = []
+        last: Reading | Failure | None = None
+        while self._letters:
+            event = self._letters.popleft()
+            if isinstance(event, Delta):
+                texts.append(event)
+            else:
+                last = event
+        if texts and not self._ended:
+            self._arrived.put_nowait(_joined(texts))
+        if last is not None:
+            self._receive(last)
         if self._ended:
             return
-        if not isinstance(event, Delta):
-            self._ended = True
-            self._visit.release(self._number)
-            if isinstance(event, Reading):
-                self._metrics.page(self._pool.name, event)
-            else:
-                self._metrics.page_ended(self._pool.name, "failed")
+        if texts:
+            self._loop.call_later(GATHERING, self._collect)
+            return
+        self._asleep = True
+        if self._letters:  # it came while we fell asleep
+            self._asleep = False
+            self._loop.call_soon(self._collect)
+
+    def _receive(self, event: Reading | Failure) -> None:
+        """The page has ended."""
+        if self._ended:
+            return
+        self._ended = True
+        self._visit.release(self._number)
+        if isinstance(event, Reading):
+            self._metrics.page(self._pool.name, event)
+        else:
+            self._metrics.page_ended(self._pool.name, "failed")
         self._arrived.put_nowait(event)
+
+
+def _joined(deltas: Sequence[Delta]) -> Delta:
+    tokens = tuple(token for delta in deltas for token in delta.tokens)
+    return Delta("".join(delta.text for delta in deltas), tokens)
 
 
 @contextmanager
