@@ -91,8 +91,8 @@ class Flight:
                 self._loop.call_soon_threadsafe(self._collect)
 
     def _collect(self) -> None:
-        """Hand on what has come, text in one piece, and look again after a moment; a loop that woke
-        for every token would take its time from the thread that computes the next."""
+        """Hand on what has come, text in one piece, and look again after a moment; a loop that
+        wakes for every token may take time from the thread that computes the next."""
         texts: list[Delta] = []
         last: Reading | Failure | None = None
         while self._letters:

@@ -187,9 +187,14 @@ def _lines(view: int, sizes: tuple[int, int], longest: int, most: int, share: fl
     return Source(recipe, view)
 
 
-_PRINT = Recipe(smallest=22, largest=56, longest=24, most_lines=7, random_share=0.1)
+_PRINT = Recipe(smallest=22, largest=56, longest=24, most_lines=7, random_share=0.3)
 _KINDS = replace(
     synth.MIXED, smallest=20, largest=48, kinds={"article": 0.5, "table": 0.3, "chart": 0.2}
+)
+
+_SMALLER = (
+    replace(_lines(512, (32, 72), 12, 5, 0.5), weight=0.4),
+    replace(_lines(512, (24, 56), 18, 6, 0.5), weight=0.6),
 )
 
 STEPS = (
@@ -215,28 +220,48 @@ STEPS = (
             Source(_PRINT, 640, 0.06),
             Source(_PRINT, 1024, 0.04),
         ),
-        45_000,
+        8_000,
         20,
         tasks={"ocr": 0.84, "markdown": 0.08, "locate": 0.06, "figure": 0.02},
     ),
+    Step("smaller lines", _SMALLER, 9_000, 24, until=0.7),
+    Step("smaller lines, slower", _SMALLER, 8_000, 24, until=0.7, lr=4e-4, warmup=20),
     Step(
         "every size",
         (
-            Source(_PRINT, 512, 0.42),
-            Source(_KINDS, 512, 0.22),
-            Source(_PRINT, 640, 0.16),
-            Source(_PRINT, 1024, 0.2),
+            Source(_PRINT, 512, 0.62),
+            Source(_KINDS, 512, 0.12),
+            Source(_PRINT, 640, 0.13),
+            Source(_PRINT, 1024, 0.13),
         ),
-        25_000,
+        12_000,
         20,
-        tasks={"ocr": 0.66, "markdown": 0.16, "locate": 0.16, "figure": 0.02},
-        warmup=1,
+        tasks={"ocr": 0.74, "markdown": 0.13, "locate": 0.11, "figure": 0.02},
+        lr=4e-4,
+        warmup=20,
+        decays=True,
+    ),
+    Step(
+        "print",
+        (
+            replace(_lines(512, (36, 96), 10, 3, 0.3), weight=0.25),
+            Source(_PRINT, 512, 0.5),
+            Source(_KINDS, 512, 0.09),
+            Source(_PRINT, 640, 0.08),
+            Source(_PRINT, 1024, 0.08),
+        ),
+        10_000,
+        20,
+        tasks={"ocr": 0.8, "markdown": 0.1, "locate": 0.09, "figure": 0.01},
+        lr=4e-4,
+        warmup=20,
         decays=True,
     ),
 )
 
-STAGES = (STEPS[:4], STEPS[4:])
-"""Letters and short lines; whole pages and every task. Each at most two hours on two cores."""
+STAGES = (STEPS[:4], STEPS[4:8], STEPS[8:])
+"""Letters and short lines; lines of every size; pages and every task. Each at most two hours on two
+cores."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
