@@ -162,7 +162,8 @@ class OcrEngine:
         """Hand a page in, to be read when a slot is free, and return at once.
 
         `on_event` is told of every `Delta` and, at the end, of the `Reading` or `Failure`; the
-        thread that computes calls it, so it must not block. Pages begin in the order they came.
+        thread that computes calls it, so it must not block. Pages begin in the order in which
+        they are prepared, which is about the one in which they came.
 
         Raises `CancelledError` where the engine is closed.
         """
