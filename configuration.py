@@ -148,8 +148,10 @@ def _from_file(path: Path | None) -> dict[str, str]:
             raise SettingsError(
                 f"{chosen} sets {name!r}, which is no setting; use {', '.join(sorted(known))}."
             )
-        if name == "slots" and type(value) is int:
+        if name in ("slots", "threads") and type(value) is int:
             raw[name] = str(value)
+        elif name == "strict" and type(value) is bool:
+            raw[name] = "yes" if value else "no"
         elif not isinstance(value, str):
             raise SettingsError(f"{chosen}: {name} must be a string in quotes.")
     return raw
@@ -218,6 +220,9 @@ MEANINGS = {
     "quant": "how the decoder's weights are held: " + ", ".join(choice.QUANTS),
     "kernels": "fast paths: auto (all), plain (none), or names; - before one leaves it out",
     "slots": "how many pages are read at once, or auto, by free memory",
+    "vision_device": "where the encoders run, if not where the decoder does; same is with it",
+    "strict": "an operator that the device would hand to the CPU is an error",
+    "threads": "of the CPU part, or auto, by cores and container limits",
     "host": "address to listen on; others than 127.0.0.1 need a key",
     "port": "port to listen on; 0 is one that is free",
     "api_keys": "keys of which clients must show one",
@@ -354,8 +359,10 @@ def _table(settings: Settings | ServerSettings, before: str = "") -> str:
     for field in fields(settings):
         meaning = f"# {MEANINGS[field.name]}\n" if before else ""
         value = getattr(settings, field.name)
-        if field.name == "slots":
+        if field.name in ("slots", "threads"):
             value = value or "auto"
+        if field.name == "vision_device":
+            value = value or "same"
         data = list(value) if isinstance(value, tuple) else value
         lines.append(f"{meaning}{before}{field.name} = {json.dumps(data, ensure_ascii=False)}\n")
     return "".join(lines)

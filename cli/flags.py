@@ -186,15 +186,15 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
     add_speed(group)
+    group.add_argument(
+        "--doctor", action="store_true",
+        help="check the whole installation, read a small page, say what to fix, and end",
+    )  # fmt: skip
     add_config(group)
 
 
 def add_config(group: argparse._ArgumentGroup) -> None:
     """The flags of the file with settings, which `ocr.py` and `serve.py` share."""
-    group.add_argument(
-        "--doctor", action="store_true",
-        help="check the whole installation, read a small page, say what to fix, and end",
-    )  # fmt: skip
     group.add_argument(
         "--config",
         type=Path,

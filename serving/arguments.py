@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     for name in ("device", "dtype", "checkpoints"):
         _add(parser, name, getattr(Settings, name))
+    parser.add_argument("--vision-device", metavar="DEVICE", help=MEANINGS["vision_device"])
     add_speed(parser.add_argument_group("speed"))
     for field in fields(ServerSettings):
         if field.name != "models":

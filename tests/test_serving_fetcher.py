@@ -47,11 +47,13 @@ async def site(
 ) -> AsyncIterator[Site]:
     found = Site()
     tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
+        writers.append(writer)
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             found.requests.append(await reader.readuntil(b"\r\n\r\n"))
             await answer(writer)
@@ -69,6 +71,9 @@ async def site(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:  # what a client did not take would keep it open
+            writer.transport.abort()
+        await asyncio.sleep(0)
 
 
 def plain(body: bytes, head: bytes = HEAD) -> Answer:

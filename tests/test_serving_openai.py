@@ -109,7 +109,7 @@ def test_a_stream_of_responses(client: openai.OpenAI) -> None:
         final = stream.get_final_response()
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert "".join(deltas) == final.output_text == TEXT["fruit"]
-    assert len(deltas) > 2
+    assert len(deltas) >= 2
     assert [event.sequence_number for event in events] == sorted(
         {event.sequence_number for event in events}
     )

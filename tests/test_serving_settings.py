@@ -117,7 +117,8 @@ def test_both_programs_print_and_write_the_file(tmp_path: Path) -> None:
 def test_every_setting_has_a_flag_and_a_meaning() -> None:
     known = {action.dest for action in parser()._actions}
     names = [*Settings.__dataclass_fields__, *ServerSettings.__dataclass_fields__]
-    assert set(names) - known == {"source", "models"}  # for weights.py; by --model, again
+    # For weights.py; by --model, again; by the environment or the file alone.
+    assert set(names) - known == {"source", "models", "strict", "threads"}
     assert set(configuration.MEANINGS) == set(names)
 
 
