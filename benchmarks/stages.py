@@ -16,6 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepseek_ocr import devices, images, kernels, model
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.decoding import Decoder, PlainDecoder
+from deepseek_ocr.kernels.quantized import Int8Experts, Int8Linear
+from deepseek_ocr.kernels.rows import Rows
 
 PROMPT_TAIL = 9
 """Text tokens behind the page in the Markdown prompt: 913 in all with an A4 page at Gundam."""
@@ -88,11 +90,25 @@ def bytes_per_token(network: model.Network) -> int:
     """Bytes of weights that one decoded token has to read: those of the experts it takes."""
     text = network.model.language_model
     config = network.config.text_config
-    total = network.lm_head.weight.nbytes
-    for name, parameter in text.layers.named_parameters():
-        share = config.num_experts_per_tok / config.n_routed_experts if ".experts." in name else 1
-        total += round(parameter.nbytes * share)
-    return int(total)
+    taken = config.num_experts_per_tok / config.n_routed_experts
+    total = 0.0
+    for name, module in [*text.layers.named_modules(), ("lm_head", network.lm_head)]:
+        share = taken if name.endswith(".experts") else 1
+        total += share * sum(tensor.nbytes for tensor in _weights(module))
+    return round(total)
+
+
+def _weights(module: nn.Module) -> list[torch.Tensor]:
+    """What a module, without those within it, holds: as parameters, or as rows of 8 bits."""
+    if isinstance(module, Int8Linear):
+        return _of(module.rows)
+    if isinstance(module, Int8Experts):
+        return _of(module.inner) + _of(module.outer)
+    return list(module.parameters(recurse=False))
+
+
+def _of(rows: Rows) -> list[torch.Tensor]:
+    return [rows.values] + ([] if rows.scales is None else [rows.scales])
 
 
 def prompt(views: images.Views, network: model.Network) -> list[int]:

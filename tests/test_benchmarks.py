@@ -32,9 +32,12 @@ def figures(output: Path) -> Any:
     return json.loads(output.read_text())
 
 
-def test_run(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("quant", ["none", "int8"])
+def test_run(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: str
+) -> None:
     output = tmp_path / "figures.json"
-    arguments = [*flags(tiny_checkpoint, output), "--skip-load"]
+    arguments = [*flags(tiny_checkpoint, output), "--skip-load", "--quant", quant]
     monkeypatch.setattr(sys, "argv", arguments)
     monkeypatch.setattr(run, "A4_AT_300_DPI", (1400, 700))  # two tiles instead of six
     run.main()
