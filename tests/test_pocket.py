@@ -46,7 +46,7 @@ def _held_out() -> frozenset[fonts.Typeface]:
 
 
 BOUNDS = [
-    # task, preset, pages, figure, and how far off it may be at most: its README's number and a margin
+    # task, preset, pages, figure, and its most: the README's number and a margin
     ("Free OCR", "Tiny", 100, "cer", 0.60),
 ]
 
