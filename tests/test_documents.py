@@ -228,7 +228,7 @@ def run_here(
         return read_documents(inputs, readers, plan, store, renderer, watcher)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 @given(data=st.data())
 def test_any_mixture_of_runs_and_damage_ends_with_every_page_read_as_asked(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
