@@ -174,7 +174,7 @@ def fit(network: model.Network, unfold: bool = False) -> frozenset[str]:
     """Put stand-ins where the network's devices lack an operator, and for convolutions also with
     `unfold`; names of what was replaced."""
     vision = network.model.vision_tower.sam_encoder.patch_embed.projection.weight
-    text = network.lm_head.weight
+    text = network.get_input_embeddings().weight
     replaced = set()
     if unfold or "convolution" in lacking(vision.device, vision.dtype):
         convolutions.replace(network)
@@ -192,7 +192,7 @@ def rehearse(network: model.Network, strict: bool) -> Counter[str]:
     Raises `DeviceError` with `strict` at the first such operator. Does nothing on the CPU and CUDA,
     which hand nothing over.
     """
-    device: torch.device = network.lm_head.weight.device
+    device: torch.device = network.get_input_embeddings().weight.device
     if device.type not in _DISPATCH_KEYS:
         return Counter()
     views = Views(torch.zeros(3, 512, 512), torch.zeros(2, 3, 640, 640), (2, 1))

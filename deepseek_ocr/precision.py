@@ -134,7 +134,7 @@ class Widening:
 
 def widening(network: Network, decoder: Decoder) -> Decoder:
     """`decoder`, with a way out where the network is held in float16."""
-    if network.lm_head.weight.dtype != torch.float16:
+    if network.get_input_embeddings().weight.dtype != torch.float16:
         return decoder
     return Widening(network, decoder)
 

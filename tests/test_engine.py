@@ -17,7 +17,7 @@ from deepseek_ocr.images import make_views, open_image
 from deepseek_ocr.model import embed
 from deepseek_ocr.output import count, valid_tokens
 from deepseek_ocr.settings import CropSettings, DecodeSettings
-from tests.conftest import ROOT
+from tests.conftest import POCKET, ROOT
 
 TINY = CropSettings(512, 512, crop_mode=False)
 EXAMPLES = {"invoice": "Invoice", "total": "Total 498", "fruit": "Apple 12\nLemon 34"}
@@ -277,3 +277,11 @@ def test_valid_vision_tokens_are_counted_as_the_official_code_does() -> None:
             counts = count(0, 0, int(mode["output_text_tokens"]), valid)
             assert str(counts.valid_vision) == mode["valid_img_tokens"]
             assert counts.compression_ratio == float(mode["compression_ratio"])
+
+
+@pytest.mark.parametrize("kernels", ["auto", "auto,-compiled", "plain"])
+def test_a_page_is_read_with_weights_of_8_bits(kernels: str) -> None:
+    engine = OcrEngine.load(POCKET, "cpu", quant="int8", kernels=kernels)
+    texts = {name: engine.read(example(name), "Free OCR.", TINY).text for name in EXAMPLES}
+    engine.close()
+    assert texts == EXAMPLES
