@@ -81,10 +81,9 @@ def _load(job: Job) -> list[OcrEngine]:
     try:
         folder = checkpoint_folder(job)
         tell(f"loading {folder} …")
-        from cli.devices import warn_of_too_little
-
         gc.disable()  # nothing of what is imported is garbage: a sixth of the time
         try:
+            from cli.devices import warn_of_too_little
             from deepseek_ocr.engine import OcrEngine  # imports torch: seconds
             from deepseek_ocr.processors import use_threads
         finally:
