@@ -18,22 +18,30 @@ def part_of(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def appearing(path: Path) -> Iterator[BinaryIO]:
     """A stream whose bytes become the file `path` when the block ends without an error.
 
-    They are on the disk before the name is: whatever happens at any moment, `path` holds what it
-    held before or all of the new. Raises `OSError` where the disk is full or the folder read-only.
+    A process killed at any moment leaves in `path` what it held before or all of the new. After a
+    power cut it may hold neither: this is for what can be made again, a page's record for one.
+    Raises `OSError` where the disk is full or the folder read-only.
     """
     part = part_of(path)
     try:
         with part.open("wb") as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """The same, on the disk before the name is: it outlasts a power cut too."""
+    with appearing(path) as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
     _sync_folder(path.parent)
 
 

@@ -7,7 +7,8 @@
 
 The page records are the truth: a page is done when its record is there, whole, without an error,
 and made from the same bytes by the same settings. They appear whole or not at all, each before its
-line in the manifest, so a killed run loses the pages it was reading and nothing else.
+line in the manifest, so a killed run loses the pages it was reading and nothing else. (After a
+power cut a record may be damaged: its page is read again.)
 
 Every part of a sharded run writes a manifest of its own (`manifest.2-of-8.jsonl`), because
 appending is not safe between machines that share a folder over a network; together they are the
@@ -30,7 +31,7 @@ from typing import Any, overload
 from filelock import FileLock, Timeout
 
 from deepseek_ocr.errors import RecordError, SettingsError
-from deepseek_ocr.files import replacing
+from deepseek_ocr.files import appearing
 from deepseek_ocr.records import PageRecord, record_from_json, record_to_json
 from deepseek_ocr.sources import Input, Shard, shown, with_hash
 
@@ -209,7 +210,7 @@ class Store:
     # --- writing -------------------------------------------------------------------------------
 
     def _keep(self, path: Path, data: Mapping[str, Any]) -> None:
-        with replacing(path) as stream:
+        with appearing(path) as stream:
             stream.write(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace"))
 
     def _append(self, line: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
+from itertools import accumulate
 from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +14,9 @@ from training import fonts, phrases
 
 PixelBox = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels."""
+
+Glyph = tuple[str, float, float]
+"""A character and the middle of where it stands, px."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Style:
 
 
 class Canvas:
-    """A page being filled from top to bottom; `top` is where the next block may begin."""
+    """A page being filled from top to bottom; `top` is where the next block may begin, `glyphs`
+    what was drawn so far, line by line."""
 
     def __init__(self, size: tuple[int, int], ink: int, ground: int, margin: int) -> None:
         self.image = Image.new("L", size, ground)
@@ -44,6 +49,7 @@ class Canvas:
         self.ink = ink
         self.margin = margin
         self.top = margin
+        self.glyphs: list[tuple[Glyph, ...]] = []
 
     @property
     def right(self) -> int:
@@ -59,6 +65,15 @@ class Canvas:
         baseline = top - above
         self.draw.text((x, baseline), text, fill=self.ink, font=font, anchor="ls")
         start, _, end, _ = font.getbbox(text, anchor="ls")
+        widths = [font.getlength(character) for character in text]
+        ends = list(accumulate(widths, initial=x))
+        middle = (top + baseline) / 2
+        self.glyphs.append(
+            tuple(
+                (character, end - width / 2, middle)
+                for character, width, end in zip(text, widths, ends[1:], strict=True)
+            )
+        )
         return (x + start, top, x + end, baseline + below)
 
 
@@ -79,46 +94,6 @@ def fitting(font: ImageFont.FreeTypeFont, text: str, width: int) -> str:
         space = text.rfind(" ")
         text = text[: space if space > 0 else len(text) - 1].rstrip()
     return text
-
-
-def grid(canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style, cell: int) -> list[Block]:
-    """A character in the middle of every `cell` px cell: what is where never varies."""
-    columns, rows = canvas.image.width // cell, canvas.image.height // cell
-    font = fonts.sized(face, rng.randint(style.smallest, style.largest))
-    return [_glyph_row(canvas, rng, font, columns, (0, row), cell) for row in range(rows)]
-
-
-def glyphs(
-    canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style, most: int, cell: int
-) -> list[Block]:
-    """Up to `most` rows of characters, each in the middle of one `cell` px cell of a grid."""
-    font = fonts.sized(face, rng.randint(style.smallest, style.largest))
-    columns, rows = canvas.image.width // cell, canvas.image.height // cell
-    count = rng.randint(1, min(most, rows))
-    blocks = []
-    for row in sorted(rng.sample(range(rows), count)):
-        length = rng.randint(1, min(style.longest, columns))
-        at = (rng.randrange(columns - length + 1), row)
-        blocks.append(_glyph_row(canvas, rng, font, length, at, cell))
-    return blocks
-
-
-def _glyph_row(
-    canvas: Canvas,
-    rng: Random,
-    font: ImageFont.FreeTypeFont,
-    length: int,
-    at: tuple[int, int],
-    cell: int,
-) -> Block:
-    """`length` random characters from cell `at` (column, row) on."""
-    column, row = at
-    text = phrases.random_string(rng, length)
-    for place, character in enumerate(text):
-        middle = ((column + place + 0.5) * cell, (row + 0.5) * cell)
-        canvas.draw.text(middle, character, fill=canvas.ink, font=font, anchor="mm")
-    box = (column * cell, row * cell, (column + length) * cell, (row + 1) * cell)
-    return Block("text", box, text, ((text, box),))
 
 
 def lines(

@@ -6,15 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from deepseek_ocr.errors import GenerationError
-from training.batches import Batch
-from training.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,23 @@ class StepResult:
     lr: float
 
 
+class Taught(Protocol):
+    """A batch of any kind, with its number of positions that teach."""
+
+    @property
+    def taught(self) -> int:
+        """Positions that teach, in tokens."""
+
+
 class Stepper:
-    """Moves the trainable weights of an objective, one call a step."""
+    """Moves the trainable weights of an objective, one call a step.
+
+    The objective takes a batch and gives the sum of its tokens' losses (nats), and the routers'
+    balance loss.
+    """
 
     def __init__(
-        self, objective: Objective, settings: OptimiserSettings, accelerator: Accelerator
+        self, objective: nn.Module, settings: OptimiserSettings, accelerator: Accelerator
     ) -> None:
         self.settings = settings
         self.accelerator = accelerator
@@ -59,7 +69,7 @@ class Stepper:
         self.objective: nn.Module = prepared[0]
         self._prepared = prepared[1:]
 
-    def step(self, batches: Sequence[Batch], lr: float) -> StepResult:
+    def step(self, batches: Sequence[Taught], lr: float) -> StepResult:
         """One step over `batches` (this process's micro-batches), every token counting the same
         wherever it lies.
 
@@ -67,7 +77,7 @@ class Stepper:
         """
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("share", 1.0)
         processes = self.accelerator.num_processes
         tokens = self._summed(sum(batch.taught for batch in batches))
         micro_batches = self._summed(len(batches))
@@ -107,6 +117,10 @@ class Stepper:
         return float(self.accelerator.reduce(tensor, reduction="sum"))
 
 
+_ADAMW_SHARE = 0.3
+"""Of Muon's learning rate for what AdamW moves beside it."""
+
+
 def make_optimisers(
     module: nn.Module, settings: OptimiserSettings, device: torch.device
 ) -> list[torch.optim.Optimizer]:
@@ -128,6 +142,7 @@ def make_optimisers(
         )
         for group in groups:
             group["params"] = [p for p in group["params"] if id(p) not in moved]
+            group["share"] = _ADAMW_SHARE
     fused = device.type in ("cpu", "cuda")
     adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused)
     return [*optimisers, adamw]

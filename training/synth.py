@@ -23,14 +23,13 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from deepseek_ocr.errors import OcrError, SettingsError
-from deepseek_ocr.settings import CELL
 from training import fonts, layouts, progress
 from training.arguments import positive
 from training.files import write_bytes
-from training.layouts import Block, Canvas, PixelBox, Style
+from training.layouts import Block, Canvas, Glyph, PixelBox, Style
 from training.samples import Annotation, LabelledRegion, Reference, annotation_to_json
 
-KINDS = ("grid", "glyphs", "lines", "article", "table", "chart")
+KINDS = ("lines", "article", "table", "chart")
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,12 @@ CLEAN_LINES = Recipe(random_share=0.0, effects=0.0, dark=0.0)
 
 @dataclass(frozen=True)
 class SynthPage:
-    """A page and what is on it."""
+    """A page and what is on it; `glyphs` holds the characters of every line of its text, in the
+    same order."""
 
     image: Image.Image
     annotation: Annotation
+    glyphs: tuple[tuple[Glyph, ...], ...] = ()
 
 
 def make_page(recipe: Recipe, seed: int | str) -> SynthPage:
@@ -103,8 +104,12 @@ def _attempt(recipe: Recipe, rng: Random) -> SynthPage | None:
     blocks, figure = _filled(canvas, rng, face, kind, recipe)
     if not any(block.text or block.lines for block in blocks):
         return None
-    image, blocks = _with_effects(canvas.image, blocks, rng, recipe.effects, ground)
-    return SynthPage(_tinted(image, rng), _annotation(blocks, image.size, rng, figure))
+    image, blocks, angle = _with_effects(canvas.image, blocks, rng, recipe.effects, ground)
+    glyphs = tuple(
+        tuple((character, *_turned_point(x, y, angle, image.size)) for character, x, y in line)
+        for line in canvas.glyphs
+    )
+    return SynthPage(_tinted(image, rng), _annotation(blocks, image.size, rng, figure), glyphs)
 
 
 @cache
@@ -119,10 +124,6 @@ def _filled(
     canvas: Canvas, rng: Random, face: fonts.Typeface, kind: str, recipe: Recipe
 ) -> tuple[list[Block], str | None]:
     style = Style(recipe.smallest, recipe.largest, recipe.longest, recipe.random_share)
-    if kind == "glyphs":
-        return layouts.glyphs(canvas, rng, face, style, recipe.most_lines, CELL), None
-    if kind == "grid":
-        return layouts.grid(canvas, rng, face, style, CELL), None
     if kind == "lines":
         return layouts.lines(canvas, rng, face, style, recipe.most_lines), None
     if kind == "article":
@@ -145,8 +146,10 @@ def _filled(
 
 def _with_effects(
     image: Image.Image, blocks: list[Block], rng: Random, share: float, ground: int
-) -> tuple[Image.Image, list[Block]]:
-    """`image` with noise, blur, a small turn and compression, each on its own `share` of pages."""
+) -> tuple[Image.Image, list[Block], float]:
+    """`image` with noise, blur, a small turn and compression, each on its own `share` of pages;
+    and by how many degrees it was turned."""
+    angle = 0.0
     if rng.random() < share:
         angle = rng.uniform(-2, 2)
         image = image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=ground)
@@ -163,7 +166,7 @@ def _with_effects(
         image.save(packed, "JPEG", quality=rng.randint(35, 90))
         image = Image.open(packed)
         image.load()
-    return image, blocks
+    return image, blocks, angle
 
 
 def _turned(block: Block, angle: float, size: tuple[int, int]) -> Block:
@@ -173,12 +176,16 @@ def _turned(block: Block, angle: float, size: tuple[int, int]) -> Block:
 
 def _turned_box(box: PixelBox, angle: float, size: tuple[int, int]) -> PixelBox:
     """The upright box around `box` turned by `angle` degrees about the middle of the page."""
-    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    middle_x, middle_y = size[0] / 2, size[1] / 2
-    corners = [(x - middle_x, y - middle_y) for x in box[::2] for y in box[1::2]]
-    xs = [middle_x + x * cosine + y * sine for x, y in corners]
-    ys = [middle_y - x * sine + y * cosine for x, y in corners]
+    corners = [_turned_point(x, y, angle, size) for x in box[::2] for y in box[1::2]]
+    xs, ys = zip(*corners, strict=True)
     return (min(xs), min(ys), max(xs), max(ys))
+
+
+def _turned_point(x: float, y: float, angle: float, size: tuple[int, int]) -> tuple[float, float]:
+    """Where a point of the page is after a turn by `angle` degrees about its middle."""
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    right, down = x - size[0] / 2, y - size[1] / 2
+    return (size[0] / 2 + right * cosine + down * sine, size[1] / 2 - right * sine + down * cosine)
 
 
 def _tinted(image: Image.Image, rng: Random) -> Image.Image:

@@ -1,0 +1,159 @@
+"""Training from nothing: the same numbers as the library's class, and what stands where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from deepseek_ocr.checkpoint import read_config
+from deepseek_ocr.images import make_views
+from deepseek_ocr.model import Network, load_network
+from deepseek_ocr.prompts import Codec, load_codec
+from deepseek_ocr.settings import CropSettings
+from tests.conftest import POCKET
+from training import auxiliary, objective, pocket, synth
+from training.auxiliary import AuxiliaryObjective, Lessons
+from training.batches import IGNORED, collate, encode_example
+from training.forward import hidden_states, patchify
+from training.optimisation import OptimiserSettings, Stepper
+from training.phrases import CHARACTERS
+from training.synth import Recipe
+
+PAGE = synth.make_page(Recipe(effects=0.0, dark=0.0), 7)
+
+
+@pytest.fixture
+def network() -> Network:
+    return load_network(POCKET, "cpu", torch.float32).train().requires_grad_(True)
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    text = read_config(POCKET).text_config
+    return load_codec(POCKET, text.bos_token_id, frozenset([text.eos_token_id]), 3)
+
+
+@pytest.mark.parametrize("view", [256, 512, 640, 1024])
+def test_products_give_the_numbers_of_the_librarys_class(
+    network: Network, codec: Codec, view: int
+) -> None:
+    crop = CropSettings(base_size=view, image_size=view, crop_mode=False)
+    examples = [
+        encode_example(codec, make_views(PAGE.image, crop), "Free OCR.", answer, 2048)
+        for answer in ("Two lines\nof text", "One")
+    ]
+    batch = collate(examples, 2)
+    expected = objective.hidden_states(network, batch)
+    got = hidden_states(network, batch.ids, patchify(batch.global_views, pocket.WINDOW))
+    torch.testing.assert_close(got.layers[-1], expected, rtol=1e-4, atol=1e-4)
+    named = dict(network.named_parameters())
+    weigh = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    weigh = weigh * (batch.ids != 2)[..., None]  # nothing is learnt from padding
+    for name, theirs, ours in zip(
+        named,
+        torch.autograd.grad((expected * weigh).sum(), [*named.values()], allow_unused=True),
+        torch.autograd.grad((got.layers[-1] * weigh).sum(), [*named.values()], allow_unused=True),
+        strict=True,
+    ):
+        assert (theirs is None) == (ours is None), name
+        if theirs is not None and ours is not None:
+            gap = (theirs - ours).abs().max() / theirs.abs().max().clamp(min=1e-3)
+            assert gap < 1e-2, name
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["lines", "article", "table", "chart"])
+def test_every_character_of_the_text_is_where_it_is_said_to_be(kind: str, seed: int) -> None:
+    recipe = Recipe(kinds={kind: 1.0}, largest=40, effects=0.0, dark=0.0)
+    page = synth.make_page(recipe, seed)
+    assert "\n".join("".join(c for c, _, _ in line) for line in page.glyphs) == page.annotation.text
+    grey = np.asarray(page.image.convert("L")).astype(int)
+    ground = np.median(grey)
+    for line in page.glyphs:
+        for character, x, y in line:
+            # Marks like a comma or a quote lie above or below the middle of a line.
+            around = grey[max(0, int(y) - 20) : int(y) + 24, max(0, int(x) - 4) : int(x) + 5]
+            assert character == " " or np.abs(around - ground).max() > 40, (character, x, y)
+
+
+def test_characters_move_with_a_page_that_is_turned() -> None:
+    straight, turned = (
+        next(
+            page
+            for seed in range(100)
+            if (page := synth.make_page(Recipe(effects=effects), seed)).annotation.text
+            and (effects == 0.0 or _is_turned(page))
+        )
+        for effects in (0.0, 1.0)
+    )
+    assert len({y for _, _, y in straight.glyphs[0]}) == 1
+    assert len({round(y, 3) for _, _, y in turned.glyphs[0]}) > 1
+
+
+def _is_turned(page: synth.SynthPage) -> bool:
+    return len(page.glyphs[0]) > 1
+
+
+def test_slots_hold_the_characters_that_stand_in_them() -> None:
+    lines = [[("A", 4.0, 8.0), ("b", 12.0, 8.0), (" ", 20.0, 8.0)], [("c", 500.0, 511.0)]]
+    slots = auxiliary.slots_of(lines, (512, 512), 512)
+    assert slots.shape == (32, 64)
+    assert slots[0, 0] == 1 + CHARACTERS.index("A")
+    assert slots[0, 1] == 1 + CHARACTERS.index("b")
+    assert slots[31, 62] == 1 + CHARACTERS.index("c")
+    assert int((slots != auxiliary.NOTHING).sum()) == 3
+    doubled = auxiliary.slots_of(lines, (512, 512), 1024)
+    assert doubled[1, 1] == 1 + CHARACTERS.index("A")
+    beyond = auxiliary.slots_of([[("A", -9.0, 8.0), ("b", 8.0, 600.0)]], (512, 512), 512)
+    assert int(beyond.sum()) == 0
+
+
+def test_tokens_stand_where_their_first_character_does_and_breaks_where_lines_end() -> None:
+    lines = [[("a", 8.0, 16.0), (",", 40.0, 16.0), (" ", 48.0, 16.0)], [("b", 80.0, 160.0)]]
+    places = auxiliary.places_of(lines, (512, 512), [1, 2, 1, 1])  # "a", ", ", "\n", "b"
+    assert places.tolist() == [[1, 2], [5, 2], [6, 2], [10, 20]]
+
+
+def test_a_pages_bytes_are_what_the_network_sees_of_it(codec: Codec) -> None:
+    (page,) = pocket._pages(PAGE, "ocr", 640, codec)
+    crop = CropSettings(base_size=640, image_size=640, crop_mode=False)
+    seen = auxiliary._normalised(page.example.views.global_view, torch.float32)
+    torch.testing.assert_close(seen, make_views(PAGE.image, crop).global_view, atol=1e-6, rtol=0)
+
+
+def test_labels_of_places_lie_on_the_tokens_of_the_text(codec: Codec) -> None:
+    (page,) = pocket._pages(PAGE, "ocr", 512, codec)
+    known = page.places[:, 0] != IGNORED
+    text = codec.decode(page.example.ids[known].tolist())
+    assert text == PAGE.annotation.text
+    (located,) = pocket._pages(PAGE, "locate", 512, codec)
+    assert not bool((located.places != IGNORED).any())
+
+
+@pytest.fixture
+def _own_accelerator() -> Iterator[None]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("_own_accelerator")
+def test_every_part_of_the_loss_falls(codec: Codec) -> None:
+    torch.manual_seed(0)
+    network = load_network(POCKET, "cpu", torch.float32).train().requires_grad_(True)
+    taught = AuxiliaryObjective(network, torch.float32)
+    stepper = Stepper(taught, OptimiserSettings(orthogonal=True), Accelerator())
+    stage = replace(pocket.STAGES[0], pages=4, batch=1)
+    lessons: Lessons = pocket.Pools(stage, codec, 2, 1)[0][0]
+    parts = []
+    for _ in range(16):
+        stepper.step([lessons], 2e-3)
+        parts.append(taught.parts)
+    for name in ("text", "cells", "patches", "here", "next"):
+        assert parts[-1][name] < 0.9 * parts[0][name], name

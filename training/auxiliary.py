@@ -1,0 +1,179 @@
+"""Losses beside the text's own that teach a network from nothing where to look.
+
+A drawn page is known to the pixel. Each vision token has to tell the characters that stand in its
+cell, each of SAM's patches the characters in it, and the decoder, half way up, where on the page
+the next character stands. The heads that tell it are thrown away after training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deepseek_ocr.model import Network
+from deepseek_ocr.settings import CELL
+from training.batches import IGNORED
+from training.forward import PATCH, hidden_states
+from training.layouts import Glyph
+from training.phrases import CHARACTERS
+
+SLOT = (8, 16)
+"""Width and height of the slots that characters are sorted into, px of the view: narrower than
+nearly every letter, lower than every line."""
+
+SLOTS = (CELL // SLOT[0]) * (CELL // SLOT[1])
+"""Slots in a cell, row by row."""
+
+IN_PATCH = PATCH // SLOT[0]
+"""Slots in a patch, which is as high as one."""
+
+PLACES = 64
+"""Parts into which a side of the page is divided to say where a character stands."""
+
+NOTHING = 0
+"""Class of a slot without a character; the others are 1 + the place in `CHARACTERS`."""
+
+CLASSES = 1 + len(CHARACTERS)
+
+_CLASS = {character: at for at, character in enumerate(CHARACTERS, 1)}
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Pages to train on, with what stands where.
+
+    - `ids`, `labels`: `[B, T]`, as in `Batch`
+    - `patches`: bytes `[B, windows, window**2, 768]`, as `forward.patchify` cuts them
+    - `slots`: class of each slot of the page `[B, S / 16, S / 8]`
+    - `places`: where the character that a position's label stands for is, in parts of the page
+      across and down `[B, T, 2]`; `IGNORED` where that is not known
+    """
+
+    ids: Tensor
+    labels: Tensor
+    patches: Tensor
+    slots: Tensor
+    places: Tensor
+
+    @property
+    def taught(self) -> int:
+        """Positions that teach, in tokens."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+    def to(self, device: torch.device) -> Lessons:
+        """The same on `device`."""
+        moved = {name: value.to(device) for name, value in vars(self).items()}
+        return replace(self, **moved)
+
+
+def slots_of(lines: Sequence[Sequence[Glyph]], size: tuple[int, int], view: int) -> Tensor:
+    """Classes of the slots `[view / 16, view / 8]` of a square page of `size` px seen as `view` px.
+
+    Of two characters in one slot the first stays; spaces are nothing.
+    """
+    slots = np.full((view // SLOT[1], view // SLOT[0]), NOTHING)
+    for character, x, y in (glyph for line in lines for glyph in line):
+        column = int(x * view / size[0] / SLOT[0])
+        row = int(y * view / size[1] / SLOT[1])
+        inside = 0 <= row < slots.shape[0] and 0 <= column < slots.shape[1]
+        if inside and character in _CLASS and slots[row, column] == NOTHING:
+            slots[row, column] = _CLASS[character]
+    return torch.from_numpy(slots)
+
+
+def places_of(
+    lines: Sequence[Sequence[Glyph]], size: tuple[int, int], lengths: Sequence[int]
+) -> Tensor:
+    """Where each token of the page's text stands `[tokens, 2]`; `lengths` are the tokens' lengths
+    in characters. A token of several stands where its first does, a line break where its line ends.
+    """
+    spots: list[tuple[int, int]] = []
+    for line in lines:
+        spots += [(_part(x, size[0]), _part(y, size[1])) for _, x, y in [*line, *line[-1:]]]
+    starts = accumulate(lengths[:-1], initial=0)
+    return torch.tensor([spots[start] for start in starts])
+
+
+def _part(value: float, side: int) -> int:
+    return min(max(int(value / side * PLACES), 0), PLACES - 1)
+
+
+class AuxiliaryObjective(nn.Module):
+    """The network with its loss and the auxiliary ones; see `Objective` for the plain one."""
+
+    def __init__(self, network: Network, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+        hidden = network.config.text_config.hidden_size
+        channels = network.model.vision_tower.sam_encoder.neck.conv2.out_channels
+        self.cell_head = nn.Linear(hidden, SLOTS * CLASSES)
+        self.patch_head = nn.Linear(channels, IN_PATCH * CLASSES)
+        self.here_head = nn.Linear(hidden, 2 * PLACES)
+        self.next_head = nn.Linear(hidden, 2 * PLACES)
+        self.parts: dict[str, float] = {}
+
+    def forward(self, lessons: Lessons) -> tuple[Tensor, Tensor]:
+        """The sum over the tokens of all losses (nats), and 0 for the routers' balance.
+
+        `parts` then holds the mean of each: `text`, `here` and `next` a token, `cells` and
+        `patches` a slot.
+        """
+        hidden = hidden_states(self.network, lessons.ids, _normalised(lessons.patches, self.dtype))
+        targets = lessons.labels[:, 1:]
+        taught = targets != IGNORED
+        scores = functional.linear(
+            hidden.layers[-1][:, :-1][taught], self.network.lm_head.weight.to(self.dtype)
+        )
+        text = functional.cross_entropy(scores.float(), targets[taught])
+        cells = _slot_loss(self.cell_head, hidden.cells, lessons.slots, CELL)
+        patches = _slot_loss(self.patch_head, hidden.patches, lessons.slots, PATCH)
+        # Half way up where the token itself stands, then where the next one does.
+        half, later = hidden.layers[len(hidden.layers) // 2 - 1], hidden.layers[-2]
+        here = _place_loss(self.here_head, half, lessons.places)
+        places = _place_loss(self.next_head, later[:, :-1], lessons.places[:, 1:])
+        parts = {"text": text, "cells": cells, "patches": patches, "here": here, "next": places}
+        self.parts = {name: float(part.detach()) for name, part in parts.items()}
+        total = text + 0.5 * cells + 0.25 * patches + 0.25 * here + 0.25 * places
+        return total * int(taught.sum()), torch.zeros((), device=total.device)
+
+
+def _place_loss(head: nn.Linear, states: Tensor, places: Tensor) -> Tensor:
+    """Mean loss over the positions whose place is known, across and down."""
+    known = places[..., 0] != IGNORED
+    if not bool(known.any()):
+        return torch.zeros((), device=states.device)
+    both = rearrange(_head(head, states[known]).float(), "n (two part) -> (n two) part", two=2)
+    return functional.cross_entropy(both, places[known].flatten())
+
+
+def _slot_loss(head: nn.Linear, features: Tensor, slots: Tensor, side: int) -> Tensor:
+    """Mean loss over the slots with a character and as many without one, drawn at random;
+    `side` is how many px a feature stands for."""
+    rows, columns = side // SLOT[1], side // SLOT[0]
+    wanted = rearrange(slots, "b (y r) (x c) -> (b y x) (r c)", r=rows, c=columns)
+    filled = wanted != NOTHING
+    share = filled.sum() / max(1, int((~filled).sum()))
+    asked = filled | (torch.rand(wanted.shape, device=wanted.device) < share)
+    at, slot = asked.nonzero(as_tuple=True)
+    used, place = torch.unique(at, return_inverse=True)
+    scores = _head(head, rearrange(features, "b y x c -> (b y x) c")[used])
+    scores = rearrange(scores, "n (slot k) -> n slot k", slot=rows * columns)
+    return functional.cross_entropy(scores[place, slot].float(), wanted[at, slot])
+
+
+def _normalised(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes in [-1, 1], as `make_views` does it."""
+    return pixels.to(dtype).div_(127.5).sub_(1)
+
+
+def _head(head: nn.Linear, x: Tensor) -> Tensor:
+    x = functional.layer_norm(x, x.shape[-1:])
+    return functional.linear(x, head.weight.to(x.dtype), head.bias.to(x.dtype))
