@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from deepseek_ocr.checkpoint import read_config
+from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.images import make_views
 from deepseek_ocr.model import Network, load_network
 from deepseek_ocr.prompts import Codec, load_codec
@@ -20,7 +22,7 @@ from tests.conftest import POCKET
 from training import auxiliary, objective, pocket, synth
 from training.auxiliary import AuxiliaryObjective, Lessons
 from training.batches import IGNORED, collate, encode_example
-from training.forward import hidden_states, patchify
+from training.forward import decode, patchify, see
 from training.optimisation import OptimiserSettings, Stepper
 from training.phrases import CHARACTERS
 from training.synth import Recipe
@@ -50,15 +52,16 @@ def test_products_give_the_numbers_of_the_librarys_class(
     ]
     batch = collate(examples, 2)
     expected = objective.hidden_states(network, batch)
-    got = hidden_states(network, batch.ids, patchify(batch.global_views, pocket.WINDOW))
-    torch.testing.assert_close(got.layers[-1], expected, rtol=1e-4, atol=1e-4)
+    seen = see(network, patchify(batch.global_views, pocket.WINDOW))
+    got = decode(network, batch.ids, seen.cells)[-1]
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     named = dict(network.named_parameters())
     weigh = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     weigh = weigh * (batch.ids != 2)[..., None]  # nothing is learnt from padding
     for name, theirs, ours in zip(
         named,
         torch.autograd.grad((expected * weigh).sum(), [*named.values()], allow_unused=True),
-        torch.autograd.grad((got.layers[-1] * weigh).sum(), [*named.values()], allow_unused=True),
+        torch.autograd.grad((got * weigh).sum(), [*named.values()], allow_unused=True),
         strict=True,
     ):
         assert (theirs is None) == (ours is None), name
@@ -68,7 +71,7 @@ def test_products_give_the_numbers_of_the_librarys_class(
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("kind", ["lines", "article", "table", "chart"])
+@pytest.mark.parametrize("kind", ["lines", "full", "article", "table", "chart"])
 def test_every_character_of_the_text_is_where_it_is_said_to_be(kind: str, seed: int) -> None:
     recipe = Recipe(kinds={kind: 1.0}, largest=40, effects=0.0, dark=0.0)
     page = synth.make_page(recipe, seed)
@@ -144,16 +147,41 @@ def _own_accelerator() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_own_accelerator")
-def test_every_part_of_the_loss_falls(codec: Codec) -> None:
+@pytest.mark.parametrize(
+    ("number", "losses"),
+    [(0, {"cells", "patches"}), (1, {"text", "cells", "patches", "here", "next"})],
+)
+def test_every_part_of_the_loss_falls(codec: Codec, number: int, losses: set[str]) -> None:
     torch.manual_seed(0)
     network = load_network(POCKET, "cpu", torch.float32).train().requires_grad_(True)
     taught = AuxiliaryObjective(network, torch.float32)
     stepper = Stepper(taught, OptimiserSettings(orthogonal=True), Accelerator())
-    stage = replace(pocket.STAGES[0], pages=4, batch=1)
+    stage = replace(pocket.STAGES[number], pages=4, batch=1)
     lessons: Lessons = pocket.Pools(stage, codec, 2, 1)[0][0]
     parts = []
     for _ in range(16):
         stepper.step([lessons], 2e-3)
         parts.append(taught.parts)
-    for name in ("text", "cells", "patches", "here", "next"):
+    assert set(parts[0]) == losses
+    for name in losses:
         assert parts[-1][name] < 0.9 * parts[0][name], name
+
+
+def test_heads_outlast_a_stage(network: Network, tmp_path: Path) -> None:
+    first, second = AuxiliaryObjective(network), AuxiliaryObjective(network)
+    first.save_heads(tmp_path / "heads.safetensors")
+    second.load_heads(tmp_path / "heads.safetensors")
+    assert torch.equal(second.cell_head.weight, first.cell_head.weight.bfloat16().float())
+
+
+@pytest.mark.parametrize("content", [None, b"nonsense", "a model's"])
+def test_a_file_without_heads_is_refused(
+    network: Network, tmp_path: Path, content: bytes | str | None
+) -> None:
+    file = tmp_path / "heads.safetensors"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content:
+        file.write_bytes((POCKET / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="leave out --heads"):
+        AuxiliaryObjective(network).load_heads(file)

@@ -90,7 +90,7 @@ def _own_accelerator() -> Iterator[None]:
 def test_a_stage_of_its_training_leaves_a_model_that_loads_and_a_log_of_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = pocket.STAGES[0]
+    first = pocket.STAGES[1]
     monkeypatch.setattr(pocket, "STAGES", (replace(first, pages=64, batch=8, warmup=1),))
     monkeypatch.setattr(pocket.Log, "__init__", partialmethod(pocket.Log.__init__, every=1))
     assert pocket.main(["--output", str(tmp_path / "out"), "--workers", "0"]) == 0

@@ -10,17 +10,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.model import Network
 from deepseek_ocr.settings import CELL
 from training.batches import IGNORED
-from training.forward import PATCH, hidden_states
+from training.checkpoints import save_tensors
+from training.files import writing
+from training.forward import PATCH, decode, see
 from training.layouts import Glyph
 from training.phrases import CHARACTERS
 
@@ -49,7 +55,7 @@ _CLASS = {character: at for at, character in enumerate(CHARACTERS, 1)}
 class Lessons:
     """Pages to train on, with what stands where.
 
-    - `ids`, `labels`: `[B, T]`, as in `Batch`
+    - `ids`, `labels`: `[B, T]`, as in `Batch`; T is 0 where only the encoders learn
     - `patches`: bytes `[B, windows, window**2, 768]`, as `forward.patchify` cuts them
     - `slots`: class of each slot of the page `[B, S / 16, S / 8]`
     - `places`: where the character that a position's label stands for is, in parts of the page
@@ -64,7 +70,9 @@ class Lessons:
 
     @property
     def taught(self) -> int:
-        """Positions that teach, in tokens."""
+        """Positions that teach, in tokens; characters, where only the encoders learn."""
+        if self.ids.shape[1] == 0:
+            return int((self.slots != NOTHING).sum())
         return int((self.labels[:, 1:] != IGNORED).sum())
 
     def to(self, device: torch.device) -> Lessons:
@@ -105,6 +113,10 @@ def _part(value: float, side: int) -> int:
     return min(max(int(value / side * PLACES), 0), PLACES - 1)
 
 
+WEIGHTS = {"text": 1.0, "cells": 0.5, "patches": 0.25, "here": 0.25, "next": 0.25}
+"""Of the losses, beside the text's own."""
+
+
 class AuxiliaryObjective(nn.Module):
     """The network with its loss and the auxiliary ones; see `Objective` for the plain one."""
 
@@ -126,23 +138,50 @@ class AuxiliaryObjective(nn.Module):
         `parts` then holds the mean of each: `text`, `here` and `next` a token, `cells` and
         `patches` a slot.
         """
-        hidden = hidden_states(self.network, lessons.ids, _normalised(lessons.patches, self.dtype))
+        seen = see(self.network, _normalised(lessons.patches, self.dtype))
+        parts = {
+            "cells": _slot_loss(self.cell_head, seen.cells, lessons.slots, CELL),
+            "patches": _slot_loss(self.patch_head, seen.patches, lessons.slots, PATCH),
+        }
+        if lessons.ids.shape[1]:
+            parts |= self._reading(lessons, seen.cells)
+        self.parts = {name: float(part.detach()) for name, part in parts.items()}
+        total = torch.stack([WEIGHTS[name] * part for name, part in parts.items()]).sum()
+        return total * lessons.taught, torch.zeros((), device=total.device)
+
+    def save_heads(self, file: Path) -> None:
+        """Write the heads of the auxiliary losses. Raises `OutputError`."""
+        kept = {n: v.detach().to("cpu", torch.bfloat16) for n, v in self._heads()}
+        with writing(file):
+            save_tensors(kept, file)
+
+    def load_heads(self, file: Path) -> None:
+        """Take over what `save_heads` wrote. Raises `CheckpointError`."""
+        try:
+            kept = load_file(file)
+            for name, values in self._heads():
+                values.data.copy_(kept[name])
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{file} does not hold the heads of this network ({error}); leave out --heads."
+            ) from error
+
+    def _heads(self) -> list[tuple[str, nn.Parameter]]:
+        return [(n, p) for n, p in self.named_parameters() if not n.startswith("network.")]
+
+    def _reading(self, lessons: Lessons, cells: Tensor) -> dict[str, Tensor]:
+        states = decode(self.network, lessons.ids, cells)
         targets = lessons.labels[:, 1:]
         taught = targets != IGNORED
-        scores = functional.linear(
-            hidden.layers[-1][:, :-1][taught], self.network.lm_head.weight.to(self.dtype)
-        )
-        text = functional.cross_entropy(scores.float(), targets[taught])
-        cells = _slot_loss(self.cell_head, hidden.cells, lessons.slots, CELL)
-        patches = _slot_loss(self.patch_head, hidden.patches, lessons.slots, PATCH)
+        last = states[-1][:, :-1][taught]
+        scores = functional.linear(last, self.network.lm_head.weight.to(self.dtype))
         # Half way up where the token itself stands, then where the next one does.
-        half, later = hidden.layers[len(hidden.layers) // 2 - 1], hidden.layers[-2]
-        here = _place_loss(self.here_head, half, lessons.places)
-        places = _place_loss(self.next_head, later[:, :-1], lessons.places[:, 1:])
-        parts = {"text": text, "cells": cells, "patches": patches, "here": here, "next": places}
-        self.parts = {name: float(part.detach()) for name, part in parts.items()}
-        total = text + 0.5 * cells + 0.25 * patches + 0.25 * here + 0.25 * places
-        return total * int(taught.sum()), torch.zeros((), device=total.device)
+        half, later = states[len(states) // 2 - 1], states[-2]
+        return {
+            "text": functional.cross_entropy(scores.float(), targets[taught]),
+            "here": _place_loss(self.here_head, half, lessons.places),
+            "next": _place_loss(self.next_head, later[:, :-1], lessons.places[:, 1:]),
+        }
 
 
 def _place_loss(head: nn.Linear, states: Tensor, places: Tensor) -> Tensor:

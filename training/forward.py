@@ -22,15 +22,13 @@ PATCH = 16
 
 
 @dataclass(frozen=True)
-class Hidden:
-    """What the network makes of a batch on the way; g = cells a side.
+class Seen:
+    """What the encoders make of pages; g = cells a side.
 
-    - `layers`: the decoder's states `[B, T, hidden]` after each layer, the last ones normalised
     - `cells`: vision tokens `[B, g, g, hidden]`
     - `patches`: SAM's features before they are merged into cells `[B, 4g, 4g, C]`
     """
 
-    layers: tuple[Tensor, ...]
     cells: Tensor
     patches: Tensor
 
@@ -47,23 +45,29 @@ def patchify(views: Tensor, window: int) -> Tensor:
     )
 
 
-def hidden_states(network: Network, ids: Tensor, patches: Tensor) -> Hidden:
-    """Run the network over token ids `[B, T]` and `patchify`'s patches, in the patches' type."""
+def see(network: Network, patches: Tensor) -> Seen:
+    """Run the encoders over `patchify`'s patches, in their type."""
     model = network.model
     cells, fine = _sam(model.vision_tower.sam_encoder, patches)
     side = cells.shape[1]
     flat = rearrange(cells, "b h w c -> b (h w) c")
     clip = _clip(model.vision_tower.vision_encoder, flat, side)
-    seen = _linear(torch.cat([clip, flat], -1), model.multi_modal_projector)
-    seen = rearrange(seen, "b (h w) c -> b h w c", h=side)
-    kind, size = seen.dtype, len(seen)
+    tokens = _linear(torch.cat([clip, flat], -1), model.multi_modal_projector)
+    return Seen(rearrange(tokens, "b (h w) c -> b h w c", h=side), fine)
+
+
+def decode(network: Network, ids: Tensor, cells: Tensor) -> tuple[Tensor, ...]:
+    """The decoder's states `[B, T, hidden]` after each layer, the last ones normalised, for token
+    ids `[B, T]` with vision tokens `[B, g, g, hidden]` behind the first."""
+    model = network.model
+    kind, size, side = cells.dtype, len(cells), cells.shape[1]
     newlines = model.image_newline.to(kind).expand(size, side, 1, -1)
-    rows = rearrange(torch.cat([seen, newlines], 2), "b h w c -> b (h w) c")
+    rows = rearrange(torch.cat([cells, newlines], 2), "b h w c -> b (h w) c")
     rows = torch.cat([rows, model.view_separator.to(kind).expand(size, 1, -1)], 1)
     embedded = functional.embedding(ids, model.language_model.embed_tokens.weight).to(kind)
     # The begin token, the page, the rest of the prompt and the answer.
     x = torch.cat([embedded[:, :1], rows, embedded[:, 1 + rows.shape[1] :]], 1)
-    return Hidden(_decoder(model.language_model, x), seen, fine)
+    return _decoder(model.language_model, x)
 
 
 def _sam(sam: Any, patches: Tensor) -> tuple[Tensor, Tensor]:

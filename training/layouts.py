@@ -122,6 +122,26 @@ def lines(
     return blocks
 
 
+def full(canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style) -> list[Block]:
+    """Lines from edge to edge and from top to bottom: as much to read as fits."""
+    blocks: list[Block] = []
+    size = rng.randint(style.smallest, style.largest)
+    same = rng.random() < 0.6
+    while True:
+        if not same:
+            size = rng.randint(style.smallest, style.largest)
+        font = fonts.sized(face, size)
+        if canvas.top + height_of(font) > canvas.bottom:
+            return blocks
+        x = canvas.margin + rng.randint(0, size)
+        words = " ".join(phrases.line(rng, style.longest, style.random_share) for _ in range(2))
+        text = fitting(font, words, canvas.right - x)
+        if text:
+            box = canvas.text(x, canvas.top, text, font)
+            blocks.append(Block("text", box, text, ((text, box),)))
+        canvas.top += int(height_of(font) * rng.uniform(1.1, 1.5)) + 1
+
+
 def paragraph(
     canvas: Canvas, font: ImageFont.FreeTypeFont, rng: Random, style: Style, most: int, label: str
 ) -> Block | None:

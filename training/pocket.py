@@ -1,9 +1,10 @@
 """Train a model of the bundled one's size from nothing: `python -m training.pocket --output DIR`.
 
-Two stages: lines of text of every size that is legible, then pages of every kind, for every task
-and preset. Each page is drawn once and never seen again. Reading from nothing stays on a plateau
-for hundreds of thousands of pages while the text is all that teaches; with the losses of
-`training.auxiliary` beside it the network knows where it is on a page after a few thousand.
+Three stages: the encoders alone learn letters, on pages full of them; then all of it reads lines
+of text; then pages of every kind, for every task and preset. Each page is drawn once and never seen
+again. Reading from nothing stays on a plateau for hundreds of thousands of pages while the text is
+all that teaches; with the losses of `training.auxiliary` beside it the network knows where it is on
+a page after a few thousand.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -59,7 +59,7 @@ class Stage:
     - `sources`: what pages are made of
     - `pages`: how many there are, at 512 px (larger views make smaller batches)
     - `batch`: pages a step, at 512 px
-    - `tasks`: short names of tasks with weights
+    - `tasks`: short names of tasks with weights; none where only the encoders learn
     - `lr`: highest learning rate, reached after `warmup` optimiser steps, falling to a twentieth
       where `decays`
     """
@@ -109,7 +109,8 @@ class Pools(Dataset[list[Lessons]]):
         pages: list[Page] = []
         while len(pages) < size * POOL:
             drawn = synth.make_page(source.recipe, rng.getrandbits(64))
-            task = rng.choices(list(self.stage.tasks), list(self.stage.tasks.values()))[0]
+            tasks = self.stage.tasks
+            task = rng.choices(list(tasks), list(tasks.values()))[0] if tasks else None
             pages += _pages(drawn, task, source.view, self.codec)
         pages = sorted(pages[: size * POOL], key=lambda page: len(page.example.ids))
         parts = [pages[at : at + size] for at in range(0, len(pages), size)]
@@ -117,15 +118,18 @@ class Pools(Dataset[list[Lessons]]):
         return [_lessons(part, self.pad_id) for part in parts]
 
 
-def _pages(drawn: synth.SynthPage, task: str, view: int, codec: Codec) -> list[Page]:
+def _pages(drawn: synth.SynthPage, task: str | None, view: int, codec: Codec) -> list[Page]:
     """What `task` asks of a page seen through a view of `view` px: nothing where it has no
-    answer there."""
+    answer there. Without a task a page has no ids."""
     if task == "figure" and not drawn.annotation.figure:
         task = "ocr"
     # Bytes for as long as possible: they are a quarter of what travels between processes.
     pixels = np.array(drawn.image.resize((view, view)))
     views = Views(rearrange(torch.from_numpy(pixels), "h w c -> c h w"), torch.empty(0), (1, 1))
     slots = auxiliary.slots_of(drawn.glyphs, drawn.image.size, view)
+    if task is None:
+        nothing = torch.empty(0, dtype=torch.long)
+        return [Page(EncodedExample(nothing, nothing, views), slots, nothing.view(0, 2))]
     pages: list[Page] = []
     for asked in examples_of(Sample(Path(), drawn.annotation, ""), [task]):
         example = encode_example(codec, views, asked.prompt, asked.answer, CONTEXT)
@@ -150,6 +154,9 @@ def _lessons(pages: Sequence[Page], pad_id: int) -> Lessons:
         padded([page.places for page in pages], batch_first=True, padding_value=IGNORED),
     )
 
+
+HEADS = "heads.safetensors"
+"""Where a stage leaves the heads of its auxiliary losses, which are no part of the model."""
 
 SAVE_EVERY_S = 300.0
 """Seconds after which the weights are saved in the middle of a stage."""
@@ -229,7 +236,10 @@ _KINDS = replace(
     synth.MIXED, smallest=20, largest=48, kinds={"article": 0.5, "table": 0.3, "chart": 0.2}
 )
 
+_FULL = replace(_LINES, kinds={"full": 1.0})
+
 STAGES = (
+    Stage("glyphs", (Source(_FULL, 512),), 60_000, batch=24, tasks={}),
     Stage(
         "lines",
         (Source(_LINES, 512, 0.85), Source(_FEW, 512, 0.15)),
@@ -258,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train one stage; exit status 0, or 2 where it could not."""
     given = _parser().parse_args(arguments)
     try:
-        train_stage(given.stage, given.output, given.start, given.seed, given.workers)
+        train_stage(given.stage, given.output, given.start, given.heads, given.seed, given.workers)
     except OcrError as error:
         print(f"pocket: {error}", file=sys.stderr)
         return 2
@@ -267,10 +277,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train_stage(
-    stage: int, output: Path, start: Path | None, seed: int = 1, workers: int = 1
+    stage: int,
+    output: Path,
+    start: Path | None = None,
+    heads: Path | None = None,
+    seed: int = 1,
+    workers: int = 1,
 ) -> None:
     """Train stage `stage` (from 1), from the checkpoint `start`, or from nothing, into
-    `output/model`; losses go to `output/log.jsonl`.
+    `output/model`; losses go to `output/log.jsonl`, the auxiliary losses' heads to `output/HEADS`,
+    from where the next stage may take them as `heads`.
 
     Raises `CheckpointError` and `OutputError`.
     """
@@ -289,7 +305,13 @@ def train_stage(
     objective = AuxiliaryObjective(network).to(accelerator.device)
     stepper = Stepper(objective, OptimiserSettings(orthogonal=True), accelerator)
     log = Log(output / "log.jsonl")
-    save = partial(save_checkpoint, network, start, output / "model")
+    if heads is not None:
+        objective.load_heads(heads)
+
+    def save() -> None:
+        save_checkpoint(network, start, output / "model")
+        objective.save_heads(output / HEADS)
+
     pools = Pools(STAGES[stage - 1], codec, text.pad_token_id, seed)
     data: DataLoader[list[Lessons]] = DataLoader(
         pools, batch_size=None, num_workers=workers, prefetch_factor=3 if workers else None
@@ -310,6 +332,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--start", type=Path, metavar="FOLDER", help="checkpoint to go on from (default: nothing)"
+    )
+    parser.add_argument(
+        "--heads",
+        type=Path,
+        metavar="FILE",
+        help=f"{HEADS} of the stage before (default: new ones)",
     )
     parser.add_argument("--seed", type=int, default=1, help="of weights and pages (default: 1)")
     parser.add_argument(

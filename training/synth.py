@@ -29,7 +29,7 @@ from training.files import write_bytes
 from training.layouts import Block, Canvas, Glyph, PixelBox, Style
 from training.samples import Annotation, LabelledRegion, Reference, annotation_to_json
 
-KINDS = ("lines", "article", "table", "chart")
+KINDS = ("lines", "full", "article", "table", "chart")
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,8 @@ def _filled(
     style = Style(recipe.smallest, recipe.largest, recipe.longest, recipe.random_share)
     if kind == "lines":
         return layouts.lines(canvas, rng, face, style, recipe.most_lines), None
+    if kind == "full":
+        return layouts.full(canvas, rng, face, style), None
     if kind == "article":
         return layouts.article(canvas, rng, face, style), None
     heading = None
