@@ -205,4 +205,5 @@ def _norm(x: Tensor, layer: Any) -> Tensor:
 def _rms(x: Tensor, layer: Any) -> Tensor:
     wide = x.float()
     scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + layer.variance_epsilon)
-    return layer.weight.to(x.dtype) * scaled.to(x.dtype)
+    weighed: Tensor = layer.weight.to(x.dtype) * scaled.to(x.dtype)
+    return weighed

@@ -1,10 +1,10 @@
 """Train a model of the bundled one's size from nothing: `python -m training.pocket --output DIR`.
 
-Three stages: the encoders alone learn letters, on pages full of them; then all of it reads lines
-of text; then pages of every kind, for every task and preset. Each page is drawn once and never seen
-again. Reading from nothing stays on a plateau for hundreds of thousands of pages while the text is
-all that teaches; with the losses of `training.auxiliary` beside it the network knows where it is on
-a page after a few thousand.
+Four stages: the encoders alone learn letters, on pages full of them; then all of it reads short
+lines, then lines as long and small as a page holds; then pages of every kind, for every task and
+preset. Each page is drawn once and never seen again. Reading from nothing stays on a plateau for
+hundreds of thousands of pages while the text is all that teaches; the losses of
+`training.auxiliary` show the network where to look.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Pools(Dataset[list[Lessons]]):
     def __getitem__(self, number: int) -> list[Lessons]:
         rng = Random(f"{self.seed}:{self.stage.name}:{number}")
         source = rng.choices(self.stage.sources, [s.weight for s in self.stage.sources])[0]
-        size = max(1, round(self.stage.batch * min(1.0, (512 / source.view) ** 2)))
+        size = max(1, round(self.stage.batch * (512 / source.view) ** 2))
         pages: list[Page] = []
         while len(pages) < size * POOL:
             drawn = synth.make_page(source.recipe, rng.getrandbits(64))
@@ -236,15 +236,24 @@ _KINDS = replace(
     synth.MIXED, smallest=20, largest=48, kinds={"article": 0.5, "table": 0.3, "chart": 0.2}
 )
 
+_SHORT = replace(_LINES, size=(256, 256), longest=9, most_lines=5)
+
 _FULL = replace(_LINES, kinds={"full": 1.0})
 
 STAGES = (
-    Stage("glyphs", (Source(_FULL, 512),), 60_000, batch=24, tasks={}),
+    Stage("glyphs", (Source(_FULL, 512),), 40_000, batch=24, tasks={}),
+    Stage(
+        "short lines",
+        (Source(_SHORT, 256, 0.8), Source(_FEW, 512, 0.2)),
+        50_000,
+        tasks={"ocr": 0.95, "locate": 0.05},
+    ),
     Stage(
         "lines",
-        (Source(_LINES, 512, 0.85), Source(_FEW, 512, 0.15)),
-        50_000,
-        tasks={"ocr": 0.86, "markdown": 0.06, "locate": 0.08},
+        (Source(_LINES, 512, 0.5), Source(_FEW, 512, 0.3), Source(_SHORT, 256, 0.2)),
+        100_000,
+        tasks={"ocr": 0.88, "markdown": 0.05, "locate": 0.07},
+        decays=True,
     ),
     Stage(
         "pages",
