@@ -238,10 +238,19 @@ _KINDS = replace(
 
 _SHORT = replace(_LINES, size=(256, 256), longest=9, most_lines=5)
 
+_LARGE = replace(_LINES, smallest=44, largest=104, longest=12, most_lines=4)
+"""As large views show the same pages, and as headings are."""
+
 _FULL = replace(_LINES, kinds={"full": 1.0})
 
 STAGES = (
-    Stage("glyphs", (Source(_FULL, 512),), 40_000, batch=24, tasks={}),
+    Stage(
+        "glyphs",
+        (Source(_FULL, 512, 0.8), Source(replace(_FULL, smallest=44, largest=104), 512, 0.2)),
+        40_000,
+        batch=24,
+        tasks={},
+    ),
     Stage(
         "short lines",
         (Source(_SHORT, 256, 0.8), Source(_FEW, 512, 0.2)),
@@ -250,7 +259,12 @@ STAGES = (
     ),
     Stage(
         "lines",
-        (Source(_LINES, 512, 0.5), Source(_FEW, 512, 0.3), Source(_SHORT, 256, 0.2)),
+        (
+            Source(_LINES, 512, 0.45),
+            Source(_FEW, 512, 0.25),
+            Source(_LARGE, 512, 0.15),
+            Source(_SHORT, 256, 0.15),
+        ),
         100_000,
         tasks={"ocr": 0.88, "markdown": 0.05, "locate": 0.07},
         decays=True,
@@ -258,8 +272,9 @@ STAGES = (
     Stage(
         "pages",
         (
-            Source(_LINES, 512, 0.44),
-            Source(_FEW, 512, 0.14),
+            Source(_LINES, 512, 0.38),
+            Source(_FEW, 512, 0.12),
+            Source(_LARGE, 512, 0.08),
             Source(_KINDS, 512, 0.1),
             Source(_LINES, 640, 0.12),
             Source(_LINES, 1024, 0.2),
