@@ -30,11 +30,15 @@ class Helpers:
         self.count = count
         self._prepare, self._done = prepare, done
         self._line: SimpleQueue[Job | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Start the threads."""
         for number in range(self.count):
-            threading.Thread(target=self._run, name=f"ocr-helper-{number}", daemon=True).start()
+            name = f"ocr-helper-{number}"
+            thread = threading.Thread(target=self._run, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def prepare(self, job: Job) -> None:
         """Let the next thread that is free prepare a page."""
@@ -44,6 +48,13 @@ class Helpers:
         """Let every thread end when it has done what it was given."""
         for _ in range(self.count):
             self._line.put(None)
+
+    def join(self) -> None:
+        """Wait for the threads to end; one that computes while the interpreter goes down would
+        crash it."""
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
 
     def _run(self) -> None:
         while self._prepare_one():

@@ -125,6 +125,10 @@ class Scheduler:
         if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join()
 
+    def join_helpers(self) -> None:
+        """Wait for the threads that prepare pages to end what they are at."""
+        self._helpers.join()
+
     def _start(self) -> None:
         self._worker = threading.Thread(target=self._run, name="ocr-worker", daemon=True)
         _end_with_the_program(self)
@@ -396,3 +400,4 @@ def _end_all() -> None:
     for scheduler in list(_LIVE):
         scheduler.close()
         scheduler.join()
+        scheduler.join_helpers()
