@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -90,6 +91,14 @@ def _no_user_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _any_size_may_be_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' checkpoints are small; one test looks at this bound itself."""
     monkeypatch.setattr(weights, "_LEAST_SHARE", 0.0)
+
+
+@pytest.fixture
+def own_accelerator() -> Iterator[None]:
+    """The library keeps one state for the process, with the precision of whoever came first."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

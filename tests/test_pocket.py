@@ -4,13 +4,11 @@ stage of it runs."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 
 import tasks
 from deepseek_ocr.checkpoint import read_config
@@ -78,15 +76,7 @@ def measured(
     return summarise(evaluate(examples, read))[task]
 
 
-@pytest.fixture
-def _own_accelerator() -> Iterator[None]:
-    """The library keeps one state for the process, with the precision of whoever came first."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("_own_accelerator")
+@pytest.mark.usefixtures("own_accelerator")
 def test_a_stage_of_its_training_leaves_a_model_that_loads_and_a_log_of_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -285,7 +285,7 @@ STAGES = (
         decays=True,
     ),
 )
-"""Each takes less than two hours on two cores."""
+"""Each is meant for less than two hours on two cores."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
