@@ -2,9 +2,10 @@
 //
 // The position bias of a score is the sum of a term for the key's row and one for its column. Both
 // are added while the scores of a few dozen queries are in cache, so the bias is never built. Keys
-// and values of one head are laid out once, for `vdpbf16ps`: two neighbouring numbers in each of 16
-// lanes. Windows are read where they lie in the map, and the softmax runs over blocks of keys.
-// Scores, probabilities before they are rounded, and sums are float32.
+// and values of one head are laid out once, as `vdpbf16ps` and the tiles of AMX want them: two
+// neighbouring numbers in each of 16 lanes. Windows are read where they lie in the map, and the
+// softmax runs over blocks of keys. Scores, probabilities before they are rounded, and sums are
+// float32. Products go through AMX where the processor has it and the system allows it.
 //
 // compiled_attention.py fills `Call`, which must agree with it word for word.
 
@@ -18,6 +19,11 @@
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
 #include <immintrin.h>
 #define CAN_RUN 1
+#endif
+#if defined(CAN_RUN) && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define HAS_TILES 1
 #endif
 
 struct Call {
@@ -34,7 +40,7 @@ struct Call {
 #ifdef CAN_RUN
 namespace {
 
-constexpr int64_t QUERIES = 48, KEYS = 512, LANES = 16;
+constexpr int64_t QUERIES = 64, KEYS = 512, LANES = 16;
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 constexpr float LOG2E = 1.44269504f;
 
@@ -138,16 +144,123 @@ void all_weighed(const uint32_t* p, int64_t p_stride, int64_t count, int64_t pai
     }
 }
 
+#ifdef HAS_TILES
+// True where the system lets this process use the tile registers; it has to be asked once.
+bool tiles_allowed() {
+    constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // <asm/prctl.h>, the state's number
+    static const bool allowed = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+    return allowed;
+}
+
+// Every tile 16 rows of 64 bytes, for this thread, as long as it lives.
+struct Tiles {
+    bool used;
+    explicit Tiles(bool wanted) : used(wanted && tiles_allowed()) {
+        if (!used) return;
+        struct alignas(64) {
+            uint8_t palette = 1, start = 0, reserved[14] = {};
+            uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+        } shapes;
+        _tile_loadconfig(&shapes);
+    }
+    ~Tiles() {
+        if (used) _tile_release();
+    }
+    Tiles(const Tiles&) = delete;
+};
+
+// Sums of 16 M x 16 N numbers in tiles 0 to 3: from a [row][pair], b [pair][lane], `depth` pairs.
+// The strides are those between rows of a, rows of b, and tiles of b that lie side by side.
+template <int M, int N>
+void tile_products(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
+                   int64_t beside, int64_t depth) {
+    for (int64_t k = 0; k < depth; k += LANES) {
+        _tile_loadd(4, a + k, a_stride * 4);
+        if constexpr (M > 1) _tile_loadd(5, a + LANES * a_stride + k, a_stride * 4);
+        _tile_loadd(6, b + k * b_stride, b_stride * 4);
+        if constexpr (N > 1) _tile_loadd(7, b + beside + k * b_stride, b_stride * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        if constexpr (N > 1) _tile_dpbf16ps(1, 4, 7);
+        if constexpr (M > 1) _tile_dpbf16ps(2, 5, 6);
+        if constexpr (M > 1 && N > 1) _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+template <int M, int N> void store_tiles(float* out, int64_t stride) {
+    _tile_stored(0, out, stride * 4);
+    if constexpr (N > 1) _tile_stored(1, out + LANES, stride * 4);
+    if constexpr (M > 1) _tile_stored(2, out + LANES * stride, stride * 4);
+    if constexpr (M > 1 && N > 1) _tile_stored(3, out + LANES * stride + LANES, stride * 4);
+}
+
+template <int M, int N> void load_tiles(const float* from, int64_t stride) {
+    _tile_loadd(0, from, stride * 4);
+    if constexpr (N > 1) _tile_loadd(1, from + LANES, stride * 4);
+    if constexpr (M > 1) _tile_loadd(2, from + LANES * stride, stride * 4);
+    if constexpr (M > 1 && N > 1) _tile_loadd(3, from + LANES * stride + LANES, stride * 4);
+}
+
+// Calls f<M, N>(m, n) for two by two tiles and what is left over at the edges.
+template <class F> void by_tiles(int64_t rows, int64_t columns, F&& f) {
+    // The compiler does not know that tiles read and write memory.
+    asm volatile("" ::: "memory");
+    for (int64_t n = 0; n < columns; n += 2)
+        for (int64_t m = 0; m < rows; m += 2) {
+            if (m + 1 < rows && n + 1 < columns) f.template operator()<2, 2>(m, n);
+            else if (m + 1 < rows) f.template operator()<2, 1>(m, n);
+            else if (n + 1 < columns) f.template operator()<1, 2>(m, n);
+            else f.template operator()<1, 1>(m, n);
+        }
+    asm volatile("" ::: "memory");
+}
+
+// As `all_scores`, for a count that is filled up to whole tiles.
+void tile_scores(const uint32_t* a, int64_t count, int64_t pairs, const uint32_t* b,
+                 int64_t vectors, float* out, int64_t stride) {
+    by_tiles(up(count, LANES) / LANES, vectors, [&]<int M, int N>(int64_t m, int64_t n) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        tile_products<M, N>(a + m * LANES * pairs, pairs, b + n * pairs * LANES, LANES,
+                            pairs * LANES, pairs);
+        store_tiles<M, N>(out + m * LANES * stride + n * LANES, stride);
+    });
+}
+
+// As `all_weighed`, for whole tiles of queries and of keys.
+void tile_weighed(const uint32_t* p, int64_t p_stride, int64_t count, int64_t pairs,
+                  const uint32_t* v, int64_t vectors, float* out) {
+    int64_t stride = vectors * LANES;
+    by_tiles(up(count, LANES) / LANES, vectors, [&]<int M, int N>(int64_t m, int64_t n) {
+        float* to = out + m * LANES * stride + n * LANES;
+        load_tiles<M, N>(to, stride);
+        tile_products<M, N>(p + m * LANES * p_stride, p_stride, v + n * LANES, stride, LANES,
+                            pairs);
+        store_tiles<M, N>(to, stride);
+    });
+}
+#else
+struct Tiles {
+    bool used = false;
+    explicit Tiles(bool) {}
+};
+#endif
+
 // Rows of numbers, `stride` apart, for `scores`: 16 rows to a vector, two numbers to a lane.
 void lay_row(const uint16_t* row, int64_t at, int64_t pairs, uint32_t* to) {
     uint32_t* lane = to + at / LANES * pairs * LANES + at % LANES;
     for (int64_t p = 0; p < pairs; ++p) std::memcpy(lane + p * LANES, row + 2 * p, 4);
 }
 
-// 2 to the power of x, x <= 0, to 2e-6 of the value; 0 for minus infinity.
+// 2 to the power of x, x <= 0, to 2e-6 of the value; 0 below 2 to the power of -125, because numbers
+// too small to be normal take some processors a hundred times as long.
 __m512 power_of_two(__m512 x) {
+    const __m512 least = _mm512_set1_ps(-125.f);
+    __mmask16 counts = _mm512_cmp_ps_mask(x, least, _CMP_GE_OQ);
     __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    whole = _mm512_max_ps(whole, _mm512_set1_ps(-200.f));
+    whole = _mm512_max_ps(whole, least);
     __m512 rest = _mm512_max_ps(_mm512_sub_ps(x, whole), _mm512_set1_ps(-0.5f));
     __m512 y = _mm512_set1_ps(1.33390e-3f);
     y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(9.61845e-3f));
@@ -155,7 +268,7 @@ __m512 power_of_two(__m512 x) {
     y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(2.4022652e-1f));
     y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(6.9314718e-1f));
     y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(1.f));
-    return _mm512_scalef_ps(y, whole);
+    return _mm512_maskz_scalef_ps(counts, y, whole);
 }
 
 // One head of one window. Its keys are taken in groups of one or two rows of the window, each group
@@ -163,7 +276,7 @@ __m512 power_of_two(__m512 x) {
 class Window {
   public:
     explicit Window(const Call& call)
-        : c(call), pairs(c.dim / 2), vectors(c.dim / LANES),
+        : c(call), tiles(call.dim % 32 == 0), pairs(c.dim / 2), vectors(c.dim / LANES),
           joined(c.side_x % LANES == 8 && c.side_x > LANES && c.side_y % 2 == 0 ? 2 : 1),
           group(up(joined * c.side_x, LANES)), groups(c.side_y / joined),
           block(std::max<int64_t>(1, KEYS / group)), row_terms(up(2 * c.side_y - 1, LANES)),
@@ -173,6 +286,8 @@ class Window {
           by_row(QUERIES * row_terms), by_column(QUERIES * column_terms),
           pattern(QUERIES * group), score(QUERIES * block * group),
           probability(QUERIES * block * group / 2), sums(QUERIES * c.dim) {
+        // Of a tile that is not full the other rows are computed too, from whatever stands there.
+        std::memset(query.data, 0, QUERIES * pairs * 4);
         std::memset(keys.data, 0, groups * group * pairs * 4);
         std::memset(values.data, 0, groups * group * pairs * 4);
         std::memset(row_table.data, 0, row_terms * pairs * 4);
@@ -189,7 +304,7 @@ class Window {
         lay_keys(image, top, left, head);
         int64_t wide = std::min(c.side_x, c.width - left);
         int64_t count = wide * std::min(c.side_y, c.height - top);
-        int64_t each = up((count + parts - 1) / parts, 6);
+        int64_t each = up((count + parts - 1) / parts, LANES);
         int64_t stop = std::min(count, (part + 1) * each);
         for (int64_t first = part * each; first < stop; first += QUERIES) {
             int64_t some = std::min(QUERIES, stop - first);
@@ -214,9 +329,40 @@ class Window {
                 const uint16_t* from = (inside ? c.qkv + at * 3 * step : c.padding) + head * c.dim;
                 int64_t key = row / joined * group + row % joined * c.side_x + column;
                 lay_row(from + step, key, pairs, keys.words());
-                uint16_t* to = values.halves() + key / 2 * c.dim * 2 + key % 2;
-                for (int64_t d = 0; d < c.dim; ++d) to[2 * d] = from[2 * step + d];
+                lay_value(from + 2 * step, key);
             }
+    }
+
+    // A value beside its neighbour; of the two the even one comes first.
+    void lay_value(const uint16_t* from, int64_t key) {
+        uint32_t* to = values.words() + key / 2 * c.dim;
+        for (int64_t d = 0; d < c.dim; d += LANES) {
+            __m512i value = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(from + d)));
+            if (key % 2)
+                value = _mm512_or_si512(_mm512_load_si512(to + d), _mm512_slli_epi32(value, 16));
+            _mm512_store_si512(to + d, value);
+        }
+    }
+
+    void multiply_keys(int64_t count, const uint32_t* with, int64_t some, float* out) {
+#ifdef HAS_TILES
+        if (tiles.used) return tile_scores(query.words(), count, pairs, with, some, out, some * LANES);
+#endif
+        all_scores(query.words(), count, pairs, with, some, out, some * LANES);
+    }
+
+    void multiply_values(int64_t count, int64_t wide, const uint32_t* with) {
+        const uint32_t* shares = probability.words();
+        int64_t done = 0, stride = wide / 2;
+#ifdef HAS_TILES
+        if (tiles.used) {
+            done = stride / LANES * LANES;
+            tile_weighed(shares, stride, count, done, with, vectors, sums.data);
+        }
+#endif
+        if (done < stride)
+            all_weighed(shares + done, stride, count, stride - done, with + done * c.dim, vectors,
+                        sums.data);
     }
 
     void attend(int64_t count, int64_t head) {
@@ -226,11 +372,9 @@ class Window {
         std::fill(sums.data, sums.data + count * c.dim, 0.f);
         for (int64_t g = 0; g < groups; g += block) {
             int64_t some = std::min(block, groups - g), wide = some * group;
-            all_scores(query.words(), count, pairs, keys.words() + g * group * pairs,
-                       wide / LANES, score.data, wide);
+            multiply_keys(count, keys.words() + g * group * pairs, wide / LANES, score.data);
             for (int64_t q = 0; q < count; ++q) soften(q, g, some);
-            all_weighed(probability.words(), wide / 2, count, wide / 2,
-                        values.words() + g * group * pairs, vectors, sums.data);
+            multiply_values(count, wide, values.words() + g * group * pairs);
         }
         for (int64_t q = 0; q < count; ++q) {
             __m512 share = _mm512_set1_ps(1.f / total[q]);
@@ -244,10 +388,8 @@ class Window {
 
     // How much each row and each column of keys adds to the scores of each query, times log2(e).
     void position_terms(int64_t count) {
-        all_scores(query.words(), count, pairs, row_table.words(), row_terms / LANES,
-                   by_row.data, row_terms);
-        all_scores(query.words(), count, pairs, column_table.words(), column_terms / LANES,
-                   by_column.data, column_terms);
+        multiply_keys(count, row_table.words(), row_terms / LANES, by_row.data);
+        multiply_keys(count, column_table.words(), column_terms / LANES, by_column.data);
         for (int64_t q = 0; q < count; ++q) {
             float* row = by_row.data + q * row_terms + c.side_y - 1 - y[q];
             const float* column = by_column.data + q * column_terms + c.side_x - 1 - x[q];
@@ -300,6 +442,7 @@ class Window {
     }
 
     const Call& c;
+    Tiles tiles;
     int64_t pairs, vectors, joined, group, groups, block, row_terms, column_terms;
     Buffer keys, values, row_table, column_table, query, by_row, by_column, pattern, score;
     Buffer probability, sums;

@@ -17,7 +17,7 @@ from deepseek_ocr.kernels import compiled_attention, sam_attention
 from deepseek_ocr.kernels.sam_attention import Heads, Positions
 from deepseek_ocr.model import Network, identity
 
-_ROWS = 1024
+_ROWS = 400
 """Cells that the layers after the attention take at a time."""
 
 Attention = Callable[[Heads, Positions], torch.Tensor]
