@@ -20,7 +20,7 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
     UnlimitedOcrTextRotaryEmbedding,
 )
 
-from deepseek_ocr import devices
+from deepseek_ocr import devices, hugepages
 from deepseek_ocr.checkpoint import TensorFiles, plan, read_config
 from deepseek_ocr.errors import CheckpointError, DeviceError, InputError
 from deepseek_ocr.images import Views
@@ -38,9 +38,9 @@ def load_network(
     """The network of the checkpoint in `folder`, in evaluation mode, gradients off.
 
     Every tensor goes from the file to its place on the device at most once; a second full copy
-    never exists. On the CPU, in the type of the file, single tensors stay memory-mapped: do not
-    write to the file while the network is in use (replacing it is fine). A folder without a
-    tokenizer will do.
+    never exists. On the CPU, in the type of the file, the encoders and the embeddings stay
+    memory-mapped: do not write to the file while the network is in use (replacing it is fine). A
+    folder without a tokenizer will do.
 
     `vision_device` is where the encoders and the projector go, if not where the decoder is; on a
     device of another kind they have the type that it does well (`devices.vision_dtype`).
@@ -83,6 +83,9 @@ def empty_network(config: UnlimitedOcrConfig) -> Network:
 _VISION = ("model.vision_tower.", "model.multi_modal_projector.")
 """How the names of what may lie on a device of its own begin."""
 
+_EACH_TOKEN = ("model.language_model.layers.", "lm_head.")
+"""How the names of what is read for every token begin."""
+
 Places: TypeAlias = Mapping[str, tuple[torch.device, torch.dtype]]
 """Where parameters go and in which type, by how their names begin."""
 
@@ -92,12 +95,12 @@ def _fill(network: Network, folder: Path, places: Places) -> None:
     files = TensorFiles(folder)
     for name, pieces in plan(files, shapes).items():
         device, dtype = places[max(filter(name.startswith, places), key=len)]
-        if len(pieces) == 1:
+        if len(pieces) == 1 and not (device.type == "cpu" and name.startswith(_EACH_TOKEN)):
             # Where nothing has to change, this stays the file's own memory-mapped pages, which
             # the system loads when they are needed and shares between processes.
             values = files.read(pieces[0].tensor, pieces[0].rows).to(device, dtype)
         else:
-            values = torch.empty(shapes[name], dtype=dtype, device=device)
+            values = hugepages.empty(shapes[name], dtype, device)
             for piece in pieces:
                 values[piece.target].copy_(files.read(piece.tensor, piece.rows))
         if dtype == torch.float16 and not bool(torch.isfinite(values).all()):

@@ -8,6 +8,7 @@
 //
 // native.py compiles this file, and fills the structures, which must agree with it word for word.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -26,6 +27,14 @@ float total(floats v) {
     float sum = 0;
     for (int i = 0; i < 16; ++i) sum += v[i];
     return sum;
+}
+
+// Asks for weights before they are needed, first into the second cache and then into the nearest,
+// across the ends of rows: what processors do for themselves stops where a page of memory ends.
+// Asking for what lies beyond the last row does no harm.
+inline void ahead(const void* from) {
+    __builtin_prefetch((const char*)from + 4096, 0, 2);
+    __builtin_prefetch((const char*)from + 1024, 0, 3);
 }
 
 template <class V> V load(const void* from) {
@@ -50,6 +59,7 @@ struct Float32 {
         floats even[N] = {}, odd[N] = {};
         long at = 0;
         for (; at + BLOCK <= k; at += BLOCK) {
+            ahead(w + at), ahead(w + at + 16);
             floats low = load<floats>(w + at), high = load<floats>(w + at + 16);
             for (int i = 0; i < N; ++i) {
                 even[i] += low * load<floats>(x[i] + at);
@@ -86,17 +96,21 @@ struct Bfloat16 {
         return 1;
     }
     template <int N> static void dot(const Stored* w, const Packed* const* x, long k, float* out) {
-        floats even[N] = {}, odd[N] = {};
-        long at = 0;
-        for (; at + BLOCK <= k; at += BLOCK) {
-            words both = load<words>(w + at);
+        floats even[2][N] = {}, odd[2][N] = {};
+        auto block = [&](long from, int at) {
+            ahead(w + from);
+            words both = load<words>(w + from);
             floats low = (floats)(both << 16), high = (floats)(both & 0xffff0000u);
             for (int i = 0; i < N; ++i) {
-                even[i] += low * load<floats>(x[i] + at);
-                odd[i] += high * load<floats>(x[i] + at + 16);
+                even[at][i] += low * load<floats>(x[i] + from);
+                odd[at][i] += high * load<floats>(x[i] + from + 16);
             }
-        }
-        for (int i = 0; i < N; ++i) out[i] = total(even[i] + odd[i]);
+        };
+        long at = 0;
+        for (; at + 2 * BLOCK <= k; at += 2 * BLOCK) block(at, 0), block(at + BLOCK, 1);
+        if (at + BLOCK <= k) block(at, 0), at += BLOCK;
+        for (int i = 0; i < N; ++i)
+            out[i] = total(even[0][i] + odd[0][i] + (even[1][i] + odd[1][i]));
         for (; at < k; ++at)
             for (int i = 0; i < N; ++i) out[i] += get(w[at]) * x[i][at];
     }
@@ -113,7 +127,11 @@ inline sums add_products(sums sum, const int8_t* w, const int16_t* x) {
     return _mm512_add_epi32(sum, _mm512_madd_epi16(wide, _mm512_loadu_si512(x)));
 #endif
 }
-inline int total(sums v) { return _mm512_reduce_add_epi32(v); }
+inline int64_t total(sums v) {
+    return _mm512_reduce_add_epi64(
+        _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(v)),
+                         _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(v, 1))));
+}
 #elif defined(__AVX2__)
 typedef __m256i sums;
 inline sums nothing() { return _mm256_setzero_si256(); }
@@ -125,8 +143,9 @@ inline sums add_products(sums sum, const int8_t* w, const int16_t* x) {
     }
     return sum;
 }
-inline int total(sums v) {
-    int32_t lanes[8], sum = 0;
+inline int64_t total(sums v) {
+    int32_t lanes[8];
+    int64_t sum = 0;
     std::memcpy(lanes, &v, sizeof v);
     for (int lane : lanes) sum += lane;
     return sum;
@@ -142,8 +161,8 @@ inline sums add_products(sums sum, const int8_t* w, const int16_t* x) {
                __builtin_convertvector(load<shorts>(x + part), sums);
     return sum;
 }
-inline int total(sums v) {
-    int sum = 0;
+inline int64_t total(sums v) {
+    int64_t sum = 0;
     for (int i = 0; i < 8; ++i) sum += v[i];
     return sum;
 }
@@ -166,11 +185,17 @@ struct Int8 {
         for (int i = 0; i < N; ++i) out[i] = 0;
         long at = 0;
         while (at + BLOCK <= k) {
-            sums sum[N];
-            for (int i = 0; i < N; ++i) sum[i] = nothing();
-            for (long stop = at + SAFE; at + BLOCK <= k && at < stop; at += BLOCK)
-                for (int i = 0; i < N; ++i) sum[i] = add_products(sum[i], w + at, x[i] + at);
-            for (int i = 0; i < N; ++i) out[i] += float(total(sum[i]));
+            sums sum[2][N];
+            for (int i = 0; i < N; ++i) sum[0][i] = sum[1][i] = nothing();
+            auto block = [&](long from, int at) {
+                for (int i = 0; i < N; ++i)
+                    sum[at][i] = add_products(sum[at][i], w + from, x[i] + from);
+            };
+            const long stop = std::min(k, at + SAFE);
+            for (; at + 2 * BLOCK <= stop; at += 2 * BLOCK)
+                ahead(w + at), block(at, 0), block(at + BLOCK, 1);
+            if (at + BLOCK <= stop) block(at, 0), at += BLOCK;
+            for (int i = 0; i < N; ++i) out[i] += float(total(sum[0][i]) + total(sum[1][i]));
         }
         for (; at < k; ++at)
             for (int i = 0; i < N; ++i) out[i] += float(int(w[at]) * x[i][at]);

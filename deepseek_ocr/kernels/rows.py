@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from deepseek_ocr import hugepages
+
 _BLOCK = 1024
 """Rows quantised at a time: float32 copies stay below 30 MB at full size."""
 
@@ -39,7 +41,7 @@ def quantize(weight: torch.Tensor) -> Rows:
     """`[..., rows, k]` of any float type in 8 bits: whole numbers from -127 to 127, and the scale
     of each row."""
     flat = weight.reshape(-1, weight.shape[-1])
-    values = torch.empty(flat.shape, dtype=torch.int8, device=weight.device)
+    values = hugepages.empty(flat.shape, torch.int8, weight.device)
     scales = torch.empty(len(flat), dtype=torch.float32, device=weight.device)
     for start in range(0, len(flat), _BLOCK):
         block = flat[start : start + _BLOCK].float()
