@@ -24,8 +24,8 @@ from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.handles import Handle, OnEvent, wait_for
-from deepseek_ocr.images import ImageLimits, Source, Views
-from deepseek_ocr.kernels import choice
+from deepseek_ocr.images import ImageLimits, Resize, Source, Views, by_pillow
+from deepseek_ocr.kernels import choice, resizing
 from deepseek_ocr.pages import (
     Counts,
     Delta,
@@ -38,6 +38,7 @@ from deepseek_ocr.pages import (
 )
 from deepseek_ocr.scheduling import EngineStatus, Scheduler
 from deepseek_ocr.settings import CropSettings, DecodeSettings
+from deepseek_ocr.work import Work
 
 __all__ = [
     "Counts",
@@ -68,10 +69,12 @@ class OcrEngine:
         make: Callable[[int], Decoder] | None = None,
         slots: int = 0,
         within: Callable[[], AbstractContextManager[object]] = nullcontext,
+        resize: Resize = by_pillow,
     ) -> None:
         """`make` makes a decoder with so many slots, the plain one by default; `slots` is how many
         pages are read at once, 0 as many as `memory.slots_for` says; `within` is entered by the
-        thread that computes (autocast counts per thread).
+        thread that computes (autocast counts per thread); `resize` gives the same pixels as
+        `images.by_pillow`.
 
         Raises `SettingsError` for a negative number of slots.
         """
@@ -82,7 +85,8 @@ class OcrEngine:
         self.limits = limits or ImageLimits()
         make = make or partial(PlainDecoder, network)
         slots = slots or memory.choose_slots(network)
-        self._scheduler = Scheduler(network, codec, self.limits, make, slots, within)
+        open_page = partial(Work, codec=codec, limits=self.limits, resize=resize)
+        self._scheduler = Scheduler(network, open_page, make, slots, within)
         self._finalizer = weakref.finalize(self, self._scheduler.close)
         self._finalizer.atexit = False
 
@@ -126,7 +130,7 @@ class OcrEngine:
             network = adapters.merge_adapter(network, Path(adapter))
         make = _decoder_maker(network, chosen, quant)
         operators.rehearse(network, strict)
-        return cls(network, codec, limits, make, slots)
+        return cls(network, codec, limits, make, slots, resize=resizing.choose(chosen))
 
     @property
     def device(self) -> torch.device:

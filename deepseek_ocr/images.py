@@ -1,7 +1,8 @@
 """From a picture to the square views that the network sees.
 
-Everything here must match the official preprocessing to the pixel, so resizing is Pillow's and
-the arithmetic is plain; `tests/golden/preprocess.json` holds what the official code gave.
+Everything here must match the official preprocessing to the pixel, so resizing is Pillow's (or
+equal to it) and the arithmetic is plain; `tests/golden/preprocess.json` holds what the official
+code gave.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     import torch
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
+
+Size = tuple[int, int]
+"""Width and height, px."""
+
+Pixels = np.ndarray[Any, Any]
+
+Resize = Callable[[Image.Image, Sequence[Size]], list[Pixels]]
+"""How an RGB picture is resized to each of some sizes; see `by_pillow`."""
 
 PADDING = (127, 127, 127)
 """Colour around a padded view: the official mean 0.5 in 8 bits."""
@@ -326,36 +335,33 @@ def _is_dark_on_nothing(image: Image.Image) -> bool:
     return ground is not None and 2 * dark >= seen
 
 
-def make_views(image: Image.Image, crop: CropSettings) -> Views:
-    """Cut an RGB page into its views as the official code does (see `CropSettings`)."""
+def by_pillow(image: Image.Image, sizes: Sequence[Size]) -> list[Pixels]:
+    """An RGB picture resized to each of `sizes`, bicubic: `[height, width, 3]`, 8 bits."""
+    image.load()
+    with ThreadPoolExecutor(len(sizes)) as pool:  # Pillow lets other threads run while it resizes
+        return list(pool.map(lambda size: np.asarray(image.resize(size)), sizes))
+
+
+def make_views(image: Image.Image, crop: CropSettings, resize: Resize = by_pillow) -> Views:
+    """Cut an RGB page into its views as the official code does (see `CropSettings`); `resize`
+    gives the same pixels as `by_pillow`."""
     import torch  # late, so that a process that only opens pictures stays small
 
+    width, height = image.size
     if crop.crop_mode:
-        # Pillow lets other threads run while it resizes. (Parts of one resizing cannot be shared
-        # out: which way it goes first, rounding in between, is for each Pillow to choose.)
-        image.load()
-        with ThreadPoolExecutor(1) as pool:
-            cut = pool.submit(_tiles, image, crop.image_size)
-            global_view = _normalise([_pad(image, crop.base_size)])[0]
-            return Views(global_view, *cut.result())
+        grid, tiled = (1, 1), []
+        if max(image.size) > crop.image_size:
+            grid = choose_grid(width, height, crop.image_size)
+            tiled = [(grid[0] * crop.image_size, grid[1] * crop.image_size)]
+        fitted, *page = resize(image, [_fit(width, height, crop.base_size), *tiled])
+        views = _normalise(_pad(fitted, crop.base_size), (1, 1))
+        tiles = torch.empty(0, 3, crop.image_size, crop.image_size)
+        return Views(views[0], _normalise(page[0], grid) if page else tiles, grid)
     side = crop.image_size
-    square = image.resize((side, side)) if side <= LARGEST_STRETCHED else _pad(image, side)
-    return Views(_normalise([square])[0], torch.empty(0, 3, side, side), (1, 1))
-
-
-def _tiles(image: Image.Image, side: int) -> tuple[torch.Tensor, tuple[int, int]]:
-    import torch
-
-    if image.width <= side and image.height <= side:
-        return torch.empty(0, 3, side, side), (1, 1)
-    columns, rows = choose_grid(image.width, image.height, side)
-    page = image.resize((columns * side, rows * side))
-    boxes = [
-        (column * side, row * side, (column + 1) * side, (row + 1) * side)
-        for row in range(rows)
-        for column in range(columns)
-    ]
-    return _normalise([page.crop(box) for box in boxes]), (columns, rows)
+    stretched = side <= LARGEST_STRETCHED
+    square = resize(image, [(side, side) if stretched else _fit(width, height, side)])[0]
+    views = _normalise(_pad(square, side), (1, 1))
+    return Views(views[0], torch.empty(0, 3, side, side), (1, 1))
 
 
 def choose_grid(width: int, height: int, side: int) -> tuple[int, int]:
@@ -378,19 +384,31 @@ def choose_grid(width: int, height: int, side: int) -> tuple[int, int]:
     return best
 
 
-def _pad(image: Image.Image, side: int) -> Image.Image:
-    """Fit the page into a square of `side` px and fill the rest with grey."""
-    width, height = image.size
-    if round(min(width, height) / max(width, height) * side) < 1:
-        # A page this thin would be scaled to nothing; keep one pixel of it.
-        image = image.resize((side, 1) if width > height else (1, side))
-    return ImageOps.pad(image, (side, side), color=PADDING)
+def _fit(width: int, height: int, side: int) -> Size:
+    """The largest size of this shape within a square of `side` px; one pixel of a page so thin
+    that it would be scaled to nothing."""
+    if width > height:
+        return side, max(1, round(height / width * side))
+    return max(1, round(width / height * side)), side
 
 
-def _normalise(images: list[Image.Image]) -> torch.Tensor:
-    """RGB images of one size to `[n, 3, H, W]` float32 in [-1, 1] (mean 0.5, deviation 0.5)."""
+def _pad(pixels: Pixels, side: int) -> Pixels:
+    """A page fitted into a square of `side` px, in its middle, with grey around it."""
+    height, width, _ = pixels.shape
+    if (width, height) == (side, side):
+        return pixels
+    padded = np.full((side, side, 3), PADDING, np.uint8)
+    left, top = round((side - width) * 0.5), round((side - height) * 0.5)
+    padded[top : top + height, left : left + width] = pixels
+    return padded
+
+
+def _normalise(pixels: Pixels, grid: tuple[int, int]) -> torch.Tensor:
+    """RGB pixels cut into `grid` (columns, rows), row by row: `[n, 3, H, W]` float32 in [-1, 1]
+    (mean 0.5, deviation 0.5)."""
     import torch
 
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    planes = rearrange(pixels, "n h w c -> n c h w").contiguous()
+    columns, rows = grid
+    cut = "(rows h) (columns w) c -> (rows columns) c h w"
+    planes = rearrange(torch.tensor(pixels), cut, columns=columns, rows=rows).contiguous()
     return planes.float().div_(255).sub_(0.5).div_(0.5)

@@ -25,11 +25,9 @@ from deepseek_ocr import devices, footprint, generation, memory, precision
 from deepseek_ocr.decoding import Decoder
 from deepseek_ocr.errors import CancelledError, GenerationError
 from deepseek_ocr.handles import Job, OnEvent, portable
-from deepseek_ocr.images import ImageLimits
 from deepseek_ocr.model import Network
 from deepseek_ocr.pages import Page, Reading
 from deepseek_ocr.preparing import Helpers, Prepared, helpers_for
-from deepseek_ocr.prompts import Codec
 from deepseek_ocr.work import Work
 
 log = logging.getLogger(__name__)
@@ -47,20 +45,20 @@ class EngineStatus:
 class Scheduler:
     """Reads pages with one decoder, as many at once as it has slots.
 
-    `make` makes a decoder with so many slots; it is called again, with fewer, where memory runs
-    out. `within` is entered by the worker for as long as it computes.
+    `open_page(page, context=…)` begins the work on a page, for a decoder with room for `context`
+    tokens; `make` makes a decoder with so many slots, and is called again, with fewer, where
+    memory runs out. `within` is entered by the worker for as long as it computes.
     """
 
     def __init__(
         self,
         network: Network,
-        codec: Codec,
-        limits: ImageLimits,
+        open_page: Callable[..., Work],
         make: Callable[[int], Decoder],
         slots: int,
         within: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self._network, self._codec, self._limits = network, codec, limits
+        self._network, self._open_page = network, open_page
         self._make, self._within = make, within
         decoder = self._made(slots)
         self._context = decoder.context
@@ -136,7 +134,7 @@ class Scheduler:
         self._helpers.start()
 
     def _prepare(self, page: Page) -> Work:
-        return Work(page, self._codec, self._limits, self._context)
+        return self._open_page(page, context=self._context)
 
     def _prepared(self, job: Job, outcome: Prepared) -> None:
         self._inbox.put(partial(self._take_prepared, job, outcome))

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from deepseek_ocr import devices, generation, grounding, images, model, precision, prompts
-from deepseek_ocr.images import ImageLimits, Views
+from deepseek_ocr.images import ImageLimits, Resize, Views
 from deepseek_ocr.output import Confidences, Output, count, valid_tokens
 from deepseek_ocr.pages import Delta, Page, Reading, Timings
 
@@ -23,14 +23,21 @@ class Work:
     embeddings of its prompt, and each token goes in by `take` until it has `ended`.
     """
 
-    def __init__(self, page: Page, codec: prompts.Codec, limits: ImageLimits, context: int) -> None:
+    def __init__(
+        self,
+        page: Page,
+        codec: prompts.Codec,
+        limits: ImageLimits,
+        context: int,
+        resize: Resize = images.by_pillow,
+    ) -> None:
         """Open the picture, cut it, encode the prompt; in any thread.
 
         Raises `ImageError` and `PromptError` (also where the prompt fills the `context`, tokens).
         """
         began = time.perf_counter()
         picture = images.open_image(page.image, limits)
-        views = images.make_views(picture, page.crop)
+        views = images.make_views(picture, page.crop, resize)
         prompt = prompts.encode(codec, prompts.with_image(page.prompt), views.token_count)
         self._most = generation.room(context, len(prompt.ids), page.decode.max_new_tokens)
         self._views: Views | None = views

@@ -49,6 +49,7 @@ ROWS = [
         "deepseek_ocr.grounding",
         "deepseek_ocr.devices",
         "deepseek_ocr.footprint",
+        "deepseek_ocr.hugepages",
         "deepseek_ocr.operators",
         "deepseek_ocr.precision",
         "deepseek_ocr.processors",
