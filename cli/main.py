@@ -81,12 +81,13 @@ def _load(job: Job) -> list[OcrEngine]:
     try:
         folder = checkpoint_folder(job)
         tell(f"loading {folder} …")
-        gc.disable()  # nothing of what is imported is garbage: a sixth of the time
+        gc.disable()  # nothing of what is imported is garbage: looking takes a sixth of the time
         try:
             from cli.devices import warn_of_too_little
             from deepseek_ocr.engine import OcrEngine  # imports torch: seconds
             from deepseek_ocr.processors import use_threads
         finally:
+            gc.freeze()  # nor will it be: two looks before the first page, 0.2 s each
             gc.enable()
         use_threads(job.settings.threads)
         for device in devices or (job.settings.device,):
