@@ -12,7 +12,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from einops import rearrange
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from deepseek_ocr.colours import to_rgb
 from deepseek_ocr.errors import ImageError, ImageTooLargeError
 from deepseek_ocr.settings import CELL, CropSettings
 
@@ -48,9 +49,6 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "HEIF", "AVIF", "
 LARGEST_STRETCHED = 640
 """Without tiles, views up to this side in pixels stretch the page, larger ones pad it: a fixed
 number in the official code."""
-
-_BLOCK_PIXELS = 1 << 20
-"""Pixels looked at together, so that odd pixel formats cost little memory on top."""
 
 MIN_TILES, MAX_TILES = 2, 9
 """Fewest and most tiles of one page in the official code."""
@@ -147,7 +145,7 @@ def _decode(image: Image.Image, name: str, limits: ImageLimits) -> Image.Image:
     try:
         with _quiet:
             more_pages = isinstance(image, TiffImageFile) and bool(image.tag_v2.next)
-            page = _to_rgb(image)
+            page = to_rgb(image)
             page.info["more_pages"] = more_pages
             return page
     except Exception as error:  # decoders of damaged files raise whatever they tripped over
@@ -263,76 +261,6 @@ def _formats() -> list[str]:
         register_heif_opener()
     Image.init()  # Pillow knows only a few formats before
     return [name for name in FORMATS if name in Image.OPEN]
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        return _deep_grey_to_rgb(image)
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        return _flatten(image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
-    """Scale 16-bit, 32-bit and floating-point grey to 8 bits (Pillow alone would clip it)."""
-    white = _white(image)
-    grey = Image.new("L", image.size)
-    for top, block in _blocks(image):
-        values = np.nan_to_num(block.astype(np.float32), posinf=0.0, neginf=0.0)
-        levels = np.clip(values * (255.0 / white), 0, 255).round().astype(np.uint8)
-        grey.paste(Image.fromarray(levels), (0, top))
-    return grey.convert("RGB")
-
-
-def _white(image: Image.Image) -> float:
-    """The value that stands for white in a deep grey image."""
-    if image.mode.startswith("I;16"):
-        return 65535.0
-    finite = (block[np.isfinite(block)] for _, block in _blocks(image))
-    highest = max((float(values.max()) for values in finite if values.size), default=0.0)
-    if image.mode == "F" and highest <= 1.0:
-        return 1.0
-    return 65535.0 if 255 < highest <= 65535 else max(highest, 255.0)
-
-
-def _blocks(image: Image.Image) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-    """(first row, pixels) of the image, some rows at a time."""
-    rows = max(1, _BLOCK_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        bottom = min(top + rows, image.height)
-        yield top, np.asarray(image.crop((0, top, image.width, bottom)))
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """Drop the alpha channel as the official code does, but for dark pages on no ground at all.
-
-    Drawing programs write black text on transparent black; dropping alpha would give a black
-    page. Where all see-through pixels hide one dark colour, that colour carries nothing, and if
-    what can be seen is dark too, the page is laid on white.
-    """
-    if not _is_dark_on_nothing(image):
-        return image.convert("RGB")
-    page = Image.new("RGB", image.size, "white")
-    page.paste(image, mask=image.getchannel("A"))
-    return page
-
-
-def _is_dark_on_nothing(image: Image.Image) -> bool:
-    """True where the see-through pixels are of one dark colour, and the others mostly dark."""
-    ground: np.ndarray[Any, Any] | None = None
-    dark = seen = 0
-    for _, block in _blocks(image):
-        hidden = block[..., 3] == 0
-        colours = block[hidden]
-        if len(colours):
-            ground = colours[0] if ground is None else ground
-            if ground[:3].max() > 127 or (colours != ground).any():
-                return False
-        visible = block[~hidden]
-        seen += len(visible)
-        dark += int((visible[:, :3].max(axis=1) <= 127).sum()) if len(visible) else 0
-    return ground is not None and 2 * dark >= seen
 
 
 def by_pillow(image: Image.Image, sizes: Sequence[Size]) -> list[Pixels]:

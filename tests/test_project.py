@@ -38,6 +38,7 @@ ROWS = [
         "deepseek_ocr.pages",
     },
     {
+        "deepseek_ocr.colours",
         "deepseek_ocr.images",
         "deepseek_ocr.prompts",
         "deepseek_ocr.checkpoint",
