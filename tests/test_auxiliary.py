@@ -126,6 +126,16 @@ def test_labels_of_places_lie_on_the_tokens_of_the_text(codec: Codec) -> None:
     assert not bool((located.places != IGNORED).any())
 
 
+def test_an_empty_page_teaches_to_end_at_once(codec: Codec) -> None:
+    empty = synth.make_page(Recipe(kinds={"blank": 1.0}), 1)
+    for task in ("ocr", "markdown"):
+        (page,) = pocket._pages(empty, task, 512, codec)
+        assert page.example.labels[page.example.labels != IGNORED].tolist() == [min(codec.end_ids)]
+        assert not bool((page.places != IGNORED).any())
+        assert not bool(page.slots.any())
+    assert pocket._pages(empty, "locate", 512, codec) == []
+
+
 @pytest.mark.usefixtures("own_accelerator")
 @pytest.mark.parametrize(
     ("number", "losses"),

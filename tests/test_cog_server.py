@@ -86,7 +86,8 @@ def test_a_data_uri_is_read_and_metrics_are_reported(server: Server) -> None:
         200, "succeeded", "Invoice",
     )  # fmt: skip
     metrics = reply.body["metrics"]
-    assert (metrics["vision_tokens"], metrics["output_tokens"]) == (73, 7)
+    assert metrics["vision_tokens"] == 73
+    assert 0 < metrics["output_tokens"] <= len("Invoice")
     assert metrics["finish_reason"] == "stop"
     assert 0 < metrics["confidence"] <= 1
     assert metrics["tokens_per_second"] > 0
@@ -369,7 +370,8 @@ def test_the_streaming_predictor_sends_text_as_it_is_decoded(image_copy: Path) -
         events = list(event_stream(server, {"image": data_uri(INVOICE), **READ}))
         pieces = [data["chunk"] if "chunk" in data else data.get("output") for kind, data in events
                   if kind == "output"]  # fmt: skip
-        assert pieces == list("Invoice")
+        assert len(pieces) > 1
+        assert "".join(pieces) == "Invoice"
         assert events[-1][0] == "completed"
         assert events[-1][1]["status"] == "succeeded"
         whole = server.predict(image=data_uri(INVOICE), **READ).body

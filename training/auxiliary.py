@@ -102,6 +102,8 @@ def places_of(
     """Where each token of the page's text stands `[tokens, 2]`; `lengths` are the tokens' lengths
     in characters. A token of several stands where its first does, a line break where its line ends.
     """
+    if not lengths:
+        return torch.empty(0, 2, dtype=torch.long)
     spots: list[tuple[int, int]] = []
     for line in lines:
         spots += [(_part(x, size[0]), _part(y, size[1])) for _, x, y in [*line, *line[-1:]]]

@@ -1,10 +1,10 @@
 """Train a model of the bundled one's size from nothing: `python -m training.pocket --output DIR`.
 
-Four stages: the encoders alone learn letters, on pages full of them; then all of it reads short
+Five stages: the encoders alone learn letters, on pages full of them; then all of it reads short
 lines, then lines as long and small as a page holds; then pages of every kind, for every task and
-preset. Each page is drawn once and never seen again. Reading from nothing stays on a plateau for
-hundreds of thousands of pages while the text is all that teaches; the losses of
-`training.auxiliary` show the network where to look.
+preset; at last clean ones, and empty ones. Each page is drawn once and never seen again. Reading
+from nothing stays on a plateau for hundreds of thousands of pages while the text is all that
+teaches; the losses of `training.auxiliary` show the network where to look.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+import tasks
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.errors import OcrError
 from deepseek_ocr.images import Views
@@ -33,12 +34,12 @@ from deepseek_ocr.model import load_network
 from deepseek_ocr.prompts import Codec, load_codec
 from training import auxiliary, synth
 from training.auxiliary import AuxiliaryObjective, Lessons
-from training.batches import IGNORED, EncodedExample, collate, encode_example
+from training.batches import IGNORED, EncodedExample, collate, encode_answer
 from training.checkpoints import save_checkpoint
 from training.files import writing
 from training.forward import patchify
 from training.optimisation import OptimiserSettings, Stepper, StepResult, cosine
-from training.samples import Sample, examples_of
+from training.samples import Example, Sample, examples_of
 from training.synth import Recipe
 from training.untrained import CONFIG, CONTEXT, write_untrained
 
@@ -109,8 +110,8 @@ class Pools(Dataset[list[Lessons]]):
         pages: list[Page] = []
         while len(pages) < size * POOL:
             drawn = synth.make_page(source.recipe, rng.getrandbits(64))
-            tasks = self.stage.tasks
-            task = rng.choices(list(tasks), list(tasks.values()))[0] if tasks else None
+            wanted = self.stage.tasks
+            task = rng.choices(list(wanted), list(wanted.values()))[0] if wanted else None
             pages += _pages(drawn, task, source.view, self.codec)
         pages = sorted(pages[: size * POOL], key=lambda page: len(page.example.ids))
         parts = [pages[at : at + size] for at in range(0, len(pages), size)]
@@ -131,8 +132,8 @@ def _pages(drawn: synth.SynthPage, task: str | None, view: int, codec: Codec) ->
         nothing = torch.empty(0, dtype=torch.long)
         return [Page(EncodedExample(nothing, nothing, views), slots, nothing.view(0, 2))]
     pages: list[Page] = []
-    for asked in examples_of(Sample(Path(), drawn.annotation, ""), [task]):
-        example = encode_example(codec, views, asked.prompt, asked.answer, CONTEXT)
+    for asked in _asked(drawn, task):
+        example = encode_answer(codec, views, asked.prompt, asked.answer, CONTEXT)
         places = torch.full((len(example.ids), 2), IGNORED)
         if task == "ocr":
             ids = example.labels[example.labels != IGNORED].tolist()[:-1]
@@ -141,6 +142,15 @@ def _pages(drawn: synth.SynthPage, task: str | None, view: int, codec: Codec) ->
             places[-1 - len(found) : -1] = found
         pages.append(Page(example, slots, places))
     return pages
+
+
+def _asked(drawn: synth.SynthPage, task: str) -> list[Example]:
+    """What `task` asks of a page; of an empty one, where there is nothing to locate, all of it."""
+    sample = Sample(Path(), drawn.annotation, "")
+    if drawn.annotation.text or task == "locate":
+        return examples_of(sample, [task])
+    name = tasks.task_name(task)
+    return [Example(sample.image, name, tasks.prompt_for(name), "", sample.name)]
 
 
 def _lessons(pages: Sequence[Page], pad_id: int) -> Lessons:
@@ -241,6 +251,9 @@ _SHORT = replace(_LINES, size=(256, 256), longest=9, most_lines=5)
 _LARGE = replace(_LINES, smallest=44, largest=104, longest=12, most_lines=4)
 """As large views show the same pages, and as headings are."""
 
+_CLEAN = replace(synth.CLEAN_LINES, random_share=0.1, kinds={"lines": 0.95, "blank": 0.05})
+"""What it is measured on, strings that cannot be guessed, and empty pages."""
+
 _FULL = replace(_LINES, kinds={"full": 1.0})
 
 STAGES = (
@@ -265,9 +278,8 @@ STAGES = (
             Source(_LARGE, 512, 0.15),
             Source(_SHORT, 256, 0.15),
         ),
-        100_000,
+        60_000,
         tasks={"ocr": 0.88, "markdown": 0.05, "locate": 0.07},
-        decays=True,
     ),
     Stage(
         "pages",
@@ -279,9 +291,23 @@ STAGES = (
             Source(_LINES, 640, 0.12),
             Source(_LINES, 1024, 0.2),
         ),
-        40_000,
+        80_000,
         tasks={"ocr": 0.7, "markdown": 0.15, "locate": 0.13, "figure": 0.02},
-        lr=2e-3,
+        decays=True,
+    ),
+    Stage(
+        "clean pages",
+        (
+            Source(_CLEAN, 512, 0.4),
+            Source(_LINES, 512, 0.1),
+            Source(_LARGE, 512, 0.1),
+            Source(_KINDS, 512, 0.1),
+            Source(_CLEAN, 640, 0.1),
+            Source(_CLEAN, 1024, 0.2),
+        ),
+        15_000,
+        tasks={"ocr": 0.66, "markdown": 0.16, "locate": 0.16, "figure": 0.02},
+        lr=4e-4,
         decays=True,
     ),
 )

@@ -29,7 +29,7 @@ from training.files import write_bytes
 from training.layouts import Block, Canvas, Glyph, PixelBox, Style
 from training.samples import Annotation, LabelledRegion, Reference, annotation_to_json
 
-KINDS = ("lines", "full", "article", "table", "chart")
+KINDS = ("lines", "full", "article", "table", "chart", "blank")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _attempt(recipe: Recipe, rng: Random) -> SynthPage | None:
     face = layouts.typeface(rng, _families(recipe.font_set))
     kind = rng.choices(list(recipe.kinds), list(recipe.kinds.values()))[0]
     blocks, figure = _filled(canvas, rng, face, kind, recipe)
-    if not any(block.text or block.lines for block in blocks):
+    if kind != "blank" and not any(block.text or block.lines for block in blocks):
         return None
     image, blocks, angle = _with_effects(canvas.image, blocks, rng, recipe.effects, ground)
     glyphs = tuple(
@@ -126,6 +126,8 @@ def _filled(
     style = Style(recipe.smallest, recipe.largest, recipe.longest, recipe.random_share)
     if kind == "lines":
         return layouts.lines(canvas, rng, face, style, recipe.most_lines), None
+    if kind == "blank":
+        return [], None
     if kind == "full":
         return layouts.full(canvas, rng, face, style), None
     if kind == "article":

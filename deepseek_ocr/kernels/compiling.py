@@ -41,7 +41,7 @@ def library(name: str = "decode") -> ctypes.CDLL | None:
         return _library(Path(__file__).with_name(f"{name}.cpp"))
     except (CompilingError, OSError, subprocess.SubprocessError) as error:
         _LOG.warning(
-            "Going on without the compiled kernel %r, several times slower: %s "
+            "Going on without the compiled kernel %r, which is slower: %s "
             "Install a C++ compiler with OpenMP (g++), or leave it out: kernels=auto,-compiled.",
             name,
             error,
