@@ -17,12 +17,12 @@ SIDE = 512
 A4 = (1240, 1754)
 """Size of the letter in pixels: 150 dpi."""
 
-PAGES: dict[str, tuple[int, list[str]]] = {
-    "invoice": (60, ["Invoice"]),
-    "total": (60, ["Total 498"]),
-    "fruit": (60, ["Apple 12", "Lemon 34"]),
+PAGES: dict[str, tuple[str, int, list[str]]] = {
+    "invoice": ("DejaVuSerif.ttf", 60, ["Invoice"]),
+    "total": ("DejaVuSans.ttf", 60, ["Total 498"]),
+    "fruit": ("DejaVuSans.ttf", 60, ["Apple 12", "Lemon 34"]),
 }
-"""File name → height of the letters in pixels, lines."""
+"""File name → font, height of the letters in pixels, lines."""
 
 LETTER: list[tuple[int, int, int, str, str]] = [
     (120, 120, 44, "DejaVuSans-Bold.ttf", "Harbour Lane Bakery"),
@@ -51,11 +51,11 @@ TABLE = [["Item", "Pieces", "Price"], ["Rye bread", "40", "132.00"], ["Plum cake
          ["Total", "46", "213.50"]]  # fmt: skip
 
 
-def draw(lines: list[str], height: int) -> Image.Image:
+def draw(face: str, height: int, lines: list[str]) -> Image.Image:
     """A small white page with `lines` in black, one below the other."""
     page = Image.new("RGB", (SIDE, SIDE), "white")
     pen = ImageDraw.Draw(page)
-    font = ImageFont.truetype("DejaVuSans.ttf", height)
+    font = ImageFont.truetype(face, height)
     for number, line in enumerate(lines):
         pen.text((40, 60 + 2 * height * number), line, font=font, fill="black")
     return page
@@ -79,8 +79,8 @@ def draw_letter() -> Image.Image:
 def main() -> None:
     """Write every page beside this script."""
     here = Path(__file__).parent
-    for name, (height, lines) in PAGES.items():
-        draw(lines, height).save(here / f"{name}.png", optimize=True)
+    for name, (face, height, lines) in PAGES.items():
+        draw(face, height, lines).save(here / f"{name}.png", optimize=True)
     draw_letter().save(here / "letter.png", optimize=True)
 
 
