@@ -252,9 +252,9 @@ def test_the_examples_are_what_their_script_draws() -> None:
         import make_pages
     finally:
         sys.path.pop(0)
-    for name, (height, lines) in make_pages.PAGES.items():
+    for name, (face, height, lines) in make_pages.PAGES.items():
         with Image.open(ROOT / "examples" / f"{name}.png") as kept:
-            drawn = make_pages.draw(lines, height)
+            drawn = make_pages.draw(face, height, lines)
             assert ImageChops.difference(kept.convert("RGB"), drawn).getbbox() is None
     with Image.open(ROOT / "examples" / "letter.png") as kept:
         assert ImageChops.difference(kept, make_pages.draw_letter()).getbbox() is None
