@@ -81,23 +81,23 @@ def _columns(pixels: Pixels, height: int) -> Pixels:
     return out
 
 
-def _call(name: str, weights: tuple[Pixels, ...], pixels: Pixels, count: int, out: Pixels) -> None:
-    first, counts, weight = weights
-    before = pixels.shape[0] if name == "resize_columns" else pixels.shape[1]
+def _call(
+    name: str, weights: tuple[int, Pixels, Pixels, Pixels], pixels: Pixels, count: int, out: Pixels
+) -> None:
+    before, first, counts, weight = weights
     call = _Weights(
         before, *weight.shape, first.ctypes.data, counts.ctypes.data, weight.ctypes.data
     )
     function = getattr(compiling.library("resizing"), name)
     function.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, ctypes.c_int]
-    pixels = np.ascontiguousarray(pixels)
     threads = torch.get_num_threads()
     function(ctypes.byref(call), pixels.ctypes.data, count, out.ctypes.data, threads)
 
 
 @lru_cache(maxsize=64)
-def _weights(before: int, after: int) -> tuple[Pixels, Pixels, Pixels]:
-    """For each of `after` pixels the first of `before` that counts, how many do, and their weights
-    `[after, taps]`, int32."""
+def _weights(before: int, after: int) -> tuple[int, Pixels, Pixels, Pixels]:
+    """`before`, and for each of `after` pixels the first of `before` that counts, how many do, and
+    their weights `[after, taps]`, int32."""
     scale = before / after
     widened = max(scale, 1.0)
     reach = _REACH * widened
@@ -112,7 +112,7 @@ def _weights(before: int, after: int) -> tuple[Pixels, Pixels, Pixels]:
         total += weight[:, tap]
     weight /= total[:, None]
     whole = np.trunc(weight * (1 << _POINT) + np.where(weight < 0, -0.5, 0.5))
-    return first.astype(np.int32), counts.astype(np.int32), whole.astype(np.int32)
+    return before, first.astype(np.int32), counts.astype(np.int32), whole.astype(np.int32)
 
 
 def _bicubic(x: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> Pixels:
