@@ -110,8 +110,20 @@ def test_slots_hold_the_characters_that_stand_in_them() -> None:
 
 def test_tokens_stand_where_their_first_character_does_and_breaks_where_lines_end() -> None:
     lines = [[("a", 8.0, 16.0), (",", 40.0, 16.0), (" ", 48.0, 16.0)], [("b", 80.0, 160.0)]]
-    places = auxiliary.places_of(lines, (512, 512), [1, 2, 1, 1])  # "a", ", ", "\n", "b"
+    lengths = [1, 2, 1, 1]  # "a", ", ", "\n", "b"
+    places = auxiliary.places_of("a, \nb", lines, (512, 512), lengths)
     assert places.tolist() == [[1, 2], [5, 2], [6, 2], [10, 20]]
+
+
+def test_numbers_of_a_box_stand_at_its_corners_and_tags_nowhere() -> None:
+    lines = [[("9", 8.0, 16.0), ("9", 40.0, 16.0)]]
+    answer = "<|ref|>text<|/ref|><|det|>[[0, 99, 500, 999]]<|/det|>\n99"
+    places = auxiliary.places_of(answer, lines, (512, 512), [1] * len(answer)).tolist()
+    numbers = answer.index("0, 99, 500")
+    assert places[numbers : numbers + 5] == [[0, 6]] * 5
+    assert places[numbers + 7 : numbers + 15] == [[32, 63]] * 8
+    assert places[-2:] == [[1, 2], [5, 2]]
+    assert sum(place != [IGNORED, IGNORED] for place in places) == 5 + 8 + 2
 
 
 def test_a_pages_bytes_are_what_the_network_sees_of_it(codec: Codec) -> None:
@@ -126,8 +138,10 @@ def test_labels_of_places_lie_on_the_tokens_of_the_text(codec: Codec) -> None:
     known = page.places[:, 0] != IGNORED
     text = codec.decode(page.example.ids[known].tolist())
     assert text == PAGE.annotation.text
+    (asked,) = PAGE.annotation.reference
     (located,) = pocket._pages(PAGE, "locate", 512, codec)
-    assert not bool((located.places != IGNORED).any())
+    known = located.places[:, 0] != IGNORED
+    assert codec.decode(located.example.ids[known].tolist()).startswith(asked.text)
 
 
 def test_an_empty_page_teaches_to_end_at_once(codec: Codec) -> None:

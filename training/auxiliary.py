@@ -7,6 +7,7 @@ the next character stands. The heads that tell it are thrown away after training
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deepseek_ocr.errors import CheckpointError
+from deepseek_ocr.grounding import SCALE
 from deepseek_ocr.model import Network
 from deepseek_ocr.settings import CELL
 from training.batches import IGNORED
@@ -47,6 +49,9 @@ NOTHING = 0
 """Class of a slot without a character; the others are 1 + the place in `CHARACTERS`."""
 
 CLASSES = 1 + len(CHARACTERS)
+
+_BOXES = re.compile(r"<\|det\|>.*?<\|/det\|>")
+_BOX = re.compile(r"\[(\d{1,3}), (\d{1,3}), (\d{1,3}), (\d{1,3})\]")
 
 _CLASS = {character: at for at, character in enumerate(CHARACTERS, 1)}
 
@@ -97,16 +102,37 @@ def slots_of(lines: Sequence[Sequence[Glyph]], size: tuple[int, int], view: int)
 
 
 def places_of(
-    lines: Sequence[Sequence[Glyph]], size: tuple[int, int], lengths: Sequence[int]
+    answer: str,
+    lines: Sequence[Sequence[Glyph]],
+    size: tuple[int, int],
+    lengths: Sequence[int],
 ) -> Tensor:
-    """Where each token of the page's text stands `[tokens, 2]`; `lengths` are the tokens' lengths
-    in characters. A token of several stands where its first does, a line break where its line ends.
+    """Where each token of `answer` stands on a page of `size` px `[tokens, 2]`, `IGNORED` where it
+    stands nowhere; `lengths` are the tokens' lengths in characters.
+
+    A token of several characters stands where its first does, a line break where its line ends, a
+    number of a box at the corner it is of. `lines` are looked for in the answer, in their order.
     """
     if not lengths:
         return torch.empty(0, 2, dtype=torch.long)
-    spots: list[tuple[int, int]] = []
+    spots = [(IGNORED, IGNORED)] * len(answer)
+    # A line of digits is not looked for among the numbers of boxes.
+    outside = _BOXES.sub(lambda boxes: "\0" * len(boxes[0]), answer)
+    end = 0
     for line in lines:
-        spots += [(_part(x, size[0]), _part(y, size[1])) for _, x, y in [*line, *line[-1:]]]
+        start = outside.find("".join(character for character, _, _ in line), end)
+        if start >= 0:
+            stands = [(_part(x, size[0]), _part(y, size[1])) for _, x, y in line]
+            end = start + len(line)
+            spots[start:end] = stands
+            if outside[end : end + 1] == "\n":
+                spots[end] = stands[-1]
+    for box in _BOX.finditer(answer):
+        for across, down in ((1, 2), (3, 4)):
+            corner = (_part(int(box[across]), SCALE), _part(int(box[down]), SCALE))
+            spots[box.start(across) : box.end(down)] = [corner] * (
+                box.end(down) - box.start(across)
+            )
     starts = accumulate(lengths[:-1], initial=0)
     return torch.tensor([spots[start] for start in starts])
 
