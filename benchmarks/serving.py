@@ -3,7 +3,9 @@
 The same engine (bundled model) reads the same page again and again, for 1, 8 and 64 callers that
 each ask anew when they are answered: handed to the engine directly, and over HTTP as streams. The
 two take turns, so that a machine whose speed drifts favours neither. The clients are another
-process. Of both: the median time to the first token, from asking, and pages a second.
+process. Of both: the median time to the first token, from asking, and pages a second. A request
+costs about the same whatever is read, so what share that is is told for a page of a few words and
+for one with lines and boxes.
 """
 
 from __future__ import annotations
@@ -34,8 +36,27 @@ from serving.main import listen
 from serving.state import State
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "examples" / "fruit.png"
 CALLERS = (1, 8, 64)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A page of `examples/`, and how it is read (short names of task and preset)."""
+
+    file: str
+    task: str
+    preset: str
+
+    @property
+    def picture(self) -> bytes:
+        """Its file's bytes."""
+        return (ROOT / "examples" / self.file).read_bytes()
+
+
+SUBJECTS = {
+    "short": Subject("fruit.png", "ocr", "tiny"),
+    "full": Subject("invoice.png", "markdown", "gundam"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,20 +79,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="of each of the two")
     parser.add_argument("--slots", type=int, default=8, metavar="N", help="of the engine")
     parser.add_argument("--callers", type=int, nargs="+", default=CALLERS, metavar="N")
+    parser.add_argument("--pages", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--client", nargs=3, help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
     if flags.client:
         port, callers, seconds = flags.client
-        found = asyncio.run(_clients(int(port), int(callers), float(seconds)))
+        subject = SUBJECTS[flags.pages[0]]
+        found = asyncio.run(_clients(subject, int(port), int(callers), float(seconds)))
         json.dump({"firsts": found.firsts, "rate": found.rate}, sys.stdout)
         return
     rows = []
     for row in _measure(flags):
         rows.append(row)
         print(
-            f"{row['callers']:3d} callers: first token {row['engine_first'] * 1000:7.1f} ms by the "
-            f"engine, {row['server_first'] * 1000:7.1f} ms by the server; pages a second "
+            f"{row['page']} page, {row['callers']:3d} callers: first token "
+            f"{row['engine_first'] * 1000:7.1f} ms by the engine, "
+            f"{row['server_first'] * 1000:7.1f} ms by the server; pages a second "
             f"{row['engine_rate']:6.2f} and {row['server_rate']:6.2f} ({row['cost']:+.1%})",
             flush=True,
         )
@@ -82,14 +106,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _measure(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
     engine = OcrEngine.load(ROOT / "checkpoints" / "pocket", "cpu", "auto", slots=flags.slots)
     with _served(engine) as port:
-        _direct(engine, 8, 1.0)
-        _over_http(port, 8, 1.0)
-        for callers in flags.callers:
-            engine_turns, server_turns = [], []
-            for _ in range(flags.turns):
-                engine_turns.append(_direct(engine, callers, flags.seconds))
-                server_turns.append(_over_http(port, callers, flags.seconds))
-            yield _row(callers, engine_turns, server_turns)
+        for name in flags.pages:
+            _direct(engine, name, 8, 1.0)
+            _over_http(port, name, 8, 1.0)
+            for callers in flags.callers:
+                engine_turns, server_turns = [], []
+                for _ in range(flags.turns):
+                    engine_turns.append(_direct(engine, name, callers, flags.seconds))
+                    server_turns.append(_over_http(port, name, callers, flags.seconds))
+                yield {"page": name, **_row(callers, engine_turns, server_turns)}
     engine.close()
 
 
@@ -111,8 +136,9 @@ def _row(callers: int, engine: list[Figures], server: list[Figures]) -> dict[str
 # --- the engine by itself -----------------------------------------------------------------------
 
 
-def _direct(engine: OcrEngine, callers: int, seconds: float) -> Figures:
-    page = Page(PAGE.read_bytes(), tasks.prompt_for("ocr"), tasks.crop_for("tiny"))
+def _direct(engine: OcrEngine, name: str, callers: int, seconds: float) -> Figures:
+    subject = SUBJECTS[name]
+    page = Page(subject.picture, tasks.prompt_for(subject.task), tasks.crop_for(subject.preset))
     began = time.perf_counter()
     firsts: list[float] = []
     ends: list[float] = []
@@ -175,20 +201,19 @@ def _served(engine: OcrEngine) -> Iterator[int]:
         thread.join()
 
 
-def _over_http(port: int, callers: int, seconds: float) -> Figures:
-    command = [sys.executable, "-m", "benchmarks.serving", "--client", str(port), str(callers)]
-    done = subprocess.run(
-        [*command, str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
-    )
+def _over_http(port: int, name: str, callers: int, seconds: float) -> Figures:
+    command = [sys.executable, "-m", "benchmarks.serving", "--pages", name]
+    command += ["--client", str(port), str(callers), str(seconds)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout)
     return Figures(tuple(found["firsts"]), found["rate"])
 
 
-async def _clients(port: int, callers: int, seconds: float) -> Figures:
-    url = "data:image/png;base64," + base64.b64encode(PAGE.read_bytes()).decode()
-    parts = [{"type": "text", "text": "ocr"}, {"type": "image_url", "image_url": {"url": url}}]
+async def _clients(subject: Subject, port: int, callers: int, seconds: float) -> Figures:
+    url = "data:image/png;base64," + base64.b64encode(subject.picture).decode()
+    parts = [{"type": "image_url", "image_url": {"url": url}}]
     asked = {"model": "pocket", "stream": True, "messages": [{"role": "user", "content": parts}]}
-    body = json.dumps(asked).encode()
+    body = json.dumps({**asked, "task": subject.task, "resolution": subject.preset}).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost:{port}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"

@@ -101,7 +101,7 @@ def identify(keys: Keys, authorization: str, address: str) -> str:
     return name
 
 
-def client_of(request: Request) -> str:
+async def client_of(request: Request) -> str:
     """Dependency: the client's name, for the queue and the logs. `middleware.Guard` has found it
     out, before anything of the request's body was read."""
     name: str = request.scope["deepseek_ocr.client"]

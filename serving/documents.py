@@ -86,7 +86,7 @@ async def documents_of(app: FastAPI, state: State) -> AsyncIterator[None]:
             store.close()
 
 
-def _jobs_of(request: Request) -> Jobs:
+async def _jobs_of(request: Request) -> Jobs:
     """Dependency: the documents of this server."""
     found = request.app.state.documents
     if not isinstance(found, Jobs):

@@ -7,11 +7,20 @@ import base64
 import binascii
 import io
 import re
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from deepseek_ocr.errors import ImageError, ImageTooLargeError
 from deepseek_ocr.images import ImageLimits, open_frames
 from serving.errors import ApiError
 from serving.state import State
+
+P = ParamSpec("P")
+Made = TypeVar("Made")
+
+_AT_ONCE = 2**16
+"""Characters and bytes up to which a picture is decoded and looked at on the event loop: that takes
+a fraction of a millisecond, to another thread and back takes more beside one that computes."""
 
 _HEAD = re.compile(r"data:[^,]{0,200}?(;base64)?,", re.IGNORECASE)
 
@@ -22,7 +31,7 @@ async def picture(state: State, url: str, param: str) -> bytes:
     Raises `ApiError` 400 (`param` says where it stood), `ImageError` and `ImageTooLargeError`.
     """
     if url[:5].lower() == "data:":
-        data = await asyncio.to_thread(_from_data_uri, url, param)
+        data = await _away(len(url), _from_data_uri, url, param)
     elif url[:8].lower().startswith(("http://", "https://")):
         if state.fetcher is None:
             raise ApiError(
@@ -41,8 +50,15 @@ async def picture(state: State, url: str, param: str) -> bytes:
             "invalid_image",
             param,
         )
-    await asyncio.to_thread(check_head, data, state.limits)
+    await _away(len(data), check_head, data, state.limits)
     return data
+
+
+async def _away(size: int, work: Callable[P, Made], *args: P.args, **named: P.kwargs) -> Made:
+    """What `work` makes: at once of something small, else in another thread."""
+    if size <= _AT_ONCE:
+        return work(*args, **named)
+    return await asyncio.to_thread(work, *args, **named)
 
 
 def check_head(data: bytes, limits: ImageLimits) -> None:

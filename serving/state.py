@@ -129,7 +129,11 @@ class State:
         return pool, tasks.resolution_name(preset) if preset else pool.known.resolution
 
 
-def state_of(request: Request) -> State:
-    """Dependency: the state of the server that answers `request`."""
+async def state_of(request: Request) -> State:
+    """Dependency: the state of the server that answers `request`.
+
+    Not a plain function: FastAPI would call that in another thread, and each such call waits for
+    the threads that compute.
+    """
     state: State = request.app.state.server
     return state
