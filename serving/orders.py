@@ -121,7 +121,7 @@ def _turn(message: Message, param: str) -> Turn:
     for number, part in enumerate(message.content):
         at = f"{param}.content.{number}"
         if part.type in ("text", "input_text"):
-            texts.append(part.text or "")
+            texts.append(_own_words(part.text or ""))
         elif part.type in ("image_url", "input_image"):
             images.append((_url(part, at), f"{at}.image_url"))
         else:
@@ -129,7 +129,15 @@ def _turn(message: Message, param: str) -> Turn:
                 400, f"A part of type {part.type!r} cannot be read; use text and image_url "
                 "(documents go to /v1/ocr).", "unsupported_part", at,
             )  # fmt: skip
-    return Turn("\n".join(texts), tuple(images))
+    return Turn("\n".join(text for text in texts if text), tuple(images))
+
+
+def _own_words(text: str) -> str:
+    """`text` without the list of a message's files that Open WebUI puts in front of it."""
+    if not text.startswith("<attached_files>"):
+        return text
+    _, _, own = text.partition("</attached_files>")
+    return own.strip()
 
 
 def _url(part: Part, at: str) -> str:

@@ -179,6 +179,15 @@ def test_a_task_is_known_by_prompt_short_name_or_field(
     assert answer.choices[0].message.content == TEXT["fruit"]
 
 
+def test_the_files_that_open_webui_lists_in_front_are_no_part_of_the_prompt(
+    client: openai.OpenAI,
+) -> None:
+    asked = message("ocr", uri(FRUIT))
+    listed = '<attached_files>\n<file type="file" name="fruit.png"/>\n</attached_files>\n\n'
+    asked["content"].insert(0, {"type": "text", "text": listed})
+    assert ask(client, asked).choices[0].message.content == TEXT["fruit"]
+
+
 def test_the_prompt_and_the_preset_reach_the_model(client: openai.OpenAI) -> None:
     """Prompts and presets are seen in how many tokens go in; what the toy makes of them is not."""
 
