@@ -72,6 +72,18 @@ def attacked(page: Any) -> Any:
     return page.evaluate("window.attacked ?? null")
 
 
+FOCUSED = "(({ id, name, className }) => id || name || className)(document.activeElement)"
+
+HOLD = """(ending) => {
+  const { fetch } = window;
+  window.held = [];
+  window.fetch = (...asked) => asked[0].endsWith(ending)
+    ? new Promise((go) => { held.push(() => go(fetch(...asked))); })
+    : fetch(...asked);
+}"""
+"""Requests whose path ends so are sent only when `held[n]()` is called."""
+
+
 # --- reading ------------------------------------------------------------------------------------
 
 
@@ -138,6 +150,47 @@ def test_regions_and_text_light_each_other(
 
 
 @needs_chromium
+@pytest.mark.parametrize("key", ["Enter", "Space"])
+def test_a_box_leads_to_its_text_and_back(
+    known_server: Server, open_page: Open, tmp_path: Path, key: str
+) -> None:
+    page = open_page(known_server)
+    read_to_the_end(page, document(tmp_path / "scan.png", [1]))
+    page.wait_for_selector("#text table")
+
+    def focused() -> str:
+        return page.evaluate(
+            "(({ tagName, ariaLabel }) => `${tagName} ${ariaLabel}`)(document.activeElement)"
+        )
+
+    page.locator(".box").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press(key)
+    assert focused() == "SECTION Region 2: text"
+    assert page.evaluate("document.activeElement.innerText").endswith("this is page 1.")
+    page.keyboard.press("Shift+Tab")
+    assert focused() == "BUTTON Region 2: text", "the text is entered where it was left, not before"
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert focused() == "BUTTON Region 3: table"
+
+
+@needs_chromium
+def test_a_box_and_its_text_go_by_one_name(
+    known_server: Server, open_page: Open, tmp_path: Path
+) -> None:
+    page = open_page(known_server)
+    read_to_the_end(page, document(tmp_path / "scan.png", [1]))
+    page.wait_for_selector("#text table")
+    for name in ("Region 1: title", "Region 2: text", "Region 3: table", "Region 4: image"):
+        box = page.get_by_role("group", name="Regions on the page").get_by_role("button", name=name)
+        block = page.get_by_role("region", name=name)
+        assert box.get_attribute("aria-details") == block.get_attribute("id")
+        assert block.get_attribute("data-region") == name[7]
+
+
+@needs_chromium
 def test_pages_of_a_document(known_server: Server, open_page: Open, tmp_path: Path) -> None:
     page = open_page(known_server)
     read_to_the_end(page, document(tmp_path / "scan.pdf", [1, FAILING, 3]))
@@ -175,10 +228,25 @@ def test_stopping(keyed_server: Server, open_page: Open, tmp_path: Path) -> None
     page.get_by_label("API key").fill("second-key-for-tests")
     read(page, document(tmp_path / "scan.png", [GATED[12]]))
     page.get_by_text("The bakery sold").wait_for()
-    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Stop").press("Enter")
     page.get_by_text("Stopped.").first.wait_for()
+    assert page.evaluate(FOCUSED) == "work-name"
     assert page.get_by_text("The bakery sold").is_visible()
     assert keyed_server.http.get("/ready").status_code == 200
+
+
+@needs_chromium
+def test_the_focus_outlives_the_stop_button(
+    known_server: Server, open_page: Open, tmp_path: Path
+) -> None:
+    known_server.close_gate()
+    page = open_page(known_server)
+    read(page, document(tmp_path / "scan.png", [GATED[13]]))
+    page.get_by_text("The bakery sold").wait_for()
+    page.get_by_role("button", name="Stop").focus()
+    known_server.open_gate()
+    page.wait_for_selector("#copy:enabled")
+    assert page.evaluate(FOCUSED) == "work-name"
 
 
 @needs_chromium
@@ -212,6 +280,74 @@ def test_copy_and_downloads(known_server: Server, open_page: Open, tmp_path: Pat
     assert len(json.loads(files["scan 1.json"].read_text())["pages"]) == 2
     with pypdfium2.PdfDocument(files["scan 1.pdf"].read_bytes()) as pdf:
         assert "Page 2 of the report" in pdf[1].get_textpage().get_text_bounded()
+
+
+@needs_chromium
+def test_a_download_keeps_the_focus_and_is_made_once(
+    known_server: Server, open_page: Open, tmp_path: Path
+) -> None:
+    page = open_page(known_server)
+    read_to_the_end(page, document(tmp_path / "scan.png", [1]))
+    page.evaluate(HOLD, "/output/json")
+    page.get_by_role("button", name="JSON").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    assert page.evaluate("held.length") == 1
+    with page.expect_download():
+        page.evaluate("held[0]()")
+    page.get_by_text("scan.json was made.").first.wait_for()
+    assert page.evaluate("document.activeElement.dataset.format") == "json"
+    page.route("**/output/json", lambda route: route.abort())
+    page.keyboard.press("Enter")
+    page.evaluate("held[1]()")
+    page.get_by_role("alert").get_by_text("The server cannot be reached.").wait_for()
+    assert page.evaluate("document.activeElement.dataset.format") == "json"
+    page.get_by_role("button", name="Dismiss this message").press("Enter")
+    assert page.evaluate(FOCUSED) == "work-name"
+
+
+LIKE_SAFARI = """() => {
+  const { write } = Clipboard.prototype;
+  const late = () => Promise.reject(new DOMException("Too late.", "NotAllowedError"));
+  Clipboard.prototype.writeText = late;
+  Clipboard.prototype.write = function (items) {
+    return window.event?.type === "click" ? write.call(this, items) : late();
+  };
+}"""
+
+
+@needs_chromium
+def test_copying_where_only_the_click_itself_may(
+    known_server: Server, open_page: Open, tmp_path: Path
+) -> None:
+    page = open_page(known_server, permissions=["clipboard-read", "clipboard-write"])
+    read_to_the_end(page, document(tmp_path / "scan.png", [1]))
+    page.evaluate(LIKE_SAFARI)
+    copy = page.get_by_role("button", name="Copy Markdown")
+    copy.click()
+    page.get_by_text("Copied as Markdown.").first.wait_for()
+    assert "# Page 1 of the report" in page.evaluate("navigator.clipboard.readText()")
+    page.route("**/output/md", lambda route: route.abort())
+    copy.click()
+    page.get_by_role("alert").get_by_text("The server cannot be reached.").wait_for()
+
+
+@needs_chromium
+@pytest.mark.parametrize("missing", ["window.ClipboardItem", "navigator.clipboard"])
+def test_copying_in_browsers_that_know_less(
+    known_server: Server, open_page: Open, tmp_path: Path, missing: str
+) -> None:
+    page = open_page(known_server, permissions=["clipboard-read", "clipboard-write"])
+    read_to_the_end(page, document(tmp_path / "scan.png", [1]))
+    owner, name = missing.split(".")
+    page.evaluate(f"""() => {{
+        window.real = navigator.clipboard;
+        Object.defineProperty({owner}, "{name}", {{ value: undefined }});
+    }}""")
+    page.get_by_role("button", name="Copy Markdown").press("Enter")
+    page.get_by_text("Copied as Markdown.").first.wait_for()
+    assert page.evaluate(FOCUSED) == "copy"
+    assert "# Page 1 of the report" in page.evaluate("real.readText()")
 
 
 # --- ways in, and what goes wrong ---------------------------------------------------------------
@@ -262,6 +398,35 @@ def test_uploads_that_fail_are_said_in_plain_words(
     page.unroute("**/v1/ocr/jobs")
     read_to_the_end(page, document(tmp_path / "good.png", [5]))
     assert page.get_by_role("alert").count() == 0
+
+
+@needs_chromium
+def test_a_failed_upload_keeps_the_focus(
+    known_server: Server, open_page: Open, tmp_path: Path
+) -> None:
+    page = open_page(known_server)
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
+    page.set_input_files("#file", tmp_path / "broken.pdf")
+    page.locator("#read").press("Enter")
+    page.get_by_role("alert").get_by_text("broken.pdf is damaged").wait_for()
+    page.wait_for_selector("#read:not([aria-disabled])")
+    assert page.evaluate(FOCUSED) == "read"
+    page.get_by_role("button", name="Dismiss this message").press("Enter")
+    assert page.evaluate(FOCUSED) == "file"
+
+
+@needs_chromium
+def test_a_document_is_handed_in_once(
+    known_server: Server, open_page: Open, tmp_path: Path
+) -> None:
+    page = open_page(known_server)
+    page.evaluate(HOLD, "/jobs")
+    page.set_input_files("#file", document(tmp_path / "p.png", [9]))
+    for field in ("#pages", "#pages", "#read"):
+        page.locator(field).press("Enter")
+    assert page.evaluate("held.length") == 1
+    page.evaluate("held[0]()")
+    page.get_by_role("heading", name="Page 9 of the report").wait_for()
 
 
 @needs_chromium
@@ -389,9 +554,6 @@ def test_nothing_sticks_out_on_a_phone(
     assert page.evaluate(over) <= 0
     picture, text = (page.locator(one).bounding_box() for one in ("#canvas", "#text"))
     assert picture["y"] + picture["height"] <= text["y"], "the text is below the picture"
-
-
-FOCUSED = "(({ id, name, className }) => id || name || className)(document.activeElement)"
 
 
 @needs_chromium

@@ -15,7 +15,7 @@ let stop = null;
 const sheet = new Sheet({ canvas: $("canvas"), boxes: $("boxes"), note: $("picture-note") });
 const text = new TextView($("text"));
 const unpin = link($("boxes"), $("text"));
-const start = new Start({ onRead: read, onProblem: complain });
+const start = new Start({ onRead: (file, fields) => busy($("read"), () => read(file, fields)), onProblem: complain });
 
 // --- what is seen ------------------------------------------------------------------------------
 
@@ -27,6 +27,11 @@ function complain(message) {
 
 function calm() {
   $("problem").hidden = true;
+}
+
+function dismiss() {
+  calm();
+  ($("work").hidden ? $("file") : $("work-name")).focus({ preventScroll: true });
 }
 
 function show(id) {
@@ -46,21 +51,30 @@ function askForKey() {
   if ($("work").hidden) $("key").focus();
 }
 
+/** Let a button do its task, once at a time. Unlike `disabled`, `aria-disabled` leaves it the focus. */
+async function busy(button, task) {
+  if (button.getAttribute("aria-disabled") === "true") return;
+  button.setAttribute("aria-disabled", "true");
+  calm();
+  try {
+    await task();
+  } catch (error) {
+    report(error);
+  } finally {
+    button.removeAttribute("aria-disabled");
+  }
+}
+
 // --- a document --------------------------------------------------------------------------------
 
 async function read(file, fields) {
-  calm();
   api.key.set($("key").value.trim());
-  $("read").disabled = true;
   $("read").textContent = "Handing it in …";
   try {
     const job = await api.submit(file, fields);
     api.lastJob.set(job.id);
     open(job.id, job.name);
-  } catch (error) {
-    report(error);
   } finally {
-    $("read").disabled = false;
     $("read").textContent = "Read";
   }
 }
@@ -131,55 +145,56 @@ async function cancel() {
 // --- taking it away ----------------------------------------------------------------------------
 
 async function copy() {
-  calm();
-  try {
-    const { blob } = await api.output(work.job, "md");
-    await toClipboard(await blob.text());
-    work.say("Copied as Markdown.");
-  } catch (error) {
-    report(error);
+  await toClipboard(api.output(work.job, "md").then(({ blob }) => blob.text()));
+  work?.say("Copied as Markdown."); // unless it was left meanwhile
+}
+
+/** Copy what is promised. Safari allows it only within the click itself, before the words are there. */
+async function toClipboard(promised) {
+  if (navigator.clipboard && window.ClipboardItem) {
+    const plain = promised.then((words) => new Blob([words], { type: "text/plain" }));
+    const written = navigator.clipboard.write([new ClipboardItem({ "text/plain": plain })]);
+    await Promise.all([promised, written]); // why there are no words is said better by the former
+  } else if (navigator.clipboard) {
+    await navigator.clipboard.writeText(await promised);
+  } else {
+    copyBySelecting(await promised); // without TLS there is no clipboard to ask
   }
 }
 
-async function toClipboard(words) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(words);
-  const area = document.createElement("textarea"); // without TLS there is no clipboard to ask
+function copyBySelecting(words) {
+  const focused = document.activeElement;
+  const area = document.createElement("textarea");
   area.value = words;
   area.className = "unseen";
   document.body.append(area);
   area.select();
   const done = document.execCommand("copy");
   area.remove();
+  focused.focus({ preventScroll: true });
   if (!done) throw new api.Problem("The browser did not allow copying; download the Markdown instead.");
 }
 
-async function download(event) {
-  calm();
-  const button = event.currentTarget;
-  button.disabled = true;
-  try {
-    const { blob, name } = await api.output(work.job, button.dataset.format);
-    const address = URL.createObjectURL(blob);
-    const anchor = document.createElement("a");
-    anchor.href = address;
-    anchor.download = name;
-    anchor.click();
-    setTimeout(() => URL.revokeObjectURL(address), 60_000);
-    work.say(`${name} was made.`);
-  } catch (error) {
-    report(error);
-  } finally {
-    button.disabled = false;
-  }
+async function download(format) {
+  const { blob, name } = await api.output(work.job, format);
+  const address = URL.createObjectURL(blob);
+  const anchor = document.createElement("a");
+  anchor.href = address;
+  anchor.download = name;
+  anchor.click();
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+  work?.say(`${name} was made.`);
 }
 
 // --- begin -------------------------------------------------------------------------------------
 
-$("problem-close").addEventListener("click", calm);
+$("problem-close").addEventListener("click", dismiss);
 $("again").addEventListener("click", () => { calm(); leave(); });
 $("cancel").addEventListener("click", cancel);
-$("copy").addEventListener("click", copy);
-for (const button of document.querySelectorAll(".download")) button.addEventListener("click", download);
+$("copy").addEventListener("click", () => busy($("copy"), copy));
+for (const button of document.querySelectorAll(".download")) {
+  button.addEventListener("click", () => busy(button, () => download(button.dataset.format)));
+}
 
 try {
   const offered = await api.options();

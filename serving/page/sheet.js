@@ -1,6 +1,6 @@
 // The picture of a page with its regions as boxes, and what links them to the text.
 
-import { hueOf, shownLabel } from "./text.js";
+import { blockId, hueOf, regionName } from "./text.js";
 
 const SCALE = 999; // the largest coordinate of a box
 
@@ -53,7 +53,8 @@ export class Sheet {
       box.className = "box";
       box.dataset.region = part.order;
       box.tabIndex = this.#boxes.childElementCount ? -1 : 0;
-      box.setAttribute("aria-label", `Region ${part.order}: ${shownLabel(part.label)}`);
+      box.setAttribute("aria-label", regionName(part));
+      box.setAttribute("aria-details", blockId(part.order));
       box.style.left = `${(left / SCALE) * 100}%`;
       box.style.top = `${(top / SCALE) * 100}%`;
       box.style.width = `${((right - left) / SCALE) * 100}%`;
@@ -81,7 +82,10 @@ export class Sheet {
   }
 }
 
-/** Pointing at or focusing a region in one of the homes lights it in both; arrows move, Escape lets go. */
+/**
+ * Pointing at or focusing a region in one of the homes lights it in both; arrows move, Enter goes from
+ * a box to its text and back, Escape lets go.
+ */
 export function link(picture, text) {
   const homes = [picture, text];
   let pinned = "";
@@ -94,19 +98,32 @@ export function link(picture, text) {
     if (order) for (const found of all(order)) found.classList.add("lit");
   }
 
-  function reveal(order, from) {
-    const other = homes.find((home) => home !== from);
-    const target = all(order).find((found) => other.contains(found));
+  /** Keep a region lit and show it in the other home; what it is there. */
+  function pin(region, home) {
+    pinned = region.dataset.region;
+    light(pinned);
+    const other = all(pinned).find((found) => !home.contains(found));
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    target?.scrollIntoView({ block: "nearest", behavior: calm ? "auto" : "smooth" });
+    other?.scrollIntoView({ block: "nearest", behavior: calm ? "auto" : "smooth" });
+    return other;
+  }
+
+  /** Focus a region, which is where Tab enters its home from now on. */
+  function land(region, options) {
+    for (const stop of region.parentElement.querySelectorAll("[data-region]")) stop.tabIndex = stop === region ? 0 : -1;
+    region.focus(options);
+  }
+
+  /** Go from a region to the same one in the other home. */
+  function cross(region, home) {
+    const other = pin(region, home);
+    if (other) land(other, { preventScroll: true }); // it is being scrolled to
   }
 
   function step(home, from, by) {
     const stops = [...home.querySelectorAll("[data-region]")];
     const next = stops[stops.indexOf(from) + by];
-    if (!next) return;
-    for (const stop of stops) stop.tabIndex = stop === next ? 0 : -1;
-    next.focus();
+    if (next) land(next);
   }
 
   for (const home of homes) {
@@ -118,11 +135,10 @@ export function link(picture, text) {
     });
     home.addEventListener("focusout", () => light(pinned));
     home.addEventListener("click", (event) => {
-      const order = regionOf(event.target)?.dataset.region;
-      if (!order) return;
-      pinned = order;
-      light(order);
-      reveal(order, home);
+      const region = regionOf(event.target);
+      if (!region) return;
+      if (home === picture) cross(region, home); // Enter clicks, too, and so does a screen reader
+      else pin(region, home); // whoever selects words there goes on with them
     });
     home.addEventListener("keydown", (event) => {
       const region = regionOf(event.target);
@@ -133,9 +149,9 @@ export function link(picture, text) {
       } else if (region && by) {
         event.preventDefault();
         step(home, region, by);
-      } else if (region && event.key === "Enter") {
-        pinned = region.dataset.region;
-        reveal(pinned, home);
+      } else if (region && home === text && event.key === "Enter") {
+        event.preventDefault(); // else it would click the box, too, and come back
+        cross(region, home);
       }
     });
   }

@@ -20,9 +20,17 @@ export function hueOf(label) {
 }
 
 /** A label as people read it. */
-export function shownLabel(label) {
+function shownLabel(label) {
   return label.replaceAll("_", " ") || "region";
 }
+
+/** What a region is called, on the picture and in the text alike. */
+export function regionName({ order, label }) {
+  return `Region ${order}: ${shownLabel(label)}`;
+}
+
+/** The id of a region's block, of which one page's are in the document at a time. */
+export const blockId = (order) => `region-${order}`;
 
 /** DOM nodes of `nodes`: strings, and [element, attributes, children]. `figure(n)` gives a picture. */
 function build(nodes, figure, depth = 0) {
@@ -102,10 +110,11 @@ export class TextView {
     body.className = "body plain";
     body.dir = "auto";
     if (part.order) {
+      block.id = blockId(part.order);
       block.dataset.region = part.order;
       block.tabIndex = this.#home.querySelector("[data-region]") ? -1 : 0;
       block.style.setProperty("--hue", hueOf(part.label));
-      block.setAttribute("aria-label", shownLabel(part.label));
+      block.setAttribute("aria-label", regionName(part));
       const label = document.createElement("span");
       label.className = "label";
       label.textContent = shownLabel(part.label);

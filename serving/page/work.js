@@ -58,7 +58,7 @@ export class Work {
   /** No more events will come, and that is not its end. */
   giveUp(words = "It was not read to its end.") {
     this.ended = true;
-    $("cancel").hidden = true;
+    this.#hideStop();
     this.say(words);
     for (const page of this.#pages.values()) if (page.state === "reading") page.state = "waiting";
     this.#list();
@@ -138,7 +138,7 @@ export class Work {
 
   #end(event) {
     this.ended = true;
-    $("cancel").hidden = true;
+    this.#hideStop();
     $("progress").hidden = true;
     const seconds = Math.max(1, Math.round((performance.now() - this.#began) / 1000));
     const { total, failed } = event.pages;
@@ -241,6 +241,13 @@ export class Work {
     const words = pages.length === 1 ? "Reading …" : `Reading … ${settled} of ${pages.length} pages`;
     if (words !== $("work-state").textContent) this.say(words);
     this.#list();
+  }
+
+  /** Nothing is left to stop. The focus would vanish with the button; it goes to the heading. */
+  #hideStop() {
+    const focused = document.activeElement === $("cancel");
+    $("cancel").hidden = true;
+    if (focused) $("work-name").focus({ preventScroll: true });
   }
 
   #allow(finished) {
