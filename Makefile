@@ -3,6 +3,7 @@
 # make check   ruff and mypy
 # make bench   full-size random model on this machine, the library's plain class and ours
 # make evaluate    read synthetic pages with the bundled model and measure how well
+# make pocket  train a model like the bundled one from nothing, into build/pocket-5: hours
 # make verify-checkpoint    for owners of the real weights: load, read three pages, write a report
 #
 # Everything runs in .venv, which is made when needed. On a machine without a GPU, PyTorch's CPU
@@ -21,11 +22,11 @@ SEED ?= 1000003
 MODEL ?= pocket
 MEASURES ?= ocr:tiny ocr:small ocr:base ocr:gundam markdown:tiny locate:tiny
 
-.PHONY: help demo test check format bench evaluate verify-checkpoint clean
+.PHONY: help demo test check format bench evaluate pocket verify-checkpoint clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -6
+	@sed -n 's/^# //p' Makefile | head -7
 
 $(READY): requirements-local.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -67,6 +68,13 @@ evaluate: $(READY)
 			--test_file build/evaluate/test.json --model_path $(MODEL) \
 			--task $${measure%%:*} --size $${measure##*:} --max_tokens 1024 \
 			--output_dir build/evaluate/$${measure%%:*}-$${measure##*:} || exit; \
+	done
+
+pocket: $(READY)
+	$(BIN)/python -m training.pocket --stage 1 --output build/pocket-1
+	for stage in 2 3 4 5; do before=build/pocket-$$((stage - 1)); \
+		$(BIN)/python -m training.pocket --stage $$stage --output build/pocket-$$stage \
+			--start $$before/model --heads $$before/heads.safetensors || exit; \
 	done
 
 verify-checkpoint: $(READY)

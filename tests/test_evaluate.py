@@ -19,6 +19,7 @@ from tests.conftest import POCKET, ROOT
 from tests.test_weights_places import mounted
 from tests.training_fixtures import EXAMPLES, jsonl, put_examples, put_list, put_page
 from training.evaluate import main
+from training.readers import folder_reader
 from training.report import Run, contents, escaped
 from training.samples import Example, Rejection
 from training.scoring import Prediction, evaluate, precision_by_ratio, score, summarise
@@ -233,6 +234,25 @@ def test_texts_made_elsewhere(
     (made / "fruit.mmd").write_text("Apple 12\nLemon 34")
     assert main(flags(data, output, *more)) == 0
     assert value(metrics_in(output)["tasks"], "cer") == 0
+
+
+def test_one_text_is_never_taken_for_two_pages(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "001.md").write_text("whose?")
+    (folder / "002.md").write_text("mine")
+    names = ("2023/001", "2024/001", "2024/002")
+    pages = [Example(Path(), OCR, "", "x", name) for name in names]
+    texts = [prediction.text for prediction in folder_reader(folder)(pages)]
+    assert texts == ["", "", "mine"]
+
+
+def test_pages_are_counted_by_name_whatever_the_name() -> None:
+    scores = [
+        score(Example(Path(), OCR, "", "text", f"scan#{number}"), Prediction("text"))
+        for number in (1, 2, 3)
+    ]
+    assert summarise(scores)[OCR]["cer"].pages == 3
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\xff", b"x" * (2 * 2**20 + 1)])

@@ -132,6 +132,28 @@ def test_held_out_fonts_are_never_trained_on() -> None:
             fonts.typefaces("held-out")
 
 
+def test_print_that_never_fits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synth, "_attempt", lambda recipe, rng: None)
+    with pytest.raises(SettingsError, match="choose smaller print"):
+        make_page(Recipe(), 1)
+
+
+def test_a_page_too_small_for_a_chart_has_none() -> None:
+    tiny = Recipe(size=(64, 64), smallest=64, largest=64, kinds={"chart": 1.0})
+    assert make_page(tiny, 1).annotation.figure is None
+
+
+def test_titles_are_marked_in_markdown_and_plain_in_text() -> None:
+    for seed in range(20):
+        known = make_page(Recipe(kinds={"article": 1.0}), seed).annotation
+        for region in known.regions:
+            assert region.text.startswith("# ") == (region.label == "title")
+            if region.label == "title":
+                assert region.text.removeprefix("# ") in (known.text or "").split("\n")
+                return
+    pytest.fail("no article has a title")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -7,6 +7,7 @@ the next character stands. The heads that tell it are thrown away after training
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -178,10 +179,12 @@ class AuxiliaryObjective(nn.Module):
         return total * lessons.taught, torch.zeros((), device=total.device)
 
     def save_heads(self, file: Path) -> None:
-        """Write the heads of the auxiliary losses. Raises `OutputError`."""
+        """Write the heads of the auxiliary losses, whole or not at all. Raises `OutputError`."""
         kept = {n: v.detach().to("cpu", torch.bfloat16) for n, v in self._heads()}
+        part = file.with_name(f".{file.name}.part")
         with writing(file):
-            save_tensors(kept, file)
+            save_tensors(kept, part)
+            os.replace(part, file)
 
     def load_heads(self, file: Path) -> None:
         """Take over what `save_heads` wrote. Raises `CheckpointError`."""

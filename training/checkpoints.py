@@ -69,6 +69,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     staging = folder.with_name(f".{folder.name}.part")
     old = folder.with_name(f".{folder.name}.old")
     with writing(folder):
+        recover_folder(folder)
         try:
             for leftover in (staging, old):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -78,8 +79,19 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
                 os.replace(folder, old)
             os.replace(staging, folder)
         finally:
+            recover_folder(folder)
             for leftover in (staging, old):
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Put back what `replacing_folder` had set aside when it was stopped between its two steps.
+
+    Raises `OSError`.
+    """
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

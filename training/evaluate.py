@@ -110,8 +110,9 @@ def run_facts(job: Job, load: Load) -> int:
             f"{_first(rejections)}."
         )
     pages = {fact_report.name_of(fact.page): fact.page for fact in facts}
+    names = fact_report.names_of(pages)
     examples = [
-        Example(fact_report.picture(job.data_root, page), job.tasks[0],
+        Example(fact_report.picture(job.data_root, page, names[name]), job.tasks[0],
                 tasks.prompt_for(job.tasks[0]), "", name)
         for name, page in pages.items()
     ]  # fmt: skip

@@ -14,7 +14,10 @@ from training.files import writing
 
 NAME = "experiment_logs.txt"
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "rapidfuzz", "scipy")
+LIBRARIES = (
+    "torch", "transformers", "tokenizers", "accelerate", "peft", "numpy", "pillow", "rapidfuzz",
+    "scipy", "apted", "lxml",
+)  # fmt: skip
 
 
 class ExperimentLog:

@@ -14,7 +14,7 @@ from training.bootstrap import Figure, Share, figures
 from training.experiment import versions
 from training.facts import TYPES, Fact, Page, Verdict, check
 from training.files import json_bytes
-from training.readers import read_prediction
+from training.readers import read_prediction, sole_names
 from training.samples import Example, Rejection
 from training.scoring import Prediction, Read
 from training.split import SUFFIXES
@@ -37,15 +37,20 @@ def name_of(page: Page) -> str:
     return page.file if page.number is None else f"{page.file} page {page.number}"
 
 
-def picture(data_root: Path, page: Page) -> Path:
-    """Where the picture of `page` is, or would be expected."""
+def names_of(pages: Mapping[str, Page]) -> dict[str, tuple[str, ...]]:
+    """What the texts and pictures of `pages` (by `name_of`) may be called."""
+    return sole_names({name: page.names() for name, page in pages.items()})
+
+
+def picture(data_root: Path, page: Page, names: Sequence[str]) -> Path:
+    """Where the picture of `page` is, by one of its `names`, or would be expected."""
     if page.number is None:
         return data_root / page.file
-    for name in page.names():
+    for name in names:
         for suffix in sorted(SUFFIXES):
             if (path := data_root / f"{name}{suffix}").is_file():
                 return path
-    return data_root / f"{page.names()[0]}.png"
+    return data_root / f"{names[0]}.png"
 
 
 def folder_reader(pages: Mapping[str, Page]) -> Callable[[Path], Read]:
@@ -58,9 +63,11 @@ def folder_reader(pages: Mapping[str, Page]) -> Callable[[Path], Read]:
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder; give the one that holds the texts.")
 
+        names = names_of(pages)
+
         def read(examples: Iterable[Example]) -> Iterator[Prediction]:
             for example in examples:
-                yield read_prediction(folder, pages[example.name].names())
+                yield read_prediction(folder, names[example.name])
 
         return read
 

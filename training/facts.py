@@ -65,13 +65,13 @@ class Page:
     number: int | None = None
 
     def names(self) -> tuple[str, ...]:
-        """What a text or a picture of this page may be called, without its suffix."""
+        """What a text or a picture of this page may be called: paths without a suffix."""
         stem = self.file.rpartition(".")[0] or self.file
         names = [stem]
         if self.number is not None:
             names = [f"{stem}_pg{self.number}_repeat1", f"{stem}_pg{self.number}"]
             names += [stem] if self.number == 1 else []
-        return tuple(dict.fromkeys([*names, *(name.rpartition("/")[2] for name in names)]))
+        return tuple(names)
 
 
 @dataclass(frozen=True)

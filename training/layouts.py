@@ -158,12 +158,9 @@ def paragraph(
             canvas.top += step
     if not placed:
         return None
-    return Block(
-        label,
-        around([box for _, box in placed]),
-        " ".join(text for text, _ in placed),
-        tuple(placed),
-    )
+    text = " ".join(text for text, _ in placed)
+    marked = f"# {text}" if label == "title" else text
+    return Block(label, around([box for _, box in placed]), marked, tuple(placed))
 
 
 def article(canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style) -> list[Block]:
@@ -222,14 +219,16 @@ def table(canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style) -> li
 
 def chart(
     canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style
-) -> tuple[list[Block], str]:
+) -> tuple[list[Block], str | None]:
     """A bar chart of two to four bars with a name below and a value above each, and its content
-    as a Markdown table."""
+    as a Markdown table; nothing where there is no room."""
     size = rng.randint(style.smallest, max(style.smallest, (style.smallest + style.largest) // 2))
     font = fonts.sized(face, size)
     count = rng.randint(2, 4)
     tall = height_of(font)
     left, top, right, bottom = canvas.margin, canvas.top, canvas.right, canvas.bottom
+    if bottom - top < 3 * tall:
+        return [], None
     width = (right - left) // count
     names, values = [], []
     placed: list[tuple[str, PixelBox]] = []

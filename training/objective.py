@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
 from deepseek_ocr.model import Network
 from training.batches import IGNORED, Batch
+
+
+def route_in_float32(network: Network) -> None:
+    """Let the routers compute in float32 under autocast too, as they do when pages are read: an
+    expert chosen by rounded scores may be another one."""
+    for module in network.modules():
+        if type(module).__name__.endswith("TopkRouter"):
+            module.forward = _without_autocast(module.forward)
+
+
+def _without_autocast(forward: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
+    def outside(states: torch.Tensor) -> Any:
+        with torch.autocast(states.device.type, enabled=False):
+            return forward(states)
+
+    return outside
 
 
 class Objective(nn.Module):

@@ -73,7 +73,8 @@ class Stepper:
         """One step over `batches` (this process's micro-batches), every token counting the same
         wherever it lies.
 
-        Raises `GenerationError` where the loss is not a number.
+        Raises `GenerationError` where the loss or the gradient is not a number; the weights are
+        then as they were.
         """
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -92,12 +93,14 @@ class Stepper:
                 self.accelerator.backward(share)
             total += float(loss.detach())
         mean = self._summed(total) / max(tokens, 1)
-        if not math.isfinite(mean):
-            raise GenerationError(
-                "The loss is not a number any more; lower --lr, lengthen --warmup, or train in "
-                "float32 (--dtype float32)."
-            )
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.clip)
+        # In float16 a gradient may run over; the scaler then leaves the step out.
+        bounded = self.accelerator.scaler is not None or math.isfinite(float(norm))
+        if not (math.isfinite(mean) and bounded):
+            raise GenerationError(
+                "The loss or its gradient is not a number any more; lower --lr, lengthen --warmup, "
+                "or train in float32 (--dtype float32)."
+            )
         for optimiser in self._prepared:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)

@@ -26,8 +26,8 @@ CER, rejected.json, experiment_logs.txt and loss.png. Read pages with the result
   python ocr.py --model deepseek-ocr --adapter runs/first/best page.png     (LoRA)
   python ocr.py --model runs/first/best page.png                            (--full)
 
-exit status: 0 done, 1 done but some samples could not be used (rejected.json), 2 could not start
-or go on, 130 interrupted
+exit status: 0 done, 1 done but some samples could not be used (rejected.json; by a launcher 0), 2
+could not start or go on, 130 interrupted
 """
 
 
@@ -82,6 +82,8 @@ def _options(flags: argparse.Namespace) -> TrainOptions:
     )
     if flags.full and (flags.lora_experts or flags.merge):
         raise SettingsError("--lora_experts and --merge belong to LoRA; leave out --full.")
+    if flags.lora_experts and flags.lora_dropout:
+        raise SettingsError("--lora_dropout cannot be had with --lora_experts; leave one out.")
     values = vars(flags)
     given = {name: values[name] for name in TrainOptions.__dataclass_fields__ if name in values}
     given |= {
@@ -119,7 +121,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add(
         "--val_file", type=Path, metavar="FILE", help="test.json: read after each epoch for its CER"
     )
-    add("--val_pages", type=positive, default=50, metavar="N", help="pages of it (default: 50)")
+    add("--val_pages", type=positive, default=50, metavar="N",
+        help="the first so many pages of it (default: 50)")  # fmt: skip
     shorts = ", ".join(tasks.TASK_SHORT_NAMES)
     add("--task", nargs="+", default=["ocr"], metavar="TASK", help=f"{shorts} (default: ocr)")
     presets = ", ".join(tasks.RESOLUTION_SHORT_NAMES)
@@ -171,10 +174,18 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--output_dir", type=Path, required=True, metavar="DIR", help="where results go")
     add("--resume", action="store_true", help="go on after the last finished epoch in --output_dir")
     add("--keep", type=positive, default=3, metavar="N", help="epochs whose checkpoint stays (3)")
-    add("--seed", type=int, default=0, help="of order and adapters (default: 0)")
-    add("--workers", type=int, default=2, metavar="N", help="processes that prepare pages")
+    add("--seed", type=_whole, default=0, help="of order and adapters (default: 0)")
+    add("--workers", type=_whole, default=2, metavar="N",
+        help="processes that prepare pages (default: 2; 0: this one)")  # fmt: skip
     add("--device", help="auto, cpu, cuda, mps, npu (default: DEEPSEEK_OCR_DEVICE, auto)")
-    add("--dtype", help="auto, bfloat16, float16, float32: the type computed in (default: auto)")
+    add("--dtype", help="auto, bfloat16, float16, float32: the type computed in (default: auto); "
+        "with --full the routed experts compute in float32 all the same")  # fmt: skip
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of up to nine digits.")
+    return int(text)
 
 
 def _share(text: str) -> float:

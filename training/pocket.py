@@ -303,16 +303,16 @@ STAGES = (
     Stage(
         "clean pages",
         (
-            Source(_CLEAN, 512, 0.34),
+            Source(_CLEAN, 512, 0.42),
             Source(_LINES, 512, 0.06),
-            Source(_LARGE, 512, 0.08),
-            Source(_KINDS, 512, 0.1),
+            Source(_LARGE, 512, 0.06),
+            Source(_KINDS, 512, 0.08),
             Source(_CLEAN, 640, 0.14),
-            Source(_CLEAN, 1024, 0.28),
+            Source(_CLEAN, 1024, 0.24),
         ),
-        20_000,
-        tasks={"ocr": 0.5, "markdown": 0.26, "locate": 0.22, "figure": 0.02},
-        lr=1.6e-3,
+        78_000,
+        tasks={"ocr": 0.52, "markdown": 0.26, "locate": 0.2, "figure": 0.02},
+        lr=2.5e-3,
         decays=True,
     ),
 )
@@ -320,13 +320,16 @@ STAGES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train one stage; exit status 0, or 2 where it could not."""
+    """Train one stage; exit status 0, 2 where it could not, 130 where it was interrupted."""
     given = _parser().parse_args(arguments)
     try:
         train_stage(given.stage, given.output, given.start, given.heads, given.seed, given.workers)
     except OcrError as error:
         print(f"pocket: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"pocket: interrupted; the last weights are in {given.output}.", file=sys.stderr)
+        return 130
     print(f"The model is in {given.output / 'model'}.")
     return 0
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -62,7 +62,8 @@ def folder_reader(folder: Path) -> Read:
     """Takes predictions from `folder`: NAME.md, NAME.mmd or NAME.txt for each example.
 
     NAME is the example's path in the data folder without the suffix; where there is no such
-    file, its last part alone. A text that is not there is a prediction that says so.
+    file, its last part alone, if it is of one page only. A text that is not there is a prediction
+    that says so.
 
     Raises `InputError` where there is no such folder.
     """
@@ -70,10 +71,27 @@ def folder_reader(folder: Path) -> Read:
         raise InputError(f"{folder} is not a folder; give the one that holds the predictions.")
 
     def read(examples: Iterable[Example]) -> Iterator[Prediction]:
-        for example in examples:
-            yield read_prediction(folder, (example.name, PurePosixPath(example.name).name))
+        listed = list(examples)
+        names = sole_names({example.name: (example.name,) for example in listed})
+        for example in listed:
+            yield read_prediction(folder, names[example.name])
 
     return read
+
+
+def sole_names(names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """For each page what it may be called, and behind that the last parts of these paths that no
+    other page has: `2023/001` and `2024/001` are never both `001`."""
+    last = {page: {PurePosixPath(name).name for name in some} for page, some in names.items()}
+    owners = Counter(part for parts in last.values() for part in parts)
+    return {
+        page: tuple(
+            dict.fromkeys(
+                [*some, *(part for name in some if owners[part := PurePosixPath(name).name] == 1)]
+            )
+        )
+        for page, some in names.items()
+    }
 
 
 def read_prediction(folder: Path, names: Iterable[str]) -> Prediction:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import gather_object, set_seed
 from peft import PeftModel
 
 import tasks
@@ -25,15 +27,16 @@ from deepseek_ocr.model import Network, load_network
 from deepseek_ocr.prompts import Codec, load_codec
 from deepseek_ocr.settings import DecodeSettings
 from training import dataset, lora, metrics, state
-from training.checkpoints import replacing_folder, save_checkpoint
+from training.checkpoints import recover_folder, replacing_folder, save_checkpoint
 from training.curves import write_curve
 from training.experiment import ExperimentLog
-from training.files import write_json
-from training.objective import Objective
+from training.files import read_text
+from training.objective import Objective, route_in_float32
 from training.optimisation import OptimiserSettings, Stepper, StepResult, cosine
 from training.options import TrainOptions
 from training.progress import track
-from training.samples import Example, Rejection
+from training.samples import Example, Rejection, write_rejections
+from training.scoring import comparable
 
 
 @dataclass
@@ -73,7 +76,7 @@ class Run:
         )
         stepper = Stepper(Objective(network, options.balance > 0), settings, accelerator)
         log = ExperimentLog(options.output_dir)
-        progress = state.Progress(_fixed(options, accelerator))
+        progress = state.Progress(_fixed(options, source, dtype, accelerator.num_processes))
         run = cls(
             options, source, accelerator, network, adapted, codec, encoding, stepper, log, progress
         )
@@ -86,6 +89,8 @@ class Run:
             _check_same(stored.settings, self.progress.settings)
             self.progress = stored
             state.restore(self.options.output_dir, self.network, self.stepper.optimisers[0])
+            if stored.scaler and self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(stored.scaler)
         if not self.accelerator.is_main_process:
             return
         self.log.start("training.train", asdict(self.options) | {"source": self.source})
@@ -102,26 +107,33 @@ class Run:
 
     def checked(self, examples: list[Example]) -> tuple[list[Example], list[Rejection]]:
         """The examples that open and fit, and those that do not; every process gets the same."""
-        found: list[Any] = [None]
-        if self.accelerator.is_main_process:
-            outcomes = dataset.check(examples, self.encoding, self.options.workers)
-            found = [list(track(outcomes, len(examples), "checking"))]
-        broadcast_object_list(found)
-        good = [e for e, outcome in zip(examples, found[0], strict=True) if outcome is None]
-        return good, [outcome for outcome in found[0] if outcome is not None]
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        numbers = range(rank, len(examples), world)
+        mine = [examples[number] for number in numbers]
+        outcomes = dataset.check(mine, self.encoding, self.options.workers)
+        found = list(zip(numbers, track(outcomes, len(mine), "checking"), strict=True))
+        reasons: dict[int, Rejection | None] = dict(gather_object(found) if world > 1 else found)
+        good = [example for number, example in enumerate(examples) if reasons[number] is None]
+        rejected = [reasons[number] for number in range(len(examples))]
+        return good, [reason for reason in rejected if reason is not None]
 
-    def tell_rejections(self, rejections: Sequence[Rejection], usable: int) -> None:
-        """Name what cannot be used in `rejected.json` and the log; stop where it is too much.
+    def tell_rejections(
+        self, rejections: Sequence[Rejection], usable: int, unread: Sequence[Rejection] = ()
+    ) -> None:
+        """Name what cannot be used in `rejected.json` and the log, `unread` of the validation file;
+        stop where it is too much to train on the rest.
 
         Raises `InputError`.
         """
         if self.accelerator.is_main_process:
-            rows = [{"name": r.name, "reason": r.reason} for r in rejections]
-            write_json(self.options.output_dir / "rejected.json", rows)
+            write_rejections(self.options.output_dir, {"train": rejections, "validation": unread})
             self.log.line(f"data: {usable} examples, {len(rejections)} rejected")
-            for rejection in rejections:
+            self.log.line(f"validation: {len(unread)} rejected")
+            for rejection in (*rejections, *unread):
                 self.log.line(f"rejected {rejection.name}: {rejection.reason}")
             print(f"{usable} examples to train on, {len(rejections)} rejected (rejected.json).")
+            if unread:
+                print(f"{len(unread)} entries of --val_file rejected (rejected.json).")
         share = len(rejections) / max(1, len(rejections) + usable)
         if share > self.options.max_rejected or not usable:
             first = rejections[0]
@@ -141,6 +153,8 @@ class Run:
         while self.progress.epoch < options.epochs:
             epoch = self.progress.epoch + 1
             start = time.monotonic()
+            # What is drawn at random follows from the epoch, so a resumed run draws the same.
+            torch.manual_seed(_seed_of(options.seed, epoch, self.accelerator.process_index))
             plan = dataset.plan_epoch(
                 len(examples), options.seed, epoch, options.batch_size, options.grad_accum, world
             )
@@ -173,6 +187,9 @@ class Run:
 
     def _finish_epoch(self, validation: Sequence[Example], seconds: float) -> None:
         epoch, progress = self.progress.epoch, self.progress
+        folder = self.options.output_dir
+        if self.accelerator.is_main_process:
+            self._save(folder / f"epoch-{epoch}")
         entry: dict[str, float] = {"epoch": epoch, "step": progress.step}
         if validation:
             rate, failed = self._validate(validation)
@@ -182,12 +199,12 @@ class Run:
         else:
             progress.best = epoch
         progress.validation.append(entry)
+        if self.accelerator.scaler is not None:
+            progress.scaler = self.accelerator.scaler.state_dict()
         if self.accelerator.is_main_process:
-            folder = self.options.output_dir
             told = f", CER on validation {entry['cer']:.4f}" if validation else ""
             self.log.line(f"epoch {epoch} took {seconds:.1f} s{told}")
             print(f"epoch {epoch} of {self.options.epochs}: {seconds:.0f} s{told}", flush=True)
-            self._save(folder / f"epoch-{epoch}")
             if progress.best == epoch:
                 link_folder(folder / f"epoch-{epoch}", folder / "best")
             state.save_state(folder, progress, self.network, self.stepper.optimisers[0])
@@ -197,7 +214,8 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _validate(self, validation: Sequence[Example]) -> tuple[float, int]:
-        """CER over all validation examples, each process reading its share; and how many failed.
+        """CER over all validation examples, each process reading its share, of what
+        `training.evaluate` would compare; and how many failed.
 
         A page that cannot be read counts as an empty answer.
         """
@@ -205,8 +223,10 @@ class Run:
         engine = OcrEngine(
             self.network.eval(), self.codec, slots=1, within=self.accelerator.autocast
         )
-        mine = validation[rank::world]
-        pairs = [self._read(engine, example) for example in mine]
+        try:
+            pairs = [self._read(engine, example) for example in validation[rank::world]]
+        finally:
+            engine.close()
         everyone: list[tuple[str, str | None]] = gather_object(pairs) if world > 1 else pairs
         references = [reference for reference, _ in everyone]
         answers = [answer or "" for _, answer in everyone]
@@ -216,12 +236,13 @@ class Run:
     def _read(self, engine: OcrEngine, example: Example) -> tuple[str, str | None]:
         longest = len(self.codec.encode_text(example.answer)) * 2 + 32
         decode = DecodeSettings(max_new_tokens=longest)
+        short = tasks.TASKS[example.task].short
         try:
             reading = engine.read(example.image, example.prompt, self.encoding.crop, decode)
         except OcrError as error:
             self.log.line(f"validation page {example.name} failed: {error}")
-            return example.answer, None
-        return example.answer, reading.text
+            return comparable(example.answer, short), None
+        return comparable(example.answer, short), comparable(reading.text, short)
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -249,6 +270,8 @@ def link_folder(source: Path, target: Path) -> None:
 
 
 def _check_output(options: TrainOptions) -> None:
+    for name in (state.FOLDER, "best"):
+        recover_folder(options.output_dir / name)
     if not options.resume and (options.output_dir / state.FOLDER).exists():
         raise SettingsError(
             f"{options.output_dir} holds a run already; add --resume to go on with it, or choose "
@@ -261,11 +284,19 @@ _PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no
 
 def _accelerator(options: TrainOptions) -> tuple[Accelerator, torch.dtype]:
     device = devices.choose_device(options.settings.device)
+    if device.index:
+        raise SettingsError(
+            f"Training takes the first device or, by `accelerate launch`, all; for {device} hide "
+            f"the others (CUDA_VISIBLE_DEVICES={device.index}) and ask for {device.type}."
+        )
     dtype = devices.choose_dtype(options.settings.dtype, device)
     if dtype == torch.float16 and device.type == "cpu":
         raise DeviceError("Training in float16 needs a GPU; use --dtype bfloat16 or float32.")
     cpu = device.type == "cpu"
-    return Accelerator(mixed_precision=_PRECISIONS[dtype], cpu=cpu), dtype
+    # The processes wait for one another while pages are checked and while one of them writes.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+    precision = _PRECISIONS[dtype]
+    return Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patience]), dtype
 
 
 def _trainable_network(
@@ -285,25 +316,39 @@ def _trainable_network(
             parameter.requires_grad_(not lora.is_vision(name))
     if options.train_vision:
         lora.train_vision(network)
+    route_in_float32(network)
     if options.checkpointing:
         network.activation_checkpointing_enable({"use_reentrant": False})
     return network, adapted
 
 
-def _fixed(options: TrainOptions, accelerator: Accelerator) -> dict[str, object]:
+def _fixed(
+    options: TrainOptions, source: Path, dtype: torch.dtype, processes: int
+) -> dict[str, object]:
     """What must be the same when a run goes on."""
+    same = (
+        "lora", "lora_rank", "lora_alpha", "lora_dropout", "lora_experts", "train_vision",
+        "resolution", "epochs", "lr", "warmup", "weight_decay", "balance", "max_tokens", "seed",
+    )  # fmt: skip
     return {
-        "lora": options.lora,
-        "lora_rank": options.lora_rank,
-        "lora_experts": options.lora_experts,
-        "train_vision": options.train_vision,
+        **{name: getattr(options, name) for name in same},
         "tasks": list(options.tasks),
-        "resolution": options.resolution,
-        "epochs": options.epochs,
-        "effective_batch": options.batch_size * options.grad_accum * accelerator.num_processes,
-        "lr": options.lr,
-        "seed": options.seed,
-    }
+        "dtype": str(dtype),
+        "effective_batch": options.batch_size * options.grad_accum * processes,
+        "checkpoint": {path.name: path.stat().st_size for path in sorted(source.glob("*.*"))
+                       if path.suffix in (".json", ".safetensors")},
+        "train_file": _digest(options.train_file),
+        "val_file": _digest(options.val_file) if options.val_file else None,
+        "val_pages": options.val_pages if options.val_file else None,
+    }  # fmt: skip
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(read_text(file).encode("utf-8")).hexdigest()
+
+
+def _seed_of(seed: int, epoch: int, process: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{epoch}:{process}".encode()).digest()[:7])
 
 
 def _check_same(stored: dict[str, object], now: dict[str, object]) -> None:

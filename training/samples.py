@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import tasks
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.grounding import SCALE, Box
-from training.files import read_json, write_bytes
+from training.files import read_json, write_bytes, write_json
 
 LONGEST_TEXT = 400_000
 """Characters of one text; the model's context of 8,192 tokens holds a tenth of that."""
@@ -176,6 +176,19 @@ def load_samples(
     if strangers and tell:
         tell(describe_unknown(strangers))
     return samples, rejections
+
+
+def write_rejections(folder: Path, rejections: Mapping[str, Sequence[Rejection]]) -> None:
+    """Name in `rejected.json` what cannot be used of each file ("train", "validation").
+
+    Raises `OutputError`.
+    """
+    rows = [
+        {"file": file, "name": rejection.name, "reason": rejection.reason}
+        for file, some in rejections.items()
+        for rejection in some
+    ]
+    write_json(folder / "rejected.json", rows)
 
 
 def describe_unknown(counts: dict[str, int]) -> str:

@@ -1,6 +1,6 @@
 """From predictions to scores: one page at a time, then all of them with intervals.
 
-The pure middle of the evaluation; the trainer uses it for its validation pages too:
+The pure middle of the evaluation:
 
     scores = evaluate(examples, read)
     figures = summarise(scores)["Free OCR"]["cer"]
@@ -61,7 +61,9 @@ class Score:
     @property
     def page(self) -> str:
         """Name of the page, which several examples of locating share."""
-        return self.example.name.rpartition("#")[0] or self.example.name
+        name = self.example.name
+        located = tasks.TASKS[self.example.task].short == "locate"
+        return name.rpartition("#")[0] if located else name
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ FOLDER, COUNTERS, TENSORS = "state", "state.json", "state.safetensors"
 class Progress:
     """Where a run is: finished epochs, steps, and what was measured on the way.
 
-    `settings` is what must not change between a run and its resumption.
+    `settings` is what must not change between a run and its resumption, `scaler` the state of
+    float16's loss scaling.
     """
 
     settings: dict[str, object]
@@ -30,7 +31,7 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
     best: int | None = None
-    failed: int = 0
+    scaler: dict[str, float] = field(default_factory=dict)
 
 
 def save_state(
@@ -46,7 +47,6 @@ def save_state(
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"{key}:{name}"] = value
     tensors = {name: value.to("cpu").contiguous() for name, value in tensors.items()}
-    tensors["rng"] = torch.get_rng_state()
     with replacing_folder(folder / FOLDER) as staging:
         save_tensors(tensors, staging / TENSORS)
         text = json.dumps(asdict(progress), indent=1)
@@ -91,7 +91,6 @@ def restore(folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer) 
             if parameter.device.type == "cuda":  # the fused optimiser counts on the device
                 state["step"] = state["step"].to(parameter.device)
             optimiser.state[parameter] = state
-    torch.set_rng_state(tensors["rng"])
 
 
 def _trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -82,13 +82,21 @@ class SynthPage:
     glyphs: tuple[tuple[Glyph, ...], ...] = ()
 
 
+_ATTEMPTS = 200
+"""A drawn page may have room for no text; of those that people ask for, one in some dozens."""
+
+
 def make_page(recipe: Recipe, seed: int | str) -> SynthPage:
-    """The page that `seed` stands for."""
+    """The page that `seed` stands for. Raises `SettingsError` where no text fits."""
     rng = Random(seed)
-    while True:
+    for _ in range(_ATTEMPTS):
         page = _attempt(recipe, rng)
         if page is not None:
             return page
+    raise SettingsError(
+        f"No text of {recipe.smallest} to {recipe.largest} px fits a page of {recipe.size[0]} x "
+        f"{recipe.size[1]} px; choose smaller print or a larger page."
+    )
 
 
 def _attempt(recipe: Recipe, rng: Random) -> SynthPage | None:
