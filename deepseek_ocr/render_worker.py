@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -25,7 +26,7 @@ import pypdfium2
 from PIL import ExifTags, Image
 
 from deepseek_ocr import sources
-from deepseek_ocr.errors import DocumentError, OcrError
+from deepseek_ocr.errors import DocumentError, ImageTooLargeError, OcrError
 from deepseek_ocr.images import ImageLimits, open_frames, open_image
 
 POINTS_PER_INCH = 72
@@ -98,8 +99,7 @@ class _Pdf:
         width, height = page.get_size()
         rotate = request["rotate"]
         turn = 0 if rotate is None else (rotate - page.get_rotation()) % 360
-        scale = request["dpi"] / POINTS_PER_INCH
-        scale = min(scale, (request["max_pixels"] / max(width * height, 1e-6)) ** 0.5)
+        scale = _scale(width, height, request["dpi"], request["max_pixels"])
         bitmap = page.render(scale=scale, rotation=turn, rev_byteorder=True)
         picture = bitmap.to_pil().convert("RGB")
         bitmap.close()
@@ -107,6 +107,17 @@ class _Pdf:
 
     def close(self) -> None:
         self._pdf.close()
+
+
+def _scale(width: float, height: float, dpi: int, most: int) -> float:
+    """Pixels a point for a page of `width` x `height` points: as `dpi` says, or fewer, so that the
+    page has `most` pixels or fewer."""
+    area, longest = max(width * height, 1e-6), max(width, height, 1e-6)
+    scale = min(dpi / POINTS_PER_INCH, math.sqrt(most / area), most / longest)
+    if math.ceil(width * scale) * math.ceil(height * scale) > most:  # sides are rounded up
+        sides = (max(1, math.floor(side * scale)) / side for side in (width, height))
+        scale = min(sides) * (1 - 1e-9)  # or a rounding error adds a pixel again
+    return scale
 
 
 class _Picture:
@@ -128,7 +139,7 @@ class _Picture:
         self._last = index
         if self.count > 1:
             self._image.seek(index)
-        return _upright(self._image, request["rotate"])
+        return _upright(self._image, request)
 
     def close(self) -> None:
         self._image.close()
@@ -164,7 +175,7 @@ class _Archive:
             ) from error
         name = f"{member.filename!r} in {self._name}"
         with open_frames(io.BytesIO(data), name) as image:
-            return _upright(image, request["rotate"])
+            return _upright(image, request)
 
     def close(self) -> None:
         self._zip.close()
@@ -191,10 +202,16 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [*pieces, (0, text)]
 
 
-def _upright(image: Image.Image, rotate: int | None) -> tuple[Image.Image, dict[str, Any]]:
+def _upright(image: Image.Image, request: dict[str, Any]) -> tuple[Image.Image, dict[str, Any]]:
     """The picture as RGB, turned as its EXIF flag says or, in place of that, as asked."""
+    rotate, most = request["rotate"], request["max_picture_pixels"]
+    if image.width * image.height > most:  # before its EXIF is asked for, which decodes a PNG
+        raise ImageTooLargeError(
+            f"The image is {image.width} x {image.height} px, more than the {most:,} px allowed; "
+            "scale it down (the model sees at most about 1920 x 1920 px of it)."
+        )
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    page = open_image(image)
+    page = open_image(image, ImageLimits(max_pixels=most))
     turn = 0
     if rotate is not None:
         turn = (rotate - _TURN_OF_ORIENTATION.get(orientation, 0)) % 360

@@ -108,6 +108,7 @@ class Renderer:
             "page": page,
             "dpi": self.settings.dpi, "rotate": self.settings.rotate,
             "max_pixels": self.settings.max_pixels,
+            "max_picture_pixels": self.settings.max_picture_pixels,
         }  # fmt: skip
         worker = self._free.get()
         try:

@@ -137,6 +137,8 @@ class RenderSettings:
     - `rotate`: None turns as the file's flags say; 0, 90, 180 or 270 is the turn (degrees
       clockwise) taken in place of them
     - `max_pixels`: a PDF page that would have more is rendered at a lower resolution
+    - `max_picture_pixels`: a picture that has more is refused before it is decoded; the default is
+      the bound at which Pillow refuses
     - `timeout`: seconds a page may take to become a picture
     - `memory`: bytes of address space that the rendering process may add to what it starts with,
       where the system can hold it to that
@@ -147,6 +149,7 @@ class RenderSettings:
     dpi: int = 144
     rotate: int | None = None
     max_pixels: int = 20_000_000
+    max_picture_pixels: int = 178_956_970
     timeout: float = 60.0
     memory: int = 3 * 2**30
 
@@ -156,4 +159,5 @@ class RenderSettings:
         )
         _require(self.rotate in (None, 0, 90, 180, 270), "rotate must be 0, 90, 180 or 270.")
         _require(self.max_pixels >= 1, "max_pixels must be at least 1.")
+        _require(self.max_picture_pixels >= 1, "max_picture_pixels must be at least 1.")
         _require(self.timeout > 0, "timeout must be more than 0 seconds.")

@@ -105,8 +105,8 @@ class Admission:
         """
         if self._closed:
             raise ClosingError
-        while self.waiting and self.waiting + pages > self._most_waiting + sum(self._free):
-            self._make_room(client, pages)
+        for visit in self._in_the_way(client, pages):
+            self.leave(visit)
         visit = Visit(self, client, pages)
         self._clients.setdefault(client, deque()).append(visit)
         self.waiting += pages
@@ -153,15 +153,23 @@ class Admission:
             else:
                 del self._clients[client]
 
-    def _make_room(self, client: str, pages: int) -> None:
-        """Send away a request of whoever waits with most. Raises `QueueFullError` if that is us."""
-        mine = self._pages_of(client) + pages
-        heaviest = max(self._clients, key=self._pages_of)
-        unstarted = [visit for visit in self._clients[heaviest] if not visit.started]
-        if not unstarted or self._pages_of(heaviest) <= mine:
-            raise QueueFullError
-        sent_away = unstarted[-1]
-        self.leave(sent_away)
+    def _in_the_way(self, client: str, pages: int) -> list[Visit]:
+        """The requests that give way to `pages` pages of `client`: always the newest of whoever
+        then waits with most.
 
-    def _pages_of(self, client: str) -> int:
-        return sum(visit.waiting for visit in self._clients.get(client, ()))
+        Raises `QueueFullError`, and nobody has to go, where that is us before there is room.
+        """
+        left, unstarted = {}, {}
+        for name, visits in self._clients.items():
+            left[name] = sum(visit.waiting for visit in visits)
+            unstarted[name] = [visit for visit in visits if not visit.started]
+        mine = left.get(client, 0) + pages
+        room = self._most_waiting + sum(self._free)
+        found: list[Visit] = []
+        while (waiting := sum(left.values())) and waiting + pages > room:
+            heaviest = max(left, key=left.__getitem__)
+            if not unstarted[heaviest] or left[heaviest] <= mine:
+                raise QueueFullError
+            found.append(unstarted[heaviest].pop())
+            left[heaviest] -= found[-1].waiting
+        return found

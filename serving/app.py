@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -22,7 +24,7 @@ from serving import (
     web,
 )
 from serving.middleware import Guard
-from serving.state import State
+from serving.state import Engines, State
 
 
 def create_app(state: State, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
@@ -62,20 +64,21 @@ def create_app(state: State, on_failure: Callable[[], None] = lambda: None) -> F
         web.router,
     ):
         app.include_router(router)
-    if state.server.cors:
+    app.add_middleware(Guard, state=state)
+    if state.server.cors:  # around the guard, whose errors web pages must be able to read too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(state.server.cors),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
+            allow_headers=["*"],  # clients send many of their own
+            expose_headers=["retry-after", "x-request-id"],
         )
-    app.add_middleware(Guard, state=state)
     return app
 
 
 async def _load(state: State, on_failure: Callable[[], None]) -> None:
     try:
-        engines = await asyncio.to_thread(state.load)
+        engines = await asyncio.wrap_future(_loading(state.load))
     except Exception as error:
         state.failed = True
         logs.failure(f"the model could not be loaded: {error}", error)
@@ -83,3 +86,18 @@ async def _load(state: State, on_failure: Callable[[], None]) -> None:
         return
     state.open_pools(engines)
     logs.event("ready", models=list(engines))
+
+
+def _loading(load: Callable[[], Engines]) -> Future[Engines]:
+    """What `load` makes, in a thread for which the end of the server does not wait."""
+    made: Future[Engines] = Future()
+    made.set_running_or_notify_cancel()  # nobody can take it back any more
+
+    def run() -> None:
+        try:
+            made.set_result(load())
+        except BaseException as error:
+            made.set_exception(error)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return made

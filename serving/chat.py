@@ -11,12 +11,11 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from serving.answers import Answer
-from serving.auth import client_of
 from serving.errors import ApiError, json_answer
 from serving.orders import Wish, last_turn, make_order, refuse
 from serving.requests import ChatRequest
 from serving.sending import EventStream, as_event, log_fields, unless_hung_up
-from serving.state import State, state_of
+from serving.state import Caller, caller_of
 from serving.writers import Piece
 
 router = APIRouter(prefix="/v1")
@@ -26,13 +25,12 @@ router = APIRouter(prefix="/v1")
 async def complete(
     request: Request,
     asked: ChatRequest,
-    state: Annotated[State, Depends(state_of)],
-    client: Annotated[str, Depends(client_of)],
+    caller: Annotated[Caller, Depends(caller_of)],
 ) -> Response:
     """Read the pictures of the last user turn, or else the latest that were sent."""
 
     async def answer() -> Answer:
-        return Answer(state, await make_order(state, client, asked, _wish(asked)))
+        return Answer(caller.state, await make_order(caller, asked, _wish(asked)))
 
     if asked.stream:
         usage = bool(asked.stream_options and asked.stream_options.include_usage)
@@ -63,6 +61,7 @@ def _wish(asked: ChatRequest) -> Wish:
     limit = asked.max_completion_tokens
     return Wish(
         turn=last_turn(asked.messages, "messages"),
+        turn_param="messages",
         max_tokens=asked.max_tokens if limit is None else limit,
         format=asked.response_format,
         format_param="response_format",

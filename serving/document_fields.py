@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import configuration
 import tasks
 import weights
 from deepseek_ocr.documents import Plan
@@ -70,21 +71,26 @@ def _is_text(text: str) -> bool:
     return "\0" not in text
 
 
-def document_plan(
-    given: Mapping[str, str], known: weights.Checkpoint, timeout: float
-) -> DocumentPlan:
-    """The plan that the fields `given` ask for, with the defaults of the model, which is `known`.
+def with_defaults(given: Mapping[str, str], known: weights.Checkpoint) -> dict[str, str]:
+    """The fields `given`, and the task and the preset that the model, which is `known`, is best at
+    where they name none: what is kept with a document, so that nothing else decides later."""
+    task = {} if "prompt" in given else {"task": known.task}
+    return {**task, "resolution": known.resolution, **given}
 
-    `timeout` is the most seconds that a page may take. Raises `SettingsError` and `PromptError`.
+
+def document_plan(given: Mapping[str, str], server: configuration.ServerSettings) -> DocumentPlan:
+    """The plan that the fields `given` ask for, within the bounds of `server`.
+
+    Raises `SettingsError` and `PromptError`.
     """
-    task = None if "prompt" in given else tasks.task_name(given.get("task", known.task))
-    resolution = tasks.resolution_name(given.get("resolution", known.resolution))
+    task = None if "prompt" in given else tasks.task_name(given.get("task", tasks.DEFAULT_TASK))
+    resolution = tasks.resolution_name(given.get("resolution", tasks.DEFAULT_RESOLUTION))
     rotate = given.get("rotate", "auto")
     plan = Plan(
         prompt=_prompt(given, task),
         attempts=tasks.attempts(
             tasks.RESOLUTIONS[resolution],
-            _decode(given, timeout),
+            _decode(given, server.page_timeout),
             _whole(given, "retries", len(tasks.RETRIES)),
         ),
         formats=(output_format(given),),
@@ -94,8 +100,13 @@ def document_plan(
         about={"model": given.get("model", ""), "task": task, "resolution": resolution},
     )
     dpi = _whole(given, "dpi", RenderSettings.dpi)
-    turn = None if rotate == "auto" else _whole(given, "rotate", 0)
-    return DocumentPlan(plan, RenderSettings(dpi=dpi, rotate=turn))
+    render = RenderSettings(
+        dpi=dpi,
+        rotate=None if rotate == "auto" else _whole(given, "rotate", 0),
+        max_pixels=min(RenderSettings.max_pixels, server.max_pixels),
+        max_picture_pixels=server.max_pixels,
+    )
+    return DocumentPlan(plan, render)
 
 
 def output_format(given: Mapping[str, str]) -> str:

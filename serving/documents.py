@@ -9,6 +9,8 @@ import asyncio
 import json
 import os
 import secrets
+import signal
+import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -50,6 +52,9 @@ _MEDIA = {
 _LONGEST_SIDE = 2000
 """Pixels of a page's picture as it is shown beside its text."""
 
+_LEAVING_S = 5.0
+"""Seconds for pages to end after the server has given them up."""
+
 _HANG_UP_S = 0.25
 """Seconds between looks at whether the client is still there."""
 
@@ -61,14 +66,14 @@ _HANG_UP_S = 0.25
 async def documents_of(app: FastAPI, state: State) -> AsyncIterator[None]:
     """Read documents while the application runs.
 
-    Where their folder cannot be had the server runs without them, and their routes say why.
+    Where their folder cannot be had the server runs without them, and its log says why.
     """
     folder = Path(state.server.jobs_folder or user_state_path("deepseek-ocr") / "jobs")
     try:
         store = await asyncio.to_thread(JobStore, folder.expanduser())
     except SettingsError as error:
         logs.event(f"no documents will be read: {error}")
-        app.state.documents = str(error)
+        app.state.documents = None
         yield
         return
     workers = max(1, min(4, (os.cpu_count() or 1) // 2))
@@ -78,6 +83,7 @@ async def documents_of(app: FastAPI, state: State) -> AsyncIterator[None]:
         running = asyncio.create_task(jobs.run())
         try:
             yield
+            await _end_pages(jobs, running)
         finally:
             running.cancel()
             with suppress(asyncio.CancelledError):
@@ -86,11 +92,30 @@ async def documents_of(app: FastAPI, state: State) -> AsyncIterator[None]:
             store.close()
 
 
+async def _end_pages(jobs: Jobs, running: asyncio.Task[None]) -> None:
+    """Let the pages that are being read come to their end; a second signal drops them.
+
+    The server gives them up after its `shutdown_seconds`.
+    """
+    if jobs.in_flight:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread
+                loop.add_signal_handler(number, running.cancel)
+        logs.event("ending pages of documents", pages=jobs.in_flight)
+    await asyncio.wait({running}, timeout=jobs.state.server.shutdown_seconds + _LEAVING_S)
+
+
 async def _jobs_of(request: Request) -> Jobs:
     """Dependency: the documents of this server."""
     found = request.app.state.documents
     if not isinstance(found, Jobs):
-        raise ApiError(503, found, "no_documents")
+        raise ApiError(
+            503,
+            "Documents are not read here now. Send pictures to /v1/chat/completions, or ask "
+            "whoever runs the server: its log says why.",
+            "no_documents",
+        )
     return found
 
 
@@ -101,9 +126,9 @@ PageNumber = Annotated[int, InPath(ge=1, le=1_000_000)]
 
 async def _job(id: str, jobs: JobsHere, client: Client) -> Job:  # noqa: A002 - as in the path
     """Dependency: the job of the path, if it is this client's."""
-    found = await jobs.in_thread(lambda: jobs.store.get(id, client))
+    found = await jobs.find(id, client)
     if found is None:
-        raise ApiError(404, "There is no such job, or it has been forgotten.", "job_not_found")
+        raise _no_job()
     return found
 
 
@@ -145,6 +170,13 @@ async def add_job(request: Request, jobs: JobsHere, client: Client) -> dict[str,
     return _status(jobs, job, await jobs.counts(job))
 
 
+@router.get("/jobs")
+async def list_jobs(jobs: JobsHere, client: Client) -> dict[str, Any]:
+    """The client's own jobs, newest first, without their documents."""
+    found = await jobs.newest(client)
+    return {"object": "list", "data": [_status(jobs, job, pages) for job, pages in found]}
+
+
 @router.get("/jobs/{id}", response_model=None)
 async def show_job(jobs: JobsHere, job: JobHere) -> Response:
     """How far a job is; with its document as `result` when it is done."""
@@ -181,7 +213,7 @@ async def show_picture(jobs: JobsHere, job: JobHere, number: PageNumber) -> Resp
         raise _no_page()
     plan = jobs.plan(job)
     try:
-        data = await jobs.in_thread(lambda: _jpeg(jobs, job, plan, number))
+        data = await jobs.in_thread(job.id, lambda: _jpeg(jobs, job, plan, number), jobs.rendering)
     except DocumentError as error:
         raise ApiError(404, str(error), "no_picture") from error
     return Response(data, media_type="image/jpeg")
@@ -190,10 +222,10 @@ async def show_picture(jobs: JobsHere, job: JobHere, number: PageNumber) -> Resp
 @router.get("/jobs/{id}/pages/{number}/blocks")
 async def show_blocks(jobs: JobsHere, job: JobHere, number: PageNumber) -> dict[str, Any]:
     """A finished page's text, formatted, region by region: nested lists, no HTML to be parsed."""
-    record = await jobs.in_thread(lambda: jobs.store.page(job.id, number))
+    record = await jobs.in_database(lambda: jobs.store.page(job.id, number))
     if record is None or record.error is not None:
         raise _no_page()
-    return {"blocks": await jobs.in_thread(lambda: page_blocks(record))}
+    return {"blocks": await jobs.in_thread(job.id, lambda: page_blocks(record))}
 
 
 @router.get("/jobs/{id}/output/{output}", response_model=None)
@@ -219,36 +251,62 @@ async def _take_in(jobs: Jobs, client: str, upload: Upload, kept: bool) -> Job:
         raise ClosingError
     await _check_room(jobs, client)
     limits, began = jobs.limits, now()
+    model = upload.fields.get("model") or next(iter(jobs.state.names))
     job = Job(
         id=f"ocr-{secrets.token_hex(16)}", client=client, created=began,
         deadline=None if kept else began + limits.request_seconds, kept=kept, status="queued",
-        error=None, model=upload.fields.get("model") or next(iter(jobs.state.names)),
-        file=upload.name, kind="image", numbers=(), fields=upload.fields,
+        error=None, model=model, file=upload.name, kind="image", numbers=(),
+        fields=jobs.fields_for(model, upload.fields),
     )  # fmt: skip
     plan = jobs.plan(job)  # before anything is written
-    jobs.state.pool_for(job.model)
+    jobs.state.pool_for(model)
     try:
-        job = await jobs.in_thread(lambda: _keep(jobs, job, upload, plan))
-    except BaseException:
+        return await _begun(jobs, job, upload, plan)
+    except BaseException as error:
         await asyncio.shield(jobs.forget(job.id))
+        if isinstance(error, (OSError, sqlite3.Error)):
+            logs.failure("a document could not be kept; look at the disk", error, job=job.id)
+            raise ApiError(
+                503,
+                "The document could not be kept; the server's disk may be full. Try again later.",
+                "not_kept",
+            ) from error
         raise
+
+
+async def _begun(jobs: Jobs, job: Job, upload: Upload, plan: DocumentPlan) -> Job:
+    job = await jobs.in_thread(job.id, lambda: _opened(jobs, job, upload, plan), jobs.rendering)
+    await jobs.in_database(lambda: jobs.store.add(job))
     await jobs.begin(job)
     return job
 
 
 async def _check_room(jobs: Jobs, client: str) -> None:
-    everybody, own = await jobs.in_thread(lambda: jobs.store.counts(client))
-    if own >= jobs.limits.per_client or everybody >= jobs.limits.total:
-        raise ApiError(
-            429,
-            f"{own} of your documents are kept here, and no more can be taken in now. DELETE some, "
-            "or try again later.",
-            "too_many_documents",
+    everybody, own = await jobs.in_database(lambda: jobs.store.unread(client))
+    if own >= jobs.limits.per_client:
+        raise _no_room(
+            f"{own} of your documents wait here to be read, and no more may.",
+            jobs.seconds_to_room(client),
+        )
+    if everybody >= jobs.limits.total:
+        raise _no_room(
+            f"{everybody} documents wait here to be read, and no more may.",
+            jobs.seconds_to_room(None),
         )
 
 
-def _keep(jobs: Jobs, job: Job, upload: Upload, plan: DocumentPlan) -> Job:
-    """Write the upload, open it, choose its pages, keep the job. For a thread."""
+def _no_room(reason: str, seconds: int) -> ApiError:
+    error = ApiError(
+        429,
+        f"{reason} Try again after the seconds in Retry-After, or DELETE one of yours.",
+        "too_many_documents",
+    )
+    error.headers = {"retry-after": str(seconds)}
+    return error
+
+
+def _opened(jobs: Jobs, job: Job, upload: Upload, plan: DocumentPlan) -> Job:
+    """Write the upload, open it, choose its pages. For a thread."""
     path = jobs.store.upload(job)
     path.parent.mkdir(parents=True)
     upload.write(path)
@@ -272,9 +330,7 @@ def _keep(jobs: Jobs, job: Job, upload: Upload, plan: DocumentPlan) -> Job:
             "too_many_pages",
             "pages",
         )
-    job = replace(job, kind=opened.kind, numbers=tuple(numbers))
-    jobs.store.add(job)
-    return job
+    return replace(job, kind=opened.kind, numbers=tuple(numbers))
 
 
 # --- giving out ---------------------------------------------------------------------------------
@@ -346,14 +402,18 @@ async def _written(jobs: Jobs, job: Job, output: str) -> Path:
         folder = jobs.store.outputs(job)
 
         def write() -> Path:
+            if not jobs.store.has(job.id):  # nothing may be put where it was
+                raise _no_job()
             written = exports.write(
                 document, (output,), folder,
                 lambda number: jobs.render(job, plan, number).image,
                 join_tables=plan.plan.join_tables, password=plan.plan.password,
             )  # fmt: skip
+            if not jobs.store.has(job.id):
+                raise _no_job()
             return written[0]
 
-        return await jobs.in_thread(write)
+        return await jobs.in_thread(job.id, write, jobs.outputs)
 
 
 def _document(jobs: Jobs, job: Job) -> tuple[DocumentRecord, DocumentPlan]:
@@ -374,6 +434,10 @@ def _jpeg(jobs: Jobs, job: Job, plan: DocumentPlan, number: int) -> bytes:
     stream = BytesIO()
     image.save(stream, "JPEG", quality=85)
     return stream.getvalue()
+
+
+def _no_job() -> ApiError:
+    return ApiError(404, "There is no such job, or it has been forgotten.", "job_not_found")
 
 
 def _no_page() -> ApiError:

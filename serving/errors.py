@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from deepseek_ocr.errors import CancelledError, ImageTooLargeError, InputError, OcrError
+from serving import logs
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -115,8 +116,12 @@ def json_response(error: ApiError) -> Response:
     return json_answer(error.body(), error.status_code, error.headers)
 
 
-async def _answer(_: Request, error: Exception) -> Response:
-    return json_response(api_error(error))
+async def _answer(request: Request, error: Exception) -> Response:
+    found = api_error(error)
+    if found.status_code == 500 and error is not found:  # the engine's own, and nobody's fault
+        request_id = request.scope.get("deepseek_ocr.request_id")
+        logs.failure("request failed", error, request_id=request_id)
+    return json_response(found)
 
 
 async def _answer_http(_: Request, error: Exception) -> Response:

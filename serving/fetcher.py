@@ -3,7 +3,7 @@
 A name is resolved once, all its addresses are checked, and the connection goes to one of those
 very addresses: a name that changes its answer gains nothing. A redirect is a new address and
 passes the same gate. Whatever was sent, compressed or without end, no more than the allowed bytes
-are read, in the allowed time.
+are read, in the allowed time, and all that one request names shares both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 
@@ -22,6 +24,9 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 LONGEST_URL = 2000
 """Characters."""
+
+_LOOKUPS = ThreadPoolExecutor(8, "names")
+"""Threads that ask for names, which may take long: nothing else waits behind them."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -56,15 +61,29 @@ def is_public(address: Address) -> bool:
 async def resolve(host: str, port: int) -> Sequence[Address]:
     """The addresses of `host`, as the system resolves names and the odder forms of numbers."""
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await loop.run_in_executor(_LOOKUPS, ask)
     return [ipaddress.ip_address(str(entry[4][0]).split("%")[0]) for entry in found]
+
+
+@dataclass
+class Allowance:
+    """What the fetches of one request may still take, all together.
+
+    - `left`: bytes; `until`: when it ends, by the event loop's clock
+    - `hold`: told of the size of each piece that comes; what it raises ends the fetch
+    """
+
+    left: int
+    until: float
+    hold: Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Fetcher:
     """Fetches from public http(s) addresses.
 
-    - `most_bytes`, `seconds`, `redirects`: bounds of one fetch, redirects included
+    - `most_bytes`, `seconds`: bounds of one request's fetches; `redirects`: of one fetch
     - `resolve`, `allowed`: where names lead, and which addresses may be asked at which port
     """
 
@@ -74,28 +93,38 @@ class Fetcher:
     resolve: Callable[[str, int], Awaitable[Sequence[Address]]] = resolve
     allowed: Callable[[Address], bool] = is_public
 
-    async def fetch(self, url: str, param: str) -> bytes:
-        """What is at `url`. Raises `ApiError` 400 naming `param`, 413 where it is too large."""
+    def allowance(self, hold: Callable[[int], None]) -> Allowance:
+        """What the fetches of a request that begins now may take."""
+        until = asyncio.get_running_loop().time() + self.seconds
+        return Allowance(self.most_bytes, until, hold)
+
+    async def fetch(self, url: str, param: str, allowance: Allowance) -> bytes:
+        """What is at `url`.
+
+        Raises `ApiError` 400 naming `param`, 413 where it is too large, and what `allowance.hold`
+        raises.
+        """
         try:
-            async with asyncio.timeout(self.seconds):
-                return await self._follow(url)
+            async with asyncio.timeout_at(allowance.until):
+                return await self._follow(url, allowance)
         except TimeoutError as error:
-            raise _refused(f"It took longer than {self.seconds:.0f} s.", param) from error
+            why = f"All addresses of the request took longer than {self.seconds:.0f} s."
+            raise _refused(why, param) from error
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError, ValueError) as error:
             raise _refused("It cannot be reached.", param) from error
         except RefusedError as refused:
             raise _refused(str(refused), param) from refused
 
-    async def _follow(self, url: str) -> bytes:
+    async def _follow(self, url: str, allowance: Allowance) -> bytes:
         target = _parsed(url)
         for _ in range(self.redirects + 1):
-            found = await self._get(target)
+            found = await self._get(target, allowance)
             if isinstance(found, bytes):
                 return found
             target = _parsed(str(target.join(found)))
         raise RefusedError(f"It redirects more than {self.redirects} times.")
 
-    async def _get(self, url: httpx.URL) -> bytes | str:
+    async def _get(self, url: httpx.URL, allowance: Allowance) -> bytes | str:
         """The body, or where it redirects to."""
         addresses = await self._addresses(url)
         async with httpx.AsyncClient(
@@ -114,7 +143,7 @@ class Fetcher:
             )
             answer = await client.send(request, stream=True)
             try:
-                return await self._body(answer)
+                return await self._body(answer, allowance)
             finally:
                 await answer.aclose()
 
@@ -126,7 +155,7 @@ class Fetcher:
             raise RefusedError("It is not on the open internet.")
         return sorted(addresses, key=lambda address: address.version)  # IPv4 works everywhere
 
-    async def _body(self, answer: httpx.Response) -> bytes | str:
+    async def _body(self, answer: httpx.Response, allowance: Allowance) -> bytes | str:
         if answer.status_code in _REDIRECTS and "location" in answer.headers:
             return str(answer.headers["location"])
         if answer.status_code != 200:
@@ -135,12 +164,14 @@ class Fetcher:
             raise RefusedError("It is compressed though that was not asked for.")
         body = bytearray()
         async for piece in answer.aiter_raw():
-            body += piece
-            if len(body) > self.most_bytes:
+            allowance.left -= len(piece)
+            if allowance.left < 0:
                 raise ApiError(
-                    413, f"The picture is larger than {self.most_bytes // 2**20} MiB.",
-                    "image_too_large",
+                    413, f"What is at the addresses is larger than {self.most_bytes // 2**20} MiB; "
+                    "send fewer or smaller pictures.", "image_too_large",
                 )  # fmt: skip
+            allowance.hold(len(piece))
+            body += piece
         return bytes(body)
 
 

@@ -14,12 +14,14 @@ from serving.state import State, state_of
 router = APIRouter()
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> dict[str, str]:
     """Answers as long as the server runs."""
     return {"status": "ok"}
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(state: Annotated[State, Depends(state_of)]) -> JSONResponse:
     """200 while pages can be read; 503 while the model is loaded and while shutting down."""

@@ -154,18 +154,41 @@ class JobStore:
         )
         return [_job(row) for row in rows]
 
-    def counts(self, client: str) -> tuple[int, int]:
-        """How many jobs are kept: all, and those of `client`."""
-        row = self._run("SELECT count(*), coalesce(sum(client = ?), 0) FROM jobs", (client,))[0]
+    def has(self, job: str) -> bool:
+        """True until a job is forgotten."""
+        return bool(self._run("SELECT 1 FROM jobs WHERE id = ?", (job,)))
+
+    def newest(self, client: str, most: int) -> list[tuple[Job, dict[str, int]]]:
+        """The newest `most` jobs of `client` that outlive their requests, newest first, and how far
+        each is, as `counts_of`."""
+        rows = self._run(
+            "SELECT jobs.*, count(number), coalesce(sum(failed), 0) FROM jobs "
+            "LEFT JOIN pages ON job = id WHERE client = ? AND kept "
+            "GROUP BY id ORDER BY created DESC, jobs.rowid DESC LIMIT ?",
+            (client, most),
+        )
+        found = ((_job(job), settled, failed) for *job, settled, failed in rows)
+        return [(job, counts_of(job, settled, failed)) for job, settled, failed in found]
+
+    def unread(self, client: str) -> tuple[int, int]:
+        """How many jobs have not ended: all, and those of `client`."""
+        row = self._run(
+            "SELECT count(*), coalesce(sum(client = ?), 0) FROM jobs "
+            "WHERE status IN ('queued', 'running')",
+            (client,),
+        )[0]
         return int(row[0]), int(row[1])
 
     def set_status(self, job: str, status: Status, error: str | None = None) -> None:
         """How a job stands."""
         self._run("UPDATE jobs SET status = ?, error = ? WHERE id = ?", (status, error, job))
 
-    def delete(self, job: str) -> None:
-        """Forget a job, its pages and its files."""
+    def drop(self, job: str) -> None:
+        """Forget a job and its pages, without its files."""
         self._run("DELETE FROM jobs WHERE id = ?", (job,))
+
+    def clear(self, job: str) -> None:
+        """Remove the files of a job."""
         shutil.rmtree(self.home(job), ignore_errors=True)  # what stays goes with `tidy`
 
     def tidy(self, older_than: float) -> list[str]:
@@ -177,7 +200,8 @@ class JobStore:
         rows = self._run("SELECT id FROM jobs WHERE NOT kept")
         gone = [*(row[0] for row in rows), *self.expired(older_than)]
         for job in gone:
-            self.delete(job)
+            self.drop(job)
+            self.clear(job)
         known = {row[0] for row in self._run("SELECT id FROM jobs")}
         for path in self.folder.iterdir():
             if path.is_dir() and path.name not in known:
@@ -190,6 +214,18 @@ class JobStore:
             "SELECT id FROM jobs WHERE status IN ('done', 'failed') AND "
             "(created < ? OR (NOT kept AND deadline < ?))",
             (older_than, now() - _PATIENCE_S),
+        )
+        return [row[0] for row in rows]
+
+    def surplus(self, per_client: int, total: int) -> list[str]:
+        """Which of the ended jobs that outlive their requests are too many: of each client all but
+        the newest `per_client`, of all together all but the newest `total`."""
+        rows = self._run(
+            "SELECT id FROM (SELECT id, "
+            "row_number() OVER (PARTITION BY client ORDER BY created DESC, rowid DESC) AS own, "
+            "row_number() OVER (ORDER BY created DESC, rowid DESC) AS place "
+            "FROM jobs WHERE kept AND status IN ('done', 'failed')) WHERE own > ? OR place > ?",
+            (per_client, total),
         )
         return [row[0] for row in rows]
 
@@ -249,6 +285,12 @@ def _job(row: Sequence[Any]) -> Job:
         name, client, created, deadline, bool(kept), status, error, model, file, kind,
         tuple(json.loads(numbers)), json.loads(fields),
     )  # fmt: skip
+
+
+def counts_of(job: Job, settled: int, failed: int) -> dict[str, int]:
+    """How far `job` is, of which `settled` pages came to their end, `failed` of them with an error:
+    pages in all, read, failed."""
+    return {"total": len(job.numbers), "read": settled - failed, "failed": failed}
 
 
 def now() -> float:

@@ -2,7 +2,8 @@
 
 A document waits with its pages; as many are taken up at once as the engines hold and one more, and
 they go round the clients that have documents here, then round each client's documents. Every page
-is kept as it ends, so a restart goes on with what was in flight.
+is kept as it ends, so a restart goes on with what was in flight. The database has a thread of its
+own, which does one thing after the other; what blocks for longer has others.
 
 Everything here belongs to the event loop, unless it says otherwise.
 """
@@ -10,11 +11,14 @@ Everything here belongs to the event loop, unless it says otherwise.
 from __future__ import annotations
 
 import asyncio
+import math
+import sqlite3
+import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,9 +29,9 @@ from deepseek_ocr.formats.data import page_data
 from deepseek_ocr.records import PageRecord
 from deepseek_ocr.rendering import OpenDocument, Rendered, Renderer
 from serving import logs
-from serving.document_fields import DocumentPlan, document_plan
-from serving.errors import ClosingError, api_error
-from serving.job_store import Job, JobStore, now
+from serving.document_fields import DocumentPlan, document_plan, with_defaults
+from serving.errors import ApiError, ClosingError, api_error
+from serving.job_store import Job, JobStore, counts_of, now
 from serving.page_reader import Reader, Told
 from serving.splitting import RegionFound, RegionText
 from serving.state import State
@@ -38,6 +42,18 @@ Event = dict[str, Any]
 _LOOK_S = 0.2
 """Seconds between looks at whether the server is loading, or stopping."""
 
+_LOOKS_A_TIDYING = 300
+"""Looks after which what is old is forgotten: a minute."""
+
+_OUTPUTS = 2
+"""Outputs that are made at once."""
+
+_FIRST_PAGE_S, _LAST_PAGES = 10.0, 8
+"""Seconds that a page is thought to take before any was read; pages over which it is averaged."""
+
+_LONGEST_WAIT_S = 3600
+"""Most seconds after which a client is told to try again."""
+
 _MOST_UNHEARD = 20_000
 """Events that wait for somebody who does not listen; then they are cut off, and may come again."""
 
@@ -47,7 +63,9 @@ class JobLimits:
     """What is too much.
 
     - `request_pages`, `request_seconds`: of a document read within one request
-    - `pages`: of a job; `per_client`, `total`: documents kept here at once
+    - `pages`: of a job
+    - `per_client`, `total`: documents that wait or are read at once; as many that ended are kept
+      beside them, the newest
     - `hours`: after which a job that ended is forgotten
     """
 
@@ -69,10 +87,12 @@ class _Flight:
 
 @dataclass(eq=False)
 class _Live:
-    """A job of which pages are still to be read."""
+    """A job of which pages are still to be read; `settled` are those that came to their end, and
+    whether each failed."""
 
     job: Job
     todo: deque[int]
+    settled: dict[int, bool]
     flights: dict[int, _Flight] = field(default_factory=dict)
     listeners: set[asyncio.Queue[Event | None]] = field(default_factory=set)
 
@@ -84,6 +104,20 @@ class _Live:
                 event = None
             listener.put_nowait(event)
 
+    def counts(self) -> dict[str, int]:
+        """How far it is, as `counts_of`."""
+        return counts_of(self.job, len(self.settled), sum(self.settled.values()))
+
+    def cancel(self) -> list[asyncio.Task[None]]:
+        """Have nothing more of it be read; the tasks that end now."""
+        self.todo.clear()
+        flights = [flight.task for flight in self.flights.values() if flight.task]
+        others = [task for task in flights if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        self.flights.clear()
+        return others
+
 
 class Jobs:
     """The documents of a server."""
@@ -92,7 +126,13 @@ class Jobs:
         self, state: State, store: JobStore, renderer: Renderer, limits: JobLimits = JobLimits()
     ) -> None:
         self.state, self.store, self.renderer, self.limits = state, store, renderer, limits
-        self._threads = ThreadPoolExecutor(renderer.workers + 4, "documents")
+        self.rendering = asyncio.Semaphore(renderer.workers)
+        self.outputs = asyncio.Semaphore(_OUTPUTS)
+        self._database = ThreadPoolExecutor(1, "database")
+        self._threads = ThreadPoolExecutor(renderer.workers + _OUTPUTS + 2, "documents")
+        self._work: dict[str, set[Future[Any]]] = {}
+        self._owed: dict[str, str | None] = {}
+        self._page_seconds = _FIRST_PAGE_S
         self._live: dict[str, _Live] = {}
         self._clients: OrderedDict[str, deque[str]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -112,21 +152,45 @@ class Jobs:
 
     def spawn(self, errand: Coroutine[Any, Any, None]) -> None:
         """Run something to its end while nobody waits for it."""
-        task = asyncio.create_task(errand)
+        task = asyncio.create_task(_logged(errand))
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """What blocks: files, the database, rendering."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    async def in_database(self, work: Callable[[], T]) -> T:
+        """What asks the store, in the order in which it is called."""
+        return await asyncio.get_running_loop().run_in_executor(self._database, work)
+
+    async def in_thread(
+        self, job: str, work: Callable[[], T], turns: asyncio.Semaphore | None = None
+    ) -> T:
+        """What blocks for longer, over files of `job`. One of `turns` (`rendering`, `outputs`) is
+        held until `work` ends, also where nobody waits for it any more."""
+        if turns is not None:
+            await turns.acquire()
+        loop = asyncio.get_running_loop()
+        begun = self._threads.submit(work)
+        self._work.setdefault(job, set()).add(begun)
+
+        def ended() -> None:
+            if turns is not None:
+                turns.release()
+            self._work[job].discard(begun)
+            if not self._work[job]:
+                del self._work[job]
+
+        begun.add_done_callback(lambda _: loop.call_soon_threadsafe(ended))
+        return await asyncio.wrap_future(begun)
 
     # --- from start to stop ---------------------------------------------------------------------
 
     async def take_over(self) -> None:
         """Go on with what an earlier server left, before any request comes."""
-        for gone in await self.in_thread(lambda: self.store.tidy(self._oldest())):
+        for gone in await self.in_database(lambda: self.store.tidy(self._oldest())):
             logs.event("job forgotten", job=gone)
-        for job in await self.in_thread(self.store.unfinished):
+        for job in await self.in_database(self.store.unfinished):
+            if not self._is_served(job):
+                logs.event("job waits for a server with its model", job=job.id, model=job.model)
+                continue
             logs.event("job goes on", job=job.id)
             await self.begin(job)
 
@@ -142,14 +206,24 @@ class Jobs:
         while not self.state.closing:
             self._take_up()
             looks += 1
-            if looks % 300 == 0:
-                for gone in await self.in_thread(lambda: self.store.expired(self._oldest())):
-                    await self.in_thread(partial(self.store.delete, gone))
+            if looks % _LOOKS_A_TIDYING == 0:
+                await self.tidy()
             await asyncio.sleep(_LOOK_S)
         while self._tasks:
             await asyncio.wait(self._tasks)
         for live in self._live.values():
             live.tell(None)
+
+    async def tidy(self) -> None:
+        """Forget what is old, and tell the database what it did not take before."""
+        try:
+            for job in list(self._owed):
+                if job in self._owed:  # it may have been paid meanwhile
+                    await self._pay(job)
+            for gone in await self.in_database(lambda: self.store.expired(self._oldest())):
+                await self.forget(gone)
+        except Exception as error:  # reading goes on, and this is tried again
+            logs.failure("old documents could not be forgotten", error)
 
     def _oldest(self) -> float:
         return now() - self.limits.hours * 3600
@@ -164,14 +238,22 @@ class Jobs:
             live.tell(None)
         if self._errands:
             await asyncio.wait(self._errands)
-        self._threads.shutdown()
+        self.renderer.close()  # or threads wait for pages that nobody wants any more
+        self._threads.shutdown(cancel_futures=True)
+        self._database.shutdown()
+
+    @property
+    def in_flight(self) -> int:
+        """Pages that are being read."""
+        return len(self._tasks)
 
     # --- jobs -----------------------------------------------------------------------------------
 
     async def begin(self, job: Job) -> None:
         """Read what is left of `job`, which is in the store, when its turn comes."""
-        settled = await self.in_thread(lambda: self.store.settled(job.id))
-        live = _Live(job, deque(number for number in job.numbers if number not in settled))
+        settled = await self.in_database(lambda: self.store.settled(job.id))
+        todo = deque(number for number in job.numbers if number not in settled)
+        live = _Live(job, todo, settled)
         self._live[job.id] = live
         if not live.todo:
             await self._finish(live)
@@ -179,42 +261,98 @@ class Jobs:
         self._clients.setdefault(job.client, deque()).append(job.id)
         self._take_up()
 
+    async def find(self, job: str, client: str) -> Job | None:
+        """A job of this client's as it stands; None where it has none of that name."""
+        found = await self.in_database(lambda: self.store.get(job, client))
+        return found and self._as_it_stands(found)
+
+    async def newest(self, client: str) -> list[tuple[Job, dict[str, int]]]:
+        """This client's jobs, and how far each is, newest first; not many more are ever kept."""
+        most = 2 * self.limits.per_client
+        found = await self.in_database(lambda: self.store.newest(client, most))
+        stand = ((self._as_it_stands(job), counts) for job, counts in found)
+        return [(job, counts) for job, counts in stand if job is not None]
+
     async def forget(self, job: str) -> None:
-        """Cancel a job if it is being read, and forget it."""
+        """Cancel a job if it is being read, and forget it with its files."""
         live = self._live.pop(job, None)
         if live is not None:
-            live.todo.clear()
-            flights = [flight.task for flight in live.flights.values() if flight.task]
-            for task in flights:
-                task.cancel()
-            if flights:
+            if flights := live.cancel():
                 await asyncio.wait(flights)
-            live.tell(await self._end_of(live.job, "cancelled"))
-        await self.in_thread(lambda: self.store.delete(job))
+            live.tell(_end_of("cancelled", live.counts()))
+        await self._write_down(job, None)  # first: whoever makes an output of it then stops soon
+        while work := self._work.get(job):  # it would put files where some were removed
+            begun = [asyncio.wrap_future(one) for one in work]
+            await asyncio.gather(*begun, return_exceptions=True)
+        await self.in_thread(job, lambda: self.store.clear(job))
 
     async def counts(self, job: Job) -> dict[str, int]:
         """How far it is: pages in all, read, failed."""
-        settled = await self.in_thread(lambda: self.store.settled(job.id))
-        failed = sum(settled.values())
-        return {"total": len(job.numbers), "read": len(settled) - failed, "failed": failed}
+        if live := self._live.get(job.id):
+            return live.counts()
+        settled = await self.in_database(lambda: self.store.settled(job.id))
+        return counts_of(job, len(settled), sum(settled.values()))
 
-    async def _end_of(self, job: Job, status: str, error: str | None = None) -> Event:
-        pages = await self.counts(job)
-        return {"type": "document.done", "status": status, "pages": pages, "error": error}
+    def seconds_to_room(self, client: str | None) -> int:
+        """About how long until a document (of `client`, unless that is None) has been read: its
+        pages and those whose turns come between, at the pace of the last ones."""
+        left = [(len(live.todo), live.job.client) for live in self._live.values()]
+        least = min((pages for pages, owner in left if client in (None, owner)), default=None)
+        if least is None:  # they wait for a model
+            return _LONGEST_WAIT_S
+        before = sum(min(pages, least) for pages, _ in left)
+        seconds = self._page_seconds * (1 + before / max(1, len(self._tasks)))
+        return min(max(1, math.ceil(seconds)), _LONGEST_WAIT_S)
 
     async def _finish(self, live: _Live) -> None:
         job = live.job
-        await self.in_thread(lambda: self.store.set_status(job.id, "done"))
+        await self.in_database(lambda: self.store.set_status(job.id, "done"))
         if self._live.pop(job.id, None):
-            live.tell(await self._end_of(job, "done"))
+            live.tell(_end_of("done", live.counts()))
+            self.spawn(self._forget_surplus())
 
     async def _fail(self, live: _Live, error: BaseException) -> None:
-        job, reason = live.job, str(api_error(error))
+        """End a job of which nothing more can be read or kept; whoever listens is told."""
+        job, reason = live.job, _reason(error)
         if self._live.pop(job.id, None) is None:
             return
-        live.todo.clear()
-        await self.in_thread(lambda: self.store.set_status(job.id, "failed", reason))
-        live.tell(await self._end_of(job, "failed", reason))
+        live.cancel()
+        await self._write_down(job.id, reason)
+        live.tell(_end_of("failed", live.counts(), reason))
+        self.spawn(self._forget_surplus())
+
+    async def _forget_surplus(self) -> None:
+        limits = self.limits
+        for gone in await self.in_database(
+            lambda: self.store.surplus(limits.per_client, limits.total)
+        ):
+            logs.event("job forgotten", job=gone)
+            await self.forget(gone)
+
+    async def _write_down(self, job: str, reason: str | None) -> None:
+        """Tell the database why a job failed, or, without a `reason`, that it is no more: now, or
+        when it can take that again. Nobody who asks for the job notices the difference."""
+        self._owed[job] = reason
+        await self._pay(job)
+
+    async def _pay(self, job: str) -> None:
+        reason = self._owed[job]
+        try:
+            if reason is None:
+                await self.in_database(lambda: self.store.drop(job))
+            else:
+                await self.in_database(lambda: self.store.set_status(job, "failed", reason))
+        except Exception as error:
+            logs.failure("the database of jobs takes nothing; look at its disk", error, job=job)
+            return
+        if self._owed.get(job) == reason:
+            self._owed.pop(job, None)
+
+    def _as_it_stands(self, job: Job) -> Job | None:
+        if job.id not in self._owed:
+            return job
+        reason = self._owed[job.id]
+        return None if reason is None else replace(job, status="failed", error=reason)
 
     # --- pages ----------------------------------------------------------------------------------
 
@@ -249,9 +387,12 @@ class Jobs:
 
     async def _page(self, live: _Live, number: int) -> None:
         """Read one page, keep it, and end its job if it was the last."""
+        began = time.monotonic()
         try:
             record = await self._record(live, number)
-            await self.in_thread(lambda: self.store.keep(live.job.id, record))
+            await self.in_database(lambda: self.store.keep(live.job.id, record))
+            self._page_seconds += (time.monotonic() - began - self._page_seconds) / _LAST_PAGES
+            live.settled[number] = record.error is not None
             live.flights.pop(number)
             live.tell(_done(record))
             if not live.todo and not live.flights and self._live.get(live.job.id) is live:
@@ -272,7 +413,9 @@ class Jobs:
                 number, error="The time for the document was over; hand it in as a job instead."
             )
         try:
-            rendered = await self.in_thread(lambda: self.render(job, plan, number))
+            rendered = await self.in_thread(
+                job.id, lambda: self.render(job, plan, number), self.rendering
+            )
         except DocumentError as error:
             return PageRecord(number, error=str(error))
         size = {"width": rendered.image.width, "height": rendered.image.height}
@@ -280,7 +423,9 @@ class Jobs:
         page = await Reader(self.state, pool, job.client).read(
             number, rendered, plan.plan, lambda told: self._tell(live, number, _told(number, told))
         )
-        return await self.in_thread(lambda: record_of(page, number, self.store.outputs(job)))
+        return await self.in_thread(
+            job.id, lambda: record_of(page, number, self.store.outputs(job))
+        )
 
     def _tell(self, live: _Live, number: int, event: Event) -> None:
         flight = live.flights[number]
@@ -289,12 +434,25 @@ class Jobs:
         flight.events.append(event)
         live.tell(event)
 
+    def fields_for(self, model: str, given: Mapping[str, str]) -> dict[str, str]:
+        """All fields that decide how a document is read by `model`; a client gave some of them.
+
+        Raises `ApiError` where the model is not served.
+        """
+        name, preset = self.state.check_name(model)
+        fields = {**({"resolution": preset} if preset else {}), **given, "model": model}
+        return with_defaults(fields, weights.known_as(self.state.names[name]))
+
     def plan(self, job: Job) -> DocumentPlan:
-        """How a job is read. Raises `ApiError` where its model is not served (any more)."""
-        name, preset = self.state.check_name(job.model)
-        fields = {**({"resolution": preset} if preset else {}), **job.fields, "model": job.model}
-        known = weights.known_as(self.state.names[name])
-        return document_plan(fields, known, self.state.server.page_timeout)
+        """How a job is read, and written, also where its model is not served any more."""
+        return document_plan(job.fields, self.state.server)
+
+    def _is_served(self, job: Job) -> bool:
+        try:
+            self.state.check_name(job.model)
+        except ApiError:
+            return False
+        return True
 
     def render(self, job: Job, plan: DocumentPlan, number: int) -> Rendered:
         """The picture of a page; any thread may call. Raises `DocumentError`."""
@@ -317,8 +475,8 @@ class Jobs:
         try:
             yield _opened(job)
             before = set()
-            for number in await self.in_thread(lambda: self.store.settled(job.id)):
-                record = await self.in_thread(partial(self.store.page, job.id, number))
+            for number in await self.in_database(lambda: self.store.settled(job.id)):
+                record = await self.in_database(partial(self.store.page, job.id, number))
                 before.add(number)
                 if record is not None:
                     yield _done(record)
@@ -326,9 +484,8 @@ class Jobs:
                 if event["page"] not in before:
                     yield event
             if live is None:
-                ended = await self.in_thread(lambda: self.store.get(job.id, job.client))
-                if ended is not None and ended.ended:
-                    yield await self._end_of(job, ended.status, ended.error)
+                if end := await self._end_of_silent(job):
+                    yield end
                 return
             while (next_event := await heard.get()) is not None:
                 if next_event.get("page") not in before:
@@ -338,6 +495,45 @@ class Jobs:
         finally:
             if live is not None:
                 live.listeners.discard(heard)
+
+    async def _end_of_silent(self, job: Job) -> Event | None:
+        """The last event of a job of which nothing more is told."""
+        found = await self.find(job.id, job.client)
+        if found is not None and found.ended:
+            return _end_of(found.status, await self.counts(found), found.error)
+        if found is not None and not self._is_served(found):
+            return {"type": "error", **_not_served(found).body()}
+        return None
+
+
+async def _logged(errand: Coroutine[Any, Any, None]) -> None:
+    try:
+        await errand
+    except Exception as error:
+        logs.failure("something about documents could not be done", error)
+
+
+def _reason(error: BaseException) -> str:
+    """Why a job failed, as its client may see it."""
+    if isinstance(error, (OSError, sqlite3.Error)):
+        return (
+            "What was read could not be kept; the server's disk may be full. Hand the document in "
+            "again when there is room."
+        )
+    return str(api_error(error))
+
+
+def _not_served(job: Job) -> ApiError:
+    return ApiError(
+        503,
+        f"The model {job.model} is not served now; the document waits until it is. DELETE it, or "
+        "hand it in for another model.",
+        "model_not_served",
+    )
+
+
+def _end_of(status: str, pages: Mapping[str, int], error: str | None = None) -> Event:
+    return {"type": "document.done", "status": status, "pages": dict(pages), "error": error}
 
 
 def _opened(job: Job) -> Event:

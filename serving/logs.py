@@ -5,30 +5,36 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 import traceback
 from typing import Any
 
 LOGGER = logging.getLogger("deepseek_ocr.serving")
 
+_CAREFUL = ("deepseek_ocr", "uvicorn")
+"""Loggers that do not quote an exception they tell of."""
+
 
 class _Json(logging.Formatter):
     """One JSON object a line; what a call gives as `extra={"fields": {…}}` stands beside it.
 
     Of an exception the type and the places in the code are kept, not its message, which may quote
-    what was sent.
+    what was sent; nor what libraries say of one, in which that message stands again.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        error = record.exc_info[1] if record.exc_info else None
+        careful = record.name.split(".")[0] in _CAREFUL
         line: dict[str, Any] = {
             "time": f"{when}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": record.getMessage() if careful or error is None else "an error was reported",
+            **({} if careful else {"logger": record.name}),
             **getattr(record, "fields", {}),
         }
-        if record.exc_info and record.exc_info[1] is not None:
-            error = record.exc_info[1]
+        if error is not None:
             line["error"] = type(error).__name__
             line["at"] = [
                 f"{frame.filename}:{frame.lineno} {frame.name}"
@@ -38,15 +44,31 @@ class _Json(logging.Formatter):
 
 
 def set_up(level: str = "INFO") -> None:
-    """Send our log and uvicorn's to standard error as JSON."""
+    """Send our log and uvicorn's, and what everything else warns of, to standard error as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json())
-    for name in ("deepseek_ocr", "uvicorn"):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.propagate = False
-        logger.setLevel(level)
+    for name in list(logging.root.manager.loggerDict):
+        _hand_on(logging.getLogger(name))
+    logging.root.handlers = [handler]
+    logging.root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    threading.excepthook = _thread_failed
+    for name in _CAREFUL:
+        logging.getLogger(name).setLevel(level)
     logging.getLogger("uvicorn.access").disabled = True  # ours says more, and less
+
+
+def _hand_on(logger: logging.Logger) -> None:
+    """Take away what a library writes to the terminal by itself, so that the root gets it."""
+    for handler in list(logger.handlers):
+        if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+            logger.removeHandler(handler)
+            logger.propagate = True
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    if failed.exc_value is not None:
+        failure("a thread failed", failed.exc_value)
 
 
 def event(message: str, **fields: object) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 import socket
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 import uvicorn
 
 import weights
+from deepseek_ocr.devices import available
 from deepseek_ocr.engine import OcrEngine
 from deepseek_ocr.errors import OcrError
 from deepseek_ocr.processors import use_threads
@@ -21,10 +24,14 @@ from serving.app import create_app
 from serving.arguments import Start
 from serving.auth import Keys
 from serving.fetcher import Fetcher
+from serving.heads import BoundedHeads
 from serving.state import Engines, State
 
 ENDED, FAILED, COULD_NOT_START = 0, 1, 2
 """Exit statuses."""
+
+_NUMBERED = ("cuda", "npu")
+"""Kinds of device of which a machine may have several."""
 
 _LEAVING_SECONDS = 5
 """For answers to reach their clients after the last page is read or given up."""
@@ -91,12 +98,15 @@ def name_of(model: str) -> str:
 
 
 def devices_of(start: Start) -> tuple[str, ...]:
-    """Where to load: the devices named, else `--workers` of the kind that is configured."""
-    server, device = start.server, start.settings.device
+    """Where to load: the devices named, else `--workers` of the kind that is configured, or of the
+    kind that this machine has where that is left to it."""
+    server, device = start.server, start.settings.device.strip().lower()
     if server.devices:
         return server.devices
-    if server.workers > 1 and device in ("auto", "cuda"):
-        return tuple(f"cuda:{number}" for number in range(server.workers))
+    if server.workers > 1 and device == "auto":
+        device = available()[0]
+    if server.workers > 1 and device in _NUMBERED:
+        return tuple(f"{device}:{number}" for number in range(server.workers))
     return (device,) * server.workers
 
 
@@ -124,6 +134,8 @@ def run(state: State, listener: socket.socket) -> int:
     """Serve on `listener` until SIGTERM or SIGINT; the exit status."""
     config = uvicorn.Config(
         create_app(state, lambda: setattr(server, "should_exit", True)),
+        http=BoundedHeads,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -134,6 +146,9 @@ def run(state: State, listener: socket.socket) -> int:
     server = _Server(config)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_serve(server, state, listener))
+    if not (state.pools or state.failed):  # Python's own end could crash a thread that still loads
+        logging.shutdown()
+        os._exit(ENDED)
     return FAILED if state.failed else ENDED
 
 

@@ -14,6 +14,7 @@ from contextlib import closing
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import logs
@@ -41,7 +42,7 @@ _SECURITY = {
 
 
 class Guard:
-    """The outermost layer of the application."""
+    """Stands around everything that answers."""
 
     def __init__(self, app: ASGIApp, state: State) -> None:
         self._app = app
@@ -58,11 +59,14 @@ class Guard:
             scope["deepseek_ocr.client"] = self._client(scope, headers)
             if self._state.closing and scope["path"] not in _WHILE_CLOSING:
                 raise ClosingError
-            with closing(_Body(receive, headers, self._state)) as body:
+            with closing(_Body(receive, headers, self._state, exchange)) as body:
+                scope["deepseek_ocr.hold"] = body.hold
                 await self._app(scope, body.receive, exchange.send)
         except asyncio.CancelledError:
             exchange.status = exchange.status or 499
             raise
+        except ClientDisconnect:
+            exchange.left = True
         except Exception as error:  # whatever it was, the client gets a sentence and no trace
             if not isinstance(error, ApiError):
                 logs.failure("request failed", error, request_id=exchange.id)
@@ -80,12 +84,17 @@ class Guard:
 
 
 class _Exchange:
-    """One request and its answer: what is logged and counted of them."""
+    """One request and its answer: what is logged and counted of them.
+
+    - `status`: of the answer, 0 before there is one
+    - `left`: true where the client did not stay to the end of its request or of the answer
+    """
 
     def __init__(self, scope: Scope, send: Send) -> None:
         given = Headers(scope=scope).get("x-request-id", "")
         self.id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         self.status = 0
+        self.left = False
         self._scope = scope
         self._send = send
         self._began = time.perf_counter()
@@ -110,14 +119,15 @@ class _Exchange:
         """Count and log it."""
         route = getattr(self._scope.get("route"), "path", "unknown")
         seconds = time.perf_counter() - self._began
-        status = self.status or 499  # as nginx has it: the client left before there was an answer
-        state.metrics.request(route, status, seconds)
+        if self.left or not self.status:
+            self.status = 499  # as nginx has it: the client left before there was an answer
+        state.metrics.request(route, self.status, seconds)
         logs.event(
             "request",
             request_id=self.id,
             method=self._scope["method"],
             route=route,
-            status=status,
+            status=self.status,
             seconds=round(seconds, 4),
             client=self._scope.get("deepseek_ocr.client"),
             **self._scope.get("deepseek_ocr.log", {}),
@@ -132,11 +142,15 @@ class _Body:
     """A request's body, cut off where it is too large or too slow, or where all bodies together
     are too much; it counts for as long as the request lives."""
 
-    def __init__(self, receive: Receive, headers: Headers, state: State) -> None:
+    def __init__(
+        self, receive: Receive, headers: Headers, state: State, exchange: _Exchange
+    ) -> None:
         self._receive = receive
         self._state = state
+        self._exchange = exchange
         self._most = state.server.max_body_mb * 2**20
         self._size = 0
+        self._held = 0
         self._whole = False
         self._deadline = time.monotonic() + state.server.body_timeout
         declared = headers.get("content-length", "0")
@@ -155,19 +169,29 @@ class _Body:
             raise ApiError(
                 408, f"The request took longer than {seconds:g} s to arrive.", "too_slow"
             ) from error
+        if message["type"] == "http.disconnect":  # whatever is answered now, nobody gets it
+            self._exchange.left = True
         size = len(message.get("body", b""))
         self._size += size
-        self._state.held += size
         self._whole = not message.get("more_body", False)
         if self._size > self._most:
             raise self._too_large()
+        self.hold(size)
+        return message
+
+    def hold(self, size: int) -> None:
+        """Count `size` bytes that the request keeps in memory, its body or what it had fetched.
+
+        Raises `QueueFullError` where all requests together keep too much.
+        """
+        self._held += size
+        self._state.held += size
         if self._state.held > self._state.server.max_held_mb * 2**20:
             raise QueueFullError
-        return message
 
     def close(self) -> None:
         """The request is over."""
-        self._state.held -= self._size
+        self._state.held -= self._held
 
     def _too_large(self) -> ApiError:
         return ApiError(

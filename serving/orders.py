@@ -13,10 +13,10 @@ from deepseek_ocr.engine import Page
 from deepseek_ocr.prompts import IMAGE
 from deepseek_ocr.settings import DecodeSettings
 from serving.errors import ApiError
-from serving.pictures import picture
+from serving.pictures import pictures
 from serving.requests import Asked, Message, OutputFormat, Part
 from serving.schema import is_ours
-from serving.state import Pool, State
+from serving.state import Caller, Pool
 
 _SAMPLING = (
     "temperature",
@@ -60,20 +60,26 @@ class Turn:
 
 @dataclass(frozen=True)
 class Wish:
-    """What both kinds of request come to: their last turn, and what they call differently."""
+    """What both kinds of request come to: their last turn, and what they call differently.
+
+    `turn_param` and `format_param` say where in the request it stood.
+    """
 
     turn: Turn
+    turn_param: str
     max_tokens: int | None
     format: Mapping[str, Any] | None
     format_param: str
     logprobs: bool
 
 
-async def make_order(state: State, client: str, asked: Asked, wish: Wish) -> Order:
+async def make_order(caller: Caller, asked: Asked, wish: Wish) -> Order:
     """The order that a request comes to.
 
     Raises `ApiError`, and the errors of settings, prompts and pictures, which are answered 400.
     """
+    state = caller.state
+    _refuse_penalties(asked)
     pool, preset = state.pool_for(asked.model)
     prompt = prompt_of(asked, wish.turn.text, pool.known)
     crop = tasks.crop_for(asked.resolution or preset)
@@ -83,34 +89,54 @@ async def make_order(state: State, client: str, asked: Asked, wish: Wish) -> Ord
     if not images:
         raise ApiError(
             400,
-            "There is no picture in the messages; add a part of type image_url with a data URI.",
+            f"There is no picture in {wish.turn_param}; add a part of type image_url (input_image "
+            "in /v1/responses) with a data URI.",
             "missing_image",
-            "messages",
+            wish.turn_param,
         )
     if len(images) > state.server.max_pages:
         raise ApiError(
             413, f"These are {len(images)} pictures; {state.server.max_pages} are the most a "
             "request may have.", "too_many_pages",
         )  # fmt: skip
-    pages = [Page(await picture(state, url, at), prompt, crop, decode) for url, at in images]
-    return Order(client, asked.model, pool, tuple(pages), form, wish.logprobs)
+    pages = [Page(data, prompt, crop, decode) for data in await pictures(caller, images)]
+    return Order(caller.client, asked.model, pool, tuple(pages), form, wish.logprobs)
 
 
 def last_turn(messages: Sequence[Message], param: str) -> Turn:
     """The last user turn, with the pictures of the latest turn that has some.
 
     Everything else of a conversation is left out: the model reads pages and knows no history.
-    Raises `ApiError` 400 where no user says anything.
+    Raises `ApiError` 400 where no user says anything, and for a part of the last turn that cannot
+    be read.
     """
     turns = [
-        _turn(message, f"{param}.{number}")
+        (message, f"{param}.{number}")
         for number, message in enumerate(messages)
         if message.role == "user"
     ]
     if not turns:
         raise ApiError(400, "There is no message of role user.", "missing_message", param)
-    images = next((turn.images for turn in reversed(turns) if turn.images), ())
-    return Turn(turns[-1].text, images)
+    last = _turn(*turns[-1])
+    if last.images:
+        return last
+    earlier = (_images(message, at) for message, at in reversed(turns[:-1]))
+    return Turn(last.text, next((images for images in earlier if images), ()))
+
+
+def _images(message: Message, param: str) -> tuple[tuple[str, str], ...]:
+    """The pictures of an earlier turn, whatever else is in it."""
+    parts = message.content if isinstance(message.content, list) else ()
+    found = []
+    for number, part in enumerate(parts):
+        if _is_picture(part) and part.image_url is not None:
+            at = f"{param}.content.{number}"
+            found.append((_url(part, at), f"{at}.image_url"))
+    return tuple(found)
+
+
+def _is_picture(part: Part) -> bool:
+    return part.type in ("image_url", "input_image")
 
 
 def _turn(message: Message, param: str) -> Turn:
@@ -122,7 +148,7 @@ def _turn(message: Message, param: str) -> Turn:
         at = f"{param}.content.{number}"
         if part.type in ("text", "input_text"):
             texts.append(_own_words(part.text or ""))
-        elif part.type in ("image_url", "input_image"):
+        elif _is_picture(part):
             images.append((_url(part, at), f"{at}.image_url"))
         else:
             raise ApiError(
@@ -224,6 +250,15 @@ def form_of(asked: Asked, wish: Wish) -> OutputFormat:
             "response_format.", "unsupported_logprobs", "logprobs",
         )  # fmt: skip
     return form
+
+
+def _refuse_penalties(asked: Asked) -> None:
+    for name in ("presence_penalty", "frequency_penalty"):
+        refuse(
+            bool(getattr(asked, name)), f"{name} is not known here; use repetition_penalty.", name
+        )
+    biased = any((asked.logit_bias or {}).values())
+    refuse(biased, "Tokens cannot be given a bias; leave out logit_bias.", "logit_bias")
 
 
 def refuse(condition: bool, message: str, param: str) -> None:

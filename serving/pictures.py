@@ -7,16 +7,18 @@ import base64
 import binascii
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from deepseek_ocr.errors import ImageError, ImageTooLargeError
 from deepseek_ocr.images import ImageLimits, open_frames
 from serving.errors import ApiError
-from serving.state import State
+from serving.state import Caller
 
 P = ParamSpec("P")
 Made = TypeVar("Made")
+_Fetch = Callable[[str, str], Awaitable[bytes]]
 
 _AT_ONCE = 2**16
 """Characters and bytes up to which a picture is decoded and looked at on the event loop: that takes
@@ -25,24 +27,29 @@ a fraction of a millisecond, to another thread and back takes more beside one th
 _HEAD = re.compile(r"data:[^,]{0,200}?(;base64)?,", re.IGNORECASE)
 
 
-async def picture(state: State, url: str, param: str) -> bytes:
-    """The bytes of the picture at `url`, which is one by its head and no larger than allowed.
+async def pictures(caller: Caller, images: Sequence[tuple[str, str]]) -> list[bytes]:
+    """The bytes of the pictures at the addresses of `images`, each with where it stood; all are
+    pictures by their heads and no larger than allowed.
 
-    Raises `ApiError` 400 (`param` says where it stood), `ImageError` and `ImageTooLargeError`.
+    Raises `ApiError` 400 (`param` says where it stood), 413 and 429, `ImageError` and
+    `ImageTooLargeError`.
     """
+    fetcher = caller.state.fetcher
+    fetch = None
+    if fetcher is not None:
+        fetch = partial(fetcher.fetch, allowance=fetcher.allowance(caller.hold))
+    found = []
+    for url, param in images:
+        data = await _bytes_at(url, param, fetch)
+        await _away(len(data), check_head, data, caller.state.limits)
+        found.append(data)
+    return found
+
+
+async def _bytes_at(url: str, param: str, fetch: _Fetch | None) -> bytes:
     if url[:5].lower() == "data:":
-        data = await _away(len(url), _from_data_uri, url, param)
-    elif url[:8].lower().startswith(("http://", "https://")):
-        if state.fetcher is None:
-            raise ApiError(
-                400,
-                "Addresses are not fetched by this server (it runs without --allow-urls); send "
-                "the picture itself as data:image/jpeg;base64,…",
-                "url_not_allowed",
-                param,
-            )
-        data = await state.fetcher.fetch(url, param)
-    else:
+        return await _away(len(url), _from_data_uri, url, param)
+    if not url[:8].lower().startswith(("http://", "https://")):
         raise ApiError(
             400,
             "A picture must be a data URI (data:image/jpeg;base64,…); paths and other addresses "
@@ -50,8 +57,15 @@ async def picture(state: State, url: str, param: str) -> bytes:
             "invalid_image",
             param,
         )
-    await _away(len(data), check_head, data, state.limits)
-    return data
+    if fetch is None:
+        raise ApiError(
+            400,
+            "Addresses are not fetched by this server (it runs without --allow-urls); send "
+            "the picture itself as data:image/jpeg;base64,…",
+            "url_not_allowed",
+            param,
+        )
+    return await fetch(url, param)
 
 
 async def _away(size: int, work: Callable[P, Made], *args: P.args, **named: P.kwargs) -> Made:

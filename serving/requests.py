@@ -1,7 +1,8 @@
 """What clients may send, as OpenAI's API has it, and the fields that are ours.
 
 Fields nobody here knows are left alone, since clients send many. Where a field would change the
-answer and cannot be had here, asking for it is an error (`orders.py`).
+answer and cannot be had here, asking for it is an error (`orders.py`). The `detail` of a picture is
+left alone too: how closely a page is looked at, the preset says.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ class Asked(BaseModel):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
     seed: int | None = None
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None

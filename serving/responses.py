@@ -11,12 +11,11 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from serving.answers import Answer
-from serving.auth import client_of
 from serving.errors import ApiError, json_answer
 from serving.orders import Turn, Wish, last_turn, make_order, refuse
 from serving.requests import ResponsesRequest
 from serving.sending import EventStream, as_event, log_fields, unless_hung_up
-from serving.state import State, state_of
+from serving.state import Caller, caller_of
 
 router = APIRouter(prefix="/v1")
 
@@ -27,13 +26,12 @@ _WITH_LOGPROBS = "message.output_text.logprobs"
 async def respond(
     request: Request,
     asked: ResponsesRequest,
-    state: Annotated[State, Depends(state_of)],
-    client: Annotated[str, Depends(client_of)],
+    caller: Annotated[Caller, Depends(caller_of)],
 ) -> Response:
     """Read the pictures of the last user turn, or else the latest that were sent."""
 
     async def report() -> _Report:
-        made = Answer(state, await make_order(state, client, asked, _wish(asked)))
+        made = Answer(caller.state, await make_order(caller, asked, _wish(asked)))
         log_fields(
             request, model=asked.model, pages=len(made.order.pages), stream=bool(asked.stream)
         )
@@ -71,6 +69,7 @@ def _wish(asked: ResponsesRequest) -> Wish:
     )
     return Wish(
         turn=turn,
+        turn_param="input",
         max_tokens=asked.max_output_tokens,
         format=asked.text.format if asked.text else None,
         format_param="text.format",
@@ -86,7 +85,7 @@ class _Report:
         self._asked = asked
         self._id = f"resp_{secrets.token_hex(12)}"
         self._item_id = f"msg_{secrets.token_hex(12)}"
-        self._created = time.time()
+        self._created = int(time.time())
         self._sent = 0
 
     @property

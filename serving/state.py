@@ -129,6 +129,27 @@ class State:
         return pool, tasks.resolution_name(preset) if preset else pool.known.resolution
 
 
+@dataclass(frozen=True)
+class Caller:
+    """Who asks for what is being answered, and whom.
+
+    - `client`: the name under which it takes its turns
+    - `hold`: to be told of bytes that its request keeps in memory beside its body; raises
+      `QueueFullError` where all requests keep too much
+    """
+
+    state: State
+    client: str
+    hold: Callable[[int], None]
+
+
+async def caller_of(request: Request) -> Caller:
+    """Dependency: who asks; `middleware.Guard` has found it out."""
+    scope = request.scope
+    state: State = request.app.state.server
+    return Caller(state, scope["deepseek_ocr.client"], scope["deepseek_ocr.hold"])
+
+
 async def state_of(request: Request) -> State:
     """Dependency: the state of the server that answers `request`.
 

@@ -35,12 +35,14 @@ POLICY = (
 """Trusted Types without any policy: no string can become HTML on this page, by mistake or not."""
 
 
+@router.head("/")
 @router.get("/")
 def index() -> Response:
     """The page."""
     return _file("index.html", "text/html")
 
 
+@router.head("/page/options.json")
 @router.get("/page/options.json")
 def options(state: Annotated[State, Depends(state_of)]) -> dict[str, Any]:
     """What may be chosen on the page. Open to all: it says nothing that the README does not."""
@@ -57,6 +59,7 @@ def options(state: Annotated[State, Depends(state_of)]) -> dict[str, Any]:
     }
 
 
+@router.head("/page/{name}")
 @router.get("/page/{name}")
 def asset(name: str) -> Response:
     """A file of the page."""

@@ -1,7 +1,8 @@
 """The server in a process of its own, with an engine whose text is known, for tests of documents.
 
 A page says by its colour which it is (`page_picture`); `text_of` is what is read from it. Each
-piece of text takes `--delay` seconds. With `--engine pocket` the bundled model reads.
+piece of text takes `--delay` seconds. With `--engine pocket` the bundled model reads. While the
+file `full` is in its folder the database of jobs takes nothing, as on a full disk.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -230,6 +232,8 @@ def _main() -> None:
     known.add_argument("--engine", default="known")
     known.add_argument("--delay", type=float, default=0.0)
     known.add_argument("--slots", type=int, default=2)
+    known.add_argument("--model", default="pocket")
+    known.add_argument("--max-pixels", type=int, default=100_000_000)
     flags = known.parse_args()
 
     import configuration
@@ -241,18 +245,36 @@ def _main() -> None:
 
     def load() -> Engines:
         if flags.engine == "pocket":
-            return {"pocket": (OcrEngine.load(ROOT / "checkpoints" / "pocket", "cpu"),)}
+            return {flags.model: (OcrEngine.load(ROOT / "checkpoints" / "pocket", "cpu"),)}
         engine: Any = KnownEngine(flags.delay, flags.slots, flags.folder)
-        return {"pocket": (engine,)}
+        return {flags.model: (engine,)}
 
-    server = configuration.ServerSettings(port=flags.port, jobs_folder=str(flags.folder / "jobs"))
+    _fill_up_while(flags.folder / "full")
+    server = configuration.ServerSettings(
+        port=flags.port, jobs_folder=str(flags.folder / "jobs"), max_pixels=flags.max_pixels
+    )
     keys = Keys(flags.keys.split(",") if flags.keys else [])
-    state = State(configuration.Settings(model="pocket"), server, keys, {"pocket": "pocket"}, load)
+    names = {flags.model: "pocket"}
+    state = State(configuration.Settings(model="pocket"), server, keys, names, load)
     listener = listen(server.host, server.port)
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()
     logs.set_up()
     sys.exit(run(state, listener))
+
+
+def _fill_up_while(full: Path) -> None:
+    """Have the database refuse to be changed while the file `full` is there."""
+    from serving.job_store import JobStore
+
+    as_it_is = JobStore._run
+
+    def run(self: JobStore, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        if full.exists() and not statement.startswith("SELECT"):
+            raise sqlite3.OperationalError("database or disk is full")
+        return as_it_is(self, statement, values)
+
+    JobStore._run = run  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

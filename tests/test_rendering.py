@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -113,6 +114,22 @@ def test_a_page_of_two_hundred_inches_is_rendered_within_the_bound(tmp_path: Pat
     assert (middle(page), page.points) == (colour(5), (14_400.0, 14_400.0))
 
 
+@pytest.mark.parametrize("size", [(595.28, 841.89), (612, 792), (841.89, 595.28)])
+@pytest.mark.parametrize("most", [1_000, 100_003, 1_000_000])
+def test_a_page_never_has_more_pixels_than_the_bound(
+    renderer: Renderer, tmp_path: Path, size: tuple[float, float], most: int
+) -> None:
+    path = papers.pdf(tmp_path / "x.pdf", [5], size=size)
+    bounded = renderer.using(RenderSettings(max_pixels=most))
+    width, height = bounded.render(bounded.open(path), 1).image.size
+    assert most * 0.9 < width * height <= most
+
+
+def test_a_page_as_thin_as_a_line_keeps_the_bound_too(tmp_path: Path) -> None:
+    page = render(papers.pdf(tmp_path / "x.pdf", [5], size=(0.5, 14_400)), max_pixels=1_000)
+    assert page.image.size == (1, 1_000)
+
+
 @pytest.mark.parametrize("size", [(0.5, 0.5), (14_400, 0.5)])
 def test_a_page_of_one_pixel_is_a_page(tmp_path: Path, size: tuple[float, float]) -> None:
     page = render(papers.pdf(tmp_path / "x.pdf", [1], size=size))
@@ -210,6 +227,26 @@ def test_a_picture_that_unpacks_to_gigabytes_stays_within_the_memory_allowed(
         assert middle(renderer.render(good, 1)) == colour(3)
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.zip"])
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(
+    renderer: Renderer, tmp_path: Path, name: str
+) -> None:
+    """Its pixels are missing, which who decodes it says."""
+    data = io.BytesIO()
+    Image.effect_noise((200, 150), 100).save(data, "PNG")
+    cut_off = data.getvalue()[:5000]
+    path = tmp_path / name
+    if name == "x.zip":
+        papers.archive(path, {"1.png": cut_off})
+    else:
+        path.write_bytes(cut_off)
+    document = renderer.open(path)
+    with pytest.raises(DocumentError, match=r"200 x 150 px, more than the 29,999 px allowed"):
+        renderer.using(RenderSettings(max_picture_pixels=29_999)).render(document, 1)
+    with pytest.raises(DocumentError, match="damaged"):
+        renderer.using(RenderSettings(max_picture_pixels=30_000)).render(document, 1)
+
+
 def test_a_zip_member_may_not_unpack_to_more_than_a_picture_may_have(
     renderer: Renderer, tmp_path: Path
 ) -> None:
@@ -243,9 +280,12 @@ def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
 
 
 def test_settings_have_bounds() -> None:
-    for wrong in ({"dpi": 5}, {"dpi": 5000}, {"rotate": 45}, {"timeout": 0}, {"max_pixels": 0}):
+    for wrong in (
+        {"dpi": 5}, {"dpi": 5000}, {"rotate": 45}, {"timeout": 0}, {"max_pixels": 0},
+        {"max_picture_pixels": 0},
+    ):  # fmt: skip
         with pytest.raises(SettingsError):
-            RenderSettings(**wrong)  # type: ignore[arg-type]
+            RenderSettings(**wrong)
 
 
 # --- ahead --------------------------------------------------------------------------------------

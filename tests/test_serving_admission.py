@@ -103,6 +103,31 @@ def test_a_full_queue_makes_room_for_who_has_less_in_it() -> None:
 
 
 @in_a_loop
+def test_several_requests_give_way_where_that_makes_room() -> None:
+    queue = Admission([1], most_waiting=6)
+    queue.enter("reader", 1)
+    greedy = [queue.enter("greedy", 1) for _ in range(5)]
+    modest = queue.enter("modest", 1)
+    newcomer = queue.enter("newcomer", 2)
+    assert [refusal(visit) is None for visit in greedy] == [True, True, True, False, False]
+    assert refusal(modest) is None
+    assert refusal(newcomer) is None
+    assert queue.waiting == 6
+
+
+@in_a_loop
+def test_who_is_refused_has_thrown_nobody_out() -> None:
+    """The first of the two who would have to go has more than the newcomer, the second has not."""
+    queue = Admission([1], most_waiting=6)
+    queue.enter("reader", 1)
+    others = [queue.enter("a", 2), queue.enter("a", 2), queue.enter("b", 2)]
+    with pytest.raises(QueueFullError):
+        queue.enter("newcomer", 3)
+    assert [refusal(visit) for visit in others] == [None, None, None]
+    assert queue.waiting == 6
+
+
+@in_a_loop
 def test_a_request_that_has_begun_is_not_sent_away() -> None:
     queue = Admission([1], most_waiting=3)
     begun = queue.enter("greedy", 4)

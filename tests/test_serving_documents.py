@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configuration import ServerSettings
 from deepseek_ocr import grounding
 from deepseek_ocr.errors import PromptError, SettingsError
-from serving.document_fields import as_fields, document_plan
+from serving.document_fields import as_fields, document_plan, with_defaults
 from serving.nodes import nodes_of, page_blocks
 from serving.splitting import RegionFound, RegionText, Splitter
 from serving.uploads import safe_file_name
@@ -294,7 +295,7 @@ def test_fields_become_settings() -> None:
          "temperature": 0.5, "max_new_tokens": 10, "stop_on_loop": False, "timeout": 5000,
          "pages": "-1", "rotate": "90", "join_tables": "no"}
     )  # fmt: skip
-    made = document_plan(given, CHECKPOINTS["deepseek-ocr"], timeout=60.0)
+    made = document_plan(given, ServerSettings(page_timeout=60.0))
     (attempt,) = made.plan.attempts
     assert "<|ref|>the sum<|/ref|>" in made.plan.prompt
     assert (attempt.crop.image_size, attempt.crop.crop_mode) == (1024, False)
@@ -306,6 +307,31 @@ def test_fields_become_settings() -> None:
     assert made.plan.join_tables is False
 
 
+def test_what_a_client_leaves_out_is_the_models_own() -> None:
+    pocket = CHECKPOINTS["pocket"]
+    assert with_defaults({}, pocket) == {"task": "Free OCR", "resolution": "Tiny"}
+    given = {"prompt": "Read.", "resolution": "base"}
+    assert with_defaults(given, pocket) == given, "a prompt stands in place of a task"
+
+
+@pytest.mark.parametrize(("most", "pdf"), [(1_000_000, 1_000_000), (50_000_000, 20_000_000)])
+def test_the_servers_bound_of_pixels_holds_for_documents(most: int, pdf: int) -> None:
+    render = document_plan({}, ServerSettings(max_pixels=most)).render
+    assert (render.max_pixels, render.max_picture_pixels) == (pdf, most)
+
+
+def test_pages_keep_within_the_servers_bound_of_pixels(tmp_path: Path) -> None:
+    with Server(tmp_path, "--max-pixels", "100000") as server:
+        paper = server.http.post("/v1/ocr", files=upload(document(tmp_path / "p.pdf", [7])))
+        (page,) = paper.json()["pages"]
+        assert page["text"] == text_of(7)
+        assert 90_000 < page["width"] * page["height"] <= 100_000
+        picture = server.http.post("/v1/ocr", files=upload(document(tmp_path / "p.png", [7])))
+        (page,) = picture.json()["pages"]
+        assert "300 x 400 px, more than the 100,000 px allowed" in page["error"]
+    assert server.read() == [7], "the picture did not reach the engine"
+
+
 @pytest.mark.parametrize(
     "data",
     [{"prompt": "x", "task": "ocr"}, {"prompt": "<image><image>"}, {"reference": "x"},
@@ -315,7 +341,7 @@ def test_fields_become_settings() -> None:
 )  # fmt: skip
 def test_fields_that_contradict(data: dict[str, Any]) -> None:
     with pytest.raises((SettingsError, PromptError)):
-        document_plan(as_fields(data), CHECKPOINTS["deepseek-ocr"], 60.0)
+        document_plan(as_fields(data), ServerSettings())
 
 
 # --- text in pieces -----------------------------------------------------------------------------

@@ -7,17 +7,25 @@ from __future__ import annotations
 import asyncio
 import gzip
 import ipaddress
+import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import pytest
 
+from configuration import ServerSettings, Settings
+from serving.app import create_app
+from serving.auth import Keys
 from serving.errors import ApiError
-from serving.fetcher import Address, Fetcher, is_public, resolve
+from serving.fetcher import Address, Allowance, Fetcher, is_public, resolve
+from serving.state import State
+from tests.serving_world import FRUIT, chat
 
 GOOD, BAD = ipaddress.ip_address("127.0.0.2"), ipaddress.ip_address("127.0.0.1")
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
@@ -111,16 +119,25 @@ def fetcher(
     )
 
 
-async def refusal(gate: Fetcher, url: str) -> ApiError:
+def nothing(_: int) -> None:
+    """Nobody counts what is held."""
+
+
+async def fetched(gate: Fetcher, url: str) -> bytes:
+    """What the only fetch of a request gives."""
+    return await gate.fetch(url, "image_url", gate.allowance(nothing))
+
+
+async def refusal(gate: Fetcher, url: str, allowance: Allowance | None = None) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        await gate.fetch(url, "image_url")
+        await gate.fetch(url, "image_url", allowance or gate.allowance(nothing))
     return caught.value
 
 
 async def test_what_is_allowed_is_fetched() -> None:
     async with site(plain(b"picture")) as found:
         url = f"http://pictures.example:{found.port}/a%20b.png?x=1"
-        assert await fetcher([GOOD]).fetch(url, "image_url") == b"picture"
+        assert await fetched(fetcher([GOOD]), url) == b"picture"
     request = found.requests[0].decode()
     assert request.startswith("GET /a%20b.png?x=1 HTTP/1.1\r\n")
     assert f"host: pictures.example:{found.port}\r\n" in request.lower()
@@ -131,7 +148,7 @@ async def test_a_name_is_resolved_once_and_that_address_is_asked() -> None:
     """The second answer leads elsewhere; nobody ever asks for it."""
     async with site(plain(b"good")) as good:
         gate = fetcher([GOOD], [BAD])
-        assert await gate.fetch(f"http://rebinding.example:{good.port}/", "x") == b"good"
+        assert await fetched(gate, f"http://rebinding.example:{good.port}/") == b"good"
         async with site(plain(b"secret"), BAD) as bad:
             error = await refusal(gate, f"http://rebinding.example:{bad.port}/")
     assert (error.status_code, error.code) == (400, "url_refused")
@@ -158,7 +175,7 @@ async def test_good_redirects_are_followed_but_not_for_ever() -> None:
         site(plain(b"picture")) as last,
         site(redirect(f"http://127.0.0.2:{last.port}/x")) as first,
     ):
-        assert await fetcher().fetch(f"http://127.0.0.2:{first.port}/", "x") == b"picture"
+        assert await fetched(fetcher(), f"http://127.0.0.2:{first.port}/") == b"picture"
     async with site(redirect("/again")) as loop:
         error = await refusal(fetcher(), f"http://127.0.0.2:{loop.port}/")
     assert "redirects" in str(error)
@@ -169,7 +186,7 @@ async def test_the_environment_names_no_proxy(monkeypatch: pytest.MonkeyPatch) -
     async with site(plain(b"secret"), BAD) as proxy, site(plain(b"picture")) as good:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-        assert await fetcher().fetch(f"http://127.0.0.2:{good.port}/", "x") == b"picture"
+        assert await fetched(fetcher(), f"http://127.0.0.2:{good.port}/") == b"picture"
     assert proxy.requests == []
 
 
@@ -209,6 +226,75 @@ async def test_a_slow_head_is_given_up() -> None:
 
     async with site(silent) as found:
         await refusal(fetcher(seconds=0.3), f"http://127.0.0.2:{found.port}/")
+
+
+async def test_all_addresses_of_a_request_share_its_bytes() -> None:
+    held: list[int] = []
+    gate = fetcher(most_bytes=100_000)
+    allowance = gate.allowance(held.append)
+    async with site(plain(b"x" * 60_000)) as found:
+        url = f"http://127.0.0.2:{found.port}/"
+        assert len(await gate.fetch(url, "x", allowance)) == sum(held) == 60_000
+        assert (await refusal(gate, url, allowance)).status_code == 413
+    assert sum(held) <= 100_000
+
+
+async def test_all_addresses_of_a_request_share_its_time() -> None:
+    async def silent(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(30)
+
+    gate = fetcher(seconds=0.3)
+    allowance = gate.allowance(nothing)
+    async with site(silent) as slow, site(plain(b"picture")) as quick:
+        await refusal(gate, f"http://127.0.0.2:{slow.port}/", allowance)
+        error = await refusal(gate, f"http://127.0.0.2:{quick.port}/", allowance)
+    assert "longer than" in str(error)
+    assert quick.requests == []
+
+
+async def test_what_is_fetched_counts_with_the_requests_in_memory() -> None:
+    """Two pictures of 0.6 MiB, where 1 MiB may be held: the second is too much, and then nothing is
+    held any more."""
+
+    class Idle:
+        slots = 1
+
+    state = State(
+        Settings(), ServerSettings(max_held_mb=1), Keys(()), {"pocket": "pocket"}, dict,
+        fetcher(most_bytes=2**24),
+    )  # fmt: skip
+    state.open_pools({"pocket": (Idle(),)})  # type: ignore[dict-item]
+    padded = FRUIT.read_bytes().ljust(600 * 1024)
+    transport = httpx.ASGITransport(create_app(state))
+    async with (
+        site(plain(padded)) as found,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+    ):
+        body = chat("ocr", *[f"http://127.0.0.2:{found.port}/"] * 2)
+        answer = await client.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+    assert len(found.requests) == 2
+    assert state.held == 0
+
+
+async def test_names_that_nobody_answers_for_hold_nothing_else_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answered = threading.Event()
+
+    def slow(*_: object, **__: object) -> list[object]:
+        answered.wait(30)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(40):  # more than asyncio has threads for all that blocks
+            group.create_task(resolve("slow.example", 80))
+        await asyncio.sleep(0)
+        try:
+            assert await asyncio.wait_for(asyncio.to_thread(str, 1), 10) == "1"
+        finally:
+            answered.set()
 
 
 async def test_compressed_bodies_are_never_inflated() -> None:

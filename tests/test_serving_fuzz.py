@@ -56,7 +56,8 @@ NAMES = (
     "model stream task resolution reference output_format temperature top_p top_k seed "
     "repetition_penalty no_repeat_ngram_size no_repeat_window exempt_ngrams stop_on_loop "
     "timeout max_tokens max_completion_tokens logprobs top_logprobs response_format n stop "
-    "stream_options tool_choice max_output_tokens text include instructions metadata"
+    "stream_options tool_choice max_output_tokens text include instructions metadata "
+    "presence_penalty frequency_penalty logit_bias"
 )
 
 FIELDS = st.dictionaries(st.sampled_from(NAMES.split()), ODD, max_size=3)

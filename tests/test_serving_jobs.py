@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
+import sqlite3
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import configuration
+from deepseek_ocr.documents import record_of
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.records import PageRecord
+from deepseek_ocr.rendering import Renderer
+from serving.auth import Keys
 from serving.job_store import Job, JobStore
-from serving.jobs import JobLimits
-from tests.serving_process import FAILING, GATED, Server, document, text_of
+from serving.jobs import JobLimits, Jobs
+from serving.state import State
+from tests.serving_process import FAILING, GATED, KnownEngine, Server, document, text_of
 from tests.test_serving_documents import upload
 
 SECOND_KEY = "second-key-for-tests"
@@ -95,6 +104,26 @@ def test_a_client_sees_only_its_own_jobs(keyed_server: Server, tmp_path: Path) -
     assert keyed_server.http.get(f"/v1/ocr/jobs/{job}").json()["status"] == "done"
 
 
+def test_a_client_lists_its_own_jobs(keyed_server: Server, tmp_path: Path) -> None:
+    path = document(tmp_path / "p.tiff", [5, FAILING])
+    jobs = [add(keyed_server, path) for _ in range(2)]
+    for job in jobs:
+        until(keyed_server, job, status="done")
+    with keyed_server.client(SECOND_KEY) as other:
+        theirs = other.post("/v1/ocr/jobs", files=upload(path)).json()["id"]
+        listed = other.get("/v1/ocr/jobs").json()["data"]
+        other.delete(f"/v1/ocr/jobs/{theirs}")
+    assert theirs in [job["id"] for job in listed]
+    assert not set(jobs) & {job["id"] for job in listed}
+    answer = keyed_server.http.get("/v1/ocr/jobs").json()
+    assert answer["object"] == "list"
+    newest, before = answer["data"][:2]
+    assert [newest["id"], before["id"]] == jobs[::-1]
+    assert (newest["status"], newest["name"]) == ("done", "p.tiff")
+    assert newest["pages"] == {"total": 2, "read": 1, "failed": 1}
+    assert newest["created_at"] >= before["created_at"]
+
+
 def test_a_short_document_does_not_wait_for_a_long_one(
     keyed_server: Server, tmp_path: Path
 ) -> None:
@@ -162,6 +191,128 @@ def test_told_to_stop_it_ends_its_pages_and_keeps_the_rest(tmp_path: Path) -> No
     assert second.read().count(GATED[0]) == 1
 
 
+def test_told_to_stop_while_nobody_listens_it_ends_its_pages_too(tmp_path: Path) -> None:
+    with Server(tmp_path, "--slots", "1") as first:
+        job = _stopped_in_the_middle(first, tmp_path)
+        first.open_gate()
+        assert first.process.wait(60) == 0
+    with Server(tmp_path, "--slots", "1") as second:
+        assert until(second, job, status="done")["pages"]["read"] == 4
+    assert second.read().count(GATED[0]) == 1
+
+
+def test_told_to_stop_twice_it_does_not_wait_for_its_pages(tmp_path: Path) -> None:
+    with Server(tmp_path, "--slots", "1") as server:
+        _stopped_in_the_middle(server, tmp_path)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0, "alone they would have 30 seconds"
+
+
+def _stopped_in_the_middle(server: Server, folder: Path) -> str:
+    """A job on whose second page the server stands still when it has been told to stop."""
+    job = add(server, document(folder / "p.tiff", [1, GATED[0], 3, 4]))
+    _wait_for(lambda: GATED[0] in server.read())
+    server.http.close()
+    server.process.send_signal(signal.SIGTERM)
+    _wait_for(lambda: "ending pages of documents" in (folder / "server.log").read_text())
+    return job
+
+
+def test_another_model_gives_out_what_was_read_and_leaves_the_rest(tmp_path: Path) -> None:
+    with Server(tmp_path) as first:
+        done = add(first, document(tmp_path / "done.tiff", [1, 2]))
+        until(first, done, status="done")
+        waiting = add(first, document(tmp_path / "waiting.tiff", [3, GATED[0]]))
+        until(first, waiting, read=1)
+        first.stop(signal.SIGKILL)
+    with Server(tmp_path, "--model", "other") as second:
+        result = second.http.get(f"/v1/ocr/jobs/{done}").json()["result"]
+        assert [page["text"] for page in result["pages"]] == [text_of(1), text_of(2)]
+        assert result["settings"]["model"] == "pocket"
+        assert result["settings"]["task"] == "Free OCR"
+        for place in ("output/md", "output/searchable-pdf", "pages/1/image", "pages/1/blocks"):
+            assert second.http.get(f"/v1/ocr/jobs/{done}/{place}").status_code == 200
+        assert second.http.get(f"/v1/ocr/jobs/{waiting}").json()["status"] == "running"
+        lines = second.http.get(f"/v1/ocr/jobs/{waiting}/events").text.splitlines()
+        end = json.loads(lines[-1])
+        assert (end["type"], end["error"]["code"]) == ("error", "model_not_served")
+        other = second.http.post("/v1/ocr", files=upload(document(tmp_path / "n.png", [9])))
+        assert other.json()["pages"][0]["text"] == text_of(9)
+    log = (tmp_path / "server.log").read_text()
+    assert log.count("job waits for a server with its model") == 1
+    with Server(tmp_path) as third:
+        third.open_gate()
+        assert until(third, waiting, status="done")["pages"]["read"] == 2
+    assert third.read().count(3) == 1
+
+
+def test_a_server_without_its_folder_does_not_tell_where_it_is(tmp_path: Path) -> None:
+    with Server(tmp_path), Server(tmp_path) as second:
+        answer = second.http.post("/v1/ocr", files=upload(document(tmp_path / "p.png", [1])))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_documents")
+        assert str(tmp_path) not in answer.text
+        assert second.http.get("/v1/ocr/jobs").status_code == 503
+    assert f"{tmp_path / 'jobs'}" in (tmp_path / "server.log").read_text()
+
+
+# --- a full disk --------------------------------------------------------------------------------
+
+
+def test_where_the_disk_is_full_documents_fail_and_nobody_waits_for_ever(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    with Server(tmp_path) as server, ThreadPoolExecutor(1) as threads:
+        job = add(server, document(tmp_path / "p.tiff", [1, GATED[0]]))
+        until(server, job, read=1)
+        single = upload(document(tmp_path / "single.png", [GATED[1]]))
+        request = threads.submit(server.http.post, "/v1/ocr", files=single)
+        _wait_for(lambda: set(GATED[:2]) <= set(server.read()))
+        with server.http.stream("GET", f"/v1/ocr/jobs/{job}/events") as answer:
+            lines = (json.loads(line) for line in answer.iter_lines())
+            assert any(event["type"] == "page.done" for event in lines)
+            full.touch()
+            server.open_gate()
+            end = list(lines)[-1]
+        assert (end["type"], end["status"]) == ("document.done", "failed")
+        assert "disk may be full" in end["error"]
+        assert end["pages"] == {"total": 2, "read": 1, "failed": 0}
+        assert request.result().status_code == 500
+        assert "disk may be full" in request.result().json()["error"]["message"]
+
+        status = server.http.get(f"/v1/ocr/jobs/{job}").json()
+        assert (status["status"], status["error"]) == ("failed", end["error"])
+        assert server.http.get("/v1/ocr/jobs").json()["data"][0]["status"] == "failed"
+        late = server.http.post("/v1/ocr/jobs", files=single)
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "not_kept")
+        assert server.http.delete(f"/v1/ocr/jobs/{job}").status_code == 200
+        assert server.http.get(f"/v1/ocr/jobs/{job}").status_code == 404
+        _wait_for(lambda: not [path for path in full.parent.glob("jobs/*") if path.is_dir()])
+
+        full.unlink()
+        read = server.http.post("/v1/ocr", files=upload(document(tmp_path / "n.png", [4])))
+        assert read.json()["pages"][0]["text"] == text_of(4)
+
+
+def test_what_the_database_did_not_take_is_told_it_again(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def scenario(jobs: Jobs) -> None:
+        job = put(store, created=time.time())
+        with monkeypatch.context() as disk:
+            disk.setattr(store, "drop", full)
+            disk.setattr(store, "expired", full)
+            await jobs.forget(job.id)
+            await jobs.tidy()
+            assert store.has(job.id)
+            assert await jobs.find(job.id, job.client) is None
+        await jobs.tidy()
+        assert not store.has(job.id)
+
+    run_with(store, scenario)
+
+
 def _wait_for(condition: Any) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -177,6 +328,22 @@ def store(tmp_path: Path) -> Iterator[JobStore]:
     made = JobStore(tmp_path / "jobs")
     yield made
     made.close()
+
+
+def run_with(store: JobStore, scenario: Callable[[Jobs], Coroutine[Any, Any, None]]) -> None:
+    """Run `scenario` over jobs that no server has."""
+    settings, server = configuration.Settings(model="pocket"), configuration.ServerSettings()
+    state = State(settings, server, Keys([]), {"pocket": "pocket"}, dict)
+
+    async def run() -> None:
+        with Renderer() as renderer:
+            jobs = Jobs(state, store, renderer)
+            try:
+                await scenario(jobs)
+            finally:
+                await jobs.stop()
+
+    asyncio.run(run())
 
 
 JOB = Job(
@@ -249,35 +416,136 @@ def test_what_nobody_fetched_is_forgotten(store: JobStore) -> None:
     assert store.expired(older_than=0.0) == ["lost"]
 
 
-def test_counts_are_by_client(store: JobStore) -> None:
+def test_documents_that_ended_do_not_count(store: JobStore) -> None:
     put(store, id="a")
-    put(store, id="b")
+    put(store, id="b", status="running")
     put(store, id="c", client="key-b")
-    assert store.counts("key-a") == (3, 2)
-    assert store.counts("key-c") == (3, 0)
+    put(store, id="d", status="done")
+    put(store, id="e", status="failed")
+    assert store.unread("key-a") == (3, 2)
+    assert store.unread("key-c") == (3, 0)
+
+
+def test_the_oldest_that_ended_are_too_many(store: JobStore) -> None:
+    for at in range(4):
+        put(store, id=f"a{at}", created=at, status="done")
+    put(store, id="b", client="key-b", created=0.5, status="failed")
+    put(store, id="unread", created=0.0)
+    put(store, id="request", created=0.0, kept=False, status="done")
+    assert sorted(store.surplus(per_client=3, total=10)) == ["a0"]
+    assert sorted(store.surplus(per_client=3, total=2)) == ["a0", "a1", "b"]
+    assert store.surplus(per_client=4, total=5) == []
+
+
+def test_the_newest_come_first(store: JobStore) -> None:
+    for at in range(3):
+        put(store, id=f"a{at}", created=at)
+    put(store, id="theirs", client="key-b")
+    put(store, id="request", kept=False)
+    store.keep("a2", PageRecord(2, error="x"))
+    store.keep("a2", PageRecord(5, 10, 20, text="x", finish_reason="stop"))
+    found = store.newest("key-a", 2)
+    assert [job.id for job, _ in found] == ["a2", "a1"]
+    assert [pages for _, pages in found] == [
+        {"total": 3, "read": 1, "failed": 1}, {"total": 3, "read": 0, "failed": 0},
+    ]  # fmt: skip
 
 
 def test_a_page_of_a_forgotten_job_is_not_kept(store: JobStore) -> None:
     job = put(store)
-    store.delete(job.id)
+    store.drop(job.id)
+    store.clear(job.id)
     store.keep(job.id, PageRecord(1, error="late"))
     assert store.settled(job.id) == {}
     assert not store.home(job.id).exists()
 
 
-def test_too_many_documents_are_refused(known_server: Server, tmp_path: Path) -> None:
+# --- limits -------------------------------------------------------------------------------------
+
+
+def test_only_documents_that_wait_are_too_many(tmp_path: Path) -> None:
+    """Those that ended make room for each other, oldest first."""
     limit = JobLimits().per_client
-    path = document(tmp_path / "p.png", [1])
-    jobs = []
-    refused = None
-    for _ in range(limit + 1):
-        answer = known_server.http.post("/v1/ocr/jobs", files=upload(path))
-        if answer.status_code == 429:
-            refused = answer
-            break
-        jobs.append(answer.json()["id"])
-    assert refused is not None
-    assert int(refused.headers["retry-after"]) >= 1
-    for job in jobs:
-        known_server.http.delete(f"/v1/ocr/jobs/{job}")
-    assert known_server.http.post("/v1/ocr", files=upload(path)).status_code == 200
+    with Server(tmp_path) as server:
+        path = document(tmp_path / "p.png", [GATED[0]])
+        jobs = [add(server, path) for _ in range(limit)]
+        refused = server.http.post("/v1/ocr/jobs", files=upload(path))
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "too_many_documents"
+        assert int(refused.headers["retry-after"]) > 2
+        assert server.http.delete(f"/v1/ocr/jobs/{jobs.pop()}").status_code == 200
+        jobs.append(add(server, path))
+        server.open_gate()
+        for job in jobs:
+            until(server, job, status="done")
+        for _ in range(2):
+            jobs.append(add(server, path))
+            until(server, jobs[-1], status="done")
+
+        def listed() -> list[str]:
+            return [job["id"] for job in server.http.get("/v1/ocr/jobs").json()["data"]]
+
+        _wait_for(lambda: len(listed()) == limit)
+        assert set(listed()) == set(jobs[2:])
+        assert listed()[:2] == jobs[:-3:-1]
+        assert server.http.get(f"/v1/ocr/jobs/{jobs[0]}").status_code == 404
+
+
+def test_who_has_more_to_be_read_is_told_to_wait_longer(store: JobStore) -> None:
+    async def scenario(jobs: Jobs) -> None:
+        await jobs.begin(put(store, id="short", client="key-a", numbers=(1,)))
+        alone = jobs.seconds_to_room("key-a")
+        await jobs.begin(put(store, id="long", client="key-b", numbers=tuple(range(1, 21))))
+        assert jobs.seconds_to_room("key-b") > jobs.seconds_to_room("key-a") > alone > 0
+        assert jobs.seconds_to_room(None) == jobs.seconds_to_room("key-a")
+        assert jobs.seconds_to_room("key-c") == 3600, "its documents wait for a model"
+
+    run_with(store, scenario)
+
+
+# --- threads ------------------------------------------------------------------------------------
+
+
+def test_nothing_of_a_deleted_job_is_written_afterwards(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that writes the figures of a page cannot be stopped; it is waited for."""
+    writing, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> PageRecord:
+        writing.set()
+        assert go_on.wait(60)
+        return record_of(*arguments)
+
+    async def scenario(jobs: Jobs) -> None:
+        engine: Any = KnownEngine(0.0, 1, tmp_path)
+        jobs.state.open_pools({"pocket": (engine,)})
+        job = put(store, file="p.png", kind="image", numbers=(1,))
+        document(store.upload(job), [7])
+        await jobs.begin(job)
+        assert await asyncio.to_thread(writing.wait, 60)
+        forgetting = asyncio.create_task(jobs.forget(job.id))
+        while store.has(job.id):
+            await asyncio.sleep(0.01)
+        go_on.set()
+        await forgetting
+        assert not store.home(job.id).exists()
+
+    monkeypatch.setattr("serving.jobs.record_of", slow)
+    run_with(store, scenario)
+
+
+def test_pages_that_wait_to_be_rendered_stand_in_nobodys_way(store: JobStore) -> None:
+    async def scenario(jobs: Jobs) -> None:
+        rendered = threading.Event()
+        waiting = [
+            asyncio.create_task(jobs.in_thread("long", lambda: rendered.wait(60), jobs.rendering))
+            for _ in range(30)
+        ]
+        async with asyncio.timeout(30):
+            assert await jobs.find("short", "key-a") is None
+            assert await jobs.in_thread("short", lambda: "written") == "written"
+        rendered.set()
+        assert all(await asyncio.gather(*waiting))
+
+    run_with(store, scenario)

@@ -10,6 +10,8 @@ import asyncio
 import itertools
 import json
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ import httpx
 import pytest
 
 from serving.state import AHEAD
+from tests.conftest import ROOT
 from tests.serving_world import (
     ENDLESS,
     FOREVER,
@@ -64,6 +67,17 @@ def session(server: Server, **options: Any) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=300, **options)
 
 
+def text_of(answer: httpx.Response, streamed: bool) -> str:
+    """What was read, of an answer that must have come to its end without an error."""
+    if not streamed:
+        return str(answer.json()["choices"][0]["message"]["content"])
+    assert answer.text.endswith("data: [DONE]\n\n")
+    events = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
+    chunks = [json.loads(event) for event in events]
+    assert not [chunk for chunk in chunks if "error" in chunk]
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+
+
 def test_a_hundred_clients_at_once(tmp_path: Path) -> None:
     """No errors, fair shares, no slot leaked, memory flat."""
     names = [f"key-number-{number:03d}" for number in range(CLIENTS)]
@@ -81,7 +95,7 @@ def test_a_hundred_clients_at_once(tmp_path: Path) -> None:
             answer = await http.post("/v1/chat/completions", json=body, headers=headers)
             statuses[answer.status_code] += 1
             if answer.status_code == 200:
-                assert "[DONE]" in answer.text if body["stream"] else TEXT["fruit"]
+                assert text_of(answer, body["stream"]) == TEXT["fruit"]
                 read[name] += 1
             else:
                 await asyncio.sleep(float(answer.headers["retry-after"]))
@@ -196,6 +210,46 @@ def test_told_to_stop_pages_in_flight_end_and_waiting_requests_get_503(endless: 
             assert "error" not in answer.text
         else:
             assert answer.json()["usage"]["completion_tokens"] == 60
+
+
+LOADING = """
+import sys
+import torch
+import configuration
+from serving import logs
+from serving.auth import Keys
+from serving.main import listen, run
+from serving.state import State
+
+def load():
+    logs.event("loading")
+    while True:
+        torch.ones(300, 300) @ torch.ones(300, 300)
+
+server = configuration.ServerSettings(port=0, jobs_folder=sys.argv[1])
+logs.set_up()
+state = State(configuration.Settings(), server, Keys(()), {"pocket": "pocket"}, load)
+sys.exit(run(state, listen(server.host, server.port)))
+"""
+"""A server whose model is never loaded, though it computes."""
+
+
+def test_told_to_stop_while_the_model_loads_it_stops(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOADING, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    with process, process.stderr as lines:
+        try:
+            while json.loads(next(lines))["event"] != "loading":
+                pass
+            process.terminate()
+            assert process.wait(20) == 0
+            events = [json.loads(line)["event"] for line in lines]
+        finally:
+            process.kill()
+    assert "stopping" in events
 
 
 def test_a_page_that_does_not_end_in_time_is_given_up_and_its_client_told(endless: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 import openai
 import pytest
@@ -99,6 +100,19 @@ def test_responses(client: openai.OpenAI) -> None:
     assert answer.usage.output_tokens > 0
 
 
+def test_the_time_of_a_response_is_a_whole_number(server: Server) -> None:
+    page = {"type": "input_image", "image_url": uri(FRUIT)}
+    body = {"model": "pocket", "input": [{"role": "user", "content": [page]}]}
+    assert type(server.post("/v1/responses", json=body).json()["created_at"]) is int
+
+
+@pytest.mark.parametrize("given", ["Free OCR.", [{"role": "user", "content": "Free OCR."}]])
+def test_a_response_without_a_picture_says_where_it_is_missing(server: Server, given: Any) -> None:
+    answer = server.post("/v1/responses", json={"model": "pocket", "input": given})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "missing_image", "input")
+
+
 def test_a_stream_of_responses(client: openai.OpenAI) -> None:
     page = {"type": "input_image", "image_url": uri(FRUIT)}
     with client.responses.stream(
@@ -159,6 +173,26 @@ def test_without_a_picture_in_the_last_turn_the_latest_earlier_one_is_read(
         {"role": "user", "content": "Free OCR."},
     ]
     assert ask(client, *history).choices[0].message.content == TEXT["invoice"]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:,"}},
+        {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
+        {"type": "image_url"},
+    ],
+)
+def test_what_could_not_be_read_in_an_earlier_turn_is_over(
+    client: openai.OpenAI, part: dict[str, Any]
+) -> None:
+    """Otherwise one wrong part would spoil a conversation for good."""
+    earlier = message("Free OCR.", uri(INVOICE))
+    earlier["content"].append(part)
+    later = {"role": "user", "content": "Free OCR."}
+    assert ask(client, earlier, later).choices[0].message.content == TEXT["invoice"]
+    with pytest.raises(openai.BadRequestError):
+        ask(client, earlier)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +317,14 @@ def png(data: bytes) -> str:
     return uri(data)
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """Objects in objects."""
+    found: dict[str, Any] = {}
+    for _ in range(depth):
+        found = {"x": found}
+    return found
+
+
 @pytest.mark.parametrize(
     ("status", "param", "body"),
     [
@@ -299,6 +341,14 @@ def png(data: bytes) -> str:
         (400, "n", {"n": 2}),
         (400, "stop", {"stop": ["x"]}),
         (400, "top_logprobs", {"logprobs": True, "top_logprobs": 3}),
+        (400, "presence_penalty", {"presence_penalty": 0.5}),
+        (400, "frequency_penalty", {"frequency_penalty": -1}),
+        (400, "logit_bias", {"logit_bias": {"5": 1, "6": 0}}),
+        (
+            400,
+            "response_format",
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": nested(600)}}},
+        ),
         (400, "temperature", {"temperature": "hot"}),
         (400, None, {"temperature": -1}),
         (400, None, {"max_tokens": 0}),
@@ -373,6 +423,27 @@ def test_curl(server: Server, tmp_path: Path) -> None:
     assert events[-1] == "data: [DONE]"
     texts = [json.loads(event[6:])["choices"][0]["delta"].get("content") for event in events[:-1]]
     assert "".join(text or "" for text in texts) == TEXT["fruit"]
+
+
+def test_penalties_that_change_nothing_are_no_error(client: openai.OpenAI) -> None:
+    """Some clients send them always."""
+    none: dict[str, Any] = {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}}
+    answer = ask(client, message("ocr", uri(FRUIT)), **none)
+    assert answer.choices[0].message.content == TEXT["fruit"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/health", "/ready", "/document.schema.json", "/page/app.js", "/page/options.json",
+     "/page/nothing"],
+)  # fmt: skip
+def test_whoever_asks_for_the_head_alone_gets_it(server: Server, path: str) -> None:
+    whole = server.get(path)
+    head = httpx.head(server.url + path, trust_env=False)
+    assert head.status_code == whole.status_code
+    assert head.content == b""
+    for name in ("content-type", "content-length", "content-security-policy"):
+        assert head.headers[name] == whole.headers[name]
 
 
 def test_health_ready_and_metrics(server: Server) -> None:

@@ -170,6 +170,38 @@ def test_our_own_page_and_allowed_origins_may_ask(guarded: Server) -> None:
     assert "authorization" in answer.headers["access-control-allow-headers"].lower()
 
 
+def test_clients_in_a_browser_may_send_headers_of_their_own(guarded: Server) -> None:
+    """OpenAI's client for JavaScript tells on which system it runs."""
+    names = "authorization,content-type,x-stainless-lang,x-stainless-runtime-version"
+    asked = {"origin": "https://friend.example", "access-control-request-method": "POST",
+             "access-control-request-headers": names}  # fmt: skip
+    answer = httpx.options(f"{guarded.url}/v1/chat/completions", headers=asked, trust_env=False)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-headers"] == names
+    strange = {**asked, "origin": "https://evil.example"}
+    answer = httpx.options(f"{guarded.url}/v1/chat/completions", headers=strange, trust_env=False)
+    assert answer.status_code == 400
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_an_allowed_page_can_read_why_it_was_refused(guarded: Server) -> None:
+    friend = {"origin": "https://friend.example"}
+    for status, body, key in ((401, b"{}", {}), (413, b" " * 2**20 + b"{}", authorized())):
+        answer = guarded.post("/v1/responses", content=body, headers={**friend, **key})
+        assert answer.status_code == status
+        assert answer.headers["access-control-allow-origin"] == "https://friend.example"
+        assert "x-request-id" in answer.headers["access-control-expose-headers"]
+
+
+def test_unless_asked_for_no_other_page_may_ask(curious: Server) -> None:
+    asked = {"origin": "https://friend.example", "access-control-request-method": "POST"}
+    answer = httpx.options(f"{curious.url}/v1/chat/completions", headers=asked, trust_env=False)
+    assert answer.status_code == 403
+    for headers in (asked, {}):
+        answer = curious.get("/health", headers=headers)
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
 def test_a_name_that_somebody_points_here_leads_nowhere(curious: Server, guarded: Server) -> None:
     """DNS rebinding: the browser believes that evil.example is this machine."""
     for host in ("evil.example", "evil.example:80", "localhost.evil.example", "", "[::1"):
@@ -264,6 +296,22 @@ def test_an_endless_body_is_cut_off(guarded: Server) -> None:
             pass
     assert sent < 20_000_000
     assert not answer or answer.startswith(b"HTTP/1.1 413")
+    assert guarded.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("piece", [b"a" * 2**16, b"X-One-Of-Many: headers\r\n" * 2000])
+def test_an_endless_head_is_cut_off(guarded: Server, piece: bytes) -> None:
+    """Nobody needs a key for a head."""
+    sent = 0
+    with raw(guarded) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        try:
+            while sent < 200_000_000:
+                client.sendall(piece)
+                sent += len(piece)
+        except ConnectionError:
+            pass
+    assert sent < 20_000_000
     assert guarded.get("/health").status_code == 200
 
 

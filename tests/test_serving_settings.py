@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 
 import configuration
 from configuration import ServerSettings, Settings
-from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.engine import Failure
+from deepseek_ocr.errors import GenerationError, SettingsError
 from deepseek_ocr.formats.markdown import PAGE_SPLIT
 from deepseek_ocr.pages import Delta
 from serving.app import create_app
@@ -128,7 +130,24 @@ def test_several_models_and_devices() -> None:
     assert devices_of(start) == ("cpu", "cuda:1")
     assert [name_of(name) for name in ("pocket", "/x/mine:v2/")] == ["pocket", "mine-v2"]
     assert devices_of(parse(["--workers", "2", "--device", "cuda"])) == ("cuda:0", "cuda:1")
+    assert devices_of(parse(["--workers", "2", "--device", "npu"])) == ("npu:0", "npu:1")
     assert devices_of(parse(["--workers", "2", "--device", "cpu"])) == ("cpu", "cpu")
+    assert devices_of(parse(["--workers", "2", "--device", "cuda:1"])) == ("cuda:1", "cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("here", "wanted"),
+    [
+        (["cuda", "cpu"], ("cuda:0", "cuda:1")),
+        (["npu", "cpu"], ("npu:0", "npu:1")),
+        (["cpu"], ("cpu", "cpu")),
+    ],
+)
+def test_workers_take_the_devices_that_are_here(
+    monkeypatch: pytest.MonkeyPatch, here: list[str], wanted: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("serving.main.available", lambda: here)
+    assert devices_of(parse(["--workers", "2", "--device", "auto"])) == wanted
 
 
 def test_importing_what_help_needs_imports_no_torch() -> None:
@@ -182,6 +201,42 @@ def test_what_goes_wrong_inside_is_not_shown_outside() -> None:
         assert answer.status_code == 500
         assert "secret" not in answer.text
         assert answer.json()["error"]["code"] == "internal_error"
+
+
+def test_what_goes_wrong_in_the_engine_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Under the answer's id, whole and streamed; whoever runs the server must see it."""
+
+    class Failing:
+        slots = 1
+
+        def submit(self, _: object, on_event: Callable[[Failure], None]) -> None:
+            on_event(Failure(GenerationError("The network's output is not a finite number.")))
+
+    async def ask(stream: bool) -> httpx.Response:
+        found = state()
+        engines: Engines = {"pocket": (Failing(),)}  # type: ignore[dict-item]
+        found.open_pools(engines)
+        return await asked(found, "/v1/chat/completions", json=chat("ocr", stream=stream))
+
+    for stream in (False, True):
+        caplog.clear()
+        answer = asyncio.run(ask(stream))
+        assert answer.status_code == 500
+        (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert line.exc_info is not None
+        assert isinstance(line.exc_info[1], GenerationError)
+        assert vars(line)["fields"]["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_web_page_that_may_ask_sees_that_the_server_is_stopping() -> None:
+    found = state()
+    found.server = ServerSettings(cors=("https://friend.example",))
+    found.closing = True
+    headers = {"origin": "https://friend.example"}
+    answer = asyncio.run(asked(found, "/v1/chat/completions", json=chat("ocr"), headers=headers))
+    assert answer.status_code == 503
+    assert answer.headers["access-control-allow-origin"] == "https://friend.example"
+    assert "retry-after" in answer.headers["access-control-expose-headers"]
 
 
 GROUNDED = (
