@@ -32,6 +32,7 @@ from configuration import ServerSettings, Settings
 from deepseek_ocr.engine import Delta, Failure, OcrEngine, Page, Reading
 from serving.app import create_app
 from serving.auth import Keys
+from serving.heads import BoundedHeads
 from serving.main import listen
 from serving.state import State
 
@@ -187,9 +188,10 @@ def _served(engine: OcrEngine) -> Iterator[int]:
         Settings(), settings, Keys(()), {"pocket": "pocket"}, lambda: {"pocket": (engine,)}
     )
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(state), log_config=None, access_log=False, proxy_headers=False)
+    config = uvicorn.Config(
+        create_app(state), http=BoundedHeads, log_config=None, access_log=False, proxy_headers=False
     )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not state.ready:
