@@ -23,8 +23,9 @@ from serving.state import Pool, State
 
 Event = Delta | Reading | Failure
 
-GATHERING = 0.02
-"""Seconds for which text is gathered after some was handed on; the first of a page never waits."""
+GATHERING = 0.05
+"""Seconds for which text is gathered after some was handed on, so that it comes in twenty pieces a
+second at most; the first of a page never waits."""
 
 
 class Flight:
