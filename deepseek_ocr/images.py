@@ -141,7 +141,7 @@ def _open(file: BinaryIO | Path, name: str, limits: ImageLimits) -> Image.Image:
 
 
 def _decode(image: Image.Image, name: str, limits: ImageLimits) -> Image.Image:
-    _check_pixels(image, name, limits)
+    check_pixels(image, name, limits)
     try:
         with _quiet:
             more_pages = isinstance(image, TiffImageFile) and bool(image.tag_v2.next)
@@ -239,7 +239,11 @@ def _read_stream(stream: BinaryIO, most: int) -> bytes:
     return b"".join(pieces)
 
 
-def _check_pixels(image: Image.Image, name: str, limits: ImageLimits) -> None:
+def check_pixels(image: Image.Image, name: str, limits: ImageLimits) -> None:
+    """Look at the size that a picture's head gives, before anything of it is decoded.
+
+    Raises `ImageTooLargeError`, and `ImageError` where a side is empty.
+    """
     width, height = image.size
     if width * height > limits.max_pixels:
         raise ImageTooLargeError(

@@ -26,8 +26,8 @@ import pypdfium2
 from PIL import ExifTags, Image
 
 from deepseek_ocr import sources
-from deepseek_ocr.errors import DocumentError, ImageTooLargeError, OcrError
-from deepseek_ocr.images import ImageLimits, open_frames, open_image
+from deepseek_ocr.errors import DocumentError, OcrError
+from deepseek_ocr.images import ImageLimits, check_pixels, open_frames, open_image
 
 POINTS_PER_INCH = 72
 
@@ -204,14 +204,10 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _upright(image: Image.Image, request: dict[str, Any]) -> tuple[Image.Image, dict[str, Any]]:
     """The picture as RGB, turned as its EXIF flag says or, in place of that, as asked."""
-    rotate, most = request["rotate"], request["max_picture_pixels"]
-    if image.width * image.height > most:  # before its EXIF is asked for, which decodes a PNG
-        raise ImageTooLargeError(
-            f"The image is {image.width} x {image.height} px, more than the {most:,} px allowed; "
-            "scale it down (the model sees at most about 1920 x 1920 px of it)."
-        )
+    rotate, limits = request["rotate"], ImageLimits(max_pixels=request["max_picture_pixels"])
+    check_pixels(image, "The image", limits)  # before its EXIF is asked for, which decodes a PNG
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    page = open_image(image, ImageLimits(max_pixels=most))
+    page = open_image(image, limits)
     turn = 0
     if rotate is not None:
         turn = (rotate - _TURN_OF_ORIENTATION.get(orientation, 0)) % 360

@@ -100,7 +100,7 @@ async def _end_pages(jobs: Jobs, running: asyncio.Task[None]) -> None:
     if jobs.in_flight:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread
+            with suppress(NotImplementedError, RuntimeError, ValueError):  # no signals in a thread
                 loop.add_signal_handler(number, running.cancel)
         logs.event("ending pages of documents", pages=jobs.in_flight)
     await asyncio.wait({running}, timeout=jobs.state.server.shutdown_seconds + _LEAVING_S)

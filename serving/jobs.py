@@ -12,32 +12,39 @@ from __future__ import annotations
 
 import asyncio
 import math
-import sqlite3
 import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import weights
 from deepseek_ocr.documents import record_of
 from deepseek_ocr.errors import DocumentError
-from deepseek_ocr.formats.data import page_data
 from deepseek_ocr.records import PageRecord
 from deepseek_ocr.rendering import OpenDocument, Rendered, Renderer
 from serving import logs
 from serving.document_fields import DocumentPlan, document_plan, with_defaults
-from serving.errors import ApiError, ClosingError, api_error
+from serving.errors import ApiError, ClosingError
 from serving.job_store import Job, JobStore, counts_of, now
-from serving.page_reader import Reader, Told
-from serving.splitting import RegionFound, RegionText
+from serving.live_jobs import (
+    Event,
+    Flight,
+    LiveJob,
+    done,
+    ended,
+    not_served,
+    opened,
+    reason_of,
+    told,
+)
+from serving.page_reader import Reader
 from serving.state import State
 
 T = TypeVar("T")
-Event = dict[str, Any]
 
 _LOOK_S = 0.2
 """Seconds between looks at whether the server is loading, or stopping."""
@@ -53,9 +60,6 @@ _FIRST_PAGE_S, _LAST_PAGES = 10.0, 8
 
 _LONGEST_WAIT_S = 3600
 """Most seconds after which a client is told to try again."""
-
-_MOST_UNHEARD = 20_000
-"""Events that wait for somebody who does not listen; then they are cut off, and may come again."""
 
 
 @dataclass(frozen=True)
@@ -77,48 +81,6 @@ class JobLimits:
     hours: float = 24.0
 
 
-@dataclass(eq=False)
-class _Flight:
-    """A page that is being read, and what was told of it since its last try began."""
-
-    task: asyncio.Task[None] | None = None
-    events: list[Event] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class _Live:
-    """A job of which pages are still to be read; `settled` are those that came to their end, and
-    whether each failed."""
-
-    job: Job
-    todo: deque[int]
-    settled: dict[int, bool]
-    flights: dict[int, _Flight] = field(default_factory=dict)
-    listeners: set[asyncio.Queue[Event | None]] = field(default_factory=set)
-
-    def tell(self, event: Event | None) -> None:
-        """Tell everybody who listens; None is the end."""
-        for listener in list(self.listeners):
-            if event is not None and listener.qsize() >= _MOST_UNHEARD:
-                self.listeners.discard(listener)
-                event = None
-            listener.put_nowait(event)
-
-    def counts(self) -> dict[str, int]:
-        """How far it is, as `counts_of`."""
-        return counts_of(self.job, len(self.settled), sum(self.settled.values()))
-
-    def cancel(self) -> list[asyncio.Task[None]]:
-        """Have nothing more of it be read; the tasks that end now."""
-        self.todo.clear()
-        flights = [flight.task for flight in self.flights.values() if flight.task]
-        others = [task for task in flights if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        self.flights.clear()
-        return others
-
-
 class Jobs:
     """The documents of a server."""
 
@@ -133,7 +95,7 @@ class Jobs:
         self._work: dict[str, set[Future[Any]]] = {}
         self._owed: dict[str, str | None] = {}
         self._page_seconds = _FIRST_PAGE_S
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, LiveJob] = {}
         self._clients: OrderedDict[str, deque[str]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._errands: set[asyncio.Task[None]] = set()
@@ -171,14 +133,14 @@ class Jobs:
         begun = self._threads.submit(work)
         self._work.setdefault(job, set()).add(begun)
 
-        def ended() -> None:
+        def release() -> None:
             if turns is not None:
                 turns.release()
             self._work[job].discard(begun)
             if not self._work[job]:
                 del self._work[job]
 
-        begun.add_done_callback(lambda _: loop.call_soon_threadsafe(ended))
+        begun.add_done_callback(lambda _: loop.call_soon_threadsafe(release))
         return await asyncio.wrap_future(begun)
 
     # --- from start to stop ---------------------------------------------------------------------
@@ -253,7 +215,7 @@ class Jobs:
         """Read what is left of `job`, which is in the store, when its turn comes."""
         settled = await self.in_database(lambda: self.store.settled(job.id))
         todo = deque(number for number in job.numbers if number not in settled)
-        live = _Live(job, todo, settled)
+        live = LiveJob(job, todo, settled)
         self._live[job.id] = live
         if not live.todo:
             await self._finish(live)
@@ -279,7 +241,7 @@ class Jobs:
         if live is not None:
             if flights := live.cancel():
                 await asyncio.wait(flights)
-            live.tell(_end_of("cancelled", live.counts()))
+            live.tell(ended("cancelled", live.counts()))
         await self._write_down(job, None)  # first: whoever makes an output of it then stops soon
         while work := self._work.get(job):  # it would put files where some were removed
             begun = [asyncio.wrap_future(one) for one in work]
@@ -304,21 +266,21 @@ class Jobs:
         seconds = self._page_seconds * (1 + before / max(1, len(self._tasks)))
         return min(max(1, math.ceil(seconds)), _LONGEST_WAIT_S)
 
-    async def _finish(self, live: _Live) -> None:
+    async def _finish(self, live: LiveJob) -> None:
         job = live.job
         await self.in_database(lambda: self.store.set_status(job.id, "done"))
         if self._live.pop(job.id, None):
-            live.tell(_end_of("done", live.counts()))
+            live.tell(ended("done", live.counts()))
             self.spawn(self._forget_surplus())
 
-    async def _fail(self, live: _Live, error: BaseException) -> None:
+    async def _fail(self, live: LiveJob, error: BaseException) -> None:
         """End a job of which nothing more can be read or kept; whoever listens is told."""
-        job, reason = live.job, _reason(error)
+        job, reason = live.job, reason_of(error)
         if self._live.pop(job.id, None) is None:
             return
         live.cancel()
         await self._write_down(job.id, reason)
-        live.tell(_end_of("failed", live.counts(), reason))
+        live.tell(ended("failed", live.counts(), reason))
         self.spawn(self._forget_surplus())
 
     async def _forget_surplus(self) -> None:
@@ -364,12 +326,12 @@ class Jobs:
             if found is None:
                 return
             live, number = found
-            flight = live.flights[number] = _Flight()
+            flight = live.flights[number] = Flight()
             flight.task = asyncio.create_task(self._page(live, number))
             self._tasks.add(flight.task)
             flight.task.add_done_callback(self._tasks.discard)
 
-    def _next(self) -> tuple[_Live, int] | None:
+    def _next(self) -> tuple[LiveJob, int] | None:
         """The page whose turn it is; its client, and its document among theirs, come last then."""
         while self._clients:
             client, jobs = self._clients.popitem(last=False)
@@ -385,7 +347,7 @@ class Jobs:
                 return live, number
         return None
 
-    async def _page(self, live: _Live, number: int) -> None:
+    async def _page(self, live: LiveJob, number: int) -> None:
         """Read one page, keep it, and end its job if it was the last."""
         began = time.monotonic()
         try:
@@ -394,7 +356,7 @@ class Jobs:
             self._page_seconds += (time.monotonic() - began - self._page_seconds) / _LAST_PAGES
             live.settled[number] = record.error is not None
             live.flights.pop(number)
-            live.tell(_done(record))
+            live.tell(done(record))
             if not live.todo and not live.flights and self._live.get(live.job.id) is live:
                 await self._finish(live)
         except (ClosingError, asyncio.CancelledError):  # it will be read after the restart
@@ -404,7 +366,7 @@ class Jobs:
             await self._fail(live, error)
         asyncio.get_running_loop().call_soon(self._take_up)
 
-    async def _record(self, live: _Live, number: int) -> PageRecord:
+    async def _record(self, live: LiveJob, number: int) -> PageRecord:
         job = live.job
         pool, _ = self.state.pool_for(job.model)
         plan = self.plan(job)
@@ -421,13 +383,13 @@ class Jobs:
         size = {"width": rendered.image.width, "height": rendered.image.height}
         self._tell(live, number, {"type": "page.started", "page": number, **size})
         page = await Reader(self.state, pool, job.client).read(
-            number, rendered, plan.plan, lambda told: self._tell(live, number, _told(number, told))
+            number, rendered, plan.plan, lambda one: self._tell(live, number, told(number, one))
         )
         return await self.in_thread(
             job.id, lambda: record_of(page, number, self.store.outputs(job))
         )
 
-    def _tell(self, live: _Live, number: int, event: Event) -> None:
+    def _tell(self, live: LiveJob, number: int, event: Event) -> None:
         flight = live.flights[number]
         if event["type"] == "page.retried":
             del flight.events[1:]
@@ -468,19 +430,19 @@ class Jobs:
         stops, or nobody took the events for long."""
         live = self._live.get(job.id)
         heard: asyncio.Queue[Event | None] = asyncio.Queue()
-        told = []
+        missed = []
         if live is not None:
             live.listeners.add(heard)
-            told = [event for flight in live.flights.values() for event in flight.events]
+            missed = [event for flight in live.flights.values() for event in flight.events]
         try:
-            yield _opened(job)
+            yield opened(job)
             before = set()
             for number in await self.in_database(lambda: self.store.settled(job.id)):
                 record = await self.in_database(partial(self.store.page, job.id, number))
                 before.add(number)
                 if record is not None:
-                    yield _done(record)
-            for event in told:
+                    yield done(record)
+            for event in missed:
                 if event["page"] not in before:
                     yield event
             if live is None:
@@ -500,9 +462,9 @@ class Jobs:
         """The last event of a job of which nothing more is told."""
         found = await self.find(job.id, job.client)
         if found is not None and found.ended:
-            return _end_of(found.status, await self.counts(found), found.error)
+            return ended(found.status, await self.counts(found), found.error)
         if found is not None and not self._is_served(found):
-            return {"type": "error", **_not_served(found).body()}
+            return {"type": "error", **not_served(found).body()}
         return None
 
 
@@ -511,49 +473,3 @@ async def _logged(errand: Coroutine[Any, Any, None]) -> None:
         await errand
     except Exception as error:
         logs.failure("something about documents could not be done", error)
-
-
-def _reason(error: BaseException) -> str:
-    """Why a job failed, as its client may see it."""
-    if isinstance(error, (OSError, sqlite3.Error)):
-        return (
-            "What was read could not be kept; the server's disk may be full. Hand the document in "
-            "again when there is room."
-        )
-    return str(api_error(error))
-
-
-def _not_served(job: Job) -> ApiError:
-    return ApiError(
-        503,
-        f"The model {job.model} is not served now; the document waits until it is. DELETE it, or "
-        "hand it in for another model.",
-        "model_not_served",
-    )
-
-
-def _end_of(status: str, pages: Mapping[str, int], error: str | None = None) -> Event:
-    return {"type": "document.done", "status": status, "pages": dict(pages), "error": error}
-
-
-def _opened(job: Job) -> Event:
-    return {
-        "type": "document.opened", "id": job.id, "name": job.file, "kind": job.kind,
-        "pages": list(job.numbers),
-    }  # fmt: skip
-
-
-def _done(record: PageRecord) -> Event:
-    return {"type": "page.done", "page": record.number, "result": page_data(record)}
-
-
-def _told(number: int, told: Told) -> Event:
-    if isinstance(told, RegionFound):
-        boxes = [list(box) for box in told.boxes]
-        return {
-            "type": "page.region", "page": number, "order": told.order, "label": told.label,
-            "boxes": boxes,
-        }  # fmt: skip
-    if isinstance(told, RegionText):
-        return {"type": "page.delta", "page": number, "order": told.order, "text": told.text}
-    return {"type": "page.retried", "page": number, "try": told}

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from deepseek_ocr.errors import ImageError, ImageTooLargeError
-from deepseek_ocr.images import ImageLimits, open_frames
+from deepseek_ocr.errors import ImageError
+from deepseek_ocr.images import ImageLimits, check_pixels, open_frames
 from serving.errors import ApiError
 from serving.state import Caller
 
@@ -85,12 +85,7 @@ def check_head(data: bytes, limits: ImageLimits) -> None:
     if not data:
         raise ImageError("The image is empty (zero bytes); check where it came from.")
     with open_frames(io.BytesIO(data), "The image", limits) as image:
-        width, height = image.size
-    if width * height > limits.max_pixels:
-        raise ImageTooLargeError(
-            f"The image is {width} x {height} px, more than the {limits.max_pixels:,} px allowed; "
-            "scale it down (the model sees at most about 1920 x 1920 px of it)."
-        )
+        check_pixels(image, "The image", limits)
 
 
 def _from_data_uri(url: str, param: str) -> bytes:

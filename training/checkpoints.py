@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -87,11 +87,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 def recover_folder(folder: Path) -> None:
     """Put back what `replacing_folder` had set aside when it was stopped between its two steps.
 
-    Raises `OSError`.
+    Several processes may look at once; one of them does it. Raises `OSError`.
     """
     old = folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():
-        os.replace(old, folder)
+        with suppress(FileNotFoundError):
+            os.replace(old, folder)
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -30,7 +30,7 @@ from training import dataset, lora, metrics, state
 from training.checkpoints import recover_folder, replacing_folder, save_checkpoint
 from training.curves import write_curve
 from training.experiment import ExperimentLog
-from training.files import read_text
+from training.files import read_text, writing
 from training.objective import Objective, route_in_float32
 from training.optimisation import OptimiserSettings, Stepper, StepResult, cosine
 from training.options import TrainOptions
@@ -60,6 +60,9 @@ class Run:
 
         Raises `CheckpointError`, `DeviceError`, `SettingsError` and `OutputError`.
         """
+        with writing(options.output_dir):
+            for name in (state.FOLDER, "best"):
+                recover_folder(options.output_dir / name)
         _check_output(options)
         accelerator, dtype = _accelerator(options)
         set_seed(options.seed)
@@ -270,8 +273,6 @@ def link_folder(source: Path, target: Path) -> None:
 
 
 def _check_output(options: TrainOptions) -> None:
-    for name in (state.FOLDER, "best"):
-        recover_folder(options.output_dir / name)
     if not options.resume and (options.output_dir / state.FOLDER).exists():
         raise SettingsError(
             f"{options.output_dir} holds a run already; add --resume to go on with it, or choose "

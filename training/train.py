@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: TrainOptions) -> int:
-    """Train, and give the number of samples that could not be used.
+    """Train, and give the number of samples that could not be used; 0 in several processes.
 
     Raises the errors of `errors.py`; what was finished before one stays in the output folder.
     """
