@@ -6,8 +6,10 @@ Merged, the network is as fast as without one. `peft` is needed only here.
 from __future__ import annotations
 
 import json
+import re
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,18 +28,14 @@ WHOLE = "trained_parameters.safetensors"
 """Parameters that were trained whole beside the adapter (the vision encoder), by their names in
 the library's network. Not every adapter has any."""
 
-_TAKEN = (
-    "r",
-    "lora_alpha",
-    "target_modules",
-    "target_parameters",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-)
-"""What is taken from a config. Other keys could name classes to import or files to open."""
-
 _LARGEST_RANK = 4096
+
+_NAME = re.compile(r"[\w.]{1,256}", re.ASCII)
+"""A dotted name of a module or parameter, or the end of one. peft takes other strings for patterns,
+and a pattern from outside may take for ever to match."""
+
+_MOST_NAMES, _MOST_PATTERNS = 1024, 256
+"""In a list; in a `rank_pattern` or `alpha_pattern`, all of which peft tries on every module."""
 
 
 def merge_adapter(network: Network, folder: Path) -> Network:
@@ -94,7 +92,7 @@ def quiet_peft() -> Iterator[None]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """What `LoraConfig` needs, checked."""
+    """What `LoraConfig` needs, checked. Raises `CheckpointError`."""
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
             raise CheckpointError(
@@ -107,15 +105,85 @@ def _config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / CONFIG} is not JSON ({error}).") from error
     if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
         raise CheckpointError(f"{folder / CONFIG} does not describe a LoRA adapter.")
-    rank = raw.get("r")
-    if not isinstance(rank, int) or not 0 < rank <= _LARGEST_RANK:
-        raise CheckpointError(f"{folder / CONFIG} has rank {rank!r}, outside 1 to {_LARGEST_RANK}.")
     if raw.get("modules_to_save") or raw.get("bias", "none") != "none":
         raise CheckpointError(
             f"{folder / CONFIG} trains biases or whole modules, which are not read from adapters; "
             "merge it where it was made."
         )
-    return {key: raw[key] for key in _TAKEN if raw.get(key)}
+    # peft writes null for what nobody set; a rank is always set.
+    taken: dict[str, Any] = {
+        key: raw.get(key) for key in _TAKEN if key == "r" or raw.get(key) is not None
+    }
+    for key, value in taken.items():
+        fits, wanted = _TAKEN[key]
+        if not fits(value):
+            raise CheckpointError(
+                f"{folder / CONFIG}: {key} must be {wanted}; correct it, or merge the adapter "
+                "where it was made."
+            )
+    for key in taken.keys() & {"rank_pattern", "alpha_pattern"}:
+        taken[key] = _escaped(taken[key])
+    return taken
+
+
+def _escaped(by_name: dict[str, Any]) -> dict[str, Any]:
+    """The same with names that peft, which takes them for patterns, finds as they are written."""
+    return {re.escape(name): value for name, value in by_name.items()}
+
+
+def _is_rank(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_RANK
+
+
+def _is_scale(value: object) -> bool:
+    """A number that a float can hold, which "not a number" and infinity are not."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, list) and len(value) <= _MOST_NAMES and all(map(_is_name, value))
+
+
+def _is_by_name(value: object, fits: Callable[[Any], bool]) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) <= _MOST_PATTERNS
+        and all(map(_is_name, value))
+        and all(map(fits, value.values()))
+    )
+
+
+_RANK = f"a rank from 1 to {_LARGEST_RANK}"
+
+_LIST = (
+    f"a list of up to {_MOST_NAMES} plain names like layers.0.self_attn.q_proj (write the list of "
+    "what a pattern stands for)"
+)
+
+_BY_NAME = f"an object of up to {_MOST_PATTERNS} plain names, no patterns, each with"
+
+_TAKEN: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "r": (_is_rank, _RANK),
+    "lora_alpha": (_is_scale, "a finite number"),
+    "target_modules": (_is_list_of_names, _LIST),
+    "target_parameters": (_is_list_of_names, _LIST),
+    "rank_pattern": (lambda value: _is_by_name(value, _is_rank), f"{_BY_NAME} {_RANK}"),
+    "alpha_pattern": (
+        lambda value: _is_by_name(value, lambda alpha: _is_scale(alpha) and alpha > 0),
+        f"{_BY_NAME} a finite number above 0",
+    ),
+    "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
+}
+"""What is taken from a config, and what it must be: as a test and in words. Other keys could name
+classes to import or files to open."""
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -154,6 +154,24 @@ def test_an_empty_page_teaches_to_end_at_once(codec: Codec) -> None:
     assert pocket._pages(empty, "locate", 512, codec) == []
 
 
+def test_empty_pages_alone_have_a_loss(network: Network, codec: Codec) -> None:
+    empty = synth.make_page(Recipe(kinds={"blank": 1.0}), 1)
+    lessons = pocket._lessons(pocket._pages(empty, "ocr", 512, codec), 2)
+    taught = AuxiliaryObjective(network, torch.float32)
+    loss, _ = taught(lessons)
+    loss.backward()
+    assert bool(torch.isfinite(loss))
+    assert taught.parts["cells"] == taught.parts["patches"] == 0.0
+
+
+def test_pages_that_are_not_read_are_for_the_encoders_alone(codec: Codec) -> None:
+    read = pocket.Source(Recipe(), 512)
+    stage = replace(pocket.STAGES[4], sources=(read, replace(read, reads=False)), batch=1)
+    pools = pocket.Pools(stage, codec, 2, 1)
+    lengths = [batch.ids.shape[1] for number in range(6) for batch in pools[number]]
+    assert 0 < lengths.count(0) < len(lengths)
+
+
 @pytest.mark.usefixtures("own_accelerator")
 @pytest.mark.parametrize(
     ("number", "losses"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -15,11 +16,11 @@ from typing import Any
 import pytest
 
 from deepseek_ocr.engine import OcrEngine
+from fetching.console import one_line
 from tests.conftest import POCKET, ROOT
 from tests.test_weights_places import mounted
 from tests.training_fixtures import EXAMPLES, jsonl, put_examples, put_list, put_page
 from training.evaluate import main
-from training.readers import folder_reader
 from training.report import Run, contents, escaped
 from training.samples import Example, Rejection
 from training.scoring import Prediction, evaluate, precision_by_ratio, score, summarise
@@ -150,6 +151,17 @@ def test_fewer_pages_do_not_lose_what_was_read(data: Path, tmp_path: Path) -> No
     assert metrics_in(output)["counts"]["examples"] == 3
 
 
+def test_a_picture_that_was_replaced_is_read_again(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    main(flags(data, output, *WITH_POCKET))
+    shutil.copy(ROOT / "examples" / "invoice.png", data / "total.png")
+    assert main(flags(data, output, *WITH_POCKET)) == 0
+    lines = jsonl(output / "samples.jsonl")
+    assert {one["name"]: one["prediction"] for one in lines} == EXAMPLES | {"total": "Invoice"}
+    assert "examples 3, read before 2" in (output / "experiment_logs.txt").read_text()
+    assert main(flags(data, output, *WITH_POCKET), load=must_not_load) == 0
+
+
 def test_two_runs_are_not_mixed(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +179,28 @@ def test_a_model_that_changed_meanwhile_is_another_run(data: Path, tmp_path: Pat
     assert main(flags(data, tmp_path / "out", *chosen)) == 0
     (model / "model.safetensors").touch()
     assert main(flags(data, tmp_path / "out", *chosen)) == 2
+
+
+def test_a_link_to_nowhere_beside_the_weights_is_no_reason_to_stop(
+    data: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(POCKET, tmp_path / "model")
+    (model / "notes.json").symlink_to("gone")
+    chosen = ("--model_path", str(model), "--size", "tiny", "--limit", "1")
+    assert main(flags(data, tmp_path / "out", *chosen)) == 0
+
+
+def test_what_the_system_says_ends_in_a_message(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*_: object) -> OcrEngine:
+        raise OSError(errno.EIO, "Input/output error", "weights")
+
+    assert main(flags(data, tmp_path / "out", *WITH_POCKET), load=load) == 2
+    assert "weights cannot be used: Input/output error" in capsys.readouterr().err
+    long = ("--model_path", "x" * 300)
+    assert main(flags(data, tmp_path / "out", *long)) == 2
+    assert "x" * 300 in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["nowhere", "a folder", "a file", "broken"])
@@ -213,91 +247,12 @@ def test_a_full_disk(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert left == {"run.json", "samples.jsonl", "experiment_logs.txt"}  # no half a report
 
 
-def test_texts_made_elsewhere(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made, output = tmp_path / "made", tmp_path / "out"
-    made.mkdir()
-    (made / "invoice.txt").write_text("Invoice\n")
-    (made / "fruit.mmd").write_text("Apple 12\nLemon 35")
-    more = ("--predictions", str(made))
-    assert main(flags(data, output, *more)) == 1
-    metrics = metrics_in(output)
-    assert value(metrics["tasks"], "cer") == pytest.approx((1 + 9) / (7 + 17 + 9))
-    assert value(metrics["tasks"], "wer") == pytest.approx((1 + 2) / (1 + 4 + 2))
-    assert value(metrics["tasks"], "ned") == pytest.approx((0 + 1 / 17 + 1) / 3)
-    assert value(metrics["tasks"], "exact") == pytest.approx(1 / 3)
-    assert "compression" not in metrics["tasks"][OCR]
-    assert "total" in capsys.readouterr().err
-
-    (made / "total.md").write_text("Total 498")  # texts change: nothing is taken from before
-    (made / "fruit.mmd").write_text("Apple 12\nLemon 34")
-    assert main(flags(data, output, *more)) == 0
-    assert value(metrics_in(output)["tasks"], "cer") == 0
-
-
-def test_one_text_is_never_taken_for_two_pages(tmp_path: Path) -> None:
-    folder = tmp_path / "made"
-    folder.mkdir()
-    (folder / "001.md").write_text("whose?")
-    (folder / "002.md").write_text("mine")
-    names = ("2023/001", "2024/001", "2024/002")
-    pages = [Example(Path(), OCR, "", "x", name) for name in names]
-    texts = [prediction.text for prediction in folder_reader(folder)(pages)]
-    assert texts == ["", "", "mine"]
-
-
 def test_pages_are_counted_by_name_whatever_the_name() -> None:
     scores = [
         score(Example(Path(), OCR, "", "text", f"scan#{number}"), Prediction("text"))
         for number in (1, 2, 3)
     ]
     assert summarise(scores)[OCR]["cer"].pages == 3
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe\xff", b"x" * (2 * 2**20 + 1)])
-def test_texts_made_elsewhere_that_cannot_be_used(
-    data: Path, tmp_path: Path, content: bytes
-) -> None:
-    (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "total.txt").write_bytes(content)
-    put_list(data, [{"image": "total.png", "text": "Total 498"}])
-    more = ("--predictions", str(tmp_path / "made"))
-    assert main(flags(data, tmp_path / "out", *more)) == 1
-    assert value(metrics_in(tmp_path / "out")["tasks"], "cer") == 1
-
-
-def test_entries_and_samples_that_cannot_be_used_are_named(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "made").mkdir()
-    put_list(
-        data,
-        [
-            {"image": "total.png", "text": "Total 498"},
-            {"image": "total.png", "text": "again"},
-            {"image": "gone.png", "text": "a"},
-            {"image": "fruit.png", "text": ""},
-            {"image": "invoice.png", "markdown": "# Invoice"},
-        ],
-    )
-    (tmp_path / "made" / "total.txt").write_text("Total 498")
-    assert main(flags(data, tmp_path / "out", "--predictions", str(tmp_path / "made"))) == 1
-    metrics = metrics_in(tmp_path / "out")
-    assert metrics["counts"] == {
-        "examples": 1,
-        "pages": 1,
-        "failed": 0,
-        "rejected": 3,
-        "unsupported": 1,
-    }
-    assert {one["name"] for one in metrics["rejected"]} == {"total", "gone.png", "fruit.png"}
-    assert metrics["unsupported"] == ["invoice (ocr)"]
-    report = (tmp_path / "out" / "report.md").read_text()
-    said = capsys.readouterr().err
-    for name in ("gone", "fruit"):
-        assert name in report
-        assert name in said
 
 
 @pytest.mark.parametrize(
@@ -343,6 +298,16 @@ def test_grounded_markdown_is_compared_as_text_boxes_and_tables() -> None:
     plain = "# One\n\n<table><tr><td>a</td><td>b</td></tr></table>"
     found = score(example(REGIONS, MARKDOWN), Prediction(plain)).shares
     assert (found["cer"][0], found["teds"], found["iou"]) == (0, (1, 1), (0, 2))
+
+
+def test_pictures_are_no_text() -> None:
+    tag = "<|ref|>image<|/ref|><|det|>[[0, 50, 100, 90]]<|/det|>\n\n"
+    found = score(example(f"{tag}{REGIONS}\n\n{tag}", MARKDOWN), Prediction(REGIONS)).shares
+    assert (found["cer"][0], found["exact"]) == (0, (1, 1))
+    assert found["iou"] == (2, 4)  # that it was not found is seen in the boxes
+    made = Prediction("One\n\n![a picture](of/it.png)\n\ntwo ![](x)")
+    assert score(example("One\n\ntwo", MARKDOWN), made).shares["exact"] == (1, 1)
+    assert score(example("One ![](x)"), Prediction("One")).shares["exact"] == (0, 1)
 
 
 def test_a_failure_is_a_full_error_in_every_figure() -> None:
@@ -400,7 +365,12 @@ def test_precision_by_compression() -> None:
     assert first.precision == pytest.approx(0.75)
     assert first.ratio == pytest.approx(6.7)
     assert first.text_tokens == (640, 700)
+    assert first.interval == (pytest.approx(0.5), pytest.approx(1))
     assert (last.low, last.high, last.pages, last.precision) == (20, None, 1, 0)
+    assert last.interval is None
+    report = contents(Run({}, scores))["report.md"].decode()
+    assert "| 75.0% | 50.0% – 100.0% | 6.70× | 2 |" in report
+    assert "Pages that failed (1) have no row here" in report
 
 
 def test_every_prediction_must_come() -> None:
@@ -423,6 +393,14 @@ def test_hostile_text_means_nothing_in_a_report() -> None:
     assert rows
     assert all(line.startswith("| ") and line.count("|") in (3, 4) for line in rows)
     assert escaped("a|b\nc") == "a&#124;b c"
+
+
+def test_long_messages_are_cut_before_they_are_searched() -> None:
+    assert len(one_line("http://" * 299_000)) == 300  # searched whole, it would take minutes
+    said = one_line(f"https://x.org/y?{'secret' * 9_000} failed")
+    assert said.startswith("https://x.org/y?…")
+    assert "secret" not in said
+    assert one_line("\n" * 99_000 + "end" + " " * 99_000) == "end"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,10 @@ from rapidfuzz.distance import Levenshtein
 from deepseek_ocr.errors import InputError
 from tests.training_fixtures import jsonl, put_page
 from training.evaluate import main
-from training.facts import check, load_facts, parse_fact, plain, starts
+from training.fact_report import verdicts
+from training.facts import LAST_PAGE, Page, PageText, check, load_facts, parse_fact, plain, starts
+from training.scoring import Prediction
+from training.tables import Rows, html_tables
 
 PAGE = """\
 <|ref|>title<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>
@@ -38,7 +41,7 @@ patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def passes(page: str, /, **fact: Any) -> bool:
-    return check(parse_fact({"image": "page.png", "id": "1", **fact}), page).passed
+    return check(parse_fact({"image": "page.png", "id": "1", **fact}), PageText(page)).passed
 
 
 @pytest.mark.parametrize(
@@ -108,9 +111,9 @@ def test_tables(holds: bool, fact: dict[str, Any]) -> None:
 
 def test_a_verdict_says_why() -> None:
     fact = parse_fact({"image": "p.png", "type": "order", "before": "second", "after": "first"})
-    assert check(fact, PAGE).reason == "both are there, but in the other order."
+    assert check(fact, PageText(PAGE)).reason == "both are there, but in the other order."
     fact = parse_fact({"image": "p.png", "type": "table", "cell": "4.5%", "up": "9", "left": "1"})
-    assert "up, left" in check(fact, TABLE).reason
+    assert "up, left" in check(fact, PageText(TABLE)).reason
 
 
 @patient
@@ -132,6 +135,38 @@ def test_text_that_goes_in_circles_is_searched_in_bounded_time() -> None:
     assert starts("a" * 50, "a" * 50_000, 5)
 
 
+def test_marks_without_end_are_taken_in_bounded_time() -> None:
+    text = "a" + "\u0300\u0316" * 300_000  # as one run, this would take minutes
+    assert len(plain(text)) == len(text) - 1  # the letter takes one of them
+
+
+def test_a_page_is_made_ready_once_for_all_its_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def counting(text: str) -> list[Rows]:
+        asked.append(text)
+        return html_tables(text)
+
+    monkeypatch.setattr("training.facts.html_tables", counting)
+    facts = [
+        parse_fact({"image": f"{page}.png", "type": "table", "cell": "4.5%", "up": up})
+        for page in "abab"
+        for up in ("2.4%", "9.1%")
+    ]
+    readings = {"a.png": Prediction(TABLE), "b.png": Prediction(TABLE)}
+    found = verdicts(facts, readings)
+    assert [verdict.fact for verdict in found] == facts
+    assert [verdict.passed for verdict in found] == [True, False] * 4
+    assert len(asked) == 2
+
+
+def test_names_of_pages_keep_the_dots_of_their_folders() -> None:
+    assert Page("v1.0/page").names() == ("v1.0/page",)
+    assert Page("v1.0/page.png").names() == ("v1.0/page",)
+    assert Page("v1.0/book", 2).names() == ("v1.0/book_pg2_repeat1", "v1.0/book_pg2")
+    assert Page("book.pdf", 1).names()[-1] == "book"
+
+
 def test_markup_that_never_closes_is_left_alone() -> None:
     text = " *a" * 100_000 + "**" * 3
     assert plain(text).startswith("*a *a")
@@ -150,6 +185,11 @@ def test_markup_that_never_closes_is_left_alone() -> None:
         ({"type": "present", "image": "a.png", "text": "abc", "max_diffs": 3}, "everywhere"),
         ({"type": "present", "image": "a.png", "text": "abc", "max_diffs": -1}, "whole number"),
         ({"type": "present", "image": "a.png", "text": "abc", "case_sensitive": "no"}, "true"),
+        ({"type": "present", "image": "a.png", "text": "abc", "case_sensitive": 0}, "true"),
+        ({"type": "present", "image": "a.png", "text": "abc", "case_sensitive": 1.0}, "true"),
+        ({"type": "present", "pdf": "a.pdf", "text": "abc", "page": 0}, "from 1 to"),
+        ({"type": "present", "pdf": "a.pdf", "text": "abc", "page": True}, "from 1 to"),
+        ({"type": "present", "pdf": "a.pdf", "text": "abc", "page": LAST_PAGE + 1}, "from 1 to"),
         ({"type": "order", "image": "a.png", "before": "a"}, "needs after"),
         ({"type": "table", "image": "a.png", "cell": "a"}, "needs one of"),
         ({"type": "present", "image": "a.png", "text": "a", "checked": "rejected"}, "rejected"),
@@ -203,11 +243,64 @@ def test_facts_over_texts_made_elsewhere(
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["facts"]["all"]["value"] == 0.5
     assert metrics["facts"]["all"]["pages"] == 3
-    assert metrics["counts"] == {"facts": 4, "passed": 2, "pages": 3, "not run": 2}
+    assert metrics["counts"] == {
+        "facts": 4,
+        "passed": 2,
+        "pages": 3,
+        "not run": 2,
+        "extra texts": 0,
+    }
     report = (output / "report.md").read_text()
     assert "line 5" in report
     assert "gone" in report
     assert "gone" in capsys.readouterr().err
+
+
+def test_texts_of_facts_that_are_not_run_are_of_no_other_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "made"
+    (made / "b").mkdir(parents=True)
+    for name in ("1_pg1.md", "b/1.md", "3_pg1.md", "3_pg1.txt", "strange.mmd"):
+        (made / name).write_text("text")
+    facts = put_facts(
+        tmp_path,
+        [
+            {"pdf": f"{file}.pdf", "page": 1, "type": "present", "text": "text"}
+            for file in ("3", "a/1", "b/1")
+        ],
+    )
+    flags = ["--facts", str(facts), "--predictions", str(made), "--limit", "2"]
+    assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 1
+    found = [one["passed"] for one in jsonl(tmp_path / "out" / "facts.jsonl")]
+    assert found == [True, False]  # 1_pg1 may be of a/1 or of b/1, which is beyond the limit
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["counts"]["extra texts"] == 3
+    assert metrics["extra texts"] == ["1_pg1.md", "3_pg1.txt", "strange.mmd"]
+    assert "Texts that were not used: 3" in (tmp_path / "out" / "report.md").read_text()
+    assert "3 texts in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reader", ["predictions", "model"])
+def test_a_page_whose_name_is_too_long_fails_alone(tmp_path: Path, reader: str) -> None:
+    put_page(tmp_path, "fruit.png", {})
+    (tmp_path / "fruit.md").write_text("Apple")
+    facts = put_facts(
+        tmp_path,
+        [
+            {"image": "fruit.png", "type": "present", "text": "Apple"},
+            {"pdf": "x" * 250 + ".pdf", "page": 1, "type": "present", "text": "Apple"},
+            {"image": "y" * 300 + ".png", "type": "present", "text": "Apple"},
+        ],
+    )
+    flags = ["--facts", str(facts), "--data_root", str(tmp_path), "--task", "ocr"]
+    if reader == "model":
+        flags += ["--model_path", "pocket", "--size", "tiny"]
+    else:
+        flags += ["--predictions", str(tmp_path)]
+    assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 1
+    found = [one["passed"] for one in jsonl(tmp_path / "out" / "facts.jsonl")]
+    assert found == [True, False, False]
 
 
 def test_facts_over_pages_that_the_model_reads(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 import jiwer
 import numpy as np
@@ -18,6 +19,7 @@ from training.metrics import (
     box_iou,
     character_error_rate,
     character_errors,
+    composed,
     exact_match,
     matched_ious,
     normalised_edit_distance,
@@ -50,6 +52,28 @@ def test_word_errors_by_hand() -> None:
 def test_white_space_and_composed_signs_are_no_errors() -> None:
     assert character_error_rate(["a\r\nb  c\n"], [" a b\tc"]) == 0
     assert character_error_rate(["caf\u00e9"], ["cafe\u0301"]) == 0
+
+
+@patient
+@given(st.text(max_size=30))  # no more signs than marks that are composed together
+def test_text_is_composed_as_unicode_says(text: str) -> None:
+    assert composed(text) == unicodedata.normalize("NFC", text)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    "text", ["naïve Café, Ångström ", "Tiếng Việt ", "हिन्दी ", "한글 ", "שָׁלוֹם "]
+)
+def test_long_ordinary_text_is_composed_as_unicode_says(text: str, form: str) -> None:
+    text = unicodedata.normalize(form, text * 100)
+    assert composed(text) == unicodedata.normalize("NFC", text)
+
+
+@pytest.mark.parametrize("marks", ["\u0300\u0316", "\u0f73"])
+def test_marks_without_end_are_composed_in_bounded_time(marks: str) -> None:
+    text = "a" + marks * 300_000  # as one run, this would take minutes
+    assert character_errors(text, text).edits == 0
+    assert len(composed(f"e\u0301 {text}").split()) == 2
 
 
 def test_empty_references_have_no_rate() -> None:
@@ -152,6 +176,13 @@ def test_teds_by_hand() -> None:
     assert teds(only(SQUARE), only(spans)) == pytest.approx(1 - 1 / 7)
 
 
+def test_tables_of_other_shapes_are_never_less_than_unlike() -> None:
+    rows = only(html_of([["a"], ["b"], ["c"]]))
+    columns = only(html_of([["d", "e", "f", "g", "h"]]))
+    assert teds(rows, columns) == 0  # 9 changes to the 7 nodes of either
+    assert table_scores([rows], [columns]) == [0]
+
+
 def test_matters_of_taste_do_not_count() -> None:
     written = (
         "<TABLE border=1><thead><tr><th> a</th><th>b</th></tr></thead>"
@@ -234,6 +265,14 @@ def test_pipe_tables() -> None:
             (Cell("3"), Cell("4")),
         )
     ]
+
+
+def test_pipe_tables_of_a_page_hold_a_bounded_number_of_cells() -> None:
+    table = "|a|b|\n|-|-|\n" + ("|x" * 1_000 + "\n") * 6
+    found = markdown_tables(f"{table}\n" * 3)
+    assert [sum(len(row) for row in rows) for rows in found] == [6_002, tables.MOST_CELLS - 6_002]
+    wide = "|a|b|\n|-|-|\n" + "|" * 1_000_000
+    assert sum(len(row) for row in markdown_tables(wide)[0]) == tables.MOST_CELLS
 
 
 PAGES = [(float(at % 3), 10.0) for at in range(40)]

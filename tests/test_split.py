@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,48 @@ def test_what_cannot_be_used_is_named(
     assert "share one annotation" in rejected["two.bmp"]
     assert "8 rejected" in said.out
     assert all(name in said.err for name in rejected)
+
+
+def test_an_annotation_is_never_written_over(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_page(data, "test.png", {"text": "a", "note": "mine"}, "red")
+    before = (data / "test.json").read_bytes()
+    assert run(data, data) == 2
+    assert "no earlier split" in capsys.readouterr().err
+    assert (data / "test.json").read_bytes() == before
+    assert not (data / "train.json").exists()
+
+
+def test_folders_that_are_not_searched_are_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_page(tmp_path / "elsewhere", "page.png", {"text": "a"}, "red")
+    (data / "archive").symlink_to(tmp_path / "elsewhere")
+    (data / "closed").mkdir()
+    look = os.scandir
+
+    def refuse(path: str) -> object:  # as the system does for others than root
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert run(data, tmp_path / "out") == 1
+    rows = json.loads((tmp_path / "out" / "rejected.json").read_text())
+    reasons = {row["name"]: row["reason"] for row in rows}
+    assert set(reasons) == {"archive", "closed"}
+    assert "not followed" in reasons["archive"]
+    assert "Permission denied" in reasons["closed"]
+
+
+def test_rejected_names_are_the_files_own(data: Path, tmp_path: Path) -> None:
+    name = f"page  {'1' * 200}.png"
+    put_page(data, f"{'long' * 30}/{name}", {"text": ""}, "red")
+    run(data, tmp_path / "out")
+    (row,) = json.loads((tmp_path / "out" / "rejected.json").read_text())
+    assert row["name"] == f"{'long' * 30}/{name}"
+    assert row["reason"].startswith("text is empty")
 
 
 def test_unknown_keys_are_told(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from deepseek_ocr.errors import InputError, SettingsError
-from training import fonts, synth
+from training import fonts, layouts, synth
 from training.samples import load_samples, parse_annotation, save_samples
 from training.synth import CLEAN_LINES, MIXED, Recipe, make_page
 
@@ -62,6 +65,66 @@ def test_a_turned_page_has_turned_boxes() -> None:
     rows, columns = np.flatnonzero(marks.any(axis=1)), np.flatnonzero(marks.any(axis=0))
     found = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
     assert np.abs(np.array(found) - np.array(turned)).max() <= 1.5
+
+
+def boxes_of(blocks: list[layouts.Block]) -> list[layouts.PixelBox]:
+    return [box for block in blocks for box in (block.box, *(box for _, box in block.lines))]
+
+
+def is_within(box: layouts.PixelBox, size: tuple[int, int]) -> bool:
+    return min(box[:2]) >= 0 and box[2] <= size[0] and box[3] <= size[1]
+
+
+@pytest.mark.parametrize("size", [(512, 2048), (2048, 512), (64, 64)])
+@pytest.mark.parametrize("angle", [2.0, -2.0])
+def test_no_print_is_turned_off_the_page(size: tuple[int, int], angle: float) -> None:
+    width, height = size
+    corner = (4.0, 4.0, 60.0, 24.0)
+    other = (width - 60.0, height - 24.0, width - 4.0, height - 4.0)
+    blocks = [layouts.Block("text", box, "a", (("a", box),)) for box in (corner, other)]
+    turned = synth._angle_that_fits(angle, blocks, size)
+    assert 0 < turned / angle <= 1
+    boxes = boxes_of([synth._turned(block, turned, size) for block in blocks])
+    assert all(is_within(box, size) for box in boxes)
+
+
+def test_a_turn_that_fits_is_made_as_drawn_and_one_that_cannot_fit_is_not_made() -> None:
+    inside = layouts.Block("text", (12.0, 12.0, 500.0, 40.0), "a")
+    assert synth._angle_that_fits(1.9, [inside], (512, 512)) == 1.9
+    edge = layouts.Block("text", (0.0, 0.0, 512.0, 40.0), "a")
+    assert synth._angle_that_fits(1.9, [edge], (512, 512)) == 0.0
+    assert synth._angle_that_fits(1.9, [], (512, 512)) == 1.9
+
+
+def test_what_a_tall_page_is_said_to_hold_is_on_it() -> None:
+    recipe = replace(ALL_FONTS, size=(512, 2048), kinds={"full": 1.0}, effects=1.0, dark=0.0)
+    for seed in range(6):
+        page = make_page(recipe, seed)
+        assert all(0 <= x <= 512 and 0 <= y <= 2048 for line in page.glyphs for _, x, y in line)
+
+
+@pytest.mark.parametrize(("smallest", "largest"), [(4, 8), (10, 12), (24, 48)])
+def test_charts_on_a_small_page_can_be_read_or_are_none(smallest: int, largest: int) -> None:
+    families = synth._families("all")
+    style = layouts.Style(smallest, largest, 22, 0.0)
+    drawn = 0
+    for seed in range(300):
+        rng = Random(seed)
+        canvas = layouts.Canvas((64, 64), 0, 255, margin=4)
+        canvas.top = rng.randint(4, 50)
+        blocks, figure = layouts.chart(canvas, rng, layouts.typeface(rng, families), style)
+        assert bool(blocks) == bool(figure)
+        if not blocks:
+            assert canvas.glyphs == []
+            continue
+        drawn += 1
+        texts = [text for text, _ in blocks[0].lines]
+        boxes = [box for _, box in blocks[0].lines]
+        assert all(texts)
+        assert all(is_within(box, (64, 64)) for box in boxes)
+        values = sorted(box for text, box in blocks[0].lines if text.isdecimal())
+        assert all(one[2] <= other[0] + 1 for one, other in pairwise(values))
+    assert drawn or smallest > 12
 
 
 def test_every_task_has_its_annotation() -> None:
@@ -143,6 +206,28 @@ def test_a_page_too_small_for_a_chart_has_none() -> None:
     assert make_page(tiny, 1).annotation.figure is None
 
 
+def test_a_page_without_room_for_bars_has_no_chart() -> None:
+    face = fonts.typefaces("all")[0]
+    style = layouts.Style(10, 10, 22, 0.0)
+    tall = layouts.height_of(fonts.sized(face, 10))
+    for room in range(2 * tall, 3 * tall + 14):
+        canvas = layouts.Canvas((512, 64), 0, 255, margin=0)
+        canvas.top = 64 - room
+        blocks, _ = layouts.chart(canvas, Random(1), face, style)
+        assert bool(blocks) == (room >= max(3 * tall, 2 * tall + 14))
+
+
+def test_small_pages_of_charts_are_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = synth.main(
+        ["--output", str(tmp_path), "--pages", "60", "--size", "64x64", "--font-sizes", "10", "12",
+         "--kinds", "chart", "--fonts", "all", "--processes", "1"]
+    )  # fmt: skip
+    assert status == 0, capsys.readouterr().err
+    found = [parse_annotation(json.loads(path.read_text())) for path in tmp_path.glob("*.json")]
+    assert len(found) == 60
+    assert any(annotation.figure for annotation in found)
+
+
 def test_titles_are_marked_in_markdown_and_plain_in_text() -> None:
     for seed in range(20):
         known = make_page(Recipe(kinds={"article": 1.0}), seed).annotation
@@ -177,3 +262,79 @@ def test_the_command_line_complains_in_words(
     with pytest.raises(SystemExit):
         synth.main(["--output", str(tmp_path), "--size", "9x9"])
     assert "64 to 4096" in capsys.readouterr().err
+
+
+def few_pages(folder: Path, pages: int, *more: str) -> list[str]:
+    return ["--output", str(folder), "--pages", str(pages), "--fonts", "all", *more]
+
+
+def test_empty_pages_are_no_choice_of_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        synth.main(few_pages(tmp_path, 1, "--kinds", "blank"))
+    assert "invalid choice: 'blank'" in capsys.readouterr().err
+
+
+def test_older_pages_in_the_folder_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert synth.main(few_pages(tmp_path, 3, "--processes", "1")) == 0
+    assert "from before" not in capsys.readouterr().err
+    assert synth.main(few_pages(tmp_path, 1, "--processes", "1")) == 0
+    said = capsys.readouterr().err
+    assert f"{tmp_path} holds 2 more pages from before; choose an empty --output" in said
+
+
+def test_an_interrupted_run_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(recipe: Recipe, seed: str) -> synth.SynthPage:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(synth, "make_page", interrupted)
+    assert synth.main(few_pages(tmp_path, 1, "--processes", "1")) == 130
+    assert "synth: interrupted; " in capsys.readouterr().err
+
+
+def killed(*_: object) -> None:
+    """Stands in for the work of a process that the system ends."""
+    os._exit(9)
+
+
+def test_a_process_that_dies_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(synth, "_write_page", killed)
+    assert synth.main(few_pages(tmp_path, 2, "--processes", "2")) == 2
+    assert "fewer --processes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("table", [b"name", b"cmap"])
+def test_a_font_that_cannot_be_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: bytes
+) -> None:
+    good = fonts.typefaces("all")[0].path
+    data = good.read_bytes()
+    # A table's entry in the directory is tag, checksum, offset and length, four bytes each.
+    length = data.index(table, 12) + 12
+    (tmp_path / "short.ttf").write_bytes(data[:length] + b"\0\0\0\3" + data[length + 4 :])
+    (tmp_path / "empty.ttf").write_bytes(b"")
+    (tmp_path / f"whole{good.suffix}").write_bytes(data)
+    monkeypatch.setattr(fonts, "FOLDERS", (str(tmp_path),))
+    found = {face.path.stem for face in fonts._installed.__wrapped__()}
+    assert found == {"whole"}
+
+
+def test_where_only_other_fonts_are_installed_they_are_offered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    face = fonts.Typeface("Lato", "Regular", Path("lato.ttf"))
+    monkeypatch.setattr(fonts, "_installed", lambda: (face,))
+    with pytest.raises(InputError, match=r"--fonts all\), or .*README\.md.*apt install"):
+        fonts.typefaces("train")
+    monkeypatch.setattr(fonts, "_installed", lambda: ())
+    with pytest.raises(InputError) as raised:
+        fonts.typefaces("train")
+    assert "--fonts all" not in str(raised.value)
+    assert "training/README.md" in str(raised.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import resource
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from deepseek_ocr import model
-from deepseek_ocr.adapters import merge_adapter
+from deepseek_ocr.adapters import CONFIG, TENSORS, merge_adapter, quiet_peft
 from deepseek_ocr.engine import OcrEngine
 from deepseek_ocr.errors import CheckpointError, GenerationError
 from deepseek_ocr.images import Views
@@ -30,6 +32,7 @@ from training.checkpoints import (
     recover_folder,
     replacing_folder,
     save_checkpoint,
+    stored_dtype,
 )
 from training.files import OutputError
 from training.objective import Objective, balance_loss, hidden_states, route_in_float32
@@ -201,6 +204,39 @@ def test_micro_batches_of_unlike_length_weigh_every_token_alike(
         torch.testing.assert_close(value, grown[1][name], rtol=1e-4, atol=2e-4)
 
 
+def test_what_only_keeps_step_moves_nothing(codec: Codec, tmp_path: Path) -> None:
+    write_untrained(tmp_path, 1)
+    batch = pocket_batch(codec, ["one", "another"])
+    filler = replace(batch, labels=torch.full_like(batch.labels, IGNORED))
+    grown: list[dict[str, torch.Tensor]] = []
+    for batches in ([batch], [batch, filler]):
+        network = load_network(tmp_path, "cpu", "float32").train().requires_grad_(True)
+        settings = OptimiserSettings(balance=0.5)
+        stepper = Stepper(Objective(network, balance=True), settings, Accelerator(cpu=True))
+        stepper.step(batches, 1e-3)
+        grown.append(dict(network.named_parameters()))
+    for name, value in grown[0].items():
+        torch.testing.assert_close(value, grown[1][name], rtol=1e-4, atol=2e-4)
+
+
+def test_routers_are_listened_to_while_training_alone(network: Network, codec: Codec) -> None:
+    """Else their scores pile up, with all that was computed before them."""
+    network.activation_checkpointing_enable({"use_reentrant": False})
+    objective = Objective(network, balance=True)
+    batch = pocket_batch(codec, ["one"])
+    loss, balance = objective(batch)
+    (loss + balance).backward()
+    with torch.no_grad():
+        hidden_states(network, batch)
+    assert objective._routers == []
+
+
+def test_a_checkpoint_is_written_in_the_type_it_came_in(network: Network, tmp_path: Path) -> None:
+    save_checkpoint(network, POCKET, tmp_path / "wide", torch.float32)
+    assert stored_dtype(tmp_path / "wide") == torch.float32
+    assert stored_dtype(POCKET) == torch.bfloat16
+
+
 def test_the_rate_rises_and_falls() -> None:
     share = cosine(warmup=10, total=110, floor=0.1)
     assert [share(0), share(9), share(10)] == pytest.approx([0.1, 1.0, 1.0])
@@ -320,6 +356,86 @@ def test_a_damaged_adapter_is_refused_in_words(
     damage(folder)  # type: ignore[operator]
     with pytest.raises(CheckpointError, match=words):
         merge_adapter(load_network(POCKET, "cpu", "float32"), folder)
+
+
+def write_config(folder: Path, **change: object) -> None:
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]} | change
+    (folder / CONFIG).write_text(json.dumps(config))
+    (folder / TENSORS).write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("r", None),
+        ("r", True),
+        ("r", 0),
+        ("r", 4097),
+        ("lora_alpha", "32"),
+        ("lora_alpha", True),
+        ("lora_alpha", float("nan")),
+        ("lora_alpha", 10**400),
+        ("target_modules", r"(\w+)+-"),
+        ("target_modules", "all-linear"),
+        ("target_modules", ["q_proj", r"(\w+)+-"]),
+        ("target_modules", ["q_proj", 1]),
+        ("target_modules", ["q" * 257]),
+        ("target_modules", ["q_proj"] * 1025),
+        ("target_parameters", "experts.down_proj"),
+        ("target_parameters", [r"(\w+)+-"]),
+        ("rank_pattern", {"q_proj": 10_000_000}),
+        ("rank_pattern", {"q_proj": 0}),
+        ("rank_pattern", {"q_proj": 4.0}),
+        ("rank_pattern", {r"(\w+)+-": 4}),
+        ("rank_pattern", ["q_proj"]),
+        ("rank_pattern", {f"q{at}": 4 for at in range(257)}),
+        ("alpha_pattern", {"q_proj": float("inf")}),
+        ("alpha_pattern", {"q_proj": 0}),
+        ("alpha_pattern", {r"(\w+)+-": 4}),
+        ("use_rslora", "yes"),
+    ],
+)
+def test_a_config_is_checked_before_anything_is_made_of_it(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    write_config(tmp_path, **{key: value})
+    with pytest.raises(CheckpointError, match=f"{key} must be .*; correct it"):
+        merge_adapter(torch.nn.Module(), tmp_path)
+
+
+def test_a_pattern_of_modules_is_to_be_written_as_a_list(tmp_path: Path) -> None:
+    write_config(tmp_path, target_modules=".*q_proj")
+    with pytest.raises(CheckpointError, match="write the list"):
+        merge_adapter(torch.nn.Module(), tmp_path)
+
+
+def random_adapter(network: Network, folder: Path, **settings: object) -> Network:
+    """`network` with an adapter of random weights merged, which is saved into `folder`."""
+    with quiet_peft():
+        adapted = get_peft_model(network, LoraConfig(r=4, init_lora_weights=False, **settings))
+    lora.save_adapter(adapted, folder)
+    return adapted.merge_and_unload()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True},
+        {"target_modules": ["self_attn.q_proj", "o_proj"], "lora_alpha": 2.5},
+        {
+            "rank_pattern": {"layers.0.self_attn.q_proj": 2, "o_proj": 3},
+            "alpha_pattern": {"layers.0.self_attn.q_proj": 5.5},
+        },
+    ],
+)
+def test_adapters_of_other_ranks_and_scales_are_merged(
+    network: Network, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    chosen = {"target_modules": lora.target_modules(network)} | settings
+    expected = dict(random_adapter(network, tmp_path / "adapter", **chosen).named_parameters())
+    merged = merge_adapter(load_network(POCKET, "cpu", "float32"), tmp_path / "adapter")
+    for name, value in merged.named_parameters():
+        torch.testing.assert_close(value, expected[name], msg=name)
 
 
 # --- checkpoints ----------------------------------------------------------------------------------

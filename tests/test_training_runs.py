@@ -169,6 +169,7 @@ def test_what_cannot_be_used_is_named(
         ({"--seed": "-1"}, "no whole number"),
         ({"--lora_experts": None, "--lora_dropout": "0.1"}, "leave one out"),
         ({"--resume": None}, "no finished epoch"),
+        ({"--lora_rank": "5000"}, "more than 4096"),
     ],
 )
 def test_what_cannot_start_says_why(
@@ -280,15 +281,23 @@ def test_a_model_path_that_is_no_checkpoint(
 
 
 def test_validation_is_of_whole_pages_and_of_texts(data: Path) -> None:
-    def example(page: int, task: str, number: int = 0) -> Example:
-        return Example(data / f"{page}.png", task, "", "x", f"{page}#{number}")
+    def example(page: int, task: str, number: int = 0, answer: str = "x") -> Example:
+        return Example(data / f"{page}.png", task, "", answer, f"{page}#{number}")
+
+    def chosen(examples: list[Example]) -> train.Usable:
+        return train.compared(train.Usable(examples, [], 3), 2)
 
     both = [
         example(page, task) for page in (1, 2, 3) for task in ("Free OCR", "Convert to Markdown")
     ]
     located = [example(page, "Locate Object by Reference", 1) for page in (1, 2, 3)]
-    assert train.compared([*located, *both], 2) == both[:4]
-    assert train.compared(located, 2) == located[:2]
+    assert chosen([*located, *both]).examples == both[:4]
+    assert chosen(located).examples == located[:2]
+    bare = example(
+        1, "Convert to Markdown", answer="<|ref|>chart<|/ref|><|det|>[[0, 0, 9, 9]]<|/det|>"
+    )
+    assert chosen([bare, *both[2:]]).examples == both[2:]
+    assert "no text" in chosen([bare]).rejections[0].reason
 
 
 def test_examples_are_checked_before_anything_is_trained(data: Path) -> None:

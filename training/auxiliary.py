@@ -233,6 +233,8 @@ def _slot_loss(head: nn.Linear, features: Tensor, slots: Tensor, side: int) -> T
     share = filled.sum() / max(1, int((~filled).sum()))
     asked = filled | (torch.rand(wanted.shape, device=wanted.device) < share)
     at, slot = asked.nonzero(as_tuple=True)
+    if not len(at):  # empty pages only
+        return torch.zeros((), device=features.device)
     used, place = torch.unique(at, return_inverse=True)
     scores = _head(head, rearrange(features, "b y x c -> (b y x) c")[used])
     scores = rearrange(scores, "n (slot k) -> n slot k", slot=rows * columns)

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from deepseek_ocr.checkpoint import official_pieces
+from deepseek_ocr.checkpoint import TensorFiles, official_pieces
 from deepseek_ocr.model import Network
 from training.files import writing
 
@@ -58,6 +58,12 @@ def save_checkpoint(
                 shutil.copyfile(source / name, staging / name)
         tensors = official_tensors(network.named_parameters(), dtype)
         save_tensors(tensors, staging / TENSORS)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type of the numbers in the checkpoint `folder`. Raises `CheckpointError`."""
+    files = TensorFiles(folder)
+    return files.read(next(iter(files.shapes))).dtype
 
 
 @contextmanager

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from deepseek_ocr.errors import OcrError
+from deepseek_ocr.errors import GenerationError, InputError, OcrError
 from deepseek_ocr.images import make_views, open_image
 from deepseek_ocr.prompts import Codec
 from deepseek_ocr.settings import CropSettings
@@ -55,11 +55,17 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, at: int) -> Batch:
         planned = self._plan[at]
-        encoded = [self._encoding(self._examples[number]) for number in planned.numbers]
+        encoded = [self._encoded(self._examples[number]) for number in planned.numbers]
         batch = collate(encoded, self._encoding.pad_id)
         if planned.counts:
             return batch
         return replace(batch, labels=torch.full_like(batch.labels, IGNORED))
+
+    def _encoded(self, example: Example) -> EncodedExample:
+        try:
+            return self._encoding(example)
+        except OcrError as error:  # it was checked before, so it has changed since
+            raise InputError(f"{example.name}: {error}") from error
 
 
 class _Checks(Dataset[str]):
@@ -91,6 +97,29 @@ def loader(data: Dataset[Batch], workers: int) -> DataLoader[Batch]:
     )
 
 
+def in_order(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of a loader, whose processes' errors become those of this project.
+
+    Raises `InputError` where a page cannot be read any more, and `GenerationError` where a process
+    was killed.
+    """
+    try:
+        yield from batches
+    except OcrError as error:
+        if "Traceback" not in str(error):
+            raise
+        # torch puts the other process's traceback into the message; its last line says what it is.
+        last = str(error).strip().rpartition("\n")[2]
+        raise InputError(last.partition("Error: ")[2] or last) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise GenerationError(
+            "A process that prepares pages was killed, as a rule for want of memory; use fewer "
+            "--workers (0: none), or give a container more (docker run --shm-size 2g)."
+        ) from error
+
+
 def check(
     examples: Sequence[Example], encoding: Encoding, workers: int
 ) -> Iterator[Rejection | None]:
@@ -103,7 +132,7 @@ def check(
         worker_init_fn=_one_thread if workers else None,
     )
     for example, reason in zip(examples, reasons, strict=True):
-        yield Rejection(example.name, reason) if reason else None
+        yield Rejection(example.page, reason) if reason else None
 
 
 def plan_epoch(

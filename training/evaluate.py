@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import configuration
@@ -22,19 +23,25 @@ from deepseek_ocr.settings import DecodeSettings
 from fetching.console import one_line
 from training import fact_report, report
 from training.arguments import Job, parse
+from training.experiment import NAME as LOG
 from training.experiment import ExperimentLog, versions
 from training.facts import load_facts
 from training.files import read_text, write_all
-from training.journal import Journal, key_of
+from training.journal import Journal, Key, Stamp, key_of, stamp_of
 from training.progress import track
-from training.readers import folder_reader, model_reader
+from training.readers import Names, extra_texts, folder_reader, model_reader, sole_names
 from training.samples import Example, Rejection, Sample, examples_of, load_samples
-from training.scoring import Prediction, Read, Score, score, summarise
+from training.scoring import Prediction, Score, score, summarise
 
 if TYPE_CHECKING:
     from deepseek_ocr.engine import OcrEngine
 
 ALL_READ, SOME_FAILED, COULD_NOT_START, INTERRUPTED = 0, 1, 2, 130
+
+REPORT = "report.md"
+
+FIRST_NAMED = 5
+"""Texts that belong to no page that are named on the screen; all are in metrics.json."""
 
 Load = Callable[[Path, Path | None, configuration.Settings], "OcrEngine"]
 """Makes an engine of a checkpoint folder, an adapter folder or None, and settings."""
@@ -66,15 +73,23 @@ def main(arguments: Sequence[str] | None = None, load: Load = load_engine) -> in
     except OcrError as error:
         _complain(str(error))
         return COULD_NOT_START
+    except OSError as error:  # of a file that nobody expected to fail
+        what = error.filename or "a file"
+        _complain(f"{what} cannot be used: {error.strerror or error}; check that path.")
+        return COULD_NOT_START
     except KeyboardInterrupt:
         _complain(f"interrupted; the same command goes on where {job.output_dir} stopped.")
         return INTERRUPTED
 
 
 def run_samples(job: Job, load: Load) -> int:
-    """Read the samples of the test file, score them, write the report; the exit status."""
+    """Read the samples of the test file, score them, write the report; the exit status.
+
+    Raises `OcrError`.
+    """
     assert job.test_file is not None
     samples, rejections = load_samples(job.data_root, job.test_file, _complain)
+    names = _names(job, samples, rejections)
     samples, twins = _unlike(samples)
     rejections += twins
     examples: list[Example] = []
@@ -85,14 +100,15 @@ def run_samples(job: Job, load: Load) -> int:
             examples += found
             unsupported += [] if found else [f"{sample.name} ({tasks.TASKS[task].short})"]
     if not examples:
-        names = ", ".join(tasks.TASKS[task].short for task in job.tasks)
+        asked = ", ".join(tasks.TASKS[task].short for task in job.tasks)
         raise InputError(
-            f"{job.test_file} holds nothing that can be used for --task {names}: "
+            f"{job.test_file} holds nothing that can be used for --task {asked}: "
             f"{len(rejections)} entries cannot be used{_first(rejections)}, "
             f"{len(unsupported)} have no answer."
         )
-    scores = _read_all(job, examples, load, folder_reader, score)
-    run = report.Run(_settings(job), scores, rejections, unsupported, versions())
+    scores = _read_all(job, examples, load, names, score)
+    extra = _extra(job, names)
+    run = report.Run(_settings(job), scores, rejections, unsupported, versions(), extra)
     _write(job, report.contents(run), report.lines(summarise(scores)), report.counts(run))
     for rejection in rejections:
         _complain(f"cannot be used: {rejection.name}: {rejection.reason}")
@@ -100,25 +116,29 @@ def run_samples(job: Job, load: Load) -> int:
 
 
 def run_facts(job: Job, load: Load) -> int:
-    """Read the pages the facts are about, check the facts, write the report; the exit status."""
+    """Read the pages the facts are about, check the facts, write the report; the exit status.
+
+    Raises `OcrError`.
+    """
     assert job.facts is not None
-    facts, rejections = load_facts(job.facts)
-    facts = facts[: job.limit]
+    known, rejections = load_facts(job.facts)
+    facts = known[: job.limit]
     if not facts:
         raise InputError(
             f"{job.facts} holds no fact that can be run, {len(rejections)} lines cannot be used"
             f"{_first(rejections)}."
         )
+    names = fact_report.names_of(fact.page for fact in known)
     pages = {fact_report.name_of(fact.page): fact.page for fact in facts}
-    names = fact_report.names_of(pages)
     examples = [
         Example(fact_report.picture(job.data_root, page, names[name]), job.tasks[0],
                 tasks.prompt_for(job.tasks[0]), "", name)
         for name, page in pages.items()
     ]  # fmt: skip
-    scores = _read_all(job, examples, load, fact_report.folder_reader(pages), _unscored)
+    scores = _read_all(job, examples, load, names, _unscored)
     readings = {score.example.name: score.prediction for score in scores}
-    run = fact_report.FactRun(_settings(job), fact_report.verdicts(facts, readings), rejections)
+    verdicts = fact_report.verdicts(facts, readings)
+    run = fact_report.FactRun(_settings(job), verdicts, rejections, _extra(job, names))
     _write(job, fact_report.contents(run), fact_report.lines(run), fact_report.counts(run))
     failed = [score for score in scores if score.prediction.error is not None]
     for rejection in rejections:
@@ -126,21 +146,37 @@ def run_facts(job: Job, load: Load) -> int:
     return SOME_FAILED if rejections or failed else ALL_READ
 
 
+def _names(job: Job, samples: Sequence[Sample], rejections: Sequence[Rejection]) -> Names:
+    """What a text made elsewhere may be called, for every page that the test file names.
+
+    Also for those that are not compared now: their texts are no other page's.
+    """
+    if job.predictions is None:
+        return {}
+    known: list[str] = []
+    for sample in samples:
+        known += [example.name for example in examples_of(sample, job.tasks)] or [sample.name]
+    for rejection in rejections:
+        path = PurePosixPath(rejection.name)
+        known.append(path.with_suffix("").as_posix() if path.name else rejection.name)
+    return sole_names({name: (name,) for name in known})
+
+
 def _read_all(
     job: Job,
     examples: Sequence[Example],
     load: Load,
-    from_folder: Callable[[Path], Read],
+    names: Names,
     judge: Callable[[Example, Prediction], Score],
 ) -> list[Score]:
     """Read what an earlier run has not, a line in the journal each; all scores, in order."""
     folder: Path | None = None
-    read = from_folder(job.predictions) if job.predictions else None
+    read = folder_reader(job.predictions, names) if job.predictions else None
     if read is None:
         folder = weights.ensure(job.settings.model, Path(job.settings.checkpoints), fetch=False)
     journal = Journal(job.output_dir, _identity(job, folder), resume=read is None)
-    done = dict(journal.done)
-    waiting = [example for example in examples if key_of(example) not in done]
+    before = journal.take_up(examples)
+    waiting = [example for example in examples if key_of(example) not in before]
     used = "no model"
     if folder is not None and waiting:
         engine = load(folder, job.adapter, job.settings)
@@ -151,17 +187,39 @@ def _read_all(
     log = ExperimentLog(job.output_dir)
     log.start("training.evaluate", _settings(job))
     log.line(f"used {used}")
-    log.line(f"examples {len(examples)}, read before {len(examples) - len(waiting)}")
+    log.line(f"examples {len(examples)}, read before {len(before)}")
+    scores: dict[Key, Score] = {}
     predictions = read(waiting) if read else iter(())
     tracked = track(predictions, len(waiting), "reading")
     for example, prediction in zip(waiting, tracked, strict=True):
-        done[key_of(example)] = prediction
-        journal.add(judge(example, prediction), job.data_root)
+        found = scores[key_of(example)] = judge(example, prediction)
+        journal.add(found, job.data_root)
         if prediction.error is not None:
             _complain(f"not read: {example.name}: {prediction.error}")
-    scores = [judge(example, done[key_of(example)]) for example in examples]
-    journal.rewrite(scores, job.data_root)
-    return scores
+    for example in examples:
+        if (key := key_of(example)) in before:
+            scores[key] = judge(example, before[key])
+    ordered = [scores[key_of(example)] for example in examples]
+    journal.rewrite(ordered, job.data_root)
+    return ordered
+
+
+def _extra(job: Job, names: Names) -> list[str]:
+    """The texts of --predictions that were not used, told; what this program wrote is none."""
+    if job.predictions is None:
+        return []
+    folder = job.predictions
+    own = {os.path.realpath(job.output_dir / name) for name in (REPORT, LOG)}
+    found = [
+        name for name in extra_texts(folder, names) if os.path.realpath(folder / name) not in own
+    ]
+    if found:
+        more = ", …" if len(found) > FIRST_NAMED else ""
+        _complain(
+            f"{len(found)} texts in {folder} were not used, as no page has their name or another "
+            f"text was taken first: {', '.join(found[:FIRST_NAMED])}{more}"
+        )
+    return found
 
 
 def _write(job: Job, files: dict[str, bytes], lines: list[str], counts: dict[str, int]) -> None:
@@ -170,7 +228,7 @@ def _write(job: Job, files: dict[str, bytes], lines: list[str], counts: dict[str
     for line in (*lines, ", ".join(f"{name} {count}" for name, count in counts.items())):
         log.line(line)
         print(line)
-    print(f"{job.output_dir / 'report.md'} says more")
+    print(f"{job.output_dir / REPORT} says more")
 
 
 def _unscored(example: Example, prediction: Prediction) -> Score:
@@ -226,9 +284,10 @@ def _identity(job: Job, folder: Path | None) -> dict[str, Any]:
     }
 
 
-def _files_in(folder: Path) -> dict[str, list[int]]:
+def _files_in(folder: Path) -> dict[str, Stamp | None]:
+    """Sizes and times of the files that hold a model; None where a link leads nowhere."""
     files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    return {path.name: stamp_of(path) for path in files}
 
 
 def _complain(text: str) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deepseek_ocr.errors import InputError
 from training import report
 from training.bootstrap import Figure, Share, figures
 from training.experiment import versions
-from training.facts import TYPES, Fact, Page, Verdict, check
+from training.facts import TYPES, Fact, Page, PageText, Verdict, check
 from training.files import json_bytes
-from training.readers import read_prediction, sole_names
-from training.samples import Example, Rejection
-from training.scoring import Prediction, Read
+from training.readers import Names, sole_names
+from training.samples import Rejection
+from training.scoring import Prediction
 from training.split import SUFFIXES
 
 ALL = "all"
@@ -25,11 +25,12 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class FactRun:
-    """What a report on facts is made of."""
+    """What a report on facts is made of; `extra` are texts that belong to no page."""
 
     settings: Mapping[str, Any]
     verdicts: Sequence[Verdict]
     rejections: Sequence[Rejection] = ()
+    extra: Sequence[str] = ()
 
 
 def name_of(page: Page) -> str:
@@ -37,9 +38,9 @@ def name_of(page: Page) -> str:
     return page.file if page.number is None else f"{page.file} page {page.number}"
 
 
-def names_of(pages: Mapping[str, Page]) -> dict[str, tuple[str, ...]]:
-    """What the texts and pictures of `pages` (by `name_of`) may be called."""
-    return sole_names({name: page.names() for name, page in pages.items()})
+def names_of(pages: Iterable[Page]) -> Names:
+    """What the texts and pictures of `pages`, all that are known, may be called, by `name_of`."""
+    return sole_names({name_of(page): page.names() for page in pages})
 
 
 def picture(data_root: Path, page: Page, names: Sequence[str]) -> Path:
@@ -48,43 +49,28 @@ def picture(data_root: Path, page: Page, names: Sequence[str]) -> Path:
         return data_root / page.file
     for name in names:
         for suffix in sorted(SUFFIXES):
-            if (path := data_root / f"{name}{suffix}").is_file():
+            if os.path.isfile(path := data_root / f"{name}{suffix}"):
                 return path
     return data_root / f"{names[0]}.png"
 
 
-def folder_reader(pages: Mapping[str, Page]) -> Callable[[Path], Read]:
-    """Takes the texts of `pages` (by `name_of`) from a folder.
-
-    The result raises `InputError` where there is no such folder.
-    """
-
-    def reader(folder: Path) -> Read:
-        if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder; give the one that holds the texts.")
-
-        names = names_of(pages)
-
-        def read(examples: Iterable[Example]) -> Iterator[Prediction]:
-            for example in examples:
-                yield read_prediction(folder, names[example.name])
-
-        return read
-
-    return reader
-
-
 def verdicts(facts: Sequence[Fact], readings: Mapping[str, Prediction]) -> list[Verdict]:
-    """Each fact checked; on a page that was not read every fact fails, also that something is
-    absent."""
-    found: list[Verdict] = []
-    for fact in facts:
-        reading = readings[name_of(fact.page)]
-        if reading.error is not None:
-            found.append(Verdict(fact, False, f"the page was not read: {reading.error}"))
-        else:
-            found.append(check(fact, reading.text))
-    return found
+    """Each fact checked, in order; on a page that was not read every fact fails, also that
+    something is absent."""
+    on_page: dict[str, list[int]] = {}
+    for at, fact in enumerate(facts):
+        on_page.setdefault(name_of(fact.page), []).append(at)
+    found: dict[int, Verdict] = {}
+    for name, places in on_page.items():  # a page is made ready once, and only one is held
+        reading = readings[name]
+        text = PageText(reading.text)
+        for at in places:
+            if reading.error is not None:
+                reason = f"the page was not read: {reading.error}"
+                found[at] = Verdict(facts[at], False, reason)
+            else:
+                found[at] = check(facts[at], text)
+    return [found[at] for at in range(len(facts))]
 
 
 def summarise(run: FactRun) -> dict[str, Figure]:
@@ -106,6 +92,7 @@ def counts(run: FactRun) -> dict[str, int]:
         "passed": sum(verdict.passed for verdict in run.verdicts),
         "pages": len({verdict.fact.page for verdict in run.verdicts}),
         "not run": len(run.rejections),
+        "extra texts": len(run.extra),
     }
 
 
@@ -122,6 +109,7 @@ def contents(run: FactRun) -> dict[str, bytes]:
         "counts": counts(run),
         "facts": {name: asdict(figure) for name, figure in summarise(run).items()},
         "rejected": [asdict(rejection) for rejection in run.rejections],
+        "extra texts": list(run.extra),
     }
     return {
         "report.md": _markdown(run).encode("utf-8", "replace"),
@@ -151,6 +139,7 @@ def _markdown(run: FactRun) -> str:
         [name, report.shown(figure), str(figure.pages)] for name, figure in summarise(run).items()
     ]
     failed = [verdict for verdict in run.verdicts if not verdict.passed]
+    extra = [[report.escaped(name)] for name in run.extra[: report.MOST_LISTED]]
     parts = [
         "# Facts\n",
         report.table(["setting", "value"], settings),
@@ -172,6 +161,8 @@ def _markdown(run: FactRun) -> str:
                 for one in run.rejections[: report.MOST_LISTED]
             ],
         ),
+        f"## Texts that were not used: {len(run.extra)}\n",
+        report.table(["text"], extra),
         "All of them are in facts.jsonl and metrics.json.\n",
     ]  # fmt: skip
     return "\n".join(parts)

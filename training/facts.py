@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,17 @@ from rapidfuzz.distance import Levenshtein
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.grounding import to_markdown
 from training.files import read_text
+from training.metrics import composed
 from training.samples import AnnotationError, Rejection, image_path
-from training.tables import Cell, Grid, grid, html_tables, markdown_tables
+from training.tables import Cell, Grid, Rows, grid, html_tables, markdown_tables
 
 TYPES = ("present", "absent", "order", "table")
 
 LONGEST = 2_000
 """Characters of one text of a fact."""
+
+LAST_PAGE = 100_000
+"""Of a document; a larger number is a mistake, and is no part of a file name."""
 
 Place = tuple[int, int]
 """Row and column of a table, from 0; also a step."""
@@ -66,7 +70,7 @@ class Page:
 
     def names(self) -> tuple[str, ...]:
         """What a text or a picture of this page may be called: paths without a suffix."""
-        stem = self.file.rpartition(".")[0] or self.file
+        stem = PurePosixPath(self.file).with_suffix("").as_posix()
         names = [stem]
         if self.number is not None:
             names = [f"{stem}_pg{self.number}_repeat1", f"{stem}_pg{self.number}"]
@@ -98,6 +102,32 @@ class Verdict:
     fact: Fact
     passed: bool
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class PageText:
+    """The text of a page, as a model or a program wrote it, and what facts need of it.
+
+    Each part is made when the first fact asks for it, and kept for the others.
+    """
+
+    text: str
+
+    @cached_property
+    def markdown(self) -> str:
+        """The text without tags."""
+        return to_markdown(self.text)
+
+    @cached_property
+    def plain(self) -> str:
+        """The text as facts on texts see it."""
+        return plain(self.markdown)
+
+    @cached_property
+    def grids(self) -> tuple[Grid, ...]:
+        """The tables, HTML ones first, the text of their cells as facts see it."""
+        tables = (*html_tables(self.markdown), *markdown_tables(self.markdown))
+        return tuple(grid(_plain_rows(rows)) for rows in tables)
 
 
 def load_facts(file: Path) -> tuple[list[Fact], list[Rejection]]:
@@ -141,12 +171,11 @@ def parse_fact(raw: object) -> Fact:
     return fact
 
 
-def check(fact: Fact, text: str) -> Verdict:
-    """Whether `text`, as a model or a program wrote it, gets `fact` right."""
-    text = to_markdown(text)
+def check(fact: Fact, text: PageText) -> Verdict:
+    """Whether `text` gets `fact` right."""
     if fact.type == "table":
-        return _check_table(fact, text)
-    page = plain(text)
+        return _check_table(fact, text.grids)
+    page = text.plain
     if fact.type == "order":
         return _check_order(fact, page)
     head = page[: fact.first_n] if fact.first_n else ""
@@ -162,7 +191,7 @@ def check(fact: Fact, text: str) -> Verdict:
 def plain(text: str) -> str:
     """`text` without bold and italics, in composed Unicode, plain quotes and hyphens, one space
     for any white space."""
-    text = unicodedata.normalize("NFC", _BREAK.sub(" ", text)).translate(_ASCII)
+    text = composed(_BREAK.sub(" ", text)).translate(_ASCII)
     text = _INLINE.sub(lambda found: found[2] or found[4] or "", text)
     return " ".join(text.split())
 
@@ -208,8 +237,11 @@ def _check_order(fact: Fact, page: str) -> Verdict:
     return Verdict(fact, False, "both are there, but in the other order.")
 
 
-def _check_table(fact: Fact, text: str) -> Verdict:
-    grids = [grid(rows) for rows in (*html_tables(text), *markdown_tables(text))]
+def _plain_rows(rows: Rows) -> Rows:
+    return tuple(tuple(replace(cell, text=plain(cell.text)) for cell in row) for row in rows)
+
+
+def _check_table(fact: Fact, grids: Sequence[Grid]) -> Verdict:
     if not any(one.cells for one in grids):
         return Verdict(fact, False, "there is no table.")
     reason = f"no cell says {fact.texts['cell'][:80]!r}."
@@ -237,7 +269,7 @@ def _related(fact: Fact, table: Grid, spots: list[Place], name: str) -> bool:
 
 def _alike(fact: Fact, wanted: str, cell: Cell) -> bool:
     most = min(fact.max_diffs, len(wanted) // 2)
-    text = _cased(fact, plain(cell.text))
+    text = _cased(fact, cell.text)
     distance = Levenshtein.distance(_cased(fact, wanted), text, score_cutoff=most)
     return bool(distance <= most)
 
@@ -252,7 +284,16 @@ def _page(raw: dict[str, Any]) -> Page:
         file = image_path(raw.get(key)).as_posix()
     except AnnotationError as error:
         raise InputError(f"{key}: {error}") from error
-    return Page(file, (_whole(raw, "page") or 1) if key == "pdf" else None)
+    return Page(file, _page_number(raw) if key == "pdf" else None)
+
+
+def _page_number(raw: dict[str, Any]) -> int:
+    number = raw.get("page")
+    if number is None:
+        return 1
+    if type(number) is not int or not 1 <= number <= LAST_PAGE:
+        raise InputError(f"page must be a whole number from 1 to {LAST_PAGE}.")
+    return number
 
 
 def _texts(raw: dict[str, Any], kind: str) -> dict[str, str]:
@@ -288,6 +329,6 @@ def _whole(raw: dict[str, Any], name: str) -> int | None:
 
 def _flag(raw: dict[str, Any], name: str) -> bool:
     value = raw.get(name)
-    if value not in (None, True, False):
+    if value is not None and type(value) is not bool:  # 0 equals False
         raise InputError(f"{name} must be true or false.")
     return value is not False

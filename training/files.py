@@ -12,6 +12,9 @@ from typing import Any
 
 from deepseek_ocr.errors import InputError, OcrError
 
+STATE = "state"
+"""Folder in a run's output from which it can go on."""
+
 LARGEST_FILE = 2 * 2**30
 """Bytes of a JSON file that are read at most: a few hundred thousand annotated pages."""
 

@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
 
-from fontTools.ttLib import TTFont, TTLibError
+from fontTools.ttLib import TTFont
 from PIL import ImageFont
 
 from deepseek_ocr.errors import InputError
@@ -63,9 +63,13 @@ def typefaces(which: FontSet = "all") -> tuple[Typeface, ...]:
         face for face in _installed() if which == "all" or _held_out(face) == (which == "held-out")
     ]
     if not found:
+        others = ""
+        if _installed():
+            others = "draw with those that are installed (training.synth --fonts all), or "
         raise InputError(
-            f"No {which} fonts were found under {', '.join(FOLDERS)}; install some, "
-            "for example: apt install fonts-dejavu-core fonts-crosextra-carlito."
+            f"No {which} fonts were found under {', '.join(FOLDERS)}; {others}install some of the "
+            "packages that training/README.md names under Synthetic pages, for example: "
+            "apt install fonts-dejavu-core fonts-crosextra-carlito."
         )
     return tuple(found)
 
@@ -100,12 +104,12 @@ def _installed() -> tuple[Typeface, ...]:
 def _read(path: Path) -> Typeface | None:
     """The typeface in `path`, or None where it is unsuited, damaged, or lacks characters."""
     try:
-        with TTFont(path, lazy=True) as font:
+        with path.open("rb") as file, TTFont(file, lazy=True) as font:
             names = font["name"]
             family = names.getBestFamilyName() or ""
             style = names.getBestSubFamilyName() or ""
             known = font.getBestCmap() or {}
-    except (TTLibError, OSError, KeyError, AssertionError, ValueError):
+    except Exception:  # fontTools raises what it stumbles over, struct.error for one
         return None
     full = f"{family} {style}"
     if any(part.lower() in full.lower() for part in _UNSUITED):

@@ -227,14 +227,17 @@ def chart(
     count = rng.randint(2, 4)
     tall = height_of(font)
     left, top, right, bottom = canvas.margin, canvas.top, canvas.right, canvas.bottom
-    if bottom - top < 3 * tall:
+    # A name and a value with 14 px about them, and something left for the bars.
+    if bottom - top < max(3 * tall, 2 * tall + 14):
         return [], None
     width = (right - left) // count
-    names, values = [], []
+    words = phrases.english_words()
+    bars = [(fitting(font, rng.choice(words), width - 6), rng.randint(5, 99)) for _ in range(count)]
+    # A value begins where its bar does, a fifth into the column.
+    if not all(name and font.getlength(str(value)) <= width - width // 5 for name, value in bars):
+        return [], None
     placed: list[tuple[str, PixelBox]] = []
-    for place in range(count):
-        name = fitting(font, rng.choice(phrases.english_words()), width - 6)
-        value = rng.randint(5, 99)
+    for place, (name, value) in enumerate(bars):
         x = left + place * width
         foot = bottom - tall - 6
         head = foot - (foot - top - tall - 8) * value / 100
@@ -244,10 +247,8 @@ def chart(
         text_at = (x + width // 5, head - tall - 4)
         placed.append((str(value), canvas.text(*text_at, str(value), font)))
         placed.append((name, canvas.text(x + 4, foot + 4, name, font)))
-        names.append(name)
-        values.append(value)
     canvas.top = bottom
-    rows = "\n".join(f"| {name} | {value} |" for name, value in zip(names, values, strict=True))
+    rows = "\n".join(f"| {name} | {value} |" for name, value in bars)
     return [Block("image", (left, top, right, bottom), "", tuple(placed))], rows
 
 

@@ -38,6 +38,7 @@ class Objective(nn.Module):
         super().__init__()
         self.network = network
         self._routers: list[torch.Tensor] = []
+        self._listens = False
         if balance:
             for module in network.modules():
                 if type(module).__name__.endswith("TopkRouter"):
@@ -46,25 +47,33 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The sum of the tokens' losses (nats), and the mean balance loss of the routers (0 where
         it was not asked for)."""
-        self._routers.clear()
-        hidden = hidden_states(self.network, batch)
+        # Only here: routers run again when activations are computed twice, and when pages are read
+        # between epochs.
+        self._listens = True
+        try:
+            hidden = hidden_states(self.network, batch)
+            balance = self._balance(batch)
+        finally:
+            self._listens = False
+            self._routers.clear()
         # Only positions that teach meet the output head: with 129,280 tokens its scores would
         # otherwise be the largest tensor of all.
         targets = batch.labels[:, 1:]
         taught = targets != IGNORED
         scores = self.network.lm_head(hidden[:, :-1][taught])
         loss = nn.functional.cross_entropy(scores.float(), targets[taught], reduction="sum")
-        return loss, self._balance(batch)
+        return loss, balance
 
     def _keep_router(
         self, module: nn.Module, inputs: object, outputs: tuple[torch.Tensor, ...]
     ) -> None:
-        self._routers.append(outputs[0])
+        if self._listens:
+            self._routers.append(outputs[0])
 
     def _balance(self, batch: Batch) -> torch.Tensor:
-        if not self._routers:
-            return torch.zeros((), device=batch.ids.device)
         seen = (batch.labels != IGNORED).flatten()
+        if not self._routers or not bool(seen.any()):
+            return torch.zeros((), device=batch.ids.device)
         most = self.network.config.text_config.num_experts_per_tok
         losses = [balance_loss(logits[seen], most) for logits in self._routers]
         return torch.stack(losses).mean()

@@ -71,7 +71,7 @@ class Stepper:
 
     def step(self, batches: Sequence[Taught], lr: float) -> StepResult:
         """One step over `batches` (this process's micro-batches), every token counting the same
-        wherever it lies.
+        wherever it lies; the balance of a micro-batch counts by its tokens.
 
         Raises `GenerationError` where the loss or the gradient is not a number; the weights are
         then as they were.
@@ -81,16 +81,14 @@ class Stepper:
                 group["lr"] = lr * group.get("share", 1.0)
         processes = self.accelerator.num_processes
         tokens = self._summed(sum(batch.taught for batch in batches))
-        micro_batches = self._summed(len(batches))
         total = 0.0
         for at, batch in enumerate(batches):
             last = at == len(batches) - 1
             with self._together(last):
                 loss, balance = self.objective(batch)
                 # Gradients are averaged over processes; this makes it a mean over tokens.
-                share = loss * processes / max(tokens, 1)
-                share = share + self.settings.balance * balance * processes / micro_batches
-                self.accelerator.backward(share)
+                share = loss + self.settings.balance * balance * batch.taught
+                self.accelerator.backward(share * processes / max(tokens, 1))
             total += float(loss.detach())
         mean = self._summed(total) / max(tokens, 1)
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.clip)

@@ -12,6 +12,10 @@ import tasks
 from deepseek_ocr.errors import OcrError, SettingsError
 from deepseek_ocr.settings import DecodeSettings
 from training.arguments import positive
+from training.files import STATE
+
+LARGEST_RANK = 4096
+"""Of adapters; `deepseek_ocr.adapters` reads no larger ones."""
 
 _EPILOG = """\
 examples:
@@ -80,6 +84,8 @@ def _options(flags: argparse.Namespace) -> TrainOptions:
     settings = configuration.load(
         {"model": flags.model_path, "device": flags.device, "dtype": flags.dtype}
     )
+    if flags.lora_rank > LARGEST_RANK:
+        raise SettingsError(f"--lora_rank {flags.lora_rank} is more than {LARGEST_RANK}, the most.")
     if flags.full and (flags.lora_experts or flags.merge):
         raise SettingsError("--lora_experts and --merge belong to LoRA; leave out --full.")
     if flags.lora_experts and flags.lora_dropout:
@@ -94,6 +100,15 @@ def _options(flags: argparse.Namespace) -> TrainOptions:
     }
     DecodeSettings(max_new_tokens=flags.max_tokens)
     return TrainOptions(**given)
+
+
+def check_output(options: TrainOptions) -> None:
+    """Raises `SettingsError` where the output folder holds a run that is not to be gone on with."""
+    if not options.resume and (options.output_dir / STATE).exists():
+        raise SettingsError(
+            f"{options.output_dir} holds a run already; add --resume to go on with it, or choose "
+            "another --output_dir."
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

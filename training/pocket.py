@@ -47,11 +47,13 @@ from training.untrained import CONFIG, CONTEXT, write_untrained
 
 @dataclass(frozen=True)
 class Source:
-    """Pages of a recipe seen through a square view of `view` px; `weight` is how often."""
+    """Pages of a recipe seen through a square view of `view` px; `weight` is how often; where
+    nothing `reads`, they are for the encoders alone."""
 
     recipe: Recipe
     view: int
     weight: float = 1.0
+    reads: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Stage:
     - `sources`: what pages are made of
     - `pages`: how many there are, at 512 px (larger views make smaller batches)
     - `batch`: pages a step, at 512 px
-    - `tasks`: short names of tasks with weights; none where only the encoders learn
+    - `tasks`: short names of tasks with weights
     - `lr`: highest learning rate, reached after `warmup` optimiser steps, falling to a twentieth
       where `decays`
     """
@@ -112,7 +114,7 @@ class Pools(Dataset[list[Lessons]]):
         while len(pages) < size * POOL:
             drawn = synth.make_page(source.recipe, rng.getrandbits(64))
             wanted = self.stage.tasks
-            task = rng.choices(list(wanted), list(wanted.values()))[0] if wanted else None
+            task = rng.choices(list(wanted), list(wanted.values()))[0] if source.reads else None
             pages += _pages(drawn, task, source.view, self.codec)
         pages = sorted(pages[: size * POOL], key=lambda page: len(page.example.ids))
         parts = [pages[at : at + size] for at in range(0, len(pages), size)]
@@ -260,15 +262,20 @@ _LARGE = replace(_LINES, smallest=44, largest=104, longest=12, most_lines=4)
 _CLEAN = replace(synth.CLEAN_LINES, random_share=0.1, kinds={"lines": 0.95, "blank": 0.05})
 """What it is measured on, strings that cannot be guessed, and empty pages."""
 
+_SMALL = replace(_CLEAN, smallest=22, largest=32)
+"""Where its errors are: as much print in a vision token as there can be."""
+
 _FULL = replace(_LINES, kinds={"full": 1.0})
 
 STAGES = (
     Stage(
         "glyphs",
-        (Source(_FULL, 512, 0.8), Source(replace(_FULL, smallest=44, largest=104), 512, 0.2)),
+        (
+            Source(_FULL, 512, 0.8, reads=False),
+            Source(replace(_FULL, smallest=44, largest=104), 512, 0.2, reads=False),
+        ),
         40_000,
         batch=24,
-        tasks={},
     ),
     Stage(
         "short lines",
@@ -303,14 +310,16 @@ STAGES = (
     Stage(
         "clean pages",
         (
-            Source(_CLEAN, 512, 0.42),
-            Source(_LINES, 512, 0.06),
-            Source(_LARGE, 512, 0.06),
-            Source(_KINDS, 512, 0.08),
-            Source(_CLEAN, 640, 0.14),
-            Source(_CLEAN, 1024, 0.24),
+            Source(_CLEAN, 512, 0.22),
+            Source(_SMALL, 512, 0.15),
+            Source(replace(_FULL, largest=36), 512, 0.25, reads=False),
+            Source(_LINES, 512, 0.03),
+            Source(_LARGE, 512, 0.03),
+            Source(_KINDS, 512, 0.06),
+            Source(_CLEAN, 640, 0.1),
+            Source(_CLEAN, 1024, 0.16),
         ),
-        78_000,
+        145_000,
         tasks={"ocr": 0.52, "markdown": 0.26, "locate": 0.2, "figure": 0.02},
         lr=2.5e-3,
         decays=True,

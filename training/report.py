@@ -48,7 +48,7 @@ class Run:
     """What a report is made of.
 
     `rejections` are entries of the test file that cannot be used, `unsupported` the samples that
-    have no answer for any of the tasks asked for.
+    have no answer for any of the tasks asked for, `extra` texts made elsewhere that no page used.
     """
 
     settings: Mapping[str, Any]
@@ -56,6 +56,7 @@ class Run:
     rejections: Sequence[Rejection] = ()
     unsupported: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    extra: Sequence[str] = ()
 
     @property
     def failures(self) -> list[Score]:
@@ -95,6 +96,7 @@ def _metrics(
         "failed": [_failure(score) for score in run.failures],
         "rejected": [asdict(rejection) for rejection in run.rejections],
         "unsupported": list(run.unsupported),
+        "extra texts": list(run.extra),
     }
 
 
@@ -106,6 +108,7 @@ def counts(run: Run) -> dict[str, int]:
         "failed": len(run.failures),
         "rejected": len(run.rejections),
         "unsupported": len(run.unsupported),
+        "extra texts": len(run.extra),
     }
 
 
@@ -175,7 +178,7 @@ def _markdown(
         ]
         parts.append(table(["figure", "value", "95 % interval", "pages", "what it is"], rows))
         parts += [f"![{name}]({name})\n" for name in plots if name.startswith(_short(task))]
-        parts += _band_part(bands[task])
+        parts += _band_part(bands[task], _of(run, task))
         parts += _worst_part(_of(run, task))
     parts += _outcome_parts(run)
     return "\n".join(parts)
@@ -192,7 +195,7 @@ def _interval(figure: Figure) -> tuple[str, str]:
     return f"{figure.value:.4f}", f"{figure.low:.4f} – {figure.high:.4f}"
 
 
-def _band_part(bands: Sequence[Band]) -> list[str]:
+def _band_part(bands: Sequence[Band], scores: Sequence[Score]) -> list[str]:
     if not bands:
         return []
     rows = [
@@ -200,14 +203,19 @@ def _band_part(bands: Sequence[Band]) -> list[str]:
             f"{band.low:g} – {band.high:g}" if band.high is not None else f"{band.low:g} and more",
             f"{band.text_tokens[0]} – {band.text_tokens[1]}",
             f"{band.precision:.1%}",
+            f"{band.interval[0]:.1%} – {band.interval[1]:.1%}" if band.interval else "–",
             f"{band.ratio:.2f}×",
             str(band.pages),
         ]
         for band in bands
     ]
-    head = ["text per vision token", "text tokens", "precision", "compression", "pages"]
+    head = [
+        "text per vision token", "text tokens", "precision", "95 % interval", "compression", "pages"
+    ]  # fmt: skip
+    failed = sum(score.prediction.error is not None for score in scores)
     return [
-        "Precision (1 − edit distance) by compression; pages that failed have no ratio:\n",
+        "Precision (1 − edit distance) by compression, after the table in the model's paper. Pages "
+        f"that failed ({failed}) have no row here; they count as empty in the figures above:\n",
         table(head, rows),
     ]
 
@@ -237,6 +245,7 @@ def _outcome_parts(run: Run) -> list[str]:
         "Entries that cannot be used": [
             (rejection.name, rejection.reason) for rejection in run.rejections
         ],
+        "Texts that were not used": [(name, "") for name in run.extra],
         "Samples without an answer for the tasks asked for": [
             (name, "") for name in run.unsupported
         ],

@@ -26,14 +26,20 @@ from deepseek_ocr.errors import DeviceError, InputError, OcrError, SettingsError
 from deepseek_ocr.model import Network, load_network
 from deepseek_ocr.prompts import Codec, load_codec
 from deepseek_ocr.settings import DecodeSettings
+from fetching.console import one_line
 from training import dataset, lora, metrics, state
-from training.checkpoints import recover_folder, replacing_folder, save_checkpoint
+from training.checkpoints import (
+    recover_folder,
+    replacing_folder,
+    save_checkpoint,
+    stored_dtype,
+)
 from training.curves import write_curve
 from training.experiment import ExperimentLog
-from training.files import read_text, writing
+from training.files import STATE, read_text, writing
 from training.objective import Objective, route_in_float32
 from training.optimisation import OptimiserSettings, Stepper, StepResult, cosine
-from training.options import TrainOptions
+from training.options import TrainOptions, check_output
 from training.progress import track
 from training.samples import Example, Rejection, write_rejections
 from training.scoring import comparable
@@ -61,9 +67,9 @@ class Run:
         Raises `CheckpointError`, `DeviceError`, `SettingsError` and `OutputError`.
         """
         with writing(options.output_dir):
-            for name in (state.FOLDER, "best"):
+            for name in (STATE, "best"):
                 recover_folder(options.output_dir / name)
-        _check_output(options)
+        check_output(options)
         accelerator, dtype = _accelerator(options)
         set_seed(options.seed)
         network, adapted = _trainable_network(options, source, accelerator.device, dtype)
@@ -88,12 +94,12 @@ class Run:
 
     def _begin(self, dtype: torch.dtype) -> None:
         if self.options.resume:
-            stored = state.read_progress(self.options.output_dir)
-            _check_same(stored.settings, self.progress.settings)
-            self.progress = stored
+            now = self.progress.settings
+            self.progress = state.read_progress(self.options.output_dir)
+            self._check_same(now)
             state.restore(self.options.output_dir, self.network, self.stepper.optimisers[0])
-            if stored.scaler and self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(stored.scaler)
+            if self.progress.scaler and self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(self.progress.scaler)
         if not self.accelerator.is_main_process:
             return
         self.log.start("training.train", asdict(self.options) | {"source": self.source})
@@ -106,10 +112,23 @@ class Run:
         if self.options.resume:
             self.log.line(f"resumed after epoch {self.progress.epoch}")
 
+    def _check_same(self, now: dict[str, object]) -> None:
+        """Note what must be the same when a run goes on; raises `SettingsError` where it is not."""
+        stored = self.progress.settings
+        changed = [name for name, value in now.items() if stored.get(name, value) != value]
+        if changed:
+            listed = ", ".join(f"{name} was {one_line(stored[name])}" for name in changed)
+            raise SettingsError(
+                f"A run goes on with the settings, the checkpoint and the pages it began with: "
+                f"{listed}; bring them back, or choose another --output_dir."
+            )
+        stored |= now
+
     # --- data -------------------------------------------------------------------------------------
 
     def checked(self, examples: list[Example]) -> tuple[list[Example], list[Rejection]]:
-        """The examples that open and fit, and those that do not; every process gets the same."""
+        """The examples that open and fit, and the pages of those that do not, each once for a
+        reason; every process gets the same."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         numbers = range(rank, len(examples), world)
         mine = [examples[number] for number in numbers]
@@ -118,13 +137,17 @@ class Run:
         reasons: dict[int, Rejection | None] = dict(gather_object(found) if world > 1 else found)
         good = [example for number, example in enumerate(examples) if reasons[number] is None]
         rejected = [reasons[number] for number in range(len(examples))]
-        return good, [reason for reason in rejected if reason is not None]
+        return good, list(dict.fromkeys(reason for reason in rejected if reason is not None))
 
     def tell_rejections(
-        self, rejections: Sequence[Rejection], usable: int, unread: Sequence[Rejection] = ()
+        self,
+        rejections: Sequence[Rejection],
+        usable: int,
+        entries: int,
+        unread: Sequence[Rejection] = (),
     ) -> None:
         """Name what cannot be used in `rejected.json` and the log, `unread` of the validation file;
-        stop where it is too much to train on the rest.
+        stop where it is too many of the `entries` to train on the `usable` examples of the rest.
 
         Raises `InputError`.
         """
@@ -134,10 +157,13 @@ class Run:
             self.log.line(f"validation: {len(unread)} rejected")
             for rejection in (*rejections, *unread):
                 self.log.line(f"rejected {rejection.name}: {rejection.reason}")
-            print(f"{usable} examples to train on, {len(rejections)} rejected (rejected.json).")
+            print(
+                f"{usable} examples to train on, {len(rejections)} entries rejected "
+                "(rejected.json)."
+            )
             if unread:
                 print(f"{len(unread)} entries of --val_file rejected (rejected.json).")
-        share = len(rejections) / max(1, len(rejections) + usable)
+        share = len({rejection.name for rejection in rejections}) / max(1, entries)
         if share > self.options.max_rejected or not usable:
             first = rejections[0]
             raise InputError(
@@ -150,6 +176,9 @@ class Run:
     def train(self, examples: Sequence[Example], validation: Sequence[Example]) -> None:
         """Train all epochs that are left; a checkpoint, CER and state after each."""
         options, world = self.options, self.accelerator.num_processes
+        if self.accelerator.is_main_process:
+            self.log.line(f"validation: {len(validation)} examples")
+        self._check_same({"examples": _digest_of(examples)})
         per_epoch = -(-len(examples) // (options.batch_size * options.grad_accum * world))
         total = per_epoch * options.epochs
         shares = cosine(int(total * options.warmup), total)
@@ -173,7 +202,7 @@ class Run:
         rank = self.accelerator.process_index
         mine = [micro for step in plan for micro in step[rank]]
         data = dataset.Batches(examples, self.encoding, mine)
-        batches = iter(dataset.loader(data, self.options.workers))
+        batches = dataset.in_order(dataset.loader(data, self.options.workers))
         self.network.train()
         for step in plan:
             taken = [next(batches).to(self.accelerator.device) for _ in step[rank]]
@@ -206,6 +235,10 @@ class Run:
             progress.scaler = self.accelerator.scaler.state_dict()
         if self.accelerator.is_main_process:
             told = f", CER on validation {entry['cer']:.4f}" if validation else ""
+            if entry.get("failed"):
+                told += (
+                    f", {entry['failed']:.0f} of {len(validation)} could not be read (in the log)"
+                )
             self.log.line(f"epoch {epoch} took {seconds:.1f} s{told}")
             print(f"epoch {epoch} of {self.options.epochs}: {seconds:.0f} s{told}", flush=True)
             if progress.best == epoch:
@@ -253,12 +286,13 @@ class Run:
         if self.adapted is not None:
             lora.save_adapter(self.adapted, folder)
         else:
-            save_checkpoint(self.network, self.source, folder)
+            save_checkpoint(self.network, self.source, folder, stored_dtype(self.source))
 
     def _merge(self) -> None:
         best = self.options.output_dir / "best"
         merged = merge_adapter(load_network(self.source, "cpu", torch.float32), best)
-        save_checkpoint(merged, self.source, self.options.output_dir / "merged")
+        folder = self.options.output_dir / "merged"
+        save_checkpoint(merged, self.source, folder, stored_dtype(self.source))
         self.log.line("merged best/ into merged/")
 
 
@@ -270,14 +304,6 @@ def link_folder(source: Path, target: Path) -> None:
                 os.link(path, staging / path.name)
             except OSError:
                 shutil.copyfile(path, staging / path.name)
-
-
-def _check_output(options: TrainOptions) -> None:
-    if not options.resume and (options.output_dir / state.FOLDER).exists():
-        raise SettingsError(
-            f"{options.output_dir} holds a run already; add --resume to go on with it, or choose "
-            "another --output_dir."
-        )
 
 
 _PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
@@ -336,12 +362,19 @@ def _fixed(
         "tasks": list(options.tasks),
         "dtype": str(dtype),
         "effective_batch": options.batch_size * options.grad_accum * processes,
-        "checkpoint": {path.name: path.stat().st_size for path in sorted(source.glob("*.*"))
-                       if path.suffix in (".json", ".safetensors")},
+        # How balanced the routers are is not a sum over pages: it depends on which are together.
+        "batch_size": options.batch_size if options.balance else None,
+        "checkpoint": {path.name: _digest_of_file(path) for path in sorted(source.glob("*.*"))
+                       if path.suffix in (".json", ".safetensors") and path.is_file()},
         "train_file": _digest(options.train_file),
         "val_file": _digest(options.val_file) if options.val_file else None,
         "val_pages": options.val_pages if options.val_file else None,
     }  # fmt: skip
+
+
+def _digest_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(file: Path) -> str:
@@ -352,8 +385,8 @@ def _seed_of(seed: int, epoch: int, process: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{epoch}:{process}".encode()).digest()[:7])
 
 
-def _check_same(stored: dict[str, object], now: dict[str, object]) -> None:
-    changed = [name for name, value in now.items() if stored.get(name) != value]
-    if changed:
-        listed = ", ".join(f"{name} was {stored.get(name)!r}" for name in changed)
-        raise SettingsError(f"A run goes on with the settings it began with: {listed}.")
+def _digest_of(examples: Sequence[Example]) -> str:
+    """Hash of what is trained on: names, tasks, and the sizes of the pictures, bytes."""
+    sizes = {image: image.stat().st_size for image in {example.image for example in examples}}
+    rows = [f"{one.name}\0{one.task}\0{sizes[one.image]}" for one in examples]
+    return hashlib.sha256("\n".join(rows).encode("utf-8", "replace")).hexdigest()

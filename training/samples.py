@@ -14,6 +14,7 @@ refused inside texts, and no path leaves the data folder.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,12 @@ class Example:
     prompt: str
     answer: str
     name: str
+
+    @property
+    def page(self) -> str:
+        """Name of the sample, which several examples of locating share."""
+        located = tasks.TASKS[self.task].short == "locate"
+        return self.name.rpartition("#")[0] if located else self.name
 
 
 @dataclass(frozen=True)
@@ -283,7 +290,7 @@ def _sample(data_root: Path, entry: object) -> Sample:
     relative = image_path(values.get("image"))
     annotation = parse_annotation(values)
     image = data_root / relative
-    if not image.is_file():
+    if not os.path.isfile(image):  # Path.is_file raises where a name is too long
         raise AnnotationError(f"the picture {relative} is not in {data_root}.")
     return Sample(image, annotation, relative.with_suffix("").as_posix())
 

@@ -8,8 +8,9 @@ The pure middle of the evaluation:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import tasks
 from deepseek_ocr import grounding
@@ -21,6 +22,9 @@ from training.tables import html_tables, table_scores
 
 RATIO_BANDS = (0.0, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0)
 """Lower bounds of the bands of text tokens per vision token; the last has no upper one."""
+
+_PICTURE = re.compile(r"!\[[^\]\n]{0,200}\]\([^)\n]{0,500}\)")
+"""A picture in Markdown, as `to_markdown` puts one for every figure."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,15 @@ class Score:
     @property
     def page(self) -> str:
         """Name of the page, which several examples of locating share."""
-        name = self.example.name
-        located = tasks.TASKS[self.example.task].short == "locate"
-        return name.rpartition("#")[0] if located else name
+        return self.example.page
 
 
 @dataclass(frozen=True)
 class Band:
     """Pages of one band of compression: text tokens per vision token in [low, high).
 
-    `precision` is 1 less the normalised edit distance, on average; `ratio` the mean ratio.
+    `precision` is 1 less the normalised edit distance, on average, and `interval` its 95 % interval
+    (None of fewer than two pages); `ratio` is the mean ratio.
     """
 
     low: float
@@ -78,7 +81,8 @@ class Band:
     pages: int
     precision: float
     ratio: float
-    text_tokens: tuple[int, int] = field(default=(0, 0))
+    text_tokens: tuple[int, int] = (0, 0)
+    interval: tuple[float, float] | None = None
 
 
 def evaluate(examples: Sequence[Example], read: Read) -> list[Score]:
@@ -106,8 +110,12 @@ def score(example: Example, prediction: Prediction) -> Score:
 
 
 def comparable(text: str, short: str) -> str:
-    """What of `text` is compared as text: Markdown without tags, anything else as it is."""
-    return grounding.to_markdown(text) if short == "markdown" else text
+    """What of `text` is compared as text: Markdown without tags and without pictures, anything
+    else as it is. Whether a picture was found is what boxes measure."""
+    if short != "markdown":
+        return text
+    without = _PICTURE.sub("", grounding.to_markdown(text))
+    return re.sub(r"\n{3,}", "\n\n", without).strip("\n")
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, dict[str, Figure]]:
@@ -121,7 +129,10 @@ def summarise(scores: Sequence[Score]) -> dict[str, dict[str, Figure]]:
 
 
 def precision_by_ratio(scores: Sequence[Score]) -> list[Band]:
-    """The paper's table of precision by compression: one band a line, empty bands left out."""
+    """Precision by compression, after the table in the model's paper: empty bands are left out.
+
+    Pages that failed are in none: nobody knows their vision tokens.
+    """
     bands: list[Band] = []
     known = [score for score in scores if "compression" in score.shares]
     for low, high in zip(RATIO_BANDS, (*RATIO_BANDS[1:], None), strict=True):
@@ -131,18 +142,26 @@ def precision_by_ratio(scores: Sequence[Score]) -> list[Band]:
             if _ratio(score) >= low and (high is None or _ratio(score) < high)
         ]
         if inside:
-            tokens = [int(score.shares["compression"][0]) for score in inside]
-            bands.append(
-                Band(
-                    low,
-                    high,
-                    len(inside),
-                    1 - sum(score.shares["ned"][0] for score in inside) / len(inside),
-                    sum(_ratio(score) for score in inside) / len(inside),
-                    (min(tokens), max(tokens)),
-                )
-            )
+            bands.append(_band(low, high, inside))
     return bands
+
+
+def _band(low: float, high: float | None, scores: Sequence[Score]) -> Band:
+    precisions: list[Share] = [(1 - score.shares["ned"][0], 1.0) for score in scores]
+    precision = figures({"precision": precisions})["precision"]
+    interval = None
+    if precision.low is not None and precision.high is not None:
+        interval = (precision.low, precision.high)
+    tokens = [int(score.shares["compression"][0]) for score in scores]
+    return Band(
+        low,
+        high,
+        len(scores),
+        precision.value,
+        sum(_ratio(score) for score in scores) / len(scores),
+        (min(tokens), max(tokens)),
+        interval,
+    )
 
 
 def _ratio(score: Score) -> float:

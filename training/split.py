@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from deepseek_ocr.errors import InputError, OcrError
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train, test = split(found.samples, flags.test_fraction, flags.seed)
         write_all(
             {
-                flags.output_dir / "rejected.json": json_bytes(_rejections(found.rejections)),
+                flags.output_dir / "rejected.json": json_bytes(list(map(asdict, found.rejections))),
                 flags.output_dir / "test.json": samples_to_json(flags.data_root, test),
                 flags.output_dir / "train.json": samples_to_json(flags.data_root, train),
             }
@@ -91,22 +92,22 @@ def gather(data_root: Path, output_dir: Path) -> Found:
     """Check every picture and annotation below `data_root`; what `output_dir` holds of an earlier
     split is passed over, and so is what begins with a dot.
 
-    Raises `InputError` where there is no such folder.
+    Raises `InputError` where there is no such folder, or where a split would be written over an
+    annotation.
     """
     if not data_root.is_dir():
         raise InputError(f"{data_root} is not a folder; give the one that holds the pictures.")
     pictures: dict[Path, list[Path]] = defaultdict(list)
     annotations: set[Path] = set()
-    earlier = {(output_dir / name).resolve() for name in OUTPUTS}
-    for path in sorted(data_root.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(data_root).parts)
-        if hidden or not path.is_file():
-            continue
+    outputs = {(output_dir / name).resolve() for name in OUTPUTS}
+    found = Found()
+    for path in _files(data_root, found):
         if path.suffix.lower() in SUFFIXES:
             pictures[path.with_suffix("")].append(path)
-        elif path.suffix.lower() == ".json" and path.resolve() not in earlier:
+        elif path.suffix.lower() == ".json" and path.resolve() not in outputs:
             annotations.add(path)
-    found = Found()
+        elif path.suffix.lower() == ".json":
+            _check_earlier(path)
     for stem in track(sorted(pictures), len(pictures), "checking"):
         _take(found, data_root, pictures[stem])
     for path in sorted(annotations):
@@ -152,6 +153,38 @@ def pixel_hash(image_path: Path) -> tuple[str, bool]:
     return digest.hexdigest(), bool(image.info.get("more_pages"))
 
 
+def _files(data_root: Path, found: Found) -> Iterator[Path]:
+    """The files below `data_root` that are not hidden; folders that are not searched are rejected,
+    so that nobody misses their pages unawares."""
+
+    def reject(error: OSError) -> None:
+        _reject(found, data_root, Path(error.filename), f"cannot be read: {error.strerror}.")
+
+    for folder, folders, names in os.walk(data_root, onerror=reject):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:
+            if (linked := Path(folder, name)).is_symlink():
+                reason = "links to folders are not followed; copy it, or split it on its own."
+                _reject(found, data_root, linked, reason)
+        for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
+            try:
+                if path.is_file():
+                    yield path
+            except OSError as error:
+                reject(error)
+
+
+def _check_earlier(path: Path) -> None:
+    """Raises `InputError` where `path`, which will be written, was not written by a split."""
+    with path.open("rb") as file:
+        begin = file.read(64)
+    if not begin.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        raise InputError(
+            f"{path} is no earlier split and would be written over; rename it (with its picture), "
+            "or choose another --output_dir."
+        )
+
+
 def _take(found: Found, data_root: Path, pictures: list[Path]) -> None:
     """Add the pair of a picture and its annotation to `found`, or the reason why not."""
     image = pictures[0]
@@ -185,13 +218,6 @@ def _reject(found: Found, data_root: Path, path: Path, reason: str) -> None:
 
 def _by_name(samples: Iterable[Sample]) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample.name)
-
-
-def _rejections(rejections: Sequence[Rejection]) -> list[dict[str, str]]:
-    return [
-        {"name": one_line(rejection.name), "reason": one_line(rejection.reason)}
-        for rejection in rejections
-    ]
 
 
 def _summarise(found: Found, train: Sequence[Sample], test: Sequence[Sample]) -> None:

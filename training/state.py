@@ -13,8 +13,9 @@ from torch import nn
 
 from deepseek_ocr.errors import CheckpointError
 from training.checkpoints import replacing_folder, save_tensors
+from training.files import STATE
 
-FOLDER, COUNTERS, TENSORS = "state", "state.json", "state.safetensors"
+COUNTERS, TENSORS = "state.json", "state.safetensors"
 
 
 @dataclass
@@ -47,7 +48,7 @@ def save_state(
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"{key}:{name}"] = value
     tensors = {name: value.to("cpu").contiguous() for name, value in tensors.items()}
-    with replacing_folder(folder / FOLDER) as staging:
+    with replacing_folder(folder / STATE) as staging:
         save_tensors(tensors, staging / TENSORS)
         text = json.dumps(asdict(progress), indent=1)
         (staging / COUNTERS).write_text(text + "\n", encoding="utf-8")
@@ -55,7 +56,7 @@ def save_state(
 
 def read_progress(folder: Path) -> Progress:
     """The counters of a run that stopped. Raises `CheckpointError` where there are none."""
-    path = folder / FOLDER / COUNTERS
+    path = folder / STATE / COUNTERS
     try:
         return Progress(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
@@ -72,7 +73,7 @@ def restore(folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer) 
 
     Raises `CheckpointError` where they do not fit.
     """
-    path = folder / FOLDER / TENSORS
+    path = folder / STATE / TENSORS
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:

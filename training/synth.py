@@ -10,9 +10,11 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from io import BytesIO
@@ -29,7 +31,12 @@ from training.files import write_bytes
 from training.layouts import Block, Canvas, Glyph, PixelBox, Style
 from training.samples import Annotation, LabelledRegion, Reference, annotation_to_json
 
+MADE, COULD_NOT_MAKE, INTERRUPTED = 0, 2, 130
+
 KINDS = ("lines", "full", "article", "table", "chart", "blank")
+
+_DRAWN = tuple(kind for kind in KINDS if kind != "blank")
+"""Kinds that a data set may hold: an empty page has an empty annotation."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,7 @@ def _with_effects(
     and by how many degrees it was turned."""
     angle = 0.0
     if rng.random() < share:
-        angle = rng.uniform(-2, 2)
+        angle = _angle_that_fits(rng.uniform(-2, 2), blocks, image.size)
         image = image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=ground)
         blocks = [_turned(block, angle, image.size) for block in blocks]
     if rng.random() < share:
@@ -179,6 +186,24 @@ def _with_effects(
         image = Image.open(packed)
         image.load()
     return image, blocks, angle
+
+
+def _angle_that_fits(angle: float, blocks: list[Block], size: tuple[int, int]) -> float:
+    """As much of a turn by `angle` degrees as leaves all print on the page: long pages take less.
+
+    Halved and not drawn again, so that what is drawn after it stays the same.
+    """
+    boxes = [box for block in blocks for box in (block.box, *(box for _, box in block.lines))]
+    for _ in range(8):
+        if all(_is_on_page(_turned_box(box, angle, size), size) for box in boxes):
+            return angle
+        angle /= 2
+    return 0.0
+
+
+def _is_on_page(box: PixelBox, size: tuple[int, int]) -> bool:
+    left, top, right, bottom = box
+    return min(left, top) >= 0 and right <= size[0] and bottom <= size[1]
 
 
 def _turned(block: Block, angle: float, size: tuple[int, int]) -> Block:
@@ -244,12 +269,19 @@ def to_thousandths(box: PixelBox, size: tuple[int, int]) -> tuple[int, int, int,
 def write_pages(
     folder: Path, recipe: Recipe, numbers: Sequence[int], seed: int, processes: int
 ) -> Iterator[Path]:
-    """Write page after page into `folder` as `000001.png` and `.json`; yields each picture."""
+    """Write page after page into `folder` as `000001.png` and `.json`; yields each picture.
+
+    Raises `SettingsError` where no text fits, `InputError` where there are no fonts, `OutputError`
+    where a page cannot be written, and `BrokenProcessPool` where one of several processes died.
+    """
     write = partial(_write_page, folder, recipe, seed)
     if processes == 1:
         yield from map(write, numbers)
         return
-    with ProcessPoolExecutor(processes) as pool:
+    # Ctrl-C reaches every process: this one tells of it, the others finish what they have begun.
+    with ProcessPoolExecutor(
+        processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
         yield from pool.map(write, numbers, chunksize=16)
 
 
@@ -271,21 +303,47 @@ def page_seed(seed: int, number: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a folder of pages; exit status 0, or 2 where it could not start or write."""
+    """Make the folder of pages that `arguments` ask for; the exit status is in the help text."""
     given = _parser().parse_args(arguments)
     try:
-        recipe = _recipe(given)
-        given.output.mkdir(parents=True, exist_ok=True)
-        made = write_pages(
-            given.output, recipe, range(1, given.pages + 1), given.seed, given.processes
-        )
-        for _ in progress.track(made, given.pages, "pages"):
-            pass
+        _make(given)
     except (OcrError, OSError) as error:
-        print(f"synth: {error}", file=sys.stderr)
-        return 2
+        _complain(str(error))
+        return COULD_NOT_MAKE
+    except BrokenProcessPool:
+        _complain(
+            "a process that draws pages was ended from outside, mostly for want of memory; "
+            "choose fewer --processes."
+        )
+        return COULD_NOT_MAKE
+    except KeyboardInterrupt:
+        _complain(
+            f"interrupted; the pages made so far are in {given.output}, and the same command "
+            "makes them all."
+        )
+        return INTERRUPTED
     print(f"{given.pages} pages with annotations are in {given.output}.")
-    return 0
+    return MADE
+
+
+def _make(given: argparse.Namespace) -> None:
+    recipe = _recipe(given)
+    given.output.mkdir(parents=True, exist_ok=True)
+    numbers = range(1, given.pages + 1)
+    made = write_pages(given.output, recipe, numbers, given.seed, given.processes)
+    for _ in progress.track(made, given.pages, "pages"):
+        pass
+    others = len(list(given.output.glob("*.png"))) - given.pages
+    if others > 0:
+        _complain(
+            f"{given.output} holds {others} more pages from before; choose an empty --output to "
+            "have only these."
+        )
+
+
+def _complain(message: str) -> None:
+    """Tell on standard error what went otherwise than asked."""
+    print(f"synth: {message}", file=sys.stderr)
 
 
 def _recipe(given: argparse.Namespace) -> Recipe:
@@ -306,13 +364,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m training.synth",
         description="Make synthetic pages with exact annotations for every task: plain text, "
         "regions with boxes, a line to locate, a chart's content.",
-        epilog="Example: python -m training.synth --output build/pages --pages 1000 --seed 1",
+        epilog="Example: python -m training.synth --output build/pages --pages 1000 --seed 1. "
+        "Exit status: 0 all pages were made, 2 it could not start or write, 130 interrupted.",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--pages", type=positive, default=100, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="same seed and fonts, same pages")
     parser.add_argument(
-        "--kinds", nargs="+", choices=KINDS, help=f"default: {', '.join(MIXED.kinds)}, in shares"
+        "--kinds", nargs="+", choices=_DRAWN, help=f"default: {', '.join(MIXED.kinds)}, in shares"
     )
     parser.add_argument(
         "--clean", action="store_true", help="only clean lines of English, nothing else by default"

@@ -4,9 +4,9 @@ Model output is hostile: what is not closed ends with the text, sizes are bounde
 is built, spans are clamped, and a table inside a cell is the text of that cell.
 
 TEDS (tree edit distance based similarity, Zhong et al., 2019, arXiv 1911.10683): 1 less the edit
-distance of the two trees over the nodes of the larger. Inserting or deleting a node costs 1,
-changing a cell's spans 1, its text the normalised edit distance. Before, `th` becomes `td`, and
-`thead`, `tbody` and `tfoot` are dropped, as they are a matter of taste.
+distance of the two trees over the nodes of the larger, and never less than 0. Inserting or deleting
+a node costs 1, changing a cell's spans 1, its text the normalised edit distance. Before, `th`
+becomes `td`, and `thead`, `tbody` and `tfoot` are dropped, as they are a matter of taste.
 """
 
 from __future__ import annotations
@@ -85,11 +85,14 @@ def html_tables(text: str) -> list[Rows]:
 
 
 def markdown_tables(text: str) -> list[Rows]:
-    """The pipe tables in `text`: a row, a rule of dashes, further rows."""
+    """The pipe tables in `text`: a row, a rule of dashes, further rows.
+
+    Of one page `MOST_CELLS` cells at most, all tables together; what is beyond is left out.
+    """
     tables: list[Rows] = []
     lines = text.splitlines()
-    at = 1
-    while at < len(lines) and len(tables) < MOST_TABLES:
+    at, left = 1, MOST_CELLS
+    while at < len(lines) and len(tables) < MOST_TABLES and left > 0:
         line = lines[at].strip()
         if "-" not in line or len(line) > 10_000 or not _RULE.fullmatch(line):
             at += 1
@@ -100,8 +103,9 @@ def markdown_tables(text: str) -> list[Rows]:
             at += 1
         head, rule = _pipe_row(lines[start - 1]), _pipe_row(lines[start])
         if "|" in lines[start - 1] and len(head) == len(rule):
-            body = lines[start + 1 : at][:MOST_CELLS]
-            tables.append((head, *(_pipe_row(row) for row in body)))
+            rows = _pipe_rows([lines[start - 1], *lines[start + 1 : at]], left)
+            left -= sum(len(row) for row in rows)
+            tables.append(rows)
     return tables
 
 
@@ -138,7 +142,8 @@ def teds(truth: Rows, predicted: Rows) -> float:
     if node_count(predicted) > MOST_NODES:
         return 0.0
     distance = APTED(_tree(truth), _tree(predicted), _Costs()).compute_edit_distance()
-    return 1.0 - float(distance) / max(node_count(truth), node_count(predicted))
+    # Trees of other shapes may be further apart than the larger has nodes.
+    return max(0.0, 1.0 - float(distance) / max(node_count(truth), node_count(predicted)))
 
 
 def table_scores(truth: Sequence[Rows], predicted: Sequence[Rows]) -> list[float | None]:
@@ -237,11 +242,23 @@ def _span(value: str | None) -> int:
     return min(max(int(digits), 1), _LARGEST_SPAN) if known else 1
 
 
-def _pipe_row(line: str) -> tuple[Cell, ...]:
+def _pipe_rows(lines: Sequence[str], most: int) -> Rows:
+    """The rows in `lines`, until they hold `most` cells."""
+    rows: list[tuple[Cell, ...]] = []
+    for line in lines:
+        if most <= 0:
+            break
+        rows.append(_pipe_row(line, most))
+        most -= len(rows[-1])
+    return tuple(rows)
+
+
+def _pipe_row(line: str, most: int = MOST_CELLS) -> tuple[Cell, ...]:
+    """The first `most` cells of a row; it has one at least."""
     inner = line.strip().removeprefix("|")
     inner = inner[:-1] if inner.endswith("|") and not inner.endswith("\\|") else inner
-    parts = re.split(r"(?<!\\)\|", inner[:LONGEST_TABLE])
-    return tuple(Cell(normalise(part.replace("\\|", "|"))) for part in parts[:MOST_CELLS])
+    parts = re.split(r"(?<!\\)\|", inner[:LONGEST_TABLE], maxsplit=most)
+    return tuple(Cell(normalise(part.replace("\\|", "|"))) for part in parts[:most])
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import tasks
 import weights
 from deepseek_ocr.errors import InputError, OcrError
-from training.options import TrainOptions, parse
+from fetching.console import one_line
+from training.options import TrainOptions, check_output, parse
 from training.samples import Example, Rejection, examples_of, load_samples, write_rejections
 
 DONE, SOME_REJECTED, COULD_NOT_START, INTERRUPTED = 0, 1, 2, 130
@@ -26,56 +28,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         rejected = run(options)
     except OcrError as error:
-        print(f"train: {error}", file=sys.stderr)
+        _tell(str(error))
         return COULD_NOT_START
     except KeyboardInterrupt:
-        print(
-            f"train: interrupted; the same command with --resume goes on after the last finished "
-            f"epoch in {options.output_dir}.",
-            file=sys.stderr,
+        _tell(
+            "interrupted; the same command with --resume goes on after the last finished epoch in "
+            f"{options.output_dir}."
         )
         return INTERRUPTED
+    except ImportError as error:
+        _tell(f"{error}; training needs more packages than reading: see training/README.md.")
+        return COULD_NOT_START
+    except (RuntimeError, MemoryError) as error:
+        from deepseek_ocr.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        _tell(
+            "out of memory; take fewer pages at once (--batch_size 1 with more --grad_accum), a "
+            "smaller --resolution or --max_tokens, or --lora instead of --full."
+        )
+        return COULD_NOT_START
     return SOME_REJECTED if rejected else DONE
 
 
 def run(options: TrainOptions) -> int:
-    """Train, and give the number of samples that could not be used; 0 in several processes.
+    """Train, and give the number of entries that could not be used; 0 in several processes.
 
     Raises the errors of `errors.py`; what was finished before one stays in the output folder.
     """
     folder = weights.ensure(options.settings.model, Path(options.settings.checkpoints), fetch=False)
-    examples, rejections = usable_examples(options, "train", options.train_file)
-    validation, unread = (
-        usable_examples(options, "validation", options.val_file) if options.val_file else ([], [])
-    )
+    check_output(options)
+    train = usable_examples(options, options.train_file)
+    validation = Usable([], [], 0)
+    if options.val_file:
+        validation = compared(usable_examples(options, options.val_file), options.val_pages)
+    _check_usable(options, train, validation)
     from training.run import Run  # imports torch: seconds
 
     training = Run.prepare(options, folder)
-    examples, more = training.checked(examples)
-    rejections += more
-    training.tell_rejections(rejections, len(examples), unread)
-    training.train(examples, compared(validation, options.val_pages))
+    examples, more = training.checked(train.examples)
+    rejections = [*train.rejections, *more]
+    training.tell_rejections(rejections, len(examples), train.entries, validation.rejections)
+    training.train(examples, validation.examples)
     # A launcher takes any other status of one of its processes for a failure of them all.
-    return len(rejections) + len(unread) if training.accelerator.num_processes == 1 else 0
+    alone = training.accelerator.num_processes == 1
+    return len(rejections) + len(validation.rejections) if alone else 0
 
 
-def compared(validation: list[Example], pages: int) -> list[Example]:
-    """The examples of the first `pages` pages that have a text to compare; those of locating,
-    whose answers are numbers, where there are no others."""
-    texts = [one for one in validation if tasks.TASKS[one.task].short != "locate"] or validation
-    first = set(list(dict.fromkeys(example.image for example in texts))[:pages])
-    return [example for example in texts if example.image in first]
+@dataclass(frozen=True)
+class Usable:
+    """What the entries of a file teach, those that teach nothing, and how many there are."""
+
+    examples: list[Example]
+    rejections: list[Rejection]
+    entries: int
 
 
-def usable_examples(
-    options: TrainOptions, name: str, file: Path
-) -> tuple[list[Example], list[Rejection]]:
-    """What the samples listed in `file`, called `name` in `rejected.json`, teach for the tasks
-    asked, and those that teach nothing.
+def usable_examples(options: TrainOptions, file: Path) -> Usable:
+    """What the samples listed in `file` teach for the tasks asked.
 
-    Raises `InputError` where nothing at all can be used, and `OutputError`.
+    Raises `InputError` where there is no such list.
     """
     samples, rejections = load_samples(options.data_root, file, _tell)
+    entries = len(samples) + len(rejections)
     examples: list[Example] = []
     for sample in samples:
         found = examples_of(sample, options.tasks)
@@ -83,15 +99,49 @@ def usable_examples(
         if not found:
             names = ", ".join(tasks.TASKS[task].short for task in options.tasks)
             rejections.append(Rejection(sample.name, f"its annotation has nothing for {names}."))
-    if not examples:
-        write_rejections(options.output_dir, {name: rejections})
-        first = f" First: {rejections[0].name}: {rejections[0].reason}" if rejections else ""
-        raise InputError(f"{file} holds nothing to train on ({len(rejections)} rejected).{first}")
-    return examples, rejections
+    return Usable(examples, rejections, entries)
+
+
+def compared(validation: Usable, pages: int) -> Usable:
+    """The examples of the first `pages` pages that have a text to compare; those of locating,
+    whose answers are numbers, where there are no others. Answers without any text are rejected."""
+    from training.scoring import comparable  # imports scipy: a second
+
+    texts: list[Example] = []
+    located: list[Example] = []
+    rejections = list(validation.rejections)
+    for one in validation.examples:
+        short = tasks.TASKS[one.task].short
+        if not comparable(one.answer, short).strip():
+            rejections.append(Rejection(one.page, f"its answer for {short} holds no text."))
+        else:
+            (located if short == "locate" else texts).append(one)
+    chosen = texts or located
+    first = set(list(dict.fromkeys(example.image for example in chosen))[:pages])
+    chosen = [example for example in chosen if example.image in first]
+    return Usable(chosen, rejections, validation.entries)
+
+
+def _check_usable(options: TrainOptions, train: Usable, validation: Usable) -> None:
+    """Raises `InputError` where one of the files holds nothing that can be used; what is wrong with
+    each entry is then in `rejected.json`."""
+    given = [("train", options.train_file, train)]
+    if options.val_file:
+        given.append(("validation", options.val_file, validation))
+    for _, file, found in given:
+        if found.examples:
+            continue
+        rejections = {name: one.rejections for name, _, one in given}
+        write_rejections(options.output_dir, rejections)
+        some = found.rejections
+        first = f" First: {some[0].name}: {some[0].reason}" if some else ""
+        raise InputError(
+            f"{file} holds nothing for --task that can be used ({len(some)} rejected).{first}"
+        )
 
 
 def _tell(text: str) -> None:
-    print(f"train: {text}", file=sys.stderr)
+    print(f"train: {one_line(text, most=1000)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
