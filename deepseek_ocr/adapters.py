@@ -80,6 +80,8 @@ def _fill(wrapped: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     if strangers := sorted(places.keys() ^ tensors.keys()):
         raise CheckpointError(f"{strangers[0]} and {len(strangers) - 1} other tensors differ")
     for name, values in tensors.items():
+        if values.shape != places[name].shape:
+            raise CheckpointError(f"{name} is {list(values.shape)}, not {list(places[name].shape)}")
         places[name].copy_(values)
 
 
