@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.model import Network
+from deepseek_ocr.settings import LARGEST_RANK
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 """peft's names for an adapter's two files. Pickled adapters are not read: they can run code."""
@@ -27,8 +28,6 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 WHOLE = "trained_parameters.safetensors"
 """Parameters that were trained whole beside the adapter (the vision encoder), by their names in
 the library's network. Not every adapter has any."""
-
-_LARGEST_RANK = 4096
 
 _NAME = re.compile(r"[\w.]{1,256}", re.ASCII)
 """A dotted name of a module or parameter, or the end of one. peft takes other strings for patterns,
@@ -134,7 +133,7 @@ def _escaped(by_name: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_rank(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_RANK
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_RANK
 
 
 def _is_scale(value: object) -> bool:
@@ -163,7 +162,7 @@ def _is_by_name(value: object, fits: Callable[[Any], bool]) -> bool:
     )
 
 
-_RANK = f"a rank from 1 to {_LARGEST_RANK}"
+_RANK = f"a rank from 1 to {LARGEST_RANK}"
 
 _LIST = (
     f"a list of up to {_MOST_NAMES} plain names like layers.0.self_attn.q_proj (write the list of "

@@ -16,6 +16,9 @@ convolutions."""
 LARGEST_VIEW = 1280
 """Largest view side in pixels that the model was trained for (preset Large)."""
 
+LARGEST_RANK = 4096
+"""Of a LoRA adapter, trained or read: a config may ask for any, and memory is taken by it."""
+
 TABLE_TOKENS = ("<td>", "</td>", "<tr>", "</tr>")
 """Tokens of the official tokenizer that tables, which the model writes in HTML, repeat."""
 

@@ -17,6 +17,7 @@ import weights
 from deepseek_ocr.engine import OcrEngine
 from deepseek_ocr.images import Views
 from deepseek_ocr.model import Network, load_network
+from deepseek_ocr.prompts import Codec
 
 if TYPE_CHECKING:
     from tests.serving_world import Server
@@ -117,6 +118,18 @@ def golden() -> dict[str, torch.Tensor]:
 def pocket() -> OcrEngine:
     """The bundled model, which really reads."""
     return OcrEngine.load(POCKET, "cpu", "float32")
+
+
+@pytest.fixture(scope="session")
+def codec(pocket: OcrEngine) -> Codec:
+    """The bundled model's."""
+    return pocket.codec
+
+
+@pytest.fixture
+def network() -> Network:
+    """A fresh copy of the bundled model in float32, every weight trainable."""
+    return load_network(POCKET, "cpu", "float32").train().requires_grad_(True)
 
 
 @pytest.fixture(scope="session")

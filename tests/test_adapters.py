@@ -13,7 +13,6 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from deepseek_ocr.adapters import CONFIG, TENSORS, merge_adapter, quiet_peft
-from deepseek_ocr.engine import OcrEngine
 from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.model import Network, load_network
 from deepseek_ocr.prompts import Codec
@@ -22,17 +21,6 @@ from tests.test_training import pocket_batch
 from training import lora
 from training.objective import Objective, hidden_states
 from training.optimisation import OptimiserSettings, Stepper
-
-
-@pytest.fixture
-def network() -> Network:
-    """A fresh copy of the bundled model in float32, every weight trainable."""
-    return load_network(POCKET, "cpu", "float32").train().requires_grad_(True)
-
-
-@pytest.fixture(scope="module")
-def codec(pocket: OcrEngine) -> Codec:
-    return pocket.codec
 
 
 def test_lora_touches_the_decoder_and_nothing_else(network: Network) -> None:

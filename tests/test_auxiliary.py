@@ -10,11 +10,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.images import make_views
 from deepseek_ocr.model import Network, load_network
-from deepseek_ocr.prompts import Codec, load_codec
+from deepseek_ocr.prompts import Codec
 from deepseek_ocr.settings import CropSettings
 from tests.conftest import POCKET
 from training import auxiliary, objective, pocket, synth
@@ -27,17 +26,6 @@ from training.synth import Recipe
 from training.untrained import write_untrained
 
 PAGE = synth.make_page(Recipe(effects=0.0, dark=0.0), 7)
-
-
-@pytest.fixture
-def network() -> Network:
-    return load_network(POCKET, "cpu", torch.float32).train().requires_grad_(True)
-
-
-@pytest.fixture(scope="module")
-def codec() -> Codec:
-    text = read_config(POCKET).text_config
-    return load_codec(POCKET, text.bos_token_id, frozenset([text.eos_token_id]), 3)
 
 
 @pytest.mark.parametrize("view", [256, 512, 640, 1024])

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from deepseek_ocr import model
-from deepseek_ocr.engine import OcrEngine
 from deepseek_ocr.errors import GenerationError
 from deepseek_ocr.images import Views
 from deepseek_ocr.model import Network, load_network
@@ -57,17 +56,6 @@ def pocket_batch(codec: Codec, texts: Sequence[str], side: int = 128) -> Batch:
         encode_example(codec, view(at, side), PROMPT, text, 500) for at, text in enumerate(texts)
     ]
     return collate(encoded, pad_id=2)
-
-
-@pytest.fixture
-def network() -> Network:
-    """A fresh copy of the bundled model in float32, every weight trainable."""
-    return load_network(POCKET, "cpu", "float32").train().requires_grad_(True)
-
-
-@pytest.fixture(scope="module")
-def codec(pocket: OcrEngine) -> Codec:
-    return pocket.codec
 
 
 # --- what teaches ---------------------------------------------------------------------------------

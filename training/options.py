@@ -10,12 +10,9 @@ from pathlib import Path
 import configuration
 import tasks
 from deepseek_ocr.errors import OcrError, SettingsError
-from deepseek_ocr.settings import DecodeSettings
+from deepseek_ocr.settings import LARGEST_RANK, DecodeSettings
 from training.arguments import positive
 from training.files import STATE
-
-LARGEST_RANK = 4096
-"""Of adapters; `deepseek_ocr.adapters` reads no larger ones."""
 
 _EPILOG = """\
 examples:

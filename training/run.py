@@ -26,6 +26,7 @@ from deepseek_ocr.errors import DeviceError, InputError, OcrError, SettingsError
 from deepseek_ocr.model import Network, load_network
 from deepseek_ocr.prompts import Codec, load_codec
 from deepseek_ocr.settings import DecodeSettings
+from deepseek_ocr.store import checkpoint_digest, file_digest
 from fetching.console import one_line
 from training import dataset, lora, metrics, state
 from training.checkpoints import (
@@ -36,7 +37,7 @@ from training.checkpoints import (
 )
 from training.curves import write_curve
 from training.experiment import ExperimentLog
-from training.files import STATE, read_text, writing
+from training.files import STATE, writing
 from training.objective import Objective, route_in_float32
 from training.optimisation import OptimiserSettings, Stepper, StepResult, cosine
 from training.options import TrainOptions, check_output
@@ -364,21 +365,11 @@ def _fixed(
         "effective_batch": options.batch_size * options.grad_accum * processes,
         # How balanced the routers are is not a sum over pages: it depends on which are together.
         "batch_size": options.batch_size if options.balance else None,
-        "checkpoint": {path.name: _digest_of_file(path) for path in sorted(source.glob("*.*"))
-                       if path.suffix in (".json", ".safetensors") and path.is_file()},
-        "train_file": _digest(options.train_file),
-        "val_file": _digest(options.val_file) if options.val_file else None,
+        "checkpoint": checkpoint_digest(source),
+        "train_file": file_digest(options.train_file),
+        "val_file": file_digest(options.val_file) if options.val_file else None,
         "val_pages": options.val_pages if options.val_file else None,
-    }  # fmt: skip
-
-
-def _digest_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(read_text(file).encode("utf-8")).hexdigest()
+    }
 
 
 def _seed_of(seed: int, epoch: int, process: int) -> int:
