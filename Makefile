@@ -37,7 +37,7 @@ $(READY): requirements-local.txt
 	@touch $@
 
 demo: $(READY)
-	@echo "Reading examples/fruit.png with the bundled model: a toy of 15 MB that reads a few"
+	@echo "Reading examples/fruit.png with the bundled model: a toy of 16 MB that reads a few"
 	@echo "large printed words. Real pages need the 6.7 GB checkpoint: checkpoints/README.md."
 	@echo
 	$(BIN)/python ocr.py --model pocket examples/fruit.png

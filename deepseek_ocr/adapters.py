@@ -52,8 +52,9 @@ def merge_adapter(network: Network, folder: Path) -> Network:
             "checkpoint where peft is at hand (training.train --merge)."
         ) from error
     try:
-        with quiet_peft():
-            wrapped = get_peft_model(network, LoraConfig(**config))
+        # On the meta device nothing is allocated: a config may claim any rank.
+        with quiet_peft(), torch.device("meta"):
+            wrapped = get_peft_model(network, LoraConfig(**config), low_cpu_mem_usage=True)
         _fill(wrapped, _tensors(folder / TENSORS))
         merged: Network = wrapped.merge_and_unload(safe_merge=True)
         _take_whole(merged, folder / WHOLE)
@@ -65,23 +66,35 @@ def merge_adapter(network: Network, folder: Path) -> Network:
     return merged.requires_grad_(False).eval()
 
 
-@torch.no_grad()
 def _fill(wrapped: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Put the adapter's tensors where they belong, every one of them.
+    """Put the adapter's tensors where they belong, once every one of them fits.
 
     peft's own function would first rename them as if they came from an official checkpoint.
     """
     places = {
-        name.replace(".default.", "."): parameter
-        for name, parameter in wrapped.named_parameters()
+        name.replace(".default.", "."): name
+        for name, _ in wrapped.named_parameters()
         if "lora_" in name
     }
     if strangers := sorted(places.keys() ^ tensors.keys()):
         raise CheckpointError(f"{strangers[0]} and {len(strangers) - 1} other tensors differ")
     for name, values in tensors.items():
-        if values.shape != places[name].shape:
-            raise CheckpointError(f"{name} is {list(values.shape)}, not {list(places[name].shape)}")
-        places[name].copy_(values)
+        wanted = wrapped.get_parameter(places[name]).shape
+        if values.shape != wanted:
+            raise CheckpointError(f"{name} is {list(values.shape)}, not {list(wanted)}")
+    for name, values in tensors.items():
+        adapted: Any = wrapped.get_submodule(places[name].partition(".lora_")[0])
+        device = next(adapted.get_base_layer().parameters()).device
+        dtype = wrapped.get_parameter(places[name]).dtype
+        _replace(wrapped, places[name], values.to(device, dtype))
+
+
+def _replace(module: torch.nn.Module, name: str, values: torch.Tensor) -> None:
+    """Make `values` the parameter called `name`: not a copy into the old one, which may be the
+    checkpoint's own file, or nothing but a shape."""
+    owner, _, leaf = name.rpartition(".")
+    parameter = torch.nn.Parameter(values, requires_grad=False)
+    setattr(module.get_submodule(owner), leaf, parameter)
 
 
 @contextmanager
@@ -194,7 +207,6 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} is damaged ({error}); copy it again.") from error
 
 
-@torch.no_grad()
 def _take_whole(network: Network, path: Path) -> None:
     if not path.is_file():
         return
@@ -203,7 +215,4 @@ def _take_whole(network: Network, path: Path) -> None:
         if name not in parameters or parameters[name].shape != values.shape:
             raise CheckpointError(f"{path} holds {name}, which this model does not have.")
         target = parameters[name]
-        owner, _, leaf = name.rpartition(".")
-        # A new tensor, not a copy into the old one: that may be the checkpoint's own file.
-        changed = torch.nn.Parameter(values.to(target.device, target.dtype), requires_grad=False)
-        setattr(network.get_submodule(owner), leaf, changed)
+        _replace(network, name, values.to(target.device, target.dtype))

@@ -180,6 +180,18 @@ def test_a_pattern_of_modules_is_to_be_written_as_a_list(tmp_path: Path) -> None
         merge_adapter(torch.nn.Module(), tmp_path)
 
 
+def test_a_rank_that_no_tensor_has_allocates_nothing(network: Network, tmp_path: Path) -> None:
+    write_config(tmp_path, r=4096, target_parameters=["experts.down_proj"])
+    save_file({"lora_A": torch.zeros(1)}, tmp_path / TENSORS)
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with (
+        torch.profiler.profile(activities=[cpu], profile_memory=True) as profile,
+        pytest.raises(CheckpointError, match="does not fit"),
+    ):
+        merge_adapter(network, tmp_path)
+    assert sum(max(0, event.self_cpu_memory_usage) for event in profile.events()) < 2**20
+
+
 def random_adapter(network: Network, folder: Path, **settings: object) -> Network:
     """`network` with an adapter of random weights merged, which is saved into `folder`."""
     with quiet_peft():

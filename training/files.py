@@ -30,8 +30,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}; make room, or choose another "
-            "--output_dir."
+            f"{path} cannot be written: {error.strerror or error}; make room, or choose "
+            "another output folder."
         ) from error
 
 

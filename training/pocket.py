@@ -265,6 +265,9 @@ _CLEAN = replace(synth.CLEAN_LINES, random_share=0.1, kinds={"lines": 0.95, "bla
 _SMALL = replace(_CLEAN, smallest=22, largest=32)
 """Where its errors are: as much print in a vision token as there can be."""
 
+_TALL = replace(_CLEAN, smallest=36, largest=68, longest=14)
+"""Through large views: print there as it is on a page of few words."""
+
 _FULL = replace(_LINES, kinds={"full": 1.0})
 
 STAGES = (
@@ -310,18 +313,19 @@ STAGES = (
     Stage(
         "clean pages",
         (
-            Source(_CLEAN, 512, 0.22),
-            Source(_SMALL, 512, 0.15),
+            Source(_SMALL, 512, 0.28),
+            Source(_CLEAN, 512, 0.16),
             Source(replace(_FULL, largest=36), 512, 0.25, reads=False),
-            Source(_LINES, 512, 0.03),
-            Source(_LARGE, 512, 0.03),
-            Source(_KINDS, 512, 0.06),
-            Source(_CLEAN, 640, 0.1),
-            Source(_CLEAN, 1024, 0.16),
+            Source(_LINES, 512, 0.02),
+            Source(_LARGE, 512, 0.02),
+            Source(_KINDS, 512, 0.04),
+            Source(_CLEAN, 640, 0.06),
+            Source(_CLEAN, 1024, 0.12),
+            Source(_TALL, 1024, 0.05),
         ),
-        145_000,
-        tasks={"ocr": 0.52, "markdown": 0.26, "locate": 0.2, "figure": 0.02},
-        lr=2.5e-3,
+        108_000,
+        tasks={"ocr": 0.62, "markdown": 0.2, "locate": 0.16, "figure": 0.02},
+        lr=2e-3,
         decays=True,
     ),
 )

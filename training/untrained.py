@@ -67,7 +67,7 @@ CONFIG: dict[str, Any] = {
         "width": {
             "sam_vit_b": {
                 "width": 128,
-                "layers": 3,
+                "layers": 4,
                 "heads": 4,
                 "global_attn_indexes": [],
                 "downsample_channels": [128, 256],
