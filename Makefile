@@ -38,7 +38,7 @@ $(READY): requirements-local.txt
 
 demo: $(READY)
 	@echo "Reading examples/fruit.png with the bundled model: a toy of 16 MB that reads a few"
-	@echo "large printed words. Real pages need the 6.7 GB checkpoint: checkpoints/README.md."
+	@echo "lines of clean print. Real pages need the 6.7 GB checkpoint: checkpoints/README.md."
 	@echo
 	$(BIN)/python ocr.py --model pocket examples/fruit.png
 

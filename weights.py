@@ -231,7 +231,7 @@ def _not_ready(model: str, checkpoint: Checkpoint, target: Path, state: folders.
         return f"{target} is not a whole checkpoint: {state.detail} Complete it, or move it away."
     return (
         f"The checkpoint {model!r} is not in {target}. Fetch it ({readable(checkpoint.size)}) "
-        f"with: {how}; or try --model pocket (bundled, reads a few large printed words)."
+        f"with: {how}; or try --model pocket (bundled, reads a few lines of clean print)."
     )
 
 

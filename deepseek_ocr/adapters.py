@@ -54,7 +54,7 @@ def merge_adapter(network: Network, folder: Path) -> Network:
     try:
         # On the meta device nothing is allocated: a config may claim any rank.
         with quiet_peft(), torch.device("meta"):
-            wrapped = get_peft_model(network, LoraConfig(**config), low_cpu_mem_usage=True)
+            wrapped = get_peft_model(network, LoraConfig(**config))
         _fill(wrapped, _tensors(folder / TENSORS))
         merged: Network = wrapped.merge_and_unload(safe_merge=True)
         _take_whole(merged, folder / WHOLE)
