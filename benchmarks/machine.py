@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +16,8 @@ import transformers
 from deepseek_ocr import devices
 
 ROOT = Path(__file__).resolve().parent.parent
+
+_PEAK_RESET = Path("/proc/self/clear_refs")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -82,35 +84,24 @@ def _fastest(device: torch.device, call: Callable[[], object], turns: int = 7) -
 def peak_memory(device: torch.device, call: Callable[[], object]) -> int:
     """Bytes that `call` takes at most on top of what was there before (0 where unknown).
 
-    On the CPU this is memory no file backs, looked at every millisecond.
+    On the CPU this is resident memory, whose peak Linux keeps (proc(5), `clear_refs`): looking at
+    it now and then would miss what comes and goes while the looking thread has no processor.
     """
+    gc.collect()  # what nobody holds would otherwise be given back during the call
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
-    before = peak = anonymous_memory()
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.001):
-            peak = max(peak, anonymous_memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    if not _PEAK_RESET.exists():
         call()
-    finally:
-        done.set()
-        watcher.join()
-    return peak - before
-
-
-def anonymous_memory() -> int:
-    """Resident bytes of this process that no file backs (0 where the system does not say)."""
-    status = Path("/proc/self/status")
-    if not status.exists():
         return 0
-    line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
+    _PEAK_RESET.write_text("5")
+    before = _resident("VmRSS")
+    call()
+    return max(0, _resident("VmHWM") - before)
+
+
+def _resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
