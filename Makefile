@@ -1,5 +1,5 @@
 # make demo    read an example page with the bundled model
-# make test    everything that needs no system package
+# make test    everything that needs no system package, in two processes (JOBS=8: in eight)
 # make check   ruff and mypy
 # make bench   full-size random model on this machine, the library's plain class and ours
 # make evaluate    read synthetic pages with the bundled model and measure how well
@@ -15,6 +15,7 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+JOBS ?= 2
 BENCH ?=
 VERIFY ?=
 PAGES ?= 100
@@ -43,7 +44,7 @@ demo: $(READY)
 	$(BIN)/python ocr.py --model pocket examples/fruit.png
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -132,6 +132,14 @@ def network() -> Network:
     return load_network(POCKET, "cpu", "float32").train().requires_grad_(True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Servers keep documents here, not in the home of who runs the tests: another may hold that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server as it starts by itself, with two models, and that fetches addresses."""

@@ -85,7 +85,7 @@ def test_peak_memory_is_the_most_that_a_call_takes() -> None:
 def test_peak_memory_is_unknown_where_the_system_does_not_keep_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(machine, "_PEAK_RESET", tmp_path / "none")
+    monkeypatch.setattr(machine, "_PEAK_RESET", tmp_path / "none" / "clear_refs")
     called: list[bool] = []
     assert machine.peak_memory(torch.device("cpu"), lambda: called.append(True)) == 0
     assert called

@@ -200,7 +200,7 @@ def png_header(width: int, height: int) -> bytes:
         ("no/such/file.png", "does not exist"),
         ("/dev/zero", "is not a file"),
         (str(GOLDEN), "is a folder"),
-        (io.StringIO("text"), "binary mode"),
+        pytest.param(io.StringIO("text"), "binary mode", id="text stream"),
         (42, "int"),
     ],
     ids=lambda value: str(value)[:30],
