@@ -9,4 +9,8 @@ if __name__ == "__main__":
 
     from cli.main import main
 
-    raise SystemExit(main())
+    status = main()
+    # All is written. Threads are waited for until they end what they are at; a second interruption
+    # does not wait.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise SystemExit(status)

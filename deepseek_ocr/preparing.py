@@ -33,12 +33,13 @@ class Helpers:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Start the threads."""
-        for number in range(self.count):
+        """Start the threads that do not run yet; not in the main thread, where Ctrl-C could come
+        in between and leave one that cannot be joined."""
+        for number in range(len(self._threads), self.count):
             name = f"ocr-helper-{number}"
             thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
 
     def prepare(self, job: Job) -> None:
         """Let the next thread that is free prepare a page."""

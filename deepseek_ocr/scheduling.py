@@ -128,10 +128,17 @@ class Scheduler:
         self._helpers.join()
 
     def _start(self) -> None:
-        self._worker = threading.Thread(target=self._run, name="ocr-worker", daemon=True)
+        """Start the worker. Where Ctrl-C comes in between, nobody can tell whether the thread
+        began, and it could not be joined: it is told to leave, and the next page starts another.
+        """
         _end_with_the_program(self)
-        self._worker.start()
-        self._helpers.start()
+        stay: SimpleQueue[bool] = SimpleQueue()
+        worker = threading.Thread(target=self._run, args=(stay,), name="ocr-worker", daemon=True)
+        try:
+            worker.start()
+            self._worker = worker
+        finally:
+            stay.put(self._worker is worker)
 
     def _prepare(self, page: Page) -> Work:
         return self._open_page(page, context=self._context)
@@ -141,7 +148,9 @@ class Scheduler:
 
     # --- the worker: messages -------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _run(self, stay: SimpleQueue[bool]) -> None:
+        if not stay.get():
+            return
         device = self._network.device
         with ExitStack() as stack:
             stack.enter_context(self._within())
@@ -163,6 +172,7 @@ class Scheduler:
             pass
 
     def _take_in(self, job: Job) -> None:
+        self._helpers.start()
         self._waiting.append(job)
         self._prepare_more()
 

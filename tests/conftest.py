@@ -134,7 +134,7 @@ def network() -> Network:
 
 @pytest.fixture(scope="session", autouse=True)
 def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Servers keep documents here, not in the home of who runs the tests: another may hold that."""
+    """Servers keep documents here, not in the home of who runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield

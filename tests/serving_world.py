@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,15 +27,19 @@ ENDLESS = "endless"
 
 
 class Server:
-    """`serve.py` with some arguments; `lines` are what it has logged so far."""
+    """`serve.py` with some arguments; `lines` are what it has logged so far.
+
+    It keeps documents in a folder of its own, which no other server holds.
+    """
 
     def __init__(self, *arguments: str, environ: dict[str, str] | None = None) -> None:
         self.lines: list[dict[str, Any]] = []
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
+        state = tempfile.mkdtemp(dir=os.environ["XDG_STATE_HOME"])
         self.process = subprocess.Popen(
             [sys.executable, "serve.py", "--port", "0", *arguments],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(environ or {})},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": state, **(environ or {})},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

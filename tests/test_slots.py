@@ -453,6 +453,49 @@ def test_an_interruption_of_the_reader_leaves_the_engine_usable(tiny: Network) -
     assert ids_of(engine.submit(page(2, 9)).result(60)) == ids_alone(tiny, page(2, 9))
 
 
+@pytest.mark.parametrize("began", [True, False])
+def test_an_interruption_while_the_threads_start_leaves_the_engine_usable(
+    tiny: Network, monkeypatch: pytest.MonkeyPatch, began: bool
+) -> None:
+    """Ctrl-C comes out of `Thread.start`, which does not tell whether the thread began."""
+    engine = engine_of(tiny, 2)
+    before = set(threading.enumerate())
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if began:
+            start(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.submit(page(1, 9))
+    for left in set(threading.enumerate()) - before:
+        left.join(60)
+        assert not left.is_alive()
+    assert ids_of(engine.submit(page(2, 9)).result(60)) == ids_alone(tiny, page(2, 9))
+    engine.close()
+
+
+def test_where_no_thread_can_be_had_the_page_fails_and_later_ones_are_read(
+    tiny: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(tiny, 2)
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name.startswith("ocr-helper"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        with pytest.raises(RuntimeError, match="new thread"):
+            engine.submit(page(1, 9)).result(60)
+    assert ids_of(engine.submit(page(2, 9)).result(60)) == ids_alone(tiny, page(2, 9))
+
+
 def test_a_program_may_end_while_pages_are_read() -> None:
     code = (
         "from tests.tiny_engine import *\n"
