@@ -220,6 +220,27 @@ def test_interrupting_json_prints_the_pages_read() -> None:
     assert json.loads(out)["pages"][0]["source"] == "gone.png"
 
 
+def test_an_interruption_after_the_last_page_does_not_wait_for_threads() -> None:
+    code = (
+        "import atexit, runpy, sys, threading\n"
+        "atexit.register(threading.Event().wait)\n"  # as for a thread that takes long to end
+        "atexit.register(print, 'waiting', flush=True)\n"
+        f"sys.argv = ['ocr.py', '--model', 'pocket', {INVOICE!r}]\n"
+        "runpy.run_path('ocr.py', run_name='__main__')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) != b"waiting\n":
+        assert line
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert b"Traceback" not in err
+
+
 @pytest.mark.parametrize("form", ["txt", "json"])
 def test_a_full_disk_is_told_and_no_page_is_blamed(form: str) -> None:
     full = Path("/dev/full")
