@@ -212,11 +212,13 @@ def test_a_failure_does_not_keep_the_page_alive(pocket: OcrEngine) -> None:
 def test_bad_input_leaves_nothing_behind(
     pocket: OcrEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import gc
     import os
     import tempfile
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gc.collect()  # what other tests left is not given back in between
     opened = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n broken")
@@ -225,7 +227,7 @@ def test_bad_input_leaves_nothing_behind(
             pocket.read(source, "Free OCR.", TINY)
     assert list(tmp_path.iterdir()) == [broken]
     if opened:
-        assert len(os.listdir("/proc/self/fd")) == opened
+        assert len(os.listdir("/proc/self/fd")) <= opened
 
 
 def test_a_prompt_with_two_images_is_refused(pocket: OcrEngine) -> None:
