@@ -1,5 +1,6 @@
 # make demo    read an example page with the bundled model
 # make test    everything that needs no system package, in two processes (JOBS=8: in eight)
+# make test-container    the tests of what ships, with the container's own versions (7 GB, once)
 # make check   ruff and mypy
 # make bench   full-size random model on this machine, the library's plain class and ours
 # make evaluate    read synthetic pages with the bundled model and measure how well
@@ -23,13 +24,13 @@ SEED ?= 1000003
 MODEL ?= pocket
 MEASURES ?= ocr:tiny ocr:small ocr:base ocr:gundam markdown:tiny locate:tiny
 
-.PHONY: help demo test check format bench evaluate pocket verify-checkpoint clean
+.PHONY: help demo test test-container check format bench evaluate pocket verify-checkpoint clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -7
+	@sed -n 's/^# //p' Makefile | head -8
 
-$(READY): requirements-local.txt
+$(READY): requirements-local.txt requirements-serve.txt tests/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; name one with: make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +46,10 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+
+test-container:
+	OMP_NUM_THREADS=1 $(PYTHON) tests/container.py $(if $(TORCH_INDEX),--index $(TORCH_INDEX)) -- \
+		--numprocesses $(JOBS) --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check .

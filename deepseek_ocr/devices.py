@@ -6,6 +6,7 @@ Nothing is probed at import; every function looks when it is called.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 
 from deepseek_ocr import processors, toolkit
 from deepseek_ocr.errors import DeviceError
+
+_LOG = logging.getLogger(__name__)
 
 PREFERENCE = ("cuda", "npu", "mps", "cpu")
 """Order in which `auto` looks for a device."""
@@ -114,6 +117,7 @@ def _count(kind: str) -> int:
 def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     """The number type called `name`; "auto" is what the device does well.
 
+    The log warns of bfloat16 on an NVIDIA card before Ampere, which emulates it.
     Raises `DeviceError` for a name that is not auto, bfloat16, float16 or float32.
     """
     if isinstance(name, torch.dtype):
@@ -122,7 +126,18 @@ def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
         return _native_dtype(device)[0]
     if name not in DTYPES:
         raise DeviceError(f"There is no type {name!r} here; use auto, {', '.join(DTYPES)}.")
+    if name == "bfloat16" and device.type == "cuda" and not _is_ampere(device):
+        _LOG.warning(
+            "bfloat16 will be slow on %s: a card before Ampere has no units for it. Use auto or "
+            "float16 (--dtype, DEEPSEEK_OCR_DTYPE).",
+            device,
+        )
     return DTYPES[name]
+
+
+def _is_ampere(device: torch.device) -> bool:
+    """True for an NVIDIA card with bfloat16 matrix units: Ampere or later."""
+    return torch.cuda.get_device_capability(device)[0] >= AMPERE
 
 
 def vision_dtype(decoder: torch.dtype, vision: torch.device, text: torch.device) -> torch.dtype:
@@ -137,7 +152,7 @@ def _native_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     """The type that a device does well, and why."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        if major >= AMPERE:
+        if _is_ampere(device):
             return torch.bfloat16, f"compute capability {major}.{minor} has bfloat16 matrix units"
         return torch.float16, f"compute capability {major}.{minor} is before Ampere: no bfloat16"
     if device.type == "npu":
@@ -161,8 +176,7 @@ def decoder_attention(device: torch.device, dtype: torch.dtype) -> str:
         return "sdpa"
     if importlib.util.find_spec("flash_attn") is None:
         return "sdpa"
-    modern = torch.cuda.get_device_capability(device)[0] >= AMPERE
-    return "flash_attention_2" if modern else "sdpa"
+    return "flash_attention_2" if _is_ampere(device) else "sdpa"
 
 
 # --- what is done with a device ------------------------------------------------------------------

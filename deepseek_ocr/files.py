@@ -12,7 +12,7 @@ from typing import BinaryIO
 def part_of(path: Path) -> Path:
     """Where `path` is written until it is whole: hidden beside it, the same name every time.
 
-    What a killed run left there is overwritten by the next and never piles up.
+    What a killed run left there is removed by the next and never piles up.
     """
     return path.with_name(f".{path.name}.part")
 
@@ -23,11 +23,13 @@ def appearing(path: Path) -> Iterator[BinaryIO]:
 
     A process killed at any moment leaves in `path` what it held before or all of the new. After a
     power cut it may hold neither: this is for what can be made again, a page's record for one.
-    Raises `OSError` where the disk is full or the folder read-only.
+    A link that somebody laid where the part is written is removed, not followed. Raises `OSError`
+    if the disk is full or the folder read-only.
     """
     part = part_of(path)
+    part.unlink(missing_ok=True)
     try:
-        with part.open("wb") as stream:
+        with part.open("xb") as stream:
             yield stream
         part.replace(path)
     except BaseException:

@@ -97,7 +97,7 @@ def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image
     `info["more_pages"]` of what is returned is True where a TIFF holds further pages.
 
     Transparency, palettes, CMYK, grey, 16-bit and floating point become 8-bit RGB. The size is
-    checked before any pixel is decoded. HEIC opens where `pillow-heif` is installed.
+    checked before any pixel is decoded.
 
     Raises `ImageTooLargeError` beyond `limits`, `ImageError` for anything that is no picture.
     """
@@ -256,13 +256,10 @@ def check_pixels(image: Image.Image, name: str, limits: ImageLimits) -> None:
 
 @functools.cache
 def _formats() -> list[str]:
-    """Those of `FORMATS` that this Pillow can read; HEIC where `pillow-heif` is installed."""
-    try:
-        from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        pass
-    else:
-        register_heif_opener()
+    """Those of `FORMATS` that this Pillow can read; HEIC comes from `pillow-heif`."""
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
     Image.init()  # Pillow knows only a few formats before
     return [name for name in FORMATS if name in Image.OPEN]
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from docker.utils.build import exclude_paths
+
 from tests.cog_schema import schema_of
 from tests.conftest import ROOT
 
@@ -140,37 +142,20 @@ def running(folder: Path, entry: str = "predict.py:Predictor", **environ: str) -
                 process.wait()
 
 
-def copy_image(target: Path) -> Path:
-    """Copy what `.dockerignore` lets through, as building the image does."""
-    rules = _rules((ROOT / ".dockerignore").read_text())
-    for path in ROOT.rglob("*"):
-        relative = path.relative_to(ROOT).as_posix()
-        if path.is_file() and not _ignored(relative, rules):
-            (target / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, target / relative)
+def copy_image(target: Path, root: Path = ROOT, ignore: str = ".dockerignore") -> Path:
+    """Copy what the file `ignore` lets through from `root`, as building an image does."""
+    for name in build_context(root, ignore):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / name, target / name)
     return target
 
 
-def _rules(text: str) -> list[tuple[bool, re.Pattern[str]]]:
-    """(is an exception, pattern) for each line, in Docker's reading: from the root, last wins."""
-    rules = []
-    for line in text.splitlines():
-        pattern = line.strip()
-        if not pattern or pattern.startswith("#"):
-            continue
-        kept = pattern.startswith("!")
-        escaped = re.escape(pattern.lstrip("!").strip("/"))
-        escaped = escaped.replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
-        rules.append((kept, re.compile(f"{escaped}(?:/.*)?")))
-    return rules
-
-
-def _ignored(path: str, rules: list[tuple[bool, re.Pattern[str]]]) -> bool:
-    ignored = False
-    for kept, pattern in rules:
-        if pattern.fullmatch(path):
-            ignored = not kept
-    return ignored
+def build_context(root: Path, ignore: str = ".dockerignore") -> list[str]:
+    """The files below `root` that the file `ignore` lets through, by Docker's own reading."""
+    lines = map(str.strip, (root / ignore).read_text().splitlines())
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    found = exclude_paths(str(root), patterns, dockerfile="no-dockerfile")
+    return sorted(name for name in found if (root / name).is_file())
 
 
 def data_uri(path: Path) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -28,6 +30,21 @@ POCKET = ROOT / "checkpoints" / "pocket"
 
 REFERENCE = os.environ.get("OCR_REFERENCE")
 """Folder with outputs of the real checkpoint and its tokenizer, where somebody has one."""
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C again if whoever started the tests ignores it, as shells do for what runs in the
+    background: the programs under test would inherit that, and could not be interrupted."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Random numbers are the same whichever tests ran before, also in fixtures."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
 
 
 def reference(*parts: str) -> Path:
@@ -82,9 +99,9 @@ def _no_user_settings(
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_user_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Servers that are told nothing keep their documents where the platform says."""
+    """Servers keep documents in a folder of the tests, not in the home of who runs them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 
 
@@ -97,6 +114,8 @@ def _any_size_may_be_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def own_accelerator() -> Iterator[None]:
     """The library keeps one state for the process, with the precision of whoever came first."""
+    from accelerate.state import AcceleratorState  # not in the containers
+
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -130,14 +149,6 @@ def codec(pocket: OcrEngine) -> Codec:
 def network() -> Network:
     """A fresh copy of the bundled model in float32, every weight trainable."""
     return load_network(POCKET, "cpu", "float32").train().requires_grad_(True)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Servers keep documents here, not in the home of who runs the tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pikepdf
 from PIL import Image
+from reportlab.pdfbase import pdfmetrics
+from reportlab.pdfbase.cidfonts import UnicodeCIDFont
 from reportlab.pdfgen.canvas import Canvas
 
 from tests.scripted import colour
@@ -34,6 +36,17 @@ def pdf(
             canvas.setFillColorRGB(1, 1, 1)
             canvas.rect(0, 0, size[0] / 4, size[1] / 4, stroke=0, fill=1)
         canvas.showPage()
+    canvas.save()
+    return path
+
+
+def line(path: Path, font: str, text: str, size: int) -> Path:
+    """A PDF of one line whose font it names and does not embed: each character has a square of
+    `size` points."""
+    pdfmetrics.registerFont(UnicodeCIDFont(font))
+    canvas = Canvas(str(path), pagesize=(size * len(text), size * 1.5))
+    canvas.setFont(font, size)
+    canvas.drawString(0, size * 0.4, text)
     canvas.save()
     return path
 

@@ -29,16 +29,19 @@ ENDLESS = "endless"
 class Server:
     """`serve.py` with some arguments; `lines` are what it has logged so far.
 
-    It keeps documents in a folder of its own, which no other server holds.
+    It keeps documents in a folder of its own, which no other server holds. `checkout` is where its
+    program is.
     """
 
-    def __init__(self, *arguments: str, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *arguments: str, environ: dict[str, str] | None = None, checkout: Path = ROOT
+    ) -> None:
         self.lines: list[dict[str, Any]] = []
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         state = tempfile.mkdtemp(dir=os.environ["XDG_STATE_HOME"])
         self.process = subprocess.Popen(
             [sys.executable, "serve.py", "--port", "0", *arguments],
-            cwd=ROOT,
+            cwd=checkout,
             env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": state, **(environ or {})},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -98,9 +101,11 @@ class Server:
 
 
 @contextmanager
-def serving(*arguments: str, environ: dict[str, str] | None = None) -> Iterator[Server]:
+def serving(
+    *arguments: str, environ: dict[str, str] | None = None, checkout: Path = ROOT
+) -> Iterator[Server]:
     """A server that is ready."""
-    server = Server(*arguments, environ=environ)
+    server = Server(*arguments, environ=environ, checkout=checkout)
     try:
         server.wait_for("ready")
         yield server

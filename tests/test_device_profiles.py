@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.integrations import moe
 
 from deepseek_ocr import model, operators, precision, scheduling
 from deepseek_ocr.checkpoint import read_config
@@ -260,6 +261,27 @@ def test_a_device_is_asked_what_it_lacks() -> None:
     assert not operators._works(wrong, cpu, torch.float16)
     with pytest.raises(RuntimeError, match="out of memory"):
         operators._works(full, cpu, torch.float16)
+
+
+def test_a_card_is_asked_for_the_grouped_product_of_its_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The CPU plays a Hopper under torch 2.8, whose product refuses all types but bfloat16."""
+    product, works = moe._grouped_mm, operators._works
+
+    def of_hopper(rows: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        if rows.dtype == torch.float16:
+            raise RuntimeError("Expected mat_a to be BFloat16 matrix got Half")
+        result: torch.Tensor = product(rows, weights, offsets)
+        return result
+
+    monkeypatch.setattr(moe, "_grouped_mm", of_hopper)
+    monkeypatch.setattr(
+        operators, "_works", lambda trial, device, dtype: works(trial, torch.device("cpu"), dtype)
+    )
+    card = torch.device("cuda")
+    assert operators.lacking(card, torch.float16) == {"grouped product"}
+    assert operators.lacking(card, torch.bfloat16) == frozenset()
 
 
 def test_the_experts_loop_stands_in_for_the_grouped_product(

@@ -73,6 +73,24 @@ def test_types_follow_what_the_device_does_well(have, monkeypatch: pytest.Monkey
         devices.choose_dtype("int8", torch.device("cpu"))
 
 
+def test_bfloat16_by_name_on_a_card_without_it_warns(
+    have,  # type: ignore[no-untyped-def]
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    card = torch.device("cuda:1")
+    have("cuda", capability=(8, 6))
+    assert devices.choose_dtype("bfloat16", card) == torch.bfloat16
+    assert not caplog.messages
+    have("cuda", capability=(7, 5))
+    assert devices.choose_dtype("auto", card) == torch.float16
+    assert devices.choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert not caplog.messages
+    assert devices.choose_dtype("bfloat16", card) == torch.bfloat16
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        "bfloat16 will be slow on cuda"
+    ]
+
+
 def test_flash_attention_only_where_installed_and_supported(
     have,  # type: ignore[no-untyped-def]
     monkeypatch: pytest.MonkeyPatch,

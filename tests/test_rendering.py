@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
@@ -53,6 +54,32 @@ def test_pages_of_a_pdf_come_at_the_resolution_asked_for(
         assert page.points == (50.0, 80.0)
         assert middle(page) == colour(number)
     assert render(document.path, dpi=72).image.size == (50, 80)
+
+
+CJK = {
+    "HeiseiMin-W3": "いろはにほへと漢字東京都",  # Japanese
+    "HeiseiKakuGo-W5": "アイウエオ文書読取",
+    "STSong-Light": "天地玄黄宇宙洪荒简体汉语",  # simplified Chinese
+    "MSung-Light": "天地玄黃宇宙洪荒繁體漢語",  # traditional Chinese
+    "HYSMyeongJo-Medium": "모든인간은태어날때부터",  # Korean
+    "HYGothic-Medium": "존엄과권리에있어동등하다",
+}
+"""Fonts that PDFs name and do not embed, each with text of different characters."""
+
+
+@pytest.mark.parametrize("font", CJK)
+def test_text_in_east_asian_fonts_that_are_not_embedded_is_drawn(
+    renderer: Renderer, tmp_path: Path, font: str
+) -> None:
+    """By the font that the images install. Missing glyphs would be empty, or boxes all alike."""
+    if not list(Path("/usr/share/fonts").rglob("wqy-microhei.ttc")):
+        pytest.skip("needs Debian's package fonts-wqy-microhei")
+    text, size = CJK[font], 36
+    document = renderer.open(papers.line(tmp_path / "x.pdf", font, text, size))
+    ink = np.asarray(renderer.render(document, 1).image.convert("L")) < 128
+    cells = np.split(ink, len(text), axis=1)
+    assert len({cell.tobytes() for cell in cells}) == len(text)
+    assert min(cell.mean() for cell in cells) > 0.02
 
 
 def test_frames_of_a_tiff_are_pages(renderer: Renderer, tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ from serving.auth import Keys
 from serving.main import devices_of, name_of
 from serving.state import Engines, State
 from serving.writers import settled, writer_for
+from tests.cog_server import copy_image
 from tests.conftest import ROOT
 from tests.scripted import reading
-from tests.serving_world import chat
+from tests.serving_world import chat, serving
 
 
 def test_flags_come_before_the_environment_before_the_file(tmp_path: Path) -> None:
@@ -274,3 +275,13 @@ def test_the_unit_of_systemd_names_what_there_is() -> None:
             name = line.split("_OCR_")[1].split("=")[0].lower()
             assert name in ServerSettings.__dataclass_fields__
     assert "serve.py" in text
+
+
+def test_what_its_container_holds_is_enough_for_the_server(tmp_path: Path) -> None:
+    image = copy_image(tmp_path, ROOT, "examples/serve/Dockerfile.dockerignore")
+    with serving("--model", "pocket", checkout=image) as server:
+        assert server.get("/ready").json()["models"] == ["pocket"]
+        for path in ("/", "/document.schema.json"):
+            assert server.get(path).status_code == 200
+    recipe = (ROOT / "examples" / "serve" / "Dockerfile").read_text()
+    assert 'CMD ["python", "serve.py"]' in recipe  # what `serving` starts

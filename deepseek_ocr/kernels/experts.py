@@ -19,23 +19,23 @@ from deepseek_ocr.kernels.rows import Rows, linear
 from deepseek_ocr.model import Network
 
 GATHERED = 2
-"""Rows up to which the weights of the chosen experts are gathered on a GPU."""
+"""Rows up to which the weights of the chosen experts are gathered on a GPU; steps have 1, 2, 4, 8 …
+rows. From 4 on the copies would be larger than all experts together."""
 
 Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Rows, Rows], torch.Tensor]
 
 
-def way_for(device: torch.device, dtype: torch.dtype, rows: int) -> Way:
-    """How `rows` tokens pass through experts: `looped` where looking at the choice costs nothing,
-    `grouped` for many where torch has a product for it."""
+def way_for(device: torch.device, rows: int) -> Way:
+    """How `rows` tokens pass through experts: `looped` where looking at the choice costs nothing;
+    elsewhere `gathered` for few and `dense` for many, neither of which waits for the device."""
     if device.type == "cpu":
         return looped
-    has_product = dtype == torch.bfloat16 and hasattr(nn.functional, "grouped_mm")
-    return grouped if has_product and rows > GATHERED else gathered
+    return gathered if rows <= GATHERED else dense
 
 
 def use_in_class(network: Network) -> None:
     """Let the class's own experts pass prompts through `looped`, where that is the way to go."""
-    if way_for(network.device, network.dtype, rows=0) is looped:
+    if way_for(network.device, rows=0) is looped:
         ALL_EXPERTS_FUNCTIONS.register("looped", _looped_in_class)
         network.model.language_model.set_experts_implementation("looped")
 
@@ -73,18 +73,18 @@ def gathered(
     return _weighted(passed.view(*chosen.shape, -1), shares)
 
 
-def grouped(
+def dense(
     x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor, inner: Rows, outer: Rows
 ) -> torch.Tensor:
-    """Rows sorted by expert, and one product over all groups."""
-    order = chosen.flatten().argsort(stable=True)
-    owners = chosen.flatten()[order]
-    each = torch.arange(len(inner.values), device=x.device, dtype=owners.dtype)
-    ends = torch.searchsorted(owners, each, right=True).to(torch.int32)
-    passed = _gated(_grouped(x[order // chosen.shape[1]], inner, owners, ends))
-    passed = _grouped(passed, outer, owners, ends)
-    unsorted = torch.empty_like(passed).index_copy_(0, order, passed)
-    return _weighted(unsorted.view(*chosen.shape, -1), shares)
+    """Every row through every expert, and what was not chosen left out: each weight is read once
+    and none is copied, whatever the card, the type and the version of torch."""
+    gate_and_up = _through_all(x.expand(len(inner.values), *x.shape), inner)
+    passed = _through_all(_gated(gate_and_up), outer)  # [E, n, hidden]
+    share = torch.zeros(len(x), len(inner.values), device=x.device)
+    share.scatter_(1, chosen, shares.float())
+    # An expert that was not chosen may run over; infinity times 0 would be no number.
+    passed = passed.float().masked_fill((share == 0).T[:, :, None], 0)
+    return torch.einsum("enh,ne->nh", passed, share).to(x.dtype)
 
 
 def _gated(both: torch.Tensor) -> torch.Tensor:
@@ -98,9 +98,10 @@ def _batched(x: torch.Tensor, rows: Rows, chosen: torch.Tensor) -> torch.Tensor:
     return product if rows.scales is None else product * rows.scales[chosen].to(x.dtype)
 
 
-def _grouped(x: torch.Tensor, rows: Rows, owners: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    product = nn.functional.grouped_mm(x, rows.values.to(x.dtype).transpose(1, 2), offs=ends)
-    return product if rows.scales is None else product * rows.scales[owners].to(x.dtype)
+def _through_all(x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """`x [E, n, k]` times the transpose of each of E matrices: `[E, n, rows]`."""
+    product = torch.bmm(x, rows.values.to(x.dtype).transpose(1, 2))
+    return product if rows.scales is None else product * rows.scales[:, None].to(x.dtype)
 
 
 def _weighted(passed: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:

@@ -65,7 +65,7 @@ def _feed_forward(x: torch.Tensor, layer: Layer, weights: Weights) -> torch.Tens
         return shared
     scores = nn.functional.linear(x.float(), layer.experts.router.float()).softmax(-1)
     shares, chosen = scores.topk(weights.chosen, dim=-1, sorted=False)
-    way = way_for(x.device, x.dtype, len(x))
+    way = way_for(x.device, len(x))
     shares = shares * weights.routed_scale
     return way(x, chosen, shares, layer.experts.inner, layer.experts.outer) + shared
 
