@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 import weights
 from deepseek_ocr.engine import OcrEngine
 from deepseek_ocr.images import Views
+from deepseek_ocr.kernels import compiling
 from deepseek_ocr.model import Network, load_network
 from deepseek_ocr.prompts import Codec
 
@@ -33,10 +35,18 @@ REFERENCE = os.environ.get("OCR_REFERENCE")
 
 
 def pytest_configure() -> None:
-    """Take Ctrl-C again if whoever started the tests ignores it, as shells do for what runs in the
-    background: the programs under test would inherit that, and could not be interrupted."""
+    """Make up for what whoever started the tests did not give them, before any worker starts.
+
+    - Shells let what runs in the background ignore Ctrl-C; programs under test would inherit that.
+    - Without a home to write to, compiled kernels are kept in the folder for temporary files.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        compiling._folder()
+    except (OSError, compiling.CompilingError):
+        cache = Path(tempfile.gettempdir()) / f"deepseek-ocr-tests-{os.getuid()}"
+        os.environ["XDG_CACHE_HOME"] = str(cache)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -86,6 +86,18 @@ def test_a_cache_that_cannot_be_made_is_no_error(
     assert len(caplog.records) == 1
 
 
+def test_a_user_without_a_home_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, kept: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", unknown)
+    assert compiling.library() is None
+    assert "set XDG_CACHE_HOME" in caplog.text
+
+
 @pytest.mark.parametrize("script", ["exit 1", "echo broken >&2; exit 3"])
 def test_a_broken_compiler_is_no_error(
     kept: Path,

@@ -196,7 +196,9 @@ def test_every_operator_of_the_path_has_an_mps_kernel(
     assert not supported("linalg_eig")  # the table does say no
     with Collects() as mode:
         read(tiny)
-    names = {name.removeprefix("aten::") for name in mode.operators}
+    # Before torch 2.9 the library has a grouped product of its own, made of torch's operators.
+    operators = mode.operators - {"transformers::grouped_mm_fallback"}
+    names = {name.removeprefix("aten::") for name in operators}
     assert "histc" in names or "topk" in names
     assert {name for name in names if not supported(name)} == set()
 

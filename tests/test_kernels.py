@@ -248,9 +248,7 @@ def test_each_way_through_experts(tiny: Network, way: str, rows: int, quant: boo
         ("cuda", 64, experts.dense),
     ],
 )
-def test_the_choice_between_ways_through_experts(
-    device: str, rows: int, way: experts.Way
-) -> None:
+def test_the_choice_between_ways_through_experts(device: str, rows: int, way: experts.Way) -> None:
     assert experts.way_for(torch.device(device), rows) is way
 
 

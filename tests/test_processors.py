@@ -107,7 +107,7 @@ def test_threads_are_set_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_instructions_and_what_follows(
     monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], names: list[str], bfloat16: bool
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
     assert processors.instructions() == names
     assert processors.has_bfloat16() is bfloat16
 

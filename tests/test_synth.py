@@ -202,7 +202,7 @@ def test_print_that_never_fits_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_page_too_small_for_a_chart_has_none() -> None:
-    tiny = Recipe(size=(64, 64), smallest=64, largest=64, kinds={"chart": 1.0})
+    tiny = Recipe(size=(64, 64), smallest=24, largest=24, kinds={"chart": 1.0}, font_set="all")
     assert make_page(tiny, 1).annotation.figure is None
 
 
@@ -324,6 +324,14 @@ def test_a_font_that_cannot_be_read_is_passed_over(
     monkeypatch.setattr(fonts, "FOLDERS", (str(tmp_path),))
     found = {face.path.stem for face in fonts._installed.__wrapped__()}
     assert found == {"whole"}
+
+
+def test_without_installed_fonts_those_of_matplotlib_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fonts, "FOLDERS", (str(tmp_path),))
+    found = fonts._installed.__wrapped__()
+    assert {"DejaVu Sans", "DejaVu Serif"} <= {face.family for face in found}
 
 
 def test_where_only_other_fonts_are_installed_they_are_offered(

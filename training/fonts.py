@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -88,10 +90,23 @@ def _held_out(face: Typeface) -> bool:
 
 @cache
 def _installed() -> tuple[Typeface, ...]:
-    """One typeface for each family and style, in a fixed order."""
+    """One typeface for each family and style, in a fixed order; where the system has none, those
+    that matplotlib brings along."""
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on every oddity
+    return _faces_in(FOLDERS) or _faces_in(_of_matplotlib())
+
+
+def _of_matplotlib() -> tuple[str, ...]:
+    """The folder of the DejaVu fonts that matplotlib brings along."""
+    package = importlib.util.find_spec("matplotlib")
+    if package is None or package.origin is None:
+        return ()
+    return (str(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf"),)
+
+
+def _faces_in(folders: Sequence[str]) -> tuple[Typeface, ...]:
     faces: dict[tuple[str, str], Typeface] = {}
-    for folder in FOLDERS:
+    for folder in folders:
         for parent, _, names in sorted(os.walk(folder)):
             for name in sorted(names):
                 if name.lower().endswith((".ttf", ".otf")):

@@ -64,7 +64,10 @@ def _library(source: Path) -> ctypes.CDLL:
 
 def _folder() -> Path:
     """The cache folder, made where it is missing, that nobody else may write to."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # a user whom the system does not know, without HOME
+        raise CompilingError("this user has no home; set XDG_CACHE_HOME.") from error
     folder = base / "deepseek-ocr" / "kernels"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     facts = folder.lstat()

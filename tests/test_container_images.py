@@ -1,4 +1,4 @@
-"""What goes into the images, and what stays out: build contexts, recipes, the workflow that pushes."""
+"""What goes into the images and what stays out; recipes; the workflow that pushes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import weights
 from tests import container, weights_world
@@ -23,7 +25,8 @@ SERVE, ASCEND = ROOT / "examples" / "serve", ROOT / "examples" / "ascend"
 
 MADE = (
     ".env", ".env.local", ".venv/bin/ruff", ".venv/lib/site.py", "api-keys.txt", "found.pdf",
-    "out/manifest.jsonl", "out/scan/scan.md", "page.json", "page.jpg", "page.md", "results/report.md",
+    "out/manifest.jsonl", "out/scan/scan.md", "page.json", "page.jpg", "page.md",
+    "results/report.md",
     "runs/first/best/adapter_model.safetensors", "scans/0001.jpg", "scans/0001.json",
     "scans/train.json", "build/full/model.safetensors", "checkpoints/deepseek-ocr/config.json",
     "checkpoints/.deepseek-ocr.part/model.tar", ".git/config", ".cache/pip/x", "id_rsa", "notes.py",
@@ -115,10 +118,13 @@ def test_weights_can_be_baked_in(used_checkout: Path, tmp_path: Path) -> None:
     with weights_world.running(tmp_path / "world") as world:
         weights.ensure(weights_world.NAME, checkout / "checkpoints", known=world.table)
     image = copy_image(tmp_path / "image", checkout)
-    found = weights.ensure(weights_world.NAME, image / "checkpoints", fetch=False, known=world.table)
+    found = weights.ensure(
+        weights_world.NAME, image / "checkpoints", fetch=False, known=world.table
+    )
     assert found == image / "checkpoints" / weights_world.NAME
-    assert tops(build_context(checkout)) == SHIPPED
-    assert not [path for path in image.rglob("*") if path.read_bytes() == b"private"]
+    names = build_context(checkout)
+    assert tops(names) == SHIPPED
+    assert set(names) & set(MADE) == {f"checkpoints/{weights_world.NAME}/config.json"}
 
 
 # --- recipes --------------------------------------------------------------------------------------
@@ -176,13 +182,35 @@ def test_compose_names_what_there_is() -> None:
     assert key == f"/run/secrets/{next(iter(found['secrets']))}"
 
 
+def test_the_licence_of_every_package_is_listed() -> None:
+    """Those that the container's pins bring along, and all that they need."""
+    listed = set(re.findall(r"`([a-z][\w-]*)\*?`", (ROOT / "THIRD-PARTY.md").read_text()))
+    needed = {"flash-attn"}
+    waiting = [*pins("requirements.txt"), *pins("requirements-serve.txt"), "cog", "coglet"]
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in needed:
+            continue
+        needed.add(name)
+        try:
+            requirements = map(Requirement, requires(name) or [])
+        except PackageNotFoundError:  # the server's, in the container
+            continue
+        waiting += [one.name for one in requirements if one.marker is None or one.marker.evaluate()]
+    vendors = ("nvidia-", "cuda-")
+    known = {str(canonicalize_name(name)) for name in listed}
+    assert {name for name in needed - known if not name.startswith(vendors)} == set()
+    assert set(vendors) <= listed
+
+
 # --- the workflow that pushes ---------------------------------------------------------------------
 
 
 @pytest.fixture
-def push() -> Iterator[list[dict[str, Any]]]:
+def push() -> list[dict[str, Any]]:
     text = (ROOT / ".github" / "workflows" / "push.yml").read_text()
-    yield yaml.safe_load(text)["jobs"]["push"]["steps"]
+    steps: list[dict[str, Any]] = yaml.safe_load(text)["jobs"]["push"]["steps"]
+    return steps
 
 
 def test_the_workflow_installs_the_cog_that_reads_this_yaml(push: list[dict[str, Any]]) -> None:

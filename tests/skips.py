@@ -1,0 +1,43 @@
+"""Which tests were skipped and why: `python -m tests.skips REPORT [OTHER]`.
+
+Both are what `pytest --junitxml` writes. The exit status is 1 where a test was skipped for want of
+something that a machine can be given, or ran according to OTHER and not according to REPORT.
+"""
+
+from __future__ import annotations
+
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+CANNOT_BE_HAD = ("needs a processor with", "needs the reference material")
+"""How reasons begin that name what nobody can install: silicon, and files that are not public."""
+
+
+def main(reports: list[str]) -> int:
+    """Print the reasons with their counts; 1 where there is one that may not be."""
+    skipped = skips(Path(reports[0]))
+    for reason, count in Counter(skipped.values()).most_common():
+        print(f"{count} skipped: {reason}")
+    wrong = {name for name, reason in skipped.items() if not reason.startswith(CANNOT_BE_HAD)}
+    for other in reports[1:]:
+        wrong |= skipped.keys() - skips(Path(other)).keys()
+    for name in sorted(wrong):
+        print(f"may not be skipped: {name}: {skipped[name]}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def skips(report: Path) -> dict[str, str]:
+    """Tests, and files that were skipped whole, with the reason."""
+    found = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        skipped = case.find("skipped")
+        if skipped is not None:
+            reason = skipped.get("message", "").removeprefix("Skipped: ")
+            found[f"{case.get('classname')}::{case.get('name')}"] = reason
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
