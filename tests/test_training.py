@@ -7,19 +7,20 @@ import resource
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from deepseek_ocr import model
+from deepseek_ocr import model, processors
 from deepseek_ocr.errors import GenerationError
 from deepseek_ocr.images import Views
 from deepseek_ocr.model import Network, load_network
 from deepseek_ocr.prompts import Codec
 from tests.conftest import GOLDEN, POCKET, byte_tokenizer, golden_views
-from tests.test_golden import CASES
+from tests.test_golden import CASES, relative_error
 from training import dataset
 from training.batches import IGNORED, Batch, ExampleError, collate, encode_example
 from training.checkpoints import (
@@ -311,6 +312,44 @@ def test_a_folder_whose_replacing_was_stopped_is_put_back(
     target.rename(tmp_path / ".state.old")
     recover_folder(target)
     assert (target / "old").read_text() == "kept"
+
+
+class Pulled(torch.nn.Module):
+    """A matrix that every step pulls away from `away`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.matrix = torch.nn.Parameter(torch.randn(24, 16, generator=generator))
+        self.away = torch.randn(24, 16, generator=generator)
+
+    def forward(self, batch: Weight) -> tuple[torch.Tensor, torch.Tensor]:
+        return (self.matrix * self.away).sum() * batch.taught, torch.zeros(())
+
+
+class Weight(NamedTuple):
+    """A batch that counts `taught` times."""
+
+    taught: int
+
+
+@pytest.mark.usefixtures("own_accelerator")
+def test_a_processor_without_bfloat16_takes_the_same_orthogonal_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moved, momenta = [], []
+    for has_bfloat16 in (True, False):
+        monkeypatch.setattr(processors, "has_bfloat16", lambda has=has_bfloat16: has)
+        pulled = Pulled()
+        stepper = Stepper(pulled, OptimiserSettings(orthogonal=True), Accelerator())
+        before = pulled.matrix.detach().clone()
+        for number in range(3):
+            stepper.step([Weight(number + 1)], 0.1)
+        moved.append(pulled.matrix.detach() - before)
+        (state,) = stepper.optimisers[0].state.values()
+        momenta.append(state["momentum_buffer"])
+    assert relative_error(moved[1], moved[0]) < 0.02
+    assert torch.equal(momenta[0], momenta[1])
 
 
 def test_a_gradient_that_runs_over_moves_nothing(codec: Codec) -> None:

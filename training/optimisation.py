@@ -11,7 +11,9 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
+from deepseek_ocr import processors
 from deepseek_ocr.errors import GenerationError
 
 
@@ -99,9 +101,10 @@ class Stepper:
                 "The loss or its gradient is not a number any more; lower --lr, lengthen --warmup, "
                 "or train in float32 (--dtype float32)."
             )
-        for optimiser in self._prepared:
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+        with _bfloat16_as_float32(self.accelerator.device):
+            for optimiser in self._prepared:
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
         return StepResult(mean, int(tokens), float(norm), lr)
 
     def _together(self, last: bool) -> AbstractContextManager[object]:
@@ -116,6 +119,25 @@ class Stepper:
             return value
         tensor = torch.tensor(float(value), device=self.accelerator.device, dtype=torch.float64)
         return float(self.accelerator.reduce(tensor, reduction="sum"))
+
+
+class _InFloat32(TorchFunctionMode):
+    """Tensors that are made bfloat16 become float32 instead."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.Tensor.bfloat16:
+            return args[0].to(torch.float32, copy=True)  # a copy, as bfloat16() is: it is changed
+        return func(*args, **(kwargs or {}))
+
+
+def _bfloat16_as_float32(device: torch.device) -> AbstractContextManager[object]:
+    """Muon orthogonalises in bfloat16, which takes a processor without bfloat16 units many times as
+    long as float32."""
+    if device.type == "cpu" and not processors.has_bfloat16():
+        return _InFloat32()
+    return nullcontext()
 
 
 _ADAMW_SHARE = 0.3
