@@ -24,7 +24,7 @@ class Predictor(BasePredictor):
     def predict(
         self,
         image: Path = Input(
-            description="Picture of a page (JPEG, PNG, WebP, BMP, GIF), or a PDF or TIFF of pages"
+            description="Picture of a page (JPEG, PNG, WebP, HEIC …), or a PDF or TIFF of pages"
         ),
         task_type: str = Input(
             description="What to do with the page",

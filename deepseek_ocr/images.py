@@ -133,8 +133,8 @@ def _open(file: BinaryIO | Path, name: str, limits: ImageLimits) -> Image.Image:
         ) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name} is not a picture that can be opened; use JPEG, PNG, WebP, TIFF, BMP, GIF, "
-            "JPEG 2000, AVIF or PPM."
+            f"{name} is not a picture that can be opened; use JPEG, PNG, WebP, HEIC, TIFF, BMP, "
+            "GIF, JPEG 2000, AVIF or PPM."
         ) from error
     except Exception as error:
         raise _damaged(name, error) from error

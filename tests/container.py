@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,14 +49,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only say whether it can be had")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, behind --")
     arguments = parser.parse_args()
+    folder = cache() / f"container-{fingerprint(arguments.index)}"
     try:
-        folder = cache() / f"container-{fingerprint(arguments.index)}"
-        if not (folder / READY).is_file():
-            interpreter = find_python()
-            check_disk(folder)
+        if not is_ready(folder):
+            check(folder)
             if not arguments.check:
-                with locked(folder):
-                    make(folder, interpreter, arguments.index)
+                make(folder, arguments.index)
     except NotToBeHadError as error:
         print(f"make test-container: {error}", file=sys.stderr)
         return NOT_TO_BE_HAD
@@ -73,38 +70,46 @@ def main() -> int:
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
-def make(folder: Path, interpreter: str, index: str) -> None:
-    """Make the environment. Raises `CalledProcessError` if pip fails."""
-    if (folder / READY).is_file():  # another process made it while this one waited
-        return
-    print(f"Making {folder} with {interpreter}: some minutes.", flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run([interpreter, "-m", "venv", folder], check=True)
-    pip = [folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
-    extra = ["--extra-index-url", index] if index else []
-    files = [word for path in REQUIREMENTS for word in ("-r", path)]
-    subprocess.run([*pip, *extra, *files], check=True)
-    (folder / READY).touch()
+def is_ready(folder: Path) -> bool:
+    """True if the environment is whole, and the Python it was made with still there."""
+    return (folder / READY).is_file() and (folder / "bin" / "python").exists()
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Within, no other process makes `folder`."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def check_disk(folder: Path) -> None:
-    """Raises `NotToBeHadError` if there is no room for `folder`."""
-    there = next(parent for parent in folder.parents if parent.is_dir())
+def check(folder: Path) -> None:
+    """Raises `NotToBeHadError` if the environment cannot be made: no Python, no disk, no right."""
+    find_python()
+    there = next(parent for parent in folder.parents if parent.exists())
+    elsewhere = "name another folder with XDG_CACHE_HOME."
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise NotToBeHadError(f"Nothing can be written to {there}; {elsewhere}")
     free = shutil.disk_usage(there).free
     if free < BYTES:
         raise NotToBeHadError(
             f"{there} has {free / 1e9:.0f} GB free and the environment wants {BYTES / 1e9:.0f}; "
-            "name a folder on another disk with XDG_CACHE_HOME."
+            f"{elsewhere}"
         )
+
+
+def make(folder: Path, index: str) -> None:
+    """Make the environment, unless another process has by then.
+
+    Raises `CalledProcessError` if pip fails.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if is_ready(folder):
+            return
+        interpreter = find_python()
+        print(f"Making {folder} with {interpreter}: some minutes.", flush=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+        subprocess.run([interpreter, "-m", "venv", folder], check=True)
+        pip = [folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
+        extra = ["--extra-index-url", index] if index else []
+        files = [word for path in REQUIREMENTS for word in ("-r", path)]
+        subprocess.run([*pip, *extra, *files], check=True)
+        (folder / READY).touch()
 
 
 def cache() -> Path:
@@ -123,14 +128,17 @@ def fingerprint(index: str) -> str:
 
 def find_python() -> str:
     """Python 3.12 on PATH or under pyenv. Raises `NotToBeHadError` if there is none."""
+    test = f"import sys, venv, ensurepip; sys.exit('%d.%d' % sys.version_info[:2] != '{PYTHON}')"
     for candidate in candidates():
-        test = f"import sys, venv, ensurepip; assert '%d.%d' % sys.version_info[:2] == '{PYTHON}'"
         try:
             subprocess.run([candidate, "-c", test], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):  # pyenv's commands may lead nowhere
             continue
         return candidate
-    raise NotToBeHadError(f"Python {PYTHON} is neither on PATH nor under pyenv; install it.")
+    raise NotToBeHadError(
+        f"No Python {PYTHON} that can make environments is on PATH or under pyenv; install it "
+        f"(on Debian and Ubuntu python{PYTHON}-venv too)."
+    )
 
 
 def candidates() -> Iterator[str]:

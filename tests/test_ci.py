@@ -29,7 +29,7 @@ def test_without_its_python_the_environment_is_not_to_be_had(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
     assert container.main() == container.NOT_TO_BE_HAD
-    assert "Python 3.12 is neither on PATH nor under pyenv" in capsys.readouterr().err
+    assert "No Python 3.12 that can make environments" in capsys.readouterr().err
 
 
 def test_without_disk_the_environment_is_not_to_be_had(
@@ -38,8 +38,25 @@ def test_without_disk_the_environment_is_not_to_be_had(
     monkeypatch.setattr(container, "BYTES", 10**18)
     monkeypatch.setattr(container, "find_python", lambda: sys.executable)
     assert container.main() == container.NOT_TO_BE_HAD
-    assert "wants 1000000000; name a folder on another disk" in capsys.readouterr().err
+    assert "wants 1000000000; name another folder" in capsys.readouterr().err
     assert not cache.exists()
+
+
+def test_where_nothing_can_be_written_the_environment_is_not_to_be_had(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: Path
+) -> None:
+    cache.parent.touch()  # a file in the folder's place
+    monkeypatch.setattr(container, "find_python", lambda: sys.executable)
+    assert container.main() == container.NOT_TO_BE_HAD
+    assert "Nothing can be written to" in capsys.readouterr().err
+
+
+def test_an_environment_whose_python_is_gone_is_not_ready(cache: Path) -> None:
+    cache.mkdir(parents=True)
+    (cache / container.READY).touch()
+    (cache / "bin").mkdir()
+    (cache / "bin" / "python").symlink_to(cache / "uninstalled")
+    assert not container.is_ready(cache)
 
 
 def test_an_environment_that_was_not_finished_is_made_anew(

@@ -120,7 +120,9 @@ def test_older_torch_is_asked_its_own_way(monkeypatch: pytest.MonkeyPatch) -> No
     assert processors.instructions() == ["AVX-512", "AVX2"]
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="needs an x86 processor")
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="needs a processor with x86 instructions"
+)
 @pytest.mark.parametrize("isa", ["AVX2", "SSE41"])
 def test_older_processors_read_the_same(pocket: OcrEngine, isa: str) -> None:
     """torch and oneDNN held to what an older processor has."""

@@ -71,7 +71,8 @@ CJK = {
 def test_text_in_east_asian_fonts_that_are_not_embedded_is_drawn(
     renderer: Renderer, tmp_path: Path, font: str
 ) -> None:
-    """By the font that the images install. Missing glyphs would be empty, or boxes all alike."""
+    """By the font that the images install, where no other is installed. Missing glyphs would be
+    empty, or boxes all alike."""
     if not list(Path("/usr/share/fonts").rglob("wqy-microhei.ttc")):
         pytest.skip("needs Debian's package fonts-wqy-microhei")
     text, size = CJK[font], 36

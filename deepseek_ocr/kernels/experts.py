@@ -20,7 +20,8 @@ from deepseek_ocr.model import Network
 
 GATHERED = 2
 """Rows up to which the weights of the chosen experts are gathered on a GPU; steps have 1, 2, 4, 8 …
-rows. From 4 on the copies would be larger than all experts together."""
+rows. Six experts a row are read, written and read again: from 4 rows on that is more than reading
+all 64 once."""
 
 Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Rows, Rows], torch.Tensor]
 
@@ -76,8 +77,8 @@ def gathered(
 def dense(
     x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor, inner: Rows, outer: Rows
 ) -> torch.Tensor:
-    """Every row through every expert, and what was not chosen left out: each weight is read once
-    and none is copied, whatever the card, the type and the version of torch."""
+    """Every row through every expert, and what was not chosen left out: each weight is read once,
+    whatever the card, the type and the version of torch (those of 8 bits are widened first)."""
     gate_and_up = _through_all(x.expand(len(inner.values), *x.shape), inner)
     passed = _through_all(_gated(gate_and_up), outer)  # [E, n, hidden]
     share = torch.zeros(len(x), len(inner.values), device=x.device)
