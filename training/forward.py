@@ -2,7 +2,7 @@
 
 The same numbers as the library's class on square views without tiles, in half its time: windows are
 cut once for all of SAM's layers, relative positions ride along in the product of queries and keys,
-every expert sees every token, and everything is bfloat16 but the weights.
+every expert sees every token, and everything but the weights is in one type (`pocket._dtype`).
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import tasks
+from deepseek_ocr import devices
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.errors import OcrError
 from deepseek_ocr.images import Views
@@ -347,6 +348,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _dtype(device: torch.device) -> torch.dtype:
+    """bfloat16, or float32 on a processor that lacks it, where it would take many times as long."""
+    return devices.choose_dtype("auto", device) if device.type == "cpu" else torch.bfloat16
+
+
 def train_stage(
     stage: int,
     output: Path,
@@ -373,7 +379,7 @@ def train_stage(
         start, text.bos_token_id, frozenset([text.eos_token_id]), network.config.image_token_id
     )
     torch.manual_seed(seed)
-    objective = AuxiliaryObjective(network).to(accelerator.device)
+    objective = AuxiliaryObjective(network, _dtype(accelerator.device)).to(accelerator.device)
     stepper = Stepper(objective, OptimiserSettings(orthogonal=True), accelerator)
     log = Log(output / "log.jsonl")
     if heads is not None:
