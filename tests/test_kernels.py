@@ -237,6 +237,23 @@ def test_each_way_through_experts(tiny: Network, way: str, rows: int, quant: boo
     assert relative_error(WAYS[way](x, chosen, shares, *packed), expected) < FLOAT32
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_sums_in_8_bits_stay_within_float16(way: str) -> None:
+    """What float16 cannot hold is the sum of whole numbers, not the result."""
+    generator = torch.Generator().manual_seed(0)
+    inner, outer = (
+        quantize(torch.randn(shape, generator=generator) * 0.02)
+        for shape in ((4, 96, 256), (4, 256, 48))
+    )
+    x = torch.randn(9, 256, generator=generator) * 60
+    assert (x @ inner.values[0].float().T).abs().max() > torch.finfo(torch.float16).max
+    chosen = torch.tensor([[0, 3]] * 9)
+    shares = torch.full((9, 2), 0.5)
+    expected = experts.looped(x, chosen, shares, inner, outer)
+    got = WAYS[way](x.half(), chosen, shares, inner, outer).float()
+    assert relative_error(got, expected) < 4e-3
+
+
 @pytest.mark.parametrize(
     ("device", "rows", "way"),
     [

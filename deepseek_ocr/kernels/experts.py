@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from deepseek_ocr.kernels.rows import Rows, linear
+from deepseek_ocr.kernels.rows import STEPS, Rows, linear
 from deepseek_ocr.model import Network
 
 GATHERED = 2
@@ -95,14 +95,18 @@ def _gated(both: torch.Tensor) -> torch.Tensor:
 
 def _batched(x: torch.Tensor, rows: Rows, chosen: torch.Tensor) -> torch.Tensor:
     """Row i of `x [m, k]` times the matrix `chosen[i]`: `[m, rows]`."""
-    product = torch.bmm(rows.values[chosen].to(x.dtype), x[:, :, None])[:, :, 0]
-    return product if rows.scales is None else product * rows.scales[chosen].to(x.dtype)
+    if rows.scales is None:
+        return torch.bmm(rows.values[chosen], x[:, :, None])[:, :, 0]
+    product = torch.bmm(rows.values[chosen].to(x.dtype), (x / STEPS)[:, :, None])[:, :, 0]
+    return product * (rows.scales[chosen] * STEPS).to(x.dtype)
 
 
 def _through_all(x: torch.Tensor, rows: Rows) -> torch.Tensor:
     """`x [E, n, k]` times the transpose of each of E matrices: `[E, n, rows]`."""
-    product = torch.bmm(x, rows.values.to(x.dtype).transpose(1, 2))
-    return product if rows.scales is None else product * rows.scales[:, None].to(x.dtype)
+    if rows.scales is None:
+        return torch.bmm(x, rows.values.transpose(1, 2))
+    product = torch.bmm(x / STEPS, rows.values.to(x.dtype).transpose(1, 2))
+    return product * (rows.scales[:, None] * STEPS).to(x.dtype)
 
 
 def _weighted(passed: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:

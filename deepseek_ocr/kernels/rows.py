@@ -16,6 +16,11 @@ _FEW = 8
 """Inputs up to which torch's product for few inputs beats a conversion and a matrix product."""
 
 
+STEPS = 128
+"""Inputs are divided by it, and what comes out is multiplied by it: a sum of products with whole
+numbers up to 127 would leave float16 long before the result does."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """A matrix `[..., rows, k]`; of 8 bits where it has `scales [..., rows]` (float32)."""
@@ -34,7 +39,7 @@ def linear(x: torch.Tensor, rows: Rows) -> torch.Tensor:
         return nn.functional.linear(x, rows.values)
     if x.device.type == "cpu" and len(x) <= _FEW:
         return torch._weight_int8pack_mm(x, rows.values, rows.scales.to(x.dtype))
-    return (x @ rows.values.to(x.dtype).T) * rows.scales.to(x.dtype)
+    return ((x / STEPS) @ rows.values.to(x.dtype).T) * (rows.scales * STEPS).to(x.dtype)
 
 
 def quantize(weight: torch.Tensor) -> Rows:
