@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -63,6 +64,12 @@ def reference(*parts: str) -> Path:
     if not REFERENCE or not path.exists():
         pytest.skip(f"needs the reference material ({'/'.join(parts)}); set OCR_REFERENCE")
     return path
+
+
+def need(program: str) -> None:
+    """Skip the test if `program` is not installed."""
+    if shutil.which(program) is None:
+        pytest.skip(f"needs {program}")
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pikepdf
 import pypdfium2
-import pytest
 from pikepdf import Array, Dictionary, Name
 from PIL import Image
 
@@ -18,6 +17,7 @@ from deepseek_ocr import grounding
 from deepseek_ocr.engine import Counts, Timings
 from deepseek_ocr.grounding import Box, Confidence
 from deepseek_ocr.records import DocumentRecord, PageRecord, Try
+from tests.conftest import need
 
 ENGLISH = "The quick brown fox jumps over the lazy dog and runs home before the night falls"
 SCRIPTS = {
@@ -119,14 +119,6 @@ def renderer(
             return pdf[number - 1].render(scale=scale).to_pil().convert("RGB")
 
     return render
-
-
-def need(program: str) -> None:
-    """Skip the test where `program` (Debian package poppler-utils) is not installed."""
-    import shutil
-
-    if shutil.which(program) is None:
-        pytest.skip(f"needs {program} (Debian package poppler-utils)")
 
 
 Word = tuple[str, float, float, float, float]

@@ -14,10 +14,18 @@ import pytest
 from PIL import Image
 
 from deepseek_ocr.exports import FORMATS
+from deepseek_ocr.kernels import compiling
 from tests import papers
 from tests.conftest import POCKET, ROOT
 
 INVOICE, TOTAL = "examples/invoice.png", "examples/total.png"
+
+
+@pytest.fixture(autouse=True)
+def _no_word_about_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a compiler it is said at every start that reading is slower."""
+    if compiling.library() is None:
+        monkeypatch.setenv("DEEPSEEK_OCR_KERNELS", "auto,-compiled")
 
 
 def ocr(*arguments: str, stdin: bytes = b"", **environ: str) -> tuple[int, str, str]:

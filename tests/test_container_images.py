@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 import weights
 from tests import container, weights_world
 from tests.cog_server import build_context, copy_image
-from tests.conftest import ROOT
+from tests.conftest import ROOT, need
 from tests.test_predict import CONFIGS, config, pins
 
 SERVE, ASCEND = ROOT / "examples" / "serve", ROOT / "examples" / "ascend"
@@ -96,8 +96,7 @@ def test_other_images_hold_nothing_of_their_user_either(used_checkout: Path, fol
 def test_git_ignores_what_the_readme_s_commands_make(
     used_checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if shutil.which("git") is None:
-        pytest.skip("needs git")
+    need("git")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     subprocess.run(["git", "init", "--quiet"], cwd=used_checkout, check=True)
     names = [name for name in MADE if not name.startswith((".git/", ".c", "id_rsa", "notes.py"))]

@@ -23,6 +23,7 @@ from deepseek_ocr.formats.pictures import page_size
 from deepseek_ocr.formats.placing import place
 from deepseek_ocr.grounding import Box
 from deepseek_ocr.records import PageRecord
+from tests.conftest import need
 from tests.output_fixtures import (
     SCRIPTS,
     Block,
@@ -30,7 +31,6 @@ from tests.output_fixtures import (
     document_of,
     grounded,
     make_pdf,
-    need,
     record_of,
     renderer,
     text_in,

@@ -25,6 +25,7 @@ from serving.auth import Keys
 from serving.errors import ApiError
 from serving.fetcher import Address, Allowance, Fetcher, is_public, resolve
 from serving.state import State
+from tests.conftest import need
 from tests.serving_world import FRUIT, chat
 
 GOOD, BAD = ipaddress.ip_address("127.0.0.2"), ipaddress.ip_address("127.0.0.1")
@@ -312,6 +313,7 @@ async def test_what_is_no_picture_is_said_so(head: bytes) -> None:
 
 
 async def test_certificates_are_checked_for_the_name_that_was_asked(tmp_path: Path) -> None:
+    need("openssl")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
          "/CN=pictures.example", "-keyout", "key.pem", "-out", "cert.pem"],

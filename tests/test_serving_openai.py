@@ -14,7 +14,7 @@ import jsonschema
 import openai
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, need
 from tests.serving_world import (
     ENDLESS,
     FOREVER,
@@ -415,6 +415,7 @@ def curl(server: Server, body: dict[str, Any], *flags: str, folder: Path) -> str
 
 
 def test_curl(server: Server, tmp_path: Path) -> None:
+    need("curl")
     answer = json.loads(curl(server, chat("ocr"), folder=tmp_path))
     assert answer["choices"][0]["message"]["content"] == TEXT["fruit"]
     stream = curl(server, chat("ocr", stream=True), "-N", "-i", folder=tmp_path)

@@ -101,7 +101,8 @@ def test_a_program_may_end_while_pages_are_read() -> None:
     code = (
         "from tests.tiny_engine import *\n"
         "from tests.conftest import GOLDEN, load_network\n"
-        "engine = engine_of(load_network(GOLDEN / 'checkpoint', 'cpu', 'float32'), 2)\n"
+        "tiny = load_network(GOLDEN / 'checkpoint', 'cpu', 'float32')\n"
+        "engine = engine_of(tiny, 2, 'auto,-compiled')\n"
         "handles = [engine.submit(page(n, 8000, no_repeat_ngram_size=0)) for n in range(3)]\n"
         "next(handles[0].deltas())\n"
         "print('reading')"
