@@ -23,7 +23,7 @@ def appearing(path: Path) -> Iterator[BinaryIO]:
 
     A process killed at any moment leaves in `path` what it held before or all of the new. After a
     power cut it may hold neither: this is for what can be made again, a page's record for one.
-    A link that somebody laid where the part is written is removed, not followed. Raises `OSError`
+    A symbolic link in the part's place is removed, not followed. Raises `OSError`
     if the disk is full or the folder read-only.
     """
     part = part_of(path)

@@ -145,8 +145,10 @@ def running(folder: Path, entry: str = "predict.py:Predictor", **environ: str) -
 
 
 def _need_predictions_folder() -> None:
-    """Skip the test where another user ran Cog before: it keeps predictions in one place for all,
-    and without it answers nothing."""
+    """Skip the test if another user owns the folder that Cog writes predictions to.
+
+    Its path is fixed in Cog, which answers no prediction without it.
+    """
     folder = Path("/tmp/coglet/predictions")
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)

@@ -36,10 +36,10 @@ REFERENCE = os.environ.get("OCR_REFERENCE")
 
 
 def pytest_configure() -> None:
-    """Make up for what whoever started the tests did not give them, before any worker starts.
+    """Give the tests what their caller's environment may lack, before any worker starts.
 
-    - Shells let what runs in the background ignore Ctrl-C; programs under test would inherit that.
-    - Without a home to write to, compiled kernels are kept in the folder for temporary files.
+    - Shells ignore Ctrl-C for background jobs, and programs under test would inherit that.
+    - If the home directory cannot be written, compiled kernels go to the temporary folder.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

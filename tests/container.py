@@ -29,24 +29,24 @@ READY = "ready"
 """File in an environment that is whole."""
 
 LEFT_OUT = (
-    "adapters", "auxiliary", "ascend_examples", "benchmark*", "cli", "configuration", "doctor",
+    "adapters", "auxiliary", "ascend_examples", "benchmark*", "cli", "doctor",
     "evaluate", "facts", "interactive", "journal", "metrics", "pocket", "predictions", "progress",
-    "project", "samples", "serving_*", "split", "synth", "tables", "training*", "verify",
+    "project", "samples", "serving_*", "split", "synth", "training*", "verify",
 )  # fmt: skip
 """Names of test files about what is not in the container: command line, server, training."""
 
-DONE, FAILED, NOT_TO_BE_HAD = 0, 1, 3
+DONE, FAILED, UNAVAILABLE = 0, 1, 3
 
 
-class NotToBeHadError(Exception):
+class UnavailableError(Exception):
     """The environment cannot be made here; says why."""
 
 
 def main() -> int:
-    """The exit status of pytest; `NOT_TO_BE_HAD` where the environment cannot be made."""
+    """The exit status of pytest; `UNAVAILABLE` if the environment cannot be made."""
     parser = argparse.ArgumentParser(prog="make test-container", description=__doc__)
     parser.add_argument("--index", default="", help="another package index, such as PyTorch's")
-    parser.add_argument("--check", action="store_true", help="only say whether it can be had")
+    parser.add_argument("--check", action="store_true", help="only say whether it can be made")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, behind --")
     arguments = parser.parse_args()
     folder = cache() / f"container-{fingerprint(arguments.index)}"
@@ -55,9 +55,9 @@ def main() -> int:
             check(folder)
             if not arguments.check:
                 make(folder, arguments.index)
-    except NotToBeHadError as error:
+    except UnavailableError as error:
         print(f"make test-container: {error}", file=sys.stderr)
-        return NOT_TO_BE_HAD
+        return UNAVAILABLE
     except subprocess.CalledProcessError as error:
         print(f"make test-container: {error}", file=sys.stderr)
         return FAILED
@@ -76,15 +76,15 @@ def is_ready(folder: Path) -> bool:
 
 
 def check(folder: Path) -> None:
-    """Raises `NotToBeHadError` if the environment cannot be made: no Python, no disk, no right."""
+    """Raises `UnavailableError` if the environment cannot be made: no Python, no disk, no right."""
     find_python()
     there = next(parent for parent in folder.parents if parent.exists())
     elsewhere = "name another folder with XDG_CACHE_HOME."
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise NotToBeHadError(f"Nothing can be written to {there}; {elsewhere}")
+        raise UnavailableError(f"Nothing can be written to {there}; {elsewhere}")
     free = shutil.disk_usage(there).free
     if free < BYTES:
-        raise NotToBeHadError(
+        raise UnavailableError(
             f"{there} has {free / 1e9:.0f} GB free and the environment wants {BYTES / 1e9:.0f}; "
             f"{elsewhere}"
         )
@@ -127,7 +127,7 @@ def fingerprint(index: str) -> str:
 
 
 def find_python() -> str:
-    """Python 3.12 on PATH or under pyenv. Raises `NotToBeHadError` if there is none."""
+    """Python 3.12 on PATH or under pyenv. Raises `UnavailableError` if there is none."""
     test = f"import sys, venv, ensurepip; sys.exit('%d.%d' % sys.version_info[:2] != '{PYTHON}')"
     for candidate in candidates():
         try:
@@ -135,7 +135,7 @@ def find_python() -> str:
         except (OSError, subprocess.CalledProcessError):  # pyenv's commands may lead nowhere
             continue
         return candidate
-    raise NotToBeHadError(
+    raise UnavailableError(
         f"No Python {PYTHON} that can make environments is on PATH or under pyenv; install it "
         f"(on Debian and Ubuntu python{PYTHON}-venv too)."
     )

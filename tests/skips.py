@@ -1,7 +1,7 @@
 """Which tests were skipped and why: `python -m tests.skips REPORT [OTHER]`.
 
-Both are what `pytest --junitxml` writes. The exit status is 1 where a test was skipped for want of
-something that a machine can be given, or ran according to OTHER and not according to REPORT.
+Both are what `pytest --junitxml` writes. The exit status is 1 if a test was skipped because
+something installable was missing, or if REPORT skips a test that OTHER does not.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections import Counter
 from pathlib import Path
 
 CANNOT_BE_HAD = ("needs a processor with", "needs the reference material", "needs to be allowed")
-"""How reasons begin that name what nobody can install: silicon, files that are not public, and
-permissions that whoever runs the tests does not have."""
+"""Allowed reasons begin with one of these: processor features, files that are not public and
+permissions cannot be installed."""
 
 
 def main(reports: list[str]) -> int:
-    """Print the reasons with their counts; 1 where there is one that may not be."""
+    """Print how many tests were skipped for each reason; return 1 if any skip is not allowed."""
     skipped = skips(Path(reports[0]))
     for reason, count in Counter(skipped.values()).most_common():
         print(f"{count} skipped: {reason}")

@@ -20,7 +20,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "deepseek-ocr"
 
 
-def test_without_its_python_the_environment_is_not_to_be_had(
+def test_without_its_python_the_environment_is_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     leads_nowhere = tmp_path / f"python{container.PYTHON}"  # as pyenv's commands may
@@ -28,26 +28,26 @@ def test_without_its_python_the_environment_is_not_to_be_had(
     leads_nowhere.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
-    assert container.main() == container.NOT_TO_BE_HAD
+    assert container.main() == container.UNAVAILABLE
     assert "No Python 3.12 that can make environments" in capsys.readouterr().err
 
 
-def test_without_disk_the_environment_is_not_to_be_had(
+def test_without_disk_the_environment_is_unavailable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: Path
 ) -> None:
     monkeypatch.setattr(container, "BYTES", 10**18)
     monkeypatch.setattr(container, "find_python", lambda: sys.executable)
-    assert container.main() == container.NOT_TO_BE_HAD
+    assert container.main() == container.UNAVAILABLE
     assert "wants 1000000000; name another folder" in capsys.readouterr().err
     assert not cache.exists()
 
 
-def test_where_nothing_can_be_written_the_environment_is_not_to_be_had(
+def test_where_nothing_can_be_written_the_environment_is_unavailable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: Path
 ) -> None:
     cache.parent.touch()  # a file in the folder's place
     monkeypatch.setattr(container, "find_python", lambda: sys.executable)
-    assert container.main() == container.NOT_TO_BE_HAD
+    assert container.main() == container.UNAVAILABLE
     assert "Nothing can be written to" in capsys.readouterr().err
 
 

@@ -53,7 +53,7 @@ SHIPPED = {
 
 @pytest.fixture(scope="module")
 def used_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout after somebody worked in it."""
+    """A checkout that has been used: its own files, and what the README's commands write."""
     folder = tmp_path_factory.mktemp("used")
     for name in PROJECT:
         if (ROOT / name).is_dir():
