@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -31,6 +31,10 @@ from deepseek_ocr.store import Store, file_digest, settings_digest
 
 AHEAD = 4
 """Pages that are rendered before they are asked for: enough to keep a model busy."""
+
+_SIGNAL_S = 0.1
+"""Seconds after which a waiting thread looks for an interruption: one that comes just before the
+thread waits does not wake it."""
 
 
 @dataclass(frozen=True)
@@ -220,14 +224,28 @@ class _Run:
     # --- reading --------------------------------------------------------------------------------
 
     def _read_on_all(self, engines: Sequence[Engine], pictures: _Shared) -> None:
-        """Read on several engines, each in a thread; an interruption lets each end a page."""
+        """Read on several engines, each in a thread; an interruption lets each end a page.
+
+        No thread reads before all are started: one whose start is interrupted is not joined.
+        """
+        started = threading.Event()
+
+        def read_on(engine: Engine) -> None:
+            started.wait()
+            if not self._stopped.is_set():
+                self._read_on(engine, pictures)
+
         with ThreadPoolExecutor(len(engines), "engine") as pool:
-            readers = [pool.submit(self._read_on, engine, pictures) for engine in engines]
             try:
-                for reader in readers:
-                    reader.result()
+                reading = {pool.submit(read_on, engine) for engine in engines}
+                started.set()
+                while reading:
+                    done, reading = wait(reading, _SIGNAL_S, FIRST_EXCEPTION)
+                    for reader in done:
+                        reader.result()
             except BaseException:
                 self._stopped.set()
+                started.set()
                 raise
 
     def _read_on(self, engine: Engine, pictures: _Shared) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 import tasks
 from deepseek_ocr.documents import Plan, Tally, Watcher, read_documents
+from deepseek_ocr.engine import Failure, Page, Reading
 from deepseek_ocr.exports import FORMATS
 from deepseek_ocr.rendering import Renderer
 from deepseek_ocr.settings import CropSettings, DecodeSettings, RenderSettings
@@ -343,6 +345,46 @@ def test_interrupting_keeps_what_is_read_and_says_how_to_go_on(
     assert server.run(*command, cwd=tmp_path, log=log)[0] == 0
     assert len(last_outcomes(tmp_path / "out")) == 200
     assert sum(read_log(log).values()) <= 200 + 2
+
+
+class EnginesInterrupted(list[ScriptedEngine]):
+    """Ctrl-C arrives when the first engine has started and the second has not."""
+
+    def __iter__(self) -> Iterator[ScriptedEngine]:
+        yield self[0]
+        signal.raise_signal(signal.SIGINT)
+        yield from self[1:]
+
+
+class InterruptingEngine(ScriptedEngine):
+    """Ctrl-C arrives when it starts to read."""
+
+    def read_many(self, pages: Iterable[Page]) -> Iterator[Reading | Failure]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return super().read_many(pages)
+
+
+@pytest.mark.parametrize(
+    "engines",
+    [
+        EnginesInterrupted(ScriptedEngine(0.01) for _ in range(4)),
+        [InterruptingEngine(0.01), *(ScriptedEngine(0.01) for _ in range(7))],
+    ],
+    ids=["between starts", "at the first page"],
+)
+def test_interrupting_while_engines_start_stops_them_all(
+    tmp_path: Path, engines: list[ScriptedEngine]
+) -> None:
+    path = papers.pdf(tmp_path / "a.pdf", range(1, 401))
+    plan = Plan("Free OCR.", tasks.attempts(CropSettings(), DecodeSettings()), formats=("json",))
+    inputs = find([str(path)]).inputs
+    with (
+        Store(tmp_path / "out") as store,
+        Renderer(RenderSettings(dpi=36)) as renderer,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        read_documents(inputs, engines, plan, store, renderer)
+    assert len(lines(tmp_path / "out")) < 400
 
 
 def test_a_full_disk_stops_the_run_and_says_so(
