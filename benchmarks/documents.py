@@ -206,8 +206,10 @@ def peak_memory(folder: Path, pages: int) -> float:
         parent = psutil.Process(process.pid)
         while not done.wait(0.05):
             try:
-                family = [parent, *parent.children(recursive=True)]
-                peak = max(peak, sum(one.memory_info().rss for one in family) / 1e6)
+                children = parent.children(recursive=True)
+                # A child that has not started its program yet shows its parent's memory again.
+                started = [one for one in children if one.cmdline() != parent.cmdline()]
+                peak = max(peak, sum(one.memory_info().rss for one in [parent, *started]) / 1e6)
             except psutil.NoSuchProcess:
                 continue
 
