@@ -30,6 +30,10 @@ pytest.importorskip("coglet", reason="needs the Cog server (coglet)")
 INVOICE, TOTAL = (ROOT / "examples" / name for name in ("invoice.png", "total.png"))
 READ = {"task_type": "Free OCR", "resolution_size": "Tiny"}
 
+SOON_S = 5
+"""Far less than the half minute of a page that is not cancelled; a busy machine needs more than the
+second that a quiet one takes at most."""
+
 
 @pytest.fixture(scope="module")
 def image_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -291,9 +295,9 @@ def cancel(server: Server, name: str) -> float:
     return time.monotonic() - began
 
 
-def test_cancelling_ends_a_prediction_within_a_second(slow: Server) -> None:
+def test_cancelling_ends_a_prediction_long_before_its_end(slow: Server) -> None:
     start(slow, "cancel-me")
-    assert cancel(slow, "cancel-me") < 1
+    assert cancel(slow, "cancel-me") < SOON_S
     quick = slow.predict(image=data_uri(INVOICE), max_new_tokens=2, **READ)
     assert quick.body["status"] == "succeeded"
 
@@ -316,7 +320,7 @@ def test_a_client_that_hangs_up_frees_the_server(slow: Server) -> None:
     connection.close()
     began = time.monotonic()
     slow.wait_for("READY")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < SOON_S
 
 
 def test_sigterm_lets_a_running_prediction_finish(image_copy: Path, endless: Path) -> None:
