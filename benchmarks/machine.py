@@ -85,7 +85,8 @@ def peak_memory(device: torch.device, call: Callable[[], object]) -> int:
     """Bytes that `call` takes at most on top of what was there before (0 where unknown).
 
     On the CPU this is resident memory, whose peak Linux keeps (proc(5), `clear_refs`): looking at
-    it now and then would miss what comes and goes while the looking thread has no processor.
+    it now and then would miss what comes and goes while the looking thread has no processor. What
+    other threads take or give back meanwhile is counted too.
     """
     gc.collect()  # what nobody holds would otherwise be given back during the call
     if device.type == "cuda":
