@@ -30,6 +30,7 @@ from typing import Any
 from PIL import Image
 
 import tasks
+from benchmarks import machine
 from deepseek_ocr import grounding
 from deepseek_ocr.documents import AHEAD, Plan, read_documents
 from deepseek_ocr.engine import Counts, Failure, OcrEngine, Page, Reading, Timings
@@ -206,10 +207,7 @@ def peak_memory(folder: Path, pages: int) -> float:
         parent = psutil.Process(process.pid)
         while not done.wait(0.05):
             try:
-                children = parent.children(recursive=True)
-                # A child that has not started its program yet shows its parent's memory again.
-                started = [one for one in children if one.cmdline() != parent.cmdline()]
-                peak = max(peak, sum(one.memory_info().rss for one in [parent, *started]) / 1e6)
+                peak = max(peak, machine.family_memory(parent) / 1e6)
             except psutil.NoSuchProcess:
                 continue
 

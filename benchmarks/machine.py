@@ -104,6 +104,16 @@ def peak_memory(device: torch.device, call: Callable[[], object]) -> int:
     return max(0, _resident("VmHWM") - before)
 
 
+def family_memory(parent: Any) -> int:
+    """Bytes resident in a process (a `psutil.Process`) and in all that it has started.
+
+    A child that has been forked and has not started its program yet shows the whole of its
+    parent's memory again, and is left out. Raises `psutil.NoSuchProcess` if one ends meanwhile.
+    """
+    started = (one for one in parent.children(recursive=True) if one.cmdline() != parent.cmdline())
+    return int(sum(one.memory_info().rss for one in (parent, *started)))
+
+
 def _resident(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tasks
+from benchmarks import machine
 from deepseek_ocr.documents import Plan, Tally, Watcher, read_documents
 from deepseek_ocr.engine import Failure, Page, Reading
 from deepseek_ocr.exports import FORMATS
@@ -457,11 +458,7 @@ def test_several_devices_share_the_pages(server: Server, tmp_path: Path) -> None
 
 
 def peak_of(server: Server, folder: Path, pages: int) -> float:
-    """Most memory in MB that the processes of a run over so many pages have to themselves.
-
-    Resident memory would count shared pages twice: a child that has been forked and has not
-    started its program yet shows all of its parent's.
-    """
+    """Most memory in MB that a run over so many pages took, its rendering process included."""
     path = papers.pdf(folder / f"{pages}.pdf", range(1, pages + 1), size=(18, 18))
     run = server.start(
         path.name, "-o", f"out{pages}", "--format", "json,md", "--dpi", "36", cwd=folder
@@ -469,8 +466,7 @@ def peak_of(server: Server, folder: Path, pages: int) -> float:
     process, peak = psutil.Process(run.pid), 0.0
     while process.status() != psutil.STATUS_ZOMBIE:
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended while it was looked at
-            family = [process, *process.children(recursive=True)]
-            peak = max(peak, sum(one.memory_full_info().uss for one in family) / 1e6)
+            peak = max(peak, machine.family_memory(process) / 1e6)
         time.sleep(0.02)
     assert run.wait()[0] == 0
     assert len(pages_of(folder / f"out{pages}", str(pages))) == pages
