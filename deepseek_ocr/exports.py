@@ -9,11 +9,13 @@ from typing import Any
 
 from PIL import Image
 
+from deepseek_ocr import grounding
 from deepseek_ocr.engine import Failure, Reading
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.figures import FOLDER, figure_crops, save_figures
 from deepseek_ocr.files import replacing
 from deepseek_ocr.formats import data, html, layout_pdf, markdown, plain, searchable_pdf
+from deepseek_ocr.markup import Delimiters
 from deepseek_ocr.records import DocumentRecord, PageRecord, page_record
 
 __all__ = [
@@ -29,7 +31,7 @@ __all__ = [
 
 FORMATS = {
     "md": "cleaned Markdown, figures as files under images/",
-    "html": "one self-contained page with tables, figures and KaTeX-ready formulas",
+    "html": "one self-contained page with tables, figures and formulas",
     "json": "pages and regions with boxes, confidence, tries, counts, timings, settings",
     "txt": "plain text without markup, pages parted by form feeds",
     "mmd": "what the official PDF script writes: NAME.mmd and NAME_det.mmd",
@@ -54,6 +56,7 @@ def write(
     render: Callable[[int], Image.Image],
     *,
     join_tables: bool = True,
+    formulas: Delimiters = "dollars",
     password: str | None = None,
 ) -> list[Path]:
     """Write `document` in each of `formats` into `folder`; the files written, named after it.
@@ -76,7 +79,8 @@ def write(
     for name in dict.fromkeys(formats):
         if name in TEXT_FORMATS:
             path = folder / f"{document.name}.{_ENDINGS.get(name, name)}"
-            _write_text(path, text_of(document, name, folder, join_tables=join_tables))
+            pieces = text_of(document, name, folder, join_tables=join_tables, formulas=formulas)
+            _write_text(path, pieces)
             written.append(path)
         if name == "mmd":
             written.append(folder / f"{document.name}_det.mmd")
@@ -91,7 +95,12 @@ def write(
 
 
 def text_of(
-    document: DocumentRecord, name: str, folder: Path, *, join_tables: bool = True
+    document: DocumentRecord,
+    name: str,
+    folder: Path,
+    *,
+    join_tables: bool = True,
+    formulas: Delimiters = "dollars",
 ) -> Iterator[str]:
     """`document` in one of `TEXT_FORMATS`, a piece a page, for files and for pipes.
 
@@ -100,7 +109,7 @@ def text_of(
     """
     _check_format(name, TEXT_FORMATS)
     writers: dict[str, Callable[[], Iterator[str]]] = {
-        "md": lambda: markdown.write_markdown(document, join_tables),
+        "md": lambda: markdown.write_markdown(document, join_tables, formulas),
         "html": lambda: html.write_html(document, join_tables, folder),
         "json": lambda: data.write_json(document),
         "txt": lambda: plain.write_plain(document, join_tables),
@@ -119,7 +128,7 @@ def page_to_json(outcome: Reading | Failure, source: str) -> dict[str, Any]:
     if isinstance(outcome, Failure):
         record = PageRecord(1, error=str(outcome))
         return {"source": source, **data.page_data(record)}
-    found = data.page_data(page_record(1, outcome), outcome.markdown)
+    found = data.page_data(page_record(1, outcome), grounding.figure_name)
     return {"source": source, **found, "more_pages": outcome.more_pages}
 
 

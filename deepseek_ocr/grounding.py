@@ -19,10 +19,23 @@ SCALE = 999
 FIGURE_LABEL = "image"
 """Label of regions that are cropped out as pictures."""
 
+LABELS = frozenset({
+    "title", "sub_title", "text", "list", "table", "table_caption", "table_footnote", "image",
+    "image_caption", "image_footnote", "figure", "figure_caption", "chart", "chart_caption",
+    "formula", "formula_caption", "equation", "code", "algorithm", "caption", "footnote",
+    "header", "footer", "page_header", "page_footer", "page_number", "aside_text", "abandon",
+    "reference", "references", "author", "abstract", "toc", "index", "seal", "stamp", "signature",
+    "handwriting", "form", "other",
+})  # fmt: skip
+"""What the model calls parts of a page. Seen in its output: title, sub_title, text, table, image,
+and captions of these; the others are the words of the data sets for layouts. What else stands
+between the tags is text of the page, or what was to be located."""
+
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
 
 _TAG = re.compile(r"<\|(/?)(ref|det)\|>")
+_REFERENCE = re.compile(r"<\|ref\|>(.*?)<\|/ref\|>", re.DOTALL)
 _NUMBER = r"-?[0-9]{1,9}"
 _BOX = rf"\[\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\]"
 _ONE_BOX = re.compile(_BOX)
@@ -60,6 +73,17 @@ class Region:
     def is_figure(self) -> bool:
         """True where the region is a picture to be cropped from the page."""
         return self.label == FIGURE_LABEL
+
+    @property
+    def names_its_text(self) -> bool:
+        """True if the text of the region is its label: a line that was read with its box, or what
+        was located."""
+        return not self.text and self.label not in LABELS
+
+    @property
+    def content(self) -> str:
+        """What was read in the region, wherever the model wrote it."""
+        return self.label if self.names_its_text else self.text
 
 
 def parse(text: str) -> list[Region]:
@@ -111,6 +135,12 @@ def _parse_boxes(text: str) -> tuple[Box, ...] | None:
 def _tidy(x1: int, y1: int, x2: int, y2: int) -> Box:
     x1, y1, x2, y2 = (min(max(value, 0), SCALE) for value in (x1, y1, x2, y2))
     return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+
+
+def reference_in(prompt: str) -> str | None:
+    """What `prompt` asks to locate; None if nothing."""
+    found = _REFERENCE.search(prompt)
+    return None if found is None else found[1].strip()
 
 
 def to_pixels(box: Box, width: int, height: int) -> Box:

@@ -9,6 +9,7 @@ from typing import Literal
 from deepseek_ocr import grounding
 from deepseek_ocr.grounding import Confidence, Region
 from deepseek_ocr.images import Source
+from deepseek_ocr.markup import blocks_in, page_parts, to_markdown
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 
 FinishReason = Literal["stop", "length", "loop", "timeout"]
@@ -70,6 +71,7 @@ class Reading:
     "stop" (the model ended), "length" (no room left), "loop" (it went in circles) or "timeout".
     `confidence` is None where nothing was written. `image_size` is width and height in pixels,
     upright.
+    `reference` is what the prompt asked to locate, None if nothing.
     `more_pages` is True where the file (a TIFF) holds further pages, which were not read.
     """
 
@@ -82,11 +84,13 @@ class Reading:
     tokens: tuple[TextToken, ...]
     image_size: tuple[int, int]
     more_pages: bool = False
+    reference: str | None = None
 
     @cached_property
     def markdown(self) -> str:
-        """The text without tags, pictures as links (see `grounding.to_markdown`)."""
-        return grounding.to_markdown(self.text)
+        """The page as Markdown, pictures as links named as the official script names them."""
+        parts = page_parts(self.text, self.regions, self.reference)
+        return to_markdown(blocks_in(parts), grounding.figure_name)
 
 
 @dataclass(frozen=True)

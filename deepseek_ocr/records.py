@@ -17,8 +17,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from deepseek_ocr.engine import Counts, FinishReason, Reading, Timings
 from deepseek_ocr.errors import RecordError
 from deepseek_ocr.grounding import SCALE, Confidence, Region
+from deepseek_ocr.markup import Part, page_parts
 
-VERSION = 1
+VERSION = 2
 """Of the shape that `record_to_json` writes; another version is not read."""
 
 _LARGEST = 1e15
@@ -58,6 +59,7 @@ class PageRecord:
       one a box, in their order; "" for a box without area, which has no file
     - `tries`: every attempt; `text` is of the one at `kept`. More than one means it was retried
     - `error`: None, or why the page has no text
+    - `reference`: what the prompt asked to locate, None if nothing
     """
 
     number: int
@@ -75,6 +77,7 @@ class PageRecord:
     tries: tuple[Try, ...] = ()
     kept: int = 0
     error: str | None = None
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,13 @@ def page_record(
         timings=reading.timings,
         tries=tries,
         kept=kept,
+        reference=reading.reference,
     )
+
+
+def parts_of(record: PageRecord) -> tuple[Part, ...]:
+    """What the page holds, read from its text."""
+    return tuple(page_parts(record.text, record.regions, record.reference))
 
 
 def record_to_json(record: PageRecord) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Work:
         self.crop = page.crop
         self._valid = valid_tokens(views, page.crop, picture.size)
         self._image_size = picture.size
+        self._reference = grounding.reference_in(page.prompt)
         self._more_pages = bool(picture.info.get("more_pages"))
         self._timeout = page.decode.timeout or math.inf
         self.chooser = generation.Chooser(
@@ -138,4 +139,5 @@ class Work:
             tokens=tuple(output.tokens),
             image_size=self._image_size,
             more_pages=self._more_pages,
+            reference=self._reference,
         )

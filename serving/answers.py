@@ -26,7 +26,7 @@ class Answer:
         order = self.order
         with reading(self.state, order.pool, order.client, order.pages) as flights:
             for number, flight in enumerate(flights):
-                writer = writer_for(order.form, number, len(flights))
+                writer = writer_for(order.form, number, order.pages)
                 async for event in flight.events():
                     if isinstance(event, Reading):
                         self.readings.append(event)

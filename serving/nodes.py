@@ -9,8 +9,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from deepseek_ocr.formats import safe_html
-from deepseek_ocr.formats.data import regions_data
-from deepseek_ocr.records import PageRecord
+from deepseek_ocr.records import PageRecord, parts_of
 
 _EMPTY = frozenset({"br", "hr"})
 
@@ -19,14 +18,15 @@ def page_blocks(record: PageRecord) -> list[dict[str, Any]]:
     """The text of a page that was read, formatted: `{"region": order, "nodes": [...]}` for each
     region, and for the text in front of them (order 0). Figures are spans of the class `figure n`.
     """
-    regions = regions_data(record)
-    begin = record.regions[0].start if record.regions else len(record.text)
-    parts = [(0, record.text[:begin])] + [(one["order"], one["markdown"]) for one in regions]
-    return [
-        {"region": order, "nodes": nodes_of(safe_html.to_html(text))}
-        for order, text in parts
-        if text.strip()
-    ]
+    blocks = []
+    order = 0
+    for part in parts_of(record):
+        order += part.region is not None
+        number = order if part.region is not None else 0
+        if part.blocks:
+            nodes = nodes_of(safe_html.blocks_html(part.blocks))
+            blocks.append({"region": number, "nodes": nodes})
+    return blocks
 
 
 def nodes_of(html: str) -> list[Any]:

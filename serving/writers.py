@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from deepseek_ocr import grounding
-from deepseek_ocr.engine import Delta, Reading
+from deepseek_ocr.engine import Delta, Page, Reading
 from deepseek_ocr.exports import page_to_json
 from deepseek_ocr.formats import data
 from deepseek_ocr.formats.markdown import PAGE_SPLIT
+from deepseek_ocr.markup import blocks_in, page_parts, settled, to_markdown
 from serving.requests import OutputFormat
 
 _ENOUGH = 200
 """New characters after which text is cleaned again, so that the work stays linear in practice."""
-
-_TAG = re.compile(r"<\|/?(?:ref|det)\|>")
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,13 @@ class Writer(Protocol):
         ...
 
 
-def writer_for(form: OutputFormat, number: int, pages: int) -> Writer:
+def writer_for(form: OutputFormat, number: int, pages: Sequence[Page]) -> Writer:
     """The writer of page `number` (from 0) of `pages`."""
     if form == "json":
-        return _Json(number, pages)
-    return _Cleaned(number) if form == "markdown" else _Written(number)
+        return _Json(number, len(pages))
+    if form == "markdown":
+        return _Markdown(number, grounding.reference_in(pages[number].prompt))
+    return _Written(number)
 
 
 class _Written:
@@ -63,10 +64,11 @@ class _Written:
         return Piece(head + event.text, tokens)
 
 
-class _Cleaned:
-    """The text without tags, as far as what follows can no longer change it."""
+class _Markdown:
+    """The page as Markdown, as far as what follows can no longer change it."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, reference: str | None) -> None:
+        self._reference = reference
         self._head = PAGE_SPLIT if number else ""
         self._text = ""
         self._looked_at = 0
@@ -80,7 +82,8 @@ class _Cleaned:
         if len(self._text) - self._looked_at < _ENOUGH:
             return Piece(head)
         self._looked_at = len(self._text)
-        return Piece(head + self._more(grounding.to_markdown(settled(self._text))))
+        parts = page_parts(settled(self._text), reference=self._reference)
+        return Piece(head + self._more(to_markdown(blocks_in(parts), grounding.figure_name)))
 
     def _more(self, markdown: str) -> str:
         """What `markdown` has beyond what was sent."""
@@ -89,18 +92,6 @@ class _Cleaned:
         more = markdown[len(self._sent) :]
         self._sent = markdown
         return more
-
-
-def settled(text: str) -> str:
-    """The part of `text`, up to the end of a line, that cleaning treats alike whatever follows.
-
-    A region's head is four tags, so the last three may still become one.
-    """
-    undecided = [tag.start() for tag in _TAG.finditer(text)][-3:]
-    heads = grounding.parse(text)
-    done = heads[-1].text_start if heads else 0
-    open_at = next((start for start in undecided if start >= done), len(text))
-    return text[: text.rfind("\n", 0, open_at) + 1]
 
 
 class _Json:

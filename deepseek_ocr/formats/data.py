@@ -11,20 +11,19 @@ from deepseek_ocr import grounding
 from deepseek_ocr.formats.markdown import figure_namer
 from deepseek_ocr.geometry import to_displayed
 from deepseek_ocr.grounding import Confidence, Region
-from deepseek_ocr.records import DocumentRecord, PageRecord
+from deepseek_ocr.markup import NameFigure, blocks_in, to_markdown
+from deepseek_ocr.records import DocumentRecord, PageRecord, parts_of
 
 VERSION = 1
 """Of the shape; a change that readers would trip over makes it another."""
 
 
-def page_data(record: PageRecord, markdown: str | None = None) -> dict[str, Any]:
+def page_data(record: PageRecord, name_figure: NameFigure | None = None) -> dict[str, Any]:
     """One page; one that could not be read has `error` and none of what reading gives.
 
-    `markdown` is its cleaned text where figures are to be named otherwise than in a document.
+    `name_figure` names the figures in its Markdown if not as those of a document.
     Timings are in seconds, boxes as `regions_data` says.
     """
-    if markdown is None:
-        markdown = grounding.to_markdown(record.text, figure_namer(record))
     data: dict[str, Any] = {
         "number": record.number,
         "width": record.width,
@@ -39,8 +38,8 @@ def page_data(record: PageRecord, markdown: str | None = None) -> dict[str, Any]
         **data,
         "kept": record.kept,
         "text": record.text,
-        "markdown": markdown,
-        "regions": regions_data(record),
+        "markdown": to_markdown(blocks_in(parts_of(record)), name_figure or figure_namer(record)),
+        "regions": regions_data(record, name_figure),
         "figures": list(record.figures),
         "finish_reason": record.finish_reason,
         "confidence": _confidence(record.confidence),
@@ -49,18 +48,18 @@ def page_data(record: PageRecord, markdown: str | None = None) -> dict[str, Any]
     }
 
 
-def regions_data(record: PageRecord) -> list[dict[str, Any]]:
+def regions_data(record: PageRecord, name_figure: NameFigure | None = None) -> list[dict[str, Any]]:
     """The regions of a page in reading order, which counts from 1.
 
     `boxes` are in 0-999 and `boxes_pixels` in pixels of the picture that was read, `boxes_points`
     in 1/72 inch of the PDF page as displayed, from its top left corner (None without a PDF).
     """
-    figures = 0
-    found = []
-    for order, region in enumerate(record.regions, start=1):
-        found.append(_region(record, region, order, figures))
-        figures += len(region.boxes) if region.is_figure else 0
-    return found
+    name_figure = name_figure or figure_namer(record)
+    parts = [part for part in parts_of(record) if part.region is not None]
+    return [
+        _region(record, region, order, to_markdown(part.blocks, name_figure))
+        for order, (region, part) in enumerate(zip(record.regions, parts, strict=True), start=1)
+    ]
 
 
 def write_json(document: DocumentRecord) -> Iterator[str]:
@@ -90,7 +89,7 @@ def dumps(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False, allow_nan=False)
 
 
-def _region(record: PageRecord, region: Region, order: int, figures: int) -> dict[str, Any]:
+def _region(record: PageRecord, region: Region, order: int, markdown: str) -> dict[str, Any]:
     boxes_points = None
     if record.points is not None:
         boxes_points = [
@@ -98,12 +97,11 @@ def _region(record: PageRecord, region: Region, order: int, figures: int) -> dic
             for box in region.boxes
         ]
     pixels = [grounding.to_pixels(box, record.width, record.height) for box in region.boxes]
-    raw = record.text[region.start : region.end]
     return {
         "order": order,
         "label": region.label,
-        "text": region.text,
-        "markdown": grounding.to_markdown(raw, figure_namer(record, figures)).strip(),
+        "text": region.content,
+        "markdown": markdown,
         "boxes": [list(box) for box in region.boxes],
         "boxes_pixels": [list(box) for box in pixels],
         "boxes_points": boxes_points,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 
 from deepseek_ocr.figures import FOLDER
 from deepseek_ocr.formats import safe_html
-from deepseek_ocr.formats.markdown import cleaned, remarks
-from deepseek_ocr.formats.tables import PageText, page_texts
+from deepseek_ocr.formats.markdown import remarks
+from deepseek_ocr.formats.tables import PageContent, page_contents
+from deepseek_ocr.markup import Part, blocks_in
 from deepseek_ocr.records import DocumentRecord, PageRecord
 
 STYLE = """
@@ -33,24 +34,27 @@ table{border-collapse:collapse;font-size:.95rem;margin:1rem 0}
 .wide>table{margin:0}
 td,th{border:1px solid var(--line);padding:.3rem .6rem;vertical-align:top}
 tbody[data-page]+tbody[data-page]{border-top:3px double var(--faint)}
-pre{overflow-x:auto;white-space:pre-wrap;border:1px solid var(--line);padding:.7rem}
 figure{margin:1.2rem 0}
 img{max-width:100%;height:auto}
-.math{font-family:"Latin Modern Math","STIX Two Math",Cambria,serif}
-.math.display{display:block;margin:1rem 0;overflow-x:auto;text-align:center}
+math{font-family:"Latin Modern Math","STIX Two Math",Cambria,math,serif}
+math[display=block]{margin:1rem 0;overflow-x:auto;overflow-y:hidden}
+.formula{white-space:pre-wrap;font-size:.9em}
+.centred{text-align:center}
+.list{list-style:none;padding-left:1rem}
 @media print{
 :root{--ink:#000;--paper:#fff;--faint:#555;--line:#999;--warn:#000}
 body{max-width:none;padding:0;font-size:11pt}
 section{border:0;margin:0;padding:0;break-before:page}section:first-of-type{break-before:auto}
-tr,figure,pre{break-inside:avoid}h1,h2,h3{break-after:avoid}.wide{overflow:visible}}
+tr,figure{break-inside:avoid}h1,h2,h3{break-after:avoid}.wide{overflow:visible}}
 """
 
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'sha256-"
     + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    + "'; base-uri 'none'; form-action 'none'"
+    + "'; style-src-attr 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 )
-"""What a browser may do with the file: show it."""
+"""What a browser may do with the file: show it. MathML has its alignment in `style` attributes, of
+which `safe_html` keeps only those of alignment and lines."""
 
 
 def write_html(document: DocumentRecord, join_tables: bool, folder: Path) -> Iterator[str]:
@@ -62,31 +66,29 @@ def write_html(document: DocumentRecord, join_tables: bool, folder: Path) -> Ite
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style></head>\n<body><main>\n"
     )
-    for page in page_texts(document.pages, join_tables):
+    for page in page_contents(document.pages, join_tables):
         yield from _section(page, folder)
     yield "</main></body></html>\n"
 
 
-def _section(page: PageText, folder: Path) -> Iterator[str]:
+def _section(page: PageContent, folder: Path) -> Iterator[str]:
     number = page.record.number
     yield f'<section id="page-{number}"><a class="page" href="#page-{number}">Page {number}</a>\n'
     for remark in remarks(page):
         yield f'<p class="note">{escape(remark, quote=False)}</p>\n'
-    before, after = cleaned(page)
-    yield _body(before, page.record, folder)
+    yield _body(page.before, page.record, folder)
     if page.groups:
         pages = f"{page.groups[0].page} to {page.groups[-1].page}"
-        groups = [(group.page, "\n".join(row.html for row in group.rows)) for group in page.groups]
-        table = safe_html.table_html(groups)
+        table = safe_html.table_html([(group.page, group.rows) for group in page.groups])
         yield f'<p class="note">One table from pages {pages}, joined</p>\n'
         yield f'<div data-joined-pages="{pages}">{table}</div>\n'
-        yield _body(after, page.record, folder)
+        yield _body(page.after, page.record, folder)
     yield "</section>\n"
 
 
-def _body(markdown: str, record: PageRecord, folder: Path) -> str:
+def _body(parts: Iterable[Part], record: PageRecord, folder: Path) -> str:
     return safe_html.with_figures(
-        safe_html.to_html(markdown), lambda number: _figure(record, number, folder)
+        safe_html.blocks_html(blocks_in(parts)), lambda number: _figure(record, number, folder)
     )
 
 

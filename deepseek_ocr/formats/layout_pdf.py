@@ -14,7 +14,7 @@ from PIL import Image
 from deepseek_ocr.formats.book import Decorator, Leaf, write_book
 from deepseek_ocr.formats.glyphless import compressed, width_of
 from deepseek_ocr.formats.markdown import remarks
-from deepseek_ocr.formats.tables import PageText
+from deepseek_ocr.formats.tables import PageContent
 from deepseek_ocr.geometry import Rectangle, picture_to_user
 from deepseek_ocr.grounding import SCALE
 from deepseek_ocr.records import DocumentRecord, PageRecord
@@ -133,7 +133,7 @@ def _legend(
     record: PageRecord, width: float, unit: float
 ) -> Iterator[list[tuple[str, Colour, bool]]]:
     """The lines below the page: its number and what to know of it, then the labels on it."""
-    found = remarks(PageText(record, record.text))
+    found = remarks(PageContent(record, ()))
     notes = found or [f"page {record.number}" + ("" if record.regions else ", no regions")]
     for note in notes:
         yield [(_printable(note, _LONGEST_NOTE), _WARNING if found else _INK, False)]

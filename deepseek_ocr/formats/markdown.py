@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-
-from markdown_it import MarkdownIt
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from deepseek_ocr import grounding
 from deepseek_ocr.figures import FOLDER
-from deepseek_ocr.formats.tables import PageText, page_texts
+from deepseek_ocr.formats.tables import Group, PageContent, page_contents, row_texts
+from deepseek_ocr.markup import (
+    Delimiters,
+    NameFigure,
+    blocks_in,
+    markdown_blocks,
+    markdown_row,
+)
 from deepseek_ocr.records import DocumentRecord, PageRecord
 
 PAGE_SPLIT = "\n\n<--- Page Split --->\n"
 """What the official script writes after every page."""
-
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
-
-_MARK = "<!-- mark -->"
-
-_HIDING = (
-    (re.compile(r"<(?=!--)"), re.compile(r"(?!)")),
-    (re.compile(r"<(?=\?)"), re.compile(r"\?>")),
-    (re.compile(r"<(?=![A-Za-z])"), re.compile(r">")),
-    (re.compile(r"<(?=!\[CDATA\[)"), re.compile(r"\]\]>")),
-    (
-        re.compile(r"<(?=(?:script|pre|style|textarea)\b)", re.IGNORECASE),
-        re.compile(r"</(?:script|pre|style|textarea)>", re.IGNORECASE),
-    ),
-)
-"""What begins HTML that hides all Markdown up to its end, which is the second; comments always."""
 
 _ENDINGS = {
     "loop": "the model went in circles here; the text may repeat itself or be incomplete",
@@ -38,20 +27,19 @@ _ENDINGS = {
 }
 
 
-def write_markdown(document: DocumentRecord, join_tables: bool) -> Iterator[str]:
-    """Cleaned Markdown, page by page, each headed by a comment that says which it is."""
-    for page in page_texts(document.pages, join_tables):
-        lines = [comment(f"page {page.record.number}")]
-        lines += [comment(remark) for remark in remarks(page)]
-        if body := _body(page):
-            lines.append(body)
-        yield "\n\n".join(lines) + "\n\n"
+def write_markdown(
+    document: DocumentRecord, join_tables: bool, delimiters: Delimiters
+) -> Iterator[str]:
+    """Markdown, page by page, each headed by a comment that says which it is."""
+    for page in page_contents(document.pages, join_tables):
+        notes = map(comment, [f"page {page.record.number}", *remarks(page)])
+        yield "\n\n".join([*notes, *_body(page, delimiters)]) + "\n\n"
 
 
 def write_official(document: DocumentRecord) -> Iterator[str]:
     """`NAME.mmd`: tags removed, figures linked, pages parted as the official script does."""
     for record in document.pages:
-        cleaned = official_clean(record.text, figure_namer(record))
+        cleaned = official_clean(record.text, partial(figure_path, record))
         yield _official_mark(record) + cleaned + PAGE_SPLIT
 
 
@@ -84,7 +72,7 @@ def official_clean(text: str, name_of: Callable[[int], str]) -> str:
     return cleaned
 
 
-def remarks(page: PageText) -> list[str]:
+def remarks(page: PageContent) -> list[str]:
     """What a reader must know of a page beside its text; nothing for most pages."""
     record = page.record
     if record.error is not None:
@@ -109,75 +97,43 @@ def comment(text: str) -> str:
     return f"<!-- {' '.join(text.split()).replace('--', '- -').replace('>', '&gt;')} -->"
 
 
-def figure_namer(record: PageRecord, first: int = 0) -> Callable[[int], str]:
-    """Names the figures of a page for links, counted from `first`; see `PageRecord.figures`."""
-    return lambda number: f"{FOLDER}/{record.number - 1}_{first + number}.jpg"
+def figure_namer(record: PageRecord) -> NameFigure:
+    """Names the figures of a page for links; None for one without a file."""
+
+    def name_of(number: int) -> str | None:
+        if number < len(record.figures) and not record.figures[number]:
+            return None
+        return figure_path(record, number)
+
+    return name_of
 
 
-def cleaned(page: PageText) -> tuple[str, str]:
-    """What stands before and after the page's joined table, as cleaned Markdown."""
-    figures = sum(len(r.boxes) for r in grounding.parse(page.before) if r.is_figure)
-    parts = (
-        grounding.to_markdown(page.before, figure_namer(page.record)),
-        grounding.to_markdown(page.after, figure_namer(page.record, figures)),
-    )
-    return _without_missing(parts[0], page.record), _without_missing(parts[1], page.record)
+def figure_path(record: PageRecord, number: int) -> str:
+    """The path of a figure (from 0) of a page in the folder of its document."""
+    return f"{FOLDER}/{record.number - 1}_{number}.jpg"
 
 
-def _without_missing(markdown: str, record: PageRecord) -> str:
-    """`markdown` without links to figures that have no file."""
-    name_of = figure_namer(record)
-    for number, name in enumerate(record.figures):
-        if not name:
-            markdown = markdown.replace(f"![]({name_of(number)})\n", "")
-    return markdown
+def _body(page: PageContent, delimiters: Delimiters) -> Iterator[str]:
+    namer = figure_namer(page.record)
+    yield from markdown_blocks(blocks_in(page.before), namer, delimiters)
+    if page.groups:
+        pages = f"{page.groups[0].page} to {page.groups[-1].page}"
+        yield comment(f"one table from pages {pages}, joined")
+        yield "\n".join(["<table>", *_rows(page.groups, delimiters), "</table>"])
+    yield from markdown_blocks(blocks_in(page.after), namer, delimiters)
 
 
-def contained(text: str) -> str:
-    """`text` with a code block that it leaves open closed, and no other hiding HTML left open.
-
-    Otherwise one page could hide those after it.
-    """
-    for begin, end in _HIDING:
-        last = max((found.start() for found in begin.finditer(text)), default=None)
-        if last is not None and end.search(text, last) is None:
-            text = begin.sub("&lt;", text)
-    fences = dict.fromkeys(found[1] for found in _FENCE.finditer(text))
-    # Whether a fence is open only a parser can say: it may stand in HTML or in other fences.
-    for ended in (text, *(f"{text}\n{fence}" for fence in list(fences)[:_MOST_FENCES])):
-        if _shows_what_follows(ended):
-            return ended
-    return _FENCE.sub(lambda found: found[0].replace(found[1], f"\\{found[1]}"), text)
-
-
-_MOST_FENCES = 8
-"""Kinds of fences of one page that are tried to end its code blocks with."""
-
-
-def _shows_what_follows(text: str) -> bool:
-    """True where a comment and a paragraph after `text` are just that."""
-    tokens = MarkdownIt("commonmark").parse(f"{text}\n\n{_MARK}\n\nend")
-    marks = [token for token in tokens if not token.level and token.content.strip() == _MARK]
-    return bool(marks) and tokens[-3].type == "paragraph_open" and not tokens[-3].level
-
-
-def _body(page: PageText) -> str:
-    before, after = map(contained, cleaned(page))
-    if not page.groups:
-        return before
-    pages = f"{page.groups[0].page} to {page.groups[-1].page}"
-    lines = [comment(f"one table from pages {pages}, joined"), "<table>"]
-    for group in page.groups:
-        lines.append(comment(f"rows of page {group.page}"))
-        lines += [comment(f"heading repeated there: {' | '.join(r.cells)}") for r in group.left_out]
-        lines += [contained(" ".join(row.html.split("\n"))) for row in group.rows]
-    table = "\n".join([*lines, "</table>"])
-    return "\n\n".join(part for part in (before, table, after) if part)
+def _rows(groups: Iterable[Group], delimiters: Delimiters) -> Iterator[str]:
+    for group in groups:
+        yield comment(f"rows of page {group.page}")
+        for row in group.left_out:
+            yield comment(f"heading repeated there: {' | '.join(row_texts(row))}")
+        yield from (markdown_row(row, delimiters) for row in group.rows)
 
 
 def _official_mark(record: PageRecord) -> str:
     """A comment before a page that the official script would have dropped."""
-    found = remarks(PageText(record, record.text))
+    found = remarks(PageContent(record, ()))
     return "".join(f"{comment(remark)}\n" for remark in found[:1]) if _dropped(record) else ""
 
 

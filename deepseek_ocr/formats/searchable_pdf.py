@@ -10,14 +10,13 @@ import pikepdf
 from pikepdf import Dictionary, Name
 from PIL import Image
 
-from deepseek_ocr import grounding
 from deepseek_ocr.formats.book import Decorator, Leaf, inherited, write_book
 from deepseek_ocr.formats.glyphless import GlyphlessFont, compressed
 from deepseek_ocr.formats.placing import PlacedLine, place
-from deepseek_ocr.formats.plain import plain_lines
 from deepseek_ocr.geometry import Rectangle, picture_to_user
 from deepseek_ocr.grounding import SCALE, Region
-from deepseek_ocr.records import DocumentRecord, PageRecord
+from deepseek_ocr.markup import Part, plain_lines
+from deepseek_ocr.records import DocumentRecord, PageRecord, parts_of
 
 MARGIN = 0.05
 """Of the page's sides that text without regions leaves free, since nothing says where it stands."""
@@ -52,20 +51,19 @@ def page_lines(record: PageRecord, size: tuple[float, float]) -> Iterator[Placed
     A region's text goes into the largest of its boxes; text without regions over the whole page.
     """
     width, height = size
-    start = record.regions[0].start if record.regions else len(record.text)
-    outside = _lines(record.text[:start])
-    if record.regions:
-        yield from place(outside, (0.0, 0.0, width, _TOP * height))
-    else:
-        free = MARGIN * width, MARGIN * height
-        yield from place(outside, (*free, width - free[0], height - free[1]))
-    for region in record.regions:
-        yield from place(_lines(region.text), _box(region, width, height))
+    free = MARGIN * width, MARGIN * height
+    whole = (*free, width - free[0], height - free[1])
+    outside = (0.0, 0.0, width, _TOP * height) if record.regions else whole
+    for part in parts_of(record):
+        box = outside if part.region is None else _box(part.region, width, height)
+        yield from place(_lines(part), box)
 
 
-def _lines(text: str) -> list[str]:
-    printable = "".join(sign if sign.isprintable() or sign in "\n\t" else " " for sign in text)
-    return plain_lines(grounding.to_markdown(printable))
+def _lines(part: Part) -> list[str]:
+    return [
+        "".join(sign if sign.isprintable() or sign == "\t" else " " for sign in line)
+        for line in plain_lines(part.blocks)
+    ]
 
 
 def _box(region: Region, width: float, height: float) -> Rectangle:
