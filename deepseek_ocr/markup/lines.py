@@ -56,8 +56,8 @@ class LineReader:
     def _emphasised(self, text: str, entities: bool) -> Iterator[Inline]:
         at = 0
         for bold in _BOLD.finditer(text):
-            if not any(sign.isalpha() for sign in bold[1]):
-                continue  # 2**3**4 is no emphasis
+            if not any(sign.isalnum() for sign in bold[1]):
+                continue  # signs of a form, such as **__**
             yield from self._plain(text[at : bold.start()], entities)
             yield Styled("b", tuple(self._plain(bold[1], entities)))
             at = bold.end()

@@ -160,7 +160,7 @@ class _Writer:
     def _formula(self, formula: Formula, alone: bool = False) -> str:
         source = formula.source
         if not self._dollars:
-            return f"\\[{source}\\]" if formula.display else f"\\({source}\\)"
+            return plain_line((formula,))
         if "$" in source:
             return self._escaped(plain_line((formula,)))
         if alone and formula.display:

@@ -29,6 +29,7 @@ _BULLET = re.compile(r"[-*\u2022][ \t]+(?=[^\W\d_])")
 _CENTRED = re.compile(r"<center>(.*)</center>", re.IGNORECASE | re.DOTALL)
 _DASHES = re.compile(r"[ \t]*:?-+:?[ \t]*")
 _BAR = re.compile(r"(?<!\\)\|")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PRIVATE_USE = range(0xE000, 0x110000)
 
 
@@ -48,6 +49,7 @@ class _Reader:
         self._label = label
         signs = set(text)
         stand_in = next(sign for sign in map(chr, _PRIVATE_USE) if sign not in signs)
+        text = _CONTROL.sub(" ", text)
         text = "\n".join(line.strip() for line in text.split("\n"))
         formulas: list[Formula] = []
         parts, at = [], 0
@@ -170,8 +172,10 @@ def _bar_table_from(lines: Sequence[str], at: int) -> int:
     """How many lines from `at` on make a table of `| cell | cell |`."""
     if at + 1 >= len(lines) or not _is_row(lines[at]) or not _is_row(lines[at + 1]):
         return 0
-    dashes = _bar_cells(lines[at + 1])
-    if len(dashes) != len(_bar_cells(lines[at])) or not all(map(_DASHES.fullmatch, dashes)):
+    heading, dashes = _bar_cells(lines[at]), _bar_cells(lines[at + 1])
+    if len(dashes) != len(heading) or not all(map(_DASHES.fullmatch, dashes)):
+        return 0
+    if all(map(_DASHES.fullmatch, heading)):
         return 0
     end = at + 2
     while end < len(lines) and _is_row(lines[end]):
