@@ -15,6 +15,7 @@ from PIL import Image
 
 from deepseek_ocr import grounding
 from deepseek_ocr.engine import Counts, Timings
+from deepseek_ocr.exports import text_of
 from deepseek_ocr.grounding import Box, Confidence
 from deepseek_ocr.records import DocumentRecord, PageRecord, Try
 from tests.conftest import need
@@ -150,3 +151,31 @@ def text_in(path: Path, box: Box, page: int = 1) -> str:
         for word, left, top, right, bottom in words_of(path, page)
         if x1 - 1 <= left and right <= x2 + 1 and y1 - 1 <= top and bottom <= y2 + 1
     )
+
+
+TABLE = "<table><tr><td>Item</td><td>Price</td></tr><tr><td>Bread</td><td>2.50</td></tr></table>"
+PAGE = grounded(
+    [
+        Block("title", (50, 50, 900, 100), "# The report"),
+        Block("text", (50, 120, 900, 300), "Words and **more** words.\nA second line."),
+        Block("image", (100, 320, 500, 600), ""),
+        Block("table", (50, 620, 900, 800), TABLE),
+        Block("formula", (50, 820, 900, 860), r"\[ a_1 \coloneqq b_2 \]"),
+    ]
+)
+
+
+def text_output(
+    name: str, *pages: PageRecord, join: bool = True, folder: Path = Path("absent")
+) -> str:
+    return "".join(text_of(document_of(pages), name, folder, join_tables=join))
+
+
+def three_pages() -> list[PageRecord]:
+    """A page that was read, one that failed, and one that looped at its second try."""
+    tries = (Try({}, "loop", 9, 1.0), Try({"temperature": 0.2}, "loop", 8, 1.0))
+    return [
+        record_of(1, PAGE, figures=("0_0.jpg",)),
+        PageRecord(2, error="The page cannot be rendered -->; repair the file."),
+        record_of(3, "round and round", finish_reason="loop", tries=tries, kept=1),
+    ]

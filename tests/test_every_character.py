@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from deepseek_ocr.exports import text_of
 from deepseek_ocr.formats.data import page_data
 from deepseek_ocr.formats.searchable_pdf import page_lines
+from deepseek_ocr.markup import blocks_in, page_parts, settled, to_markdown
 from deepseek_ocr.records import PageRecord
 from serving.nodes import page_blocks
 from tests.conftest import reference
@@ -90,8 +91,9 @@ def check(record: PageRecord, expected: str) -> None:
 # --- what stands on pages and looks like Markdown -------------------------------------------------
 
 HARD_LINES = [
-    "4. Apple", "7. Lemon", "16. August", "15. Juli 1998", "1. One", "2. Two", "3) Three", "0. Zero",
-    "01. Leading", "> 60 mL/min", "+ 3,50", "- 1,20", "− 1,20", "* note", "- first", "- second",
+    "4. Apple", "7. Lemon", "16. August", "15. Juli 1998", "1. One", "2. Two", "3) Three",
+    "0. Zero", "01. Leading", "> 60 mL/min", "+ 3,50", "- 1,20", "− 1,20", "* note", "- first",
+    "- second",
     "2*3*4 = 24", "a * b * c", "__init__", "snake_case_name", "_underlined_", "# 12 Main Street",
     "#1", "# of items", "____", "____ Name ____", "***", "---", "===", "- - -", "~~~", "~~gone~~",
     "```", "`code`", "$5 and $6", "US$ 3", "$x$", "a | b", "|", "| a |", "|---|", "[link](there)",
@@ -100,7 +102,8 @@ HARD_LINES = [
     "[x] done", "!", "1.", "12)", "-", "+", "*", ">", "#", "Title\\", "http://a.example/a_b_c",
     "a@b.example", "\\*", "!!! note", "(a) first", "a) b", "§ 7. Rest", "* * *", "**", "2**3**4",
     "x^2", "H~2~O", "==mark==", "<http://a.example>", "&#65;", "\t", "Term", ": definition",
-    "天地玄黄", "１．苹果", "يولد جميع الناس", "٤. تفاح", "שלום", "é", "😀", "ﬁ", "a\u00a0b", "\u200bz",
+    "天地玄黄", "１．苹果", "يولد جميع الناس", "٤. تفاح", "שלום", "é", "😀", "ﬁ", "a\u00a0b",
+    "\u200bz",
 ]  # fmt: skip
 PARAGRAPH = st.lists(st.sampled_from(HARD_LINES), min_size=1, max_size=4).map("\n".join)
 
@@ -191,8 +194,8 @@ def test_markup_is_read_and_its_text_arrives(blocks: list[tuple[str, str]]) -> N
 # --- anything at all ------------------------------------------------------------------------------
 
 PIECES = [
-    "4. ", "7. ", "1. ", "2) ", "- ", "* ", "+ ", "# ", "## ", "> ", "*", "**", "_", "__", "~", "~~",
-    "`", "```", "\\", "\\\\", "[a]", "(b)", "[", "]", "!", ":", "|", "---", "===", "|---|",
+    "4. ", "7. ", "1. ", "2) ", "- ", "* ", "+ ", "# ", "## ", "> ", "*", "**", "_", "__", "~",
+    "~~", "`", "```", "\\", "\\\\", "[a]", "(b)", "[", "]", "!", ":", "|", "---", "===", "|---|",
     "| a | b |", "$", "$$", "&amp;", "&", "<", "<b>", "</b>", "<i>", "</i>", "<br>", "<x>", "<!--",
     "-->", "<?", "\n", "\n\n", " ", "  ", "    ", "\t", "a", "B", "12", "é", "中", "ا", ".", ",",
     "<table>", "</table>", "<tr>", "<td>", "</td>", "<center>", "</center>", "\\(", "\\)", "\\[",
@@ -236,6 +239,15 @@ def is_within(part: str, whole: str) -> bool:
     """True if `part` is what is left of `whole` when some characters are left out."""
     rest = iter(whole)
     return all(sign in rest for sign in part)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANYTHING, st.integers(1, 9))
+def test_what_is_settled_stays_whatever_follows(text: str, size: int) -> None:
+    whole = to_markdown(blocks_in(page_parts(text)), str)
+    for end in range(0, len(text), size):
+        begun = to_markdown(blocks_in(page_parts(settled(text[:end]))), str)
+        assert whole.startswith(begun)
 
 
 # --- real pages -----------------------------------------------------------------------------------

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from deepseek_ocr import exports, grounding
@@ -22,36 +21,26 @@ from deepseek_ocr.errors import ImageError, SettingsError
 from deepseek_ocr.exports import FORMATS, TEXT_FORMATS, text_of, write
 from deepseek_ocr.figures import MOST_AREA, MOST_FIGURES, figure_crops, save_figures
 from deepseek_ocr.files import part_of, replacing
-from deepseek_ocr.formats import markdown, safe_html
-from deepseek_ocr.records import PageRecord, Try
+from deepseek_ocr.formats import markdown
+from deepseek_ocr.records import PageRecord
 from tests.conftest import ROOT, reference
-from tests.output_fixtures import Block, blank, document_of, grounded, record_of
-
-SCHEMA = json.loads((ROOT / "docs" / "document.schema.json").read_text())
-TABLE = "<table><tr><td>Item</td><td>Price</td></tr><tr><td>Bread</td><td>2.50</td></tr></table>"
-PAGE = grounded(
-    [
-        Block("title", (50, 50, 900, 100), "# The report"),
-        Block("text", (50, 120, 900, 300), "Words and **more** words.\nA second line."),
-        Block("image", (100, 320, 500, 600), ""),
-        Block("table", (50, 620, 900, 800), TABLE),
-        Block("formula", (50, 820, 900, 860), r"\[ a_1 \coloneqq b_2 \]"),
-    ]
+from tests.output_fixtures import (
+    PAGE,
+    TABLE,
+    Block,
+    blank,
+    document_of,
+    grounded,
+    record_of,
+)
+from tests.output_fixtures import (
+    text_output as text,
+)
+from tests.output_fixtures import (
+    three_pages as three,
 )
 
-
-def text(name: str, *pages: PageRecord, join: bool = True, folder: Path = Path("absent")) -> str:
-    return "".join(text_of(document_of(pages), name, folder, join_tables=join))
-
-
-def three() -> list[PageRecord]:
-    """A page that was read, one that failed, and one that looped at its second try."""
-    tries = (Try({}, "loop", 9, 1.0), Try({"temperature": 0.2}, "loop", 8, 1.0))
-    return [
-        record_of(1, PAGE, figures=("0_0.jpg",)),
-        PageRecord(2, error="The page cannot be rendered -->; repair the file."),
-        record_of(3, "round and round", finish_reason="loop", tries=tries, kept=1),
-    ]
+SCHEMA = json.loads((ROOT / "docs" / "document.schema.json").read_text())
 
 
 def test_every_format_writes_its_files_and_nothing_else(tmp_path: Path) -> None:
@@ -140,13 +129,13 @@ def test_markdown_names_every_page_and_what_became_of_it() -> None:
         " -->",
         "<!-- page 3 was tried 2 times; this is try 2 -->",
     ]
-    assert {"# The report", "![](images/0_0.jpg)", r"\[ a_1 := b_2 \]", TABLE} <= set(lines)
+    assert {"# The report", "![](images/0_0.jpg)", r"a_1 \coloneqq b_2", TABLE} <= set(lines)
     assert "<|" not in "".join(lines)
 
 
 def test_a_page_cannot_hide_the_next_one() -> None:
     done = text("md", record_of(1, "a <!-- b\n```python\ncode"), record_of(2, "after"))
-    assert "a &lt;!-- b\n```python\ncode\n```\n\n<!-- page 2 -->\n\nafter" in done
+    assert "a \\<!-- b\n\\`\\`\\`python\ncode\n\n<!-- page 2 -->\n\nafter" in done
 
 
 @settings(deadline=None, max_examples=50)
@@ -160,7 +149,7 @@ def test_a_page_cannot_hide_the_next_one() -> None:
 @example("~~~\n```\n~~~\n```")
 @given(st.text("<!->`~\n a|", max_size=60))
 def test_page_marks_survive_any_text(hostile: str) -> None:
-    shown = safe_html._markdown().parse(text("md", record_of(1, hostile), record_of(2, "end")))
+    shown = MarkdownIt().parse(text("md", record_of(1, hostile), record_of(2, "end")))
     assert shown[-3].type == "paragraph_open"
     assert "<!-- page 2 -->" in [token.content.strip() for token in shown if not token.level]
 
@@ -211,7 +200,7 @@ def test_official_clean_up_of_real_output(page: str) -> None:
 def test_plain_text_has_no_markup_and_a_form_feed_a_page() -> None:
     assert text("txt", *three()).split("\f") == [
         "The report\nWords and more words.\nA second line.\nItem\tPrice\nBread\t2.50\n"
-        "\\[ a_1 := b_2 \\]\n",
+        "\\[a_1 \\coloneqq b_2\\]\n",
         "[page 2 could not be read]\n",
         "round and round\n",
         "",
@@ -321,143 +310,3 @@ def test_lost_figures_are_cut_again(tmp_path: Path) -> None:
     (path,) = write(document, ["html"], tmp_path, blank)
     assert (tmp_path / "images" / "0_0.jpg").is_file()
     assert 'src="data:image/jpeg;base64,' in path.read_text()
-
-
-# --- HTML ---------------------------------------------------------------------------------------
-
-
-class Audit(HTMLParser):
-    """Everything in a page that could act or fetch."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.texts: list[str] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in (
-            "script",
-            "iframe",
-            "object",
-            "embed",
-            "link",
-            "form",
-            "svg",
-            "base",
-            "template",
-        ):
-            self.found.append(tag)
-        for name, value in attrs:
-            local = (value or "").startswith(("#page-", "data:image/jpeg;base64,"))
-            if name.startswith("on") or name in ("style", "srcset", "formaction", "xlink:href"):
-                self.found.append(f"{tag} {name}")
-            if name in ("href", "src") and not local:
-                self.found.append(f"{tag} {name}={value}")
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    "<td onclick=alert(1)>x</td>",
-    "<table><tr><td style='background:url(http://evil.example/x)'>x",
-    "[click](javascript:alert(1))",
-    "![pixel](http://evil.example/pixel.png)",
-    "<a href='https://evil.example'>x</a>",
-    "<https://evil.example>",
-    "[ref]: http://evil.example\n[ref]",
-    "<iframe src=//evil.example></iframe>",
-    "<svg/onload=alert(1)>",
-    "</section></main></body><script>alert(1)</script>",
-    "</style><script>alert(1)</script>",
-    '<table background="http://evil.example/x"><tr><td>',
-    "\\(<img src=x onerror=alert(1)>\\)",
-    "\\[</span><script>alert(1)</script>\\]",
-    "`<script>`\n```html\n<script>\n```",
-    '<span class="figure 0"></span><span class="figure 99999999999"></span>',
-    "<math><mtext></mtext><style><img src=x onerror=alert(1)></style></math>",
-    "<b><table><td><b><table><td>" * 50,
-    "![](images/0_0.jpg)![](images/../../etc/passwd)![](images/1_99999.jpg)",
-    "&lt;script&gt;alert(1)&lt;/script&gt;",
-    "<!--><script>alert(1)</script>-->",
-    "<<script>script>alert(1)<</script>/script>",
-    "<td\n\n<script>alert(1)</script>",
-]
-
-
-@pytest.mark.parametrize("hostile", HOSTILE)
-def test_html_shows_hostile_text_and_does_nothing_with_it(hostile: str) -> None:
-    label = '"><script>alert(1)</script>'
-    page = grounded([Block(label, (0, 0, 9, 9), hostile)])
-    shown = text("html", record_of(1, page), record_of(2, "the page after"))
-    audit = Audit(shown)
-    assert audit.found == []
-    assert "the page after" in "".join(audit.texts)
-    if "alert" in hostile and "<td onclick" not in hostile:
-        assert "alert(1)" in "".join(audit.texts)
-
-
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    st.lists(
-        st.sampled_from([*HOSTILE, "<|ref|>image<|/ref|><|det|>[[1,2,300,400]]<|/det|>", TABLE])
-        | st.text(max_size=15)
-        | st.text("<>/=\"'`\\()[]!|&;\n tdscriptbr", max_size=30),
-        max_size=6,
-    ).map("".join)
-)
-def test_no_text_makes_html_act(hostile: str) -> None:
-    assert Audit(text("html", record_of(1, hostile))).found == []
-
-
-def test_html_is_self_contained_and_bound_by_a_policy() -> None:
-    shown = text("html", *three())
-    style = re.search(r"<style>(.*?)</style>", shown, re.DOTALL)
-    assert style is not None
-    import hashlib
-
-    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
-    assert f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'" in shown
-    assert "url(" not in style[1]
-    assert "@import" not in style[1]
-    assert re.findall(r'<section id="([^"]*)"', shown) == ["page-1", "page-2", "page-3"]
-    assert "page 2 could not be read: The page cannot be rendered --&gt;; repair" in shown
-    assert "went in circles" in shown
-
-
-def test_html_keeps_tables_and_marks_formulas() -> None:
-    page = (
-        "Inline \\(x_1 < y_2\\) here.\n\n\\[\na = b\n- c\n\\]\n\n$$z*w*q$$\n\n"
-        "<table><tr><td colspan=2>\\(t^2\\)</td></tr><tr><td>1</td><td>2</td></tr></table>"
-    )
-    shown = text("html", record_of(1, page))
-    assert '<span class="math inline">\\(x_1 &lt; y_2\\)</span>' in shown
-    assert '<span class="math display">\\[\na = b\n- c\n\\]</span>' in shown
-    assert '<span class="math display">\\[z*w*q\\]</span>' in shown
-    assert '<td colspan="2"><span class="math inline">\\(t^2\\)</span></td>' in shown
-
-
-def test_html_opens_no_figure_beside_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "secret.jpg").write_bytes(b"secret")
-    (tmp_path / "images" / "0_0.jpg").symlink_to(tmp_path / "secret.jpg")
-    page = record_of(1, PAGE, figures=("0_0.jpg",))
-    shown = text("html", page, folder=tmp_path)
-    assert base64.b64encode(b"secret").decode() not in shown
-    assert "no picture" in shown
-
-
-def test_enormous_tables_come_out_whole() -> None:
-    rows = "".join(f"<tr><td>{number}</td><td>x</td></tr>" for number in range(2_000))
-    shown = text("html", record_of(1, f"<table>{rows}</table>"))
-    assert shown.count("<tr>") == 2_000
-    assert text("txt", record_of(1, f"<table>{rows}</table>")).count("\tx\n") == 2_000
-
-
-def test_more_text_than_a_page_holds_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safe_html, "LARGEST", 100)
-    assert safe_html.to_html("**b**" * 21) == f"<pre>{'**b**' * 21}</pre>"

@@ -85,7 +85,7 @@ def edited(path: list[Any], value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
-        (["version"], 2, "another version"),
+        (["version"], 1, "another version"),
         (["number"], 0, "page.number"),
         (["number"], True, "page.number"),
         (["number"], "2", "page.number"),

@@ -18,13 +18,13 @@ from configuration import ServerSettings, Settings
 from deepseek_ocr.engine import Failure
 from deepseek_ocr.errors import GenerationError, SettingsError
 from deepseek_ocr.formats.markdown import PAGE_SPLIT
-from deepseek_ocr.pages import Delta
+from deepseek_ocr.pages import Delta, Page
 from serving.app import create_app
 from serving.arguments import parse, parser
 from serving.auth import Keys
 from serving.main import devices_of, name_of
 from serving.state import Engines, State
-from serving.writers import settled, writer_for
+from serving.writers import writer_for
 from tests.cog_server import copy_image
 from tests.conftest import ROOT
 from tests.scripted import reading
@@ -251,7 +251,7 @@ GROUNDED = (
 @pytest.mark.parametrize("size", [1, 7, 50, 250, 10_000])
 def test_cleaned_text_comes_in_pieces_that_join_to_the_whole(size: int) -> None:
     whole = reading(GROUNDED, "stop")
-    writer = writer_for("markdown", 1, 2)
+    writer = writer_for("markdown", 1, 2 * (Page(Path("page.png"), "<image>"),))
     pieces = [
         writer.take(Delta(GROUNDED[at : at + size], ())).text
         for at in range(0, len(GROUNDED), size)
@@ -260,12 +260,6 @@ def test_cleaned_text_comes_in_pieces_that_join_to_the_whole(size: int) -> None:
     assert "".join(pieces) == PAGE_SPLIT + whole.markdown
     if size < 250:
         assert sum(bool(piece.strip()) for piece in pieces) > 2  # it does come in pieces
-
-
-def test_settled_text_ends_where_nothing_can_change_it() -> None:
-    assert settled("a\nb") == "a\n"
-    assert settled("a\n<|ref|>x\ny\n") == "a\n"
-    assert settled("a\n<|ref|>x<|/ref|><|det|>[[1,2,3,4]]<|/det|>\ny\nz").endswith("y\n")
 
 
 def test_the_unit_of_systemd_names_what_there_is() -> None:

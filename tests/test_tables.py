@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepseek_ocr.exports import text_of
-from deepseek_ocr.formats.tables import MOST_JOINED, page_texts, parse_rows, table_at_end
-from deepseek_ocr.records import PageRecord
+from deepseek_ocr.formats.tables import MOST_JOINED, page_contents
+from deepseek_ocr.markup import blocks_in, blocks_of, plain_lines
+from deepseek_ocr.markup.blocks import Table
+from deepseek_ocr.records import PageRecord, parts_of
 from tests.output_fixtures import Block, document_of, grounded, record_of
 
 HEADING = ("Item", "Price")
@@ -83,8 +86,11 @@ def test_a_table_may_go_on_for_pages() -> None:
     ids=["columns", "text", "not-next", "figure", "open", "nested", "loose", "failed"],
 )  # fmt: skip
 def test_other_tables_stay_where_they_are(second: PageRecord) -> None:
-    texts = list(page_texts([FIRST, second], join=True))
-    assert [(one.before, one.groups) for one in texts] == [(FIRST.text, ()), (second.text, ())]
+    contents = list(page_contents([FIRST, second], join=True))
+    assert [(one.before, one.groups) for one in contents] == [
+        (parts_of(FIRST), ()),
+        (parts_of(second), ()),
+    ]
 
 
 def test_rows_that_only_look_like_a_heading_stay() -> None:
@@ -99,15 +105,15 @@ def test_rows_that_only_look_like_a_heading_stay() -> None:
 def test_spanned_columns_count() -> None:
     wide = "<table><tr><td colspan=2>All</td></tr><tr><td colspan='2'>None</td></tr></table>"
     pages = [page(1, ("table", table(HEADING))), page(2, ("table", wide))]
-    assert len(next(page_texts(pages, join=True)).groups) == 2
+    assert len(next(page_contents(pages, join=True)).groups) == 2
 
 
 def test_joining_holds_a_bounded_number_of_pages() -> None:
     count = MOST_JOINED + 5
     whole = [page(at, ("table", table(("x", f"{at}")))) for at in range(1, count + 1)]
-    texts = list(page_texts(whole, join=True))
-    assert [len(one.groups) for one in texts if one.groups] == [MOST_JOINED, 5]
-    assert [one.record.number for one in texts] == list(range(1, count + 1))
+    contents = list(page_contents(whole, join=True))
+    assert [len(one.groups) for one in contents if one.groups] == [MOST_JOINED, 5]
+    assert [one.record.number for one in contents] == list(range(1, count + 1))
 
 
 CELL = st.sampled_from(["", "a", "1", "2024", "x y", "<b>b</b>", "&amp;", "\\(x\\)"])
@@ -123,24 +129,42 @@ BLOCK = st.one_of(
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.lists(BLOCK, max_size=3), min_size=1, max_size=5))
-def test_no_row_and_no_page_is_ever_lost(contents: list[list[tuple[str, str]]]) -> None:
-    pages = [page(at, *blocks) for at, blocks in enumerate(contents, start=1)]
-    texts = list(page_texts(pages, join=True))
-    assert [one.record.number for one in texts] == [one.number for one in pages]
-    kept = []
-    for one in texts:
-        inner = "".join(r.html for group in one.groups for r in (*group.left_out, *group.rows))
-        kept.append(f"{one.before}{inner}{one.after}")
-    for what in ("<tr>", "words", "<|ref|>", "<td>2024</td>"):
-        assert sum(one.text.count(what) for one in pages) == "".join(kept).count(what)
+def test_no_row_and_no_page_is_ever_lost(blocks: list[list[tuple[str, str]]]) -> None:
+    pages = [page(at, *held) for at, held in enumerate(blocks, start=1)]
+    contents = list(page_contents(pages, join=True))
+    assert [one.record.number for one in contents] == [one.number for one in pages]
+    joined = [
+        row for one in contents for group in one.groups for row in (*group.left_out, *group.rows)
+    ]
+    kept = [block for one in contents for block in blocks_in((*one.before, *one.after))] + [
+        Table(tuple(joined))
+    ]
+    alone = [block for one in pages for block in blocks_in(parts_of(one))]
+    assert Counter(plain_lines(kept)) == Counter(plain_lines(alone))
 
 
-@given(st.text('<>/tabledrh= "2', max_size=80))
-def test_any_table_is_parsed_or_left(inner: str) -> None:
-    rows = parse_rows(inner)
-    assert rows is None or "".join(row.html for row in rows).count("<tr") == len(rows)
+def test_text_after_a_table_is_read_as_what_it_is() -> None:
+    after = "Sum: **7.20**\n\n## Next\n\n4. Apple\n7. Lemon"
+    for between in ("", "\n", " ", "\n\n"):
+        read = page(1, ("table", table(HEADING) + between + after))
+        shown = "".join(text_of(document_of([read]), "txt", Path("absent")))
+        assert shown == "Item\tPrice\nSum: 7.20\n## Next\n4. Apple\n7. Lemon\n\f"
+        shown = "".join(text_of(document_of([read]), "html", Path("absent")))
+        assert "</table></div>\n<p>Sum: <b>7.20</b></p>" in shown
+
+
+def test_tables_that_are_left_open_keep_their_text() -> None:
+    for raw, rows in [
+        ("<table><tr><td>a<td>b<tr><td>c</table>", ["a\tb", "c"]),
+        ("<table>loose<tr><td>a</td></tr>more</table>after", ["loose", "a", "more", "after"]),
+        ("<table><tr><td>a<table><tr><td>b</td></tr></table>c</td></tr></table>", ["a b c"]),
+        ("<table><caption>Prices</caption><tr><th>a</th></tr></table>", ["Prices", "a"]),
+        ("<table><tr><td>a</td><td>b", ["a\tb"]),
+        ("a <table> without cells", ["a <table> without cells"]),
+    ]:
+        assert list(plain_lines(blocks_of(raw))) == rows
 
 
 def test_thousands_of_open_tables_take_no_time() -> None:
-    assert table_at_end("<table>" * 100_000) is None
-    assert table_at_end("<table><tr>" + "<td>" * 100_000 + "</table>") is None
+    for raw in ("<table>" * 100_000, "<table><tr>" + "<td>" * 100_000 + "</table>"):
+        assert "x" in " ".join(plain_lines(blocks_of(raw + "x")))
