@@ -56,6 +56,7 @@ ROWS = [
         "deepseek_ocr.processors",
         "deepseek_ocr.geometry",
         "deepseek_ocr.kernels",
+        "deepseek_ocr.markup",
         "deepseek_ocr.memory",
     },
     {

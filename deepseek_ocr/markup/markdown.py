@@ -174,7 +174,8 @@ class _Writer:
 
     def _escaped_run(self, run: re.Match[str]) -> str:
         sign = run[0][0]
-        before, after = run.string[run.start() - 1 : run.start()], run.string[run.end() :][:1]
+        before = run.string[run.start() - 1 : run.start()]
+        after = run.string[run.end() : run.end() + 1]
         if sign not in self._risky:
             return run[0]
         if sign != "$" and before.isspace() and after.isspace():

@@ -14,6 +14,7 @@ from deepseek_ocr.markup.reader import blocks_of
 
 _CUT_BOXES = re.compile(r"<\|det\|>[\[\]0-9,\s-]*")
 _CUT_TAG = re.compile(r"<\|(?:/?(?:r(?:ef?|ef\|)?|d(?:et?|et\|)?)?)?\Z")
+_CUT_INNER_TAG = re.compile(rf"<\Z|{_CUT_TAG.pattern}")
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,9 @@ def _without_cut_tag(text: str) -> tuple[str, list[str]]:
     if begin < 0 or "\n" in text[begin:]:
         return _CUT_TAG.sub("", text), []
     label, closed, rest = text[begin + len("<|ref|>") :].partition("<|/ref|>")
-    rest = _CUT_TAG.sub("", rest)
+    rest = _CUT_INNER_TAG.sub("", rest)
     if closed and rest and not _CUT_BOXES.fullmatch(rest):
         return text, []  # no tag that was cut, but text with a damaged one
-    label = (label if closed else _CUT_TAG.sub("", label)).strip()
+    label = (label if closed else _CUT_INNER_TAG.sub("", label)).strip()
     is_label = any(known.startswith(label) for known in LABELS)
     return text[:begin], [] if is_label else [label]
