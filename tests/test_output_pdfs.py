@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ from PIL import Image
 
 from deepseek_ocr.exports import write
 from deepseek_ocr.formats import bidi, book
-from deepseek_ocr.formats.glyphless import font_file
 from deepseek_ocr.formats.layout_pdf import colour_of
 from deepseek_ocr.formats.pictures import page_size
 from deepseek_ocr.formats.placing import place
@@ -360,11 +358,3 @@ def test_lines_stay_within_their_box(lines: list[str], sides: tuple[float, ...])
         assert top - 0.01 <= line.y - 0.8 * line.size
         assert line.y + 0.2 * line.size <= max(bottom, top + 1) + 0.01
         assert left - 0.01 <= line.x <= max(right, left + 1) + 0.01
-
-
-def test_the_font_is_a_font() -> None:
-    """As far as the library that renders pages on most machines can tell."""
-    from PIL import ImageFont
-
-    font = ImageFont.truetype(io.BytesIO(font_file()), 20)
-    assert font.getlength("x") == pytest.approx(20)
