@@ -408,10 +408,11 @@ async def _written(jobs: Jobs, job: Job, output: str) -> Path:
                 document, (output,), folder,
                 lambda number: jobs.render(job, plan, number).image,
                 join_tables=plan.plan.join_tables, password=plan.plan.password,
+                existing_text=plan.plan.existing_text,
             )  # fmt: skip
             if not jobs.store.has(job.id):
                 raise _no_job()
-            return written[0]
+            return written.files[0]
 
         return await jobs.in_thread(job.id, write, jobs.outputs)
 
