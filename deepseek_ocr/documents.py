@@ -319,8 +319,8 @@ class _Run:
             written = self._written(document)
         except Exception as error:  # one document that cannot be written must not stop the others
             reason = f"The outputs of {document.found} could not be written: {error}"
-            if isinstance(error, OutputError):  # which names the document and the formats
-                reason = str(error)
+            if isinstance(error, OutputError):  # which says what was written
+                reason = f"{document.found}: {error}"
             self._store.list_failed(document.found, reason)
             with self._lock:
                 self._tally.unwritten += 1

@@ -74,14 +74,12 @@ class OutputError(OcrError):
     `formats` are those that are missing, with the reason; `files` those that were written.
     """
 
-    def __init__(self, name: str, formats: Mapping[str, str], files: Sequence[Path]) -> None:
+    def __init__(self, formats: Mapping[str, str], files: Sequence[Path]) -> None:
         self.formats, self.files = dict(formats), tuple(files)
-        reasons = "; ".join(f"{one}: {reason}" for one, reason in formats.items())
-        there = ", ".join(file.name for file in files)
+        failed = "; ".join(f"{name} could not be written: {why}" for name, why in formats.items())
+        there = f" Written: {', '.join(file.name for file in files)}." if files else ""
         super().__init__(
-            f"{name} could not be written as {' and '.join(formats)} ({reasons}). "
-            + (f"Written: {there}. " if there else "Nothing of it was written. ")
-            + "Mend the reason and write it again, or leave the format out."
+            f"{failed}.{there} Remove the cause and write it again, or leave that format out."
         )
 
 

@@ -100,7 +100,7 @@ def write(
             cause = error
     order = [path for name in dict.fromkeys(formats) for path in writer.files.get(name, ())]
     if failed:
-        raise OutputError(document.source.name, failed, order) from cause
+        raise OutputError(failed, order) from cause
     return Written(tuple(order), writer.pdfs)
 
 
