@@ -173,7 +173,7 @@ def test_a_source_the_library_cannot_open_becomes_pictures(tmp_path: Path) -> No
     with pypdfium2.PdfDocument(done) as pdf:
         assert len(pdf) == 2
         assert pdf[1].get_width() == pytest.approx(300)
-    with pytest.raises(OutputError, match="searchable-pdf could not be written: .*crashed"):
+    with pytest.raises(OutputError, match=r"searchable-pdf could not be written: .*crashed"):
         searchable(tmp_path, source, record_of(1, "words"), render=unreadable)
 
 

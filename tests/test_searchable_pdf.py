@@ -127,7 +127,9 @@ def test_pdfium_gives_text_with_combining_marks(tmp_path: Path, script: str, tur
     source = make_pdf(tmp_path / "s.pdf", 1, MEDIA, turn)
     text = grounded([Block("text", (100, 100, 900, 180), MARKED[script])])
     record = record_of(1, text, renderer(source)(1).size)
-    (done,) = write(document_of([record], source), ["searchable-pdf"], tmp_path, renderer(source)).files
+    (done,) = write(
+        document_of([record], source), ["searchable-pdf"], tmp_path, renderer(source)
+    ).files
     with pypdfium2.PdfDocument(done) as pdf:
         found = pdf[0].get_textpage().get_text_range()
     assert same(found) == same(MARKED[script])
@@ -150,7 +152,9 @@ def test_no_pixel_changes(tmp_path: Path, turn: int) -> None:
     source = make_pdf(tmp_path / "s.pdf", 1, MEDIA, turn, CROP, drawing)
     text = grounded([Block("text", (50, 50, 900, 900), SCRIPTS["hindi"] + LINES["chinese"])])
     record = record_of(1, text, renderer(source)(1).size)
-    (done,) = write(document_of([record], source), ["searchable-pdf"], tmp_path, renderer(source)).files
+    (done,) = write(
+        document_of([record], source), ["searchable-pdf"], tmp_path, renderer(source)
+    ).files
     assert renderer(done)(1).tobytes() == renderer(source)(1).tobytes()
     assert with_poppler(done, tmp_path) == with_poppler(source, tmp_path)
 
@@ -164,7 +168,9 @@ def test_the_font_is_a_font() -> None:
 def test_codes_use_the_glyph_of_their_width(tmp_path: Path) -> None:
     source = make_pdf(tmp_path / "s.pdf")
     record = record_of(1, "iW\u0301天")
-    (done,) = write(document_of([record], source), ["searchable-pdf"], tmp_path, renderer(source)).files
+    (done,) = write(
+        document_of([record], source), ["searchable-pdf"], tmp_path, renderer(source)
+    ).files
     with pikepdf.open(done) as pdf:
         font = pdf.pages[0].obj.Resources.Font["/Read0"].DescendantFonts[0]
         widths = [int(wide) for wide in font.W[1]]
