@@ -19,6 +19,7 @@ from platformdirs import user_config_path
 
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.kernels import choice
+from deepseek_ocr.settings import ExistingText, existing_text
 
 PREFIX = "DEEPSEEK_OCR_"
 """Of every environment variable: `DEEPSEEK_OCR_DEVICE` sets `device`."""
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parent
 
 FLAGS = (
     "model", "device", "vision_device", "dtype", "checkpoints", "quant", "kernels", "slots",
+    "existing_text",
 )  # fmt: skip
 """Settings that `ocr.py` also takes as flags."""
 
@@ -52,6 +54,8 @@ class Settings:
       a warning ("no")
     - `threads`: of the CPU part; 0 ("auto" where it is written) is by cores and container limits,
       unless `OMP_NUM_THREADS` says
+    - `existing_text`: what a searchable PDF does with pages that have text of their own: skip,
+      replace, both
     """
 
     model: str = "deepseek-ocr"
@@ -65,6 +69,7 @@ class Settings:
     vision_device: str | None = None
     strict: bool = False
     threads: int = 0
+    existing_text: ExistingText = "skip"
 
 
 def default_path() -> Path:
@@ -96,6 +101,7 @@ def load(
         values["vision_device"] = None
     threads = values.get("threads") or environ.get("OMP_NUM_THREADS", "").split(",")[0] or "auto"
     values["threads"] = parse_count("threads", threads, MOST_THREADS)
+    values["existing_text"] = existing_text(values.get("existing_text", Settings.existing_text))
     settings = Settings(**values)
     choice.parse(settings.kernels)
     choice.check_quant(settings.quant)
@@ -223,6 +229,7 @@ MEANINGS = {
     "vision_device": "where the encoders run, if not where the decoder does; same is with it",
     "strict": "an operator that the device would hand to the CPU is an error",
     "threads": "of the CPU part, or auto, by cores and container limits",
+    "existing_text": "searchable PDFs: what becomes of text that pages have: skip, replace, both",
     "host": "address to listen on; others than 127.0.0.1 need a key",
     "port": "port to listen on; 0 is one that is free",
     "api_keys": "keys of which clients must show one",

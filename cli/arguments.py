@@ -154,7 +154,7 @@ def _known(names: Sequence[str]) -> None:
 
 def _output(flags: argparse.Namespace) -> Output | None:
     if flags.output is None:
-        for flag in ("overwrite", "shard", "devices", "retries", "join_tables"):
+        for flag in ("overwrite", "shard", "devices", "retries", "join_tables", "existing_text"):
             if getattr(flags, flag) is not None:
                 raise SettingsError(f"--{flag.replace('_', '-')} goes with -o FOLDER.")
         return None

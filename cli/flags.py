@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import configuration
 import tasks
@@ -12,7 +13,7 @@ import weights
 from deepseek_ocr import __version__
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.kernels import choice
-from deepseek_ocr.settings import DecodeSettings, RenderSettings
+from deepseek_ocr.settings import DecodeSettings, ExistingText, RenderSettings
 
 PRINTED = ("txt", "md", "json")
 """Formats that can go to standard output."""
@@ -132,6 +133,12 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--join-tables", action=argparse.BooleanOptionalAction, default=None,
         help="join tables that go on over a page break (default: yes)",
+    )  # fmt: skip
+    group.add_argument(
+        "--existing-text", choices=get_args(ExistingText), default=None,
+        help="pages that have text of their own, in searchable PDFs: skip (it stays, nothing is "
+        "added), replace (what was read takes the place of an invisible layer; a page of visible "
+        "text becomes a picture at --dpi), both (default: skip)",
     )  # fmt: skip
     group.add_argument(
         "--shard", metavar="I/N", help="read the I-th of N parts of the inputs, on N machines"

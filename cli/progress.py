@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from cli.console import complain, harmless
 from cli.printing import left_out_of
 from deepseek_ocr.documents import Watcher
+from deepseek_ocr.exports import PdfPages
 from deepseek_ocr.records import PageRecord
 from deepseek_ocr.sources import Input
 
@@ -78,6 +79,30 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def _told_of(pages: PdfPages) -> Iterator[str]:
+    """Lines that tell what became of the pages of a PDF."""
+    if pages.skipped:
+        yield f"{_pages(pages.skipped)} kept the text of the original alone"
+    if layers := [page for page in pages.replaced if page not in set(pages.redrawn)]:
+        yield f"an invisible text layer was replaced on {_pages(layers)}"
+    if pages.redrawn:
+        yield f"{_pages(pages.redrawn)} redrawn as a picture to replace visible text"
+    if pages.rebuilt:
+        yield f"{_pages(pages.rebuilt)} rebuilt from pictures, because {'; '.join(pages.reasons)}"
+
+
+_MOST_NAMED = 10
+"""Pages that are named by their numbers in one line."""
+
+
+def _pages(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"page {numbers[0]}"
+    if len(numbers) > _MOST_NAMED:
+        return f"{len(numbers)} pages"
+    return f"pages {', '.join(map(str, numbers))}"
+
+
 class Lines(Watcher):
     """Says in plain lines what failed, what was written, and now and then how far the run is."""
 
@@ -117,6 +142,11 @@ class Lines(Watcher):
         with self._lock:
             if files:
                 self._say(f"wrote {files[0].parent} ({', '.join(file.name for file in files)})")
+
+    def pdf_written(self, found: Input, name: str, pages: PdfPages) -> None:
+        with self._lock:
+            for text in _told_of(pages):
+                self._say(f"{found}, {name}: {text}")
 
     def _say(self, text: str) -> None:
         complain(text)

@@ -107,6 +107,7 @@ def _plan(job: Job, output: Output) -> Plan:
         pages=job.pages,
         password=job.password,
         join_tables=output.join_tables,
+        existing_text=job.settings.existing_text,
         overwrite=output.overwrite,
         about=about,
     )
@@ -134,6 +135,7 @@ def _sum_up(tally: Tally, output: Output, inputs: list[Input]) -> None:
     if tally.done:
         words.append(f"{tally.done} read before")
     complain(f"{', '.join(words)}; {_some(tally.documents, 'document')} in {output.folder}.")
+    _sum_up_existing(tally)
     if not tally.failures:
         return
     failures = [
@@ -149,3 +151,16 @@ def _sum_up(tally: Tally, output: Output, inputs: list[Input]) -> None:
         f"{', '.join(failures)}; the reasons are in the manifest. The same command tries those "
         "again."
     )
+
+
+def _sum_up_existing(tally: Tally) -> None:
+    """What became of pages that had text before they were read."""
+    if tally.skipped:
+        pages = _some(tally.skipped, "page")
+        complain(
+            f"{pages} of searchable PDFs kept the text of the original alone (--existing-text)."
+        )
+    if tally.replaced:
+        complain(f"{_some(tally.replaced, 'page')} of searchable PDFs got new text for the old.")
+    if tally.rebuilt:
+        complain(f"{_some(tally.rebuilt, 'page')} of PDFs rebuilt from pictures; see above.")

@@ -21,11 +21,11 @@ from typing import Any
 from PIL import Image
 
 from deepseek_ocr import exports
-from deepseek_ocr.errors import DocumentError, OcrError
+from deepseek_ocr.errors import DocumentError, OcrError, OutputError
 from deepseek_ocr.reading import Engine, ReadPage, read_pages
 from deepseek_ocr.records import DocumentRecord, PageRecord, page_record
 from deepseek_ocr.rendering import Ahead, OpenDocument, Rendered, Renderer
-from deepseek_ocr.settings import Attempt, RenderSettings
+from deepseek_ocr.settings import Attempt, ExistingText, RenderSettings
 from deepseek_ocr.sources import Input, Pages, output_names
 from deepseek_ocr.store import Store, file_digest, settings_digest
 
@@ -50,6 +50,7 @@ class Plan:
     pages: Pages = Pages()
     password: str | None = None
     join_tables: bool = True
+    existing_text: ExistingText = "skip"
     overwrite: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -63,6 +64,10 @@ class Tally:
     - `cut`: pages of this run whose best try did not end by itself
     - `unopened`, `unwritten`: inputs that could not be opened, documents without their outputs
     - `documents`: those whose outputs are there
+    - `skipped`, `replaced`: pages of searchable PDFs written in this run that had text of their
+      own: they keep it alone, or it was replaced
+    - `rebuilt`: pages of those, or of the PDFs with regions, that were made from pictures because
+      the original could not be used
     """
 
     read: int = 0
@@ -73,6 +78,9 @@ class Tally:
     unopened: int = 0
     unwritten: int = 0
     documents: int = 0
+    skipped: int = 0
+    replaced: int = 0
+    rebuilt: int = 0
 
     @property
     def failures(self) -> int:
@@ -97,6 +105,9 @@ class Watcher:
 
     def written(self, found: Input, files: Sequence[Path]) -> None:
         """A document's outputs are there."""
+
+    def pdf_written(self, found: Input, name: str, pages: exports.PdfPages) -> None:
+        """One of these is a PDF of the format `name`, not all of whose pages are the usual."""
 
 
 @dataclass
@@ -305,9 +316,11 @@ class _Run:
     def _write(self, document: _Document) -> None:
         """Write the outputs of a document whose pages are settled, unless they are there."""
         try:
-            files = self._written(document)
+            written = self._written(document)
         except Exception as error:  # one document that cannot be written must not stop the others
             reason = f"The outputs of {document.found} could not be written: {error}"
+            if isinstance(error, OutputError):  # which says what was written
+                reason = f"{document.found}: {error}"
             self._store.list_failed(document.found, reason)
             with self._lock:
                 self._tally.unwritten += 1
@@ -315,14 +328,21 @@ class _Run:
             return
         with self._lock:
             self._tally.documents += 1
-        self._watcher.written(document.found, files)
+            _count_pages(self._tally, written.pdfs)
+        self._watcher.written(document.found, written.files)
+        for name, pages in written.pdfs.items():
+            if pages != exports.PdfPages():
+                self._watcher.pdf_written(document.found, name, pages)
 
-    def _written(self, document: _Document) -> Sequence[Path]:
+    def _written(self, document: _Document) -> exports.Written:
         plan, store = self._plan, self._store
-        options = {"formats": sorted(plan.formats), "join_tables": plan.join_tables}
+        options = {
+            "formats": sorted(plan.formats), "join_tables": plan.join_tables,
+            "existing_text": plan.existing_text,
+        }  # fmt: skip
         stamp = store.stamp(document.name, document.numbers, options)
         if store.is_written(document.name, stamp):
-            return ()
+            return exports.Written(())
         folder = store.folder / document.name
         folder.mkdir(exist_ok=True)
         record = DocumentRecord(
@@ -332,15 +352,26 @@ class _Run:
             pages=store.pages(document.name, document.numbers),
             settings=self._settings,
         )
-        files = exports.write(
+        written = exports.write(
             record, plan.formats, folder, partial(self._picture, document),
             join_tables=plan.join_tables, password=plan.password,
+            existing_text=plan.existing_text,
         )  # fmt: skip
-        store.mark_written(document.name, stamp, files)
-        return files
+        if any(pages != exports.PdfPages() for pages in written.pdfs.values()):
+            store.list_written(document.found, document.name, written.files, written.pdfs)
+        store.mark_written(document.name, stamp, written.files)
+        return written
 
     def _picture(self, document: _Document, number: int) -> Image.Image:
         return self._renderer.render(document.opened, number).image
+
+
+def _count_pages(tally: Tally, pdfs: Mapping[str, exports.PdfPages]) -> None:
+    """Add the pages of a document's PDFs; one that was rebuilt in two of them counts once."""
+    tally.rebuilt += len({number for pages in pdfs.values() for number in pages.rebuilt})
+    for pages in pdfs.values():
+        tally.skipped += len(pages.skipped)
+        tally.replaced += len(pages.replaced)
 
 
 class _Shared:
@@ -366,11 +397,12 @@ def record_of(page: ReadPage[Any], number: int, folder: Path) -> PageRecord:
         return PageRecord(
             number, rendered.image.width, rendered.image.height, rendered.points,
             rendered.rotation, tries=tuple(page.tries), error=page.error,
+            existing_text=rendered.existing_text,
         )  # fmt: skip
     figures = exports.save_figures(rendered.image, page.reading.regions, number, folder)
     return page_record(
         number, page.reading, rendered.points, rendered.rotation, figures,
-        tuple(page.tries), page.kept,
+        tuple(page.tries), page.kept, rendered.existing_text,
     )  # fmt: skip
 
 

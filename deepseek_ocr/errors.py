@@ -11,12 +11,16 @@
     ├── CheckpointError      a model folder that is missing, damaged or of another kind
     ├── DeviceError          a device or number type that is not to be had here
     ├── GenerationError      the network produced numbers that mean nothing, or cannot run
+    ├── OutputError          a document that could not be written in all its formats
     └── CancelledError       a page that was given up before it was read
 
 Each message is one or two sentences that end with what to do next.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 
 class OcrError(Exception):
@@ -62,6 +66,21 @@ class DeviceError(OcrError):
 class GenerationError(OcrError):
     """The network produced numbers that mean nothing (not a number, infinity), or has not the
     memory to read a page."""
+
+
+class OutputError(OcrError):
+    """A document that could not be written in all formats that were asked for.
+
+    `formats` are those that are missing, with the reason; `files` those that were written.
+    """
+
+    def __init__(self, formats: Mapping[str, str], files: Sequence[Path]) -> None:
+        self.formats, self.files = dict(formats), tuple(files)
+        failed = "; ".join(f"{name} could not be written: {why}" for name, why in formats.items())
+        there = f" Written: {', '.join(file.name for file in files)}." if files else ""
+        super().__init__(
+            f"{failed}.{there} Remove the cause and write it again, or leave that format out."
+        )
 
 
 class CancelledError(OcrError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,20 @@ from PIL import Image
 
 from deepseek_ocr import grounding
 from deepseek_ocr.engine import Failure, Reading
-from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.errors import OcrError, OutputError, SettingsError
 from deepseek_ocr.figures import FOLDER, figure_crops, save_figures
 from deepseek_ocr.files import replacing
 from deepseek_ocr.formats import data, html, layout_pdf, markdown, plain, searchable_pdf
+from deepseek_ocr.formats.book import PdfPages
 from deepseek_ocr.markup import Delimiters
 from deepseek_ocr.records import DocumentRecord, PageRecord, page_record
+from deepseek_ocr.settings import ExistingText
 
 __all__ = [
     "FORMATS",
     "TEXT_FORMATS",
+    "PdfPages",
+    "Written",
     "document_to_json",
     "figure_crops",
     "page_to_json",
@@ -45,8 +50,20 @@ TEXT_FORMATS = ("md", "html", "json", "txt", "mmd", "regions")
 """Those that `text_of` can give to a pipe."""
 
 _WITH_FIGURES = frozenset({"md", "html", "mmd"})
-_ENDINGS = {"regions": "regions.jsonl"}
+_ENDINGS = {"regions": ".regions.jsonl"}
+_PDFS = {"pdf": "_layouts.pdf", "searchable-pdf": ".pdf"}
+"""Formats that are PDFs → how their files end."""
+
 _NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write` has written: the files in the order of the formats, and what became of the
+    pages of those that are PDFs, by format."""
+
+    files: tuple[Path, ...]
+    pdfs: Mapping[str, PdfPages] = field(default_factory=dict)
 
 
 def write(
@@ -58,40 +75,102 @@ def write(
     join_tables: bool = True,
     formulas: Delimiters = "dollars",
     password: str | None = None,
-) -> list[Path]:
+    existing_text: ExistingText = "skip",
+) -> Written:
     """Write `document` in each of `formats` into `folder`; the files written, named after it.
 
     `render(number)` gives the upright picture of page `number` (from 1) as it was read. `password`
     opens an encrypted PDF. Pages are taken from `document.pages` one at a time, once a format;
     every file appears whole or not at all. Figures whose files are gone are cut out anew.
+    `existing_text` is for searchable PDFs: see `searchable_pdf.write_searchable_pdf`.
 
-    Raises `SettingsError` for an unknown format or a name that is no file name, `OSError` where
-    the disk takes no more, and what `render` raises for a page that was read.
+    Raises `SettingsError` for an unknown format or a name that is no file name, and `OutputError`
+    if one format or more could not be written; the others are written all the same.
     """
     for name in formats:
         _check_format(name, FORMATS)
     if not _NAME.fullmatch(document.name):
         raise SettingsError(f"{document.name!r} cannot be the name of files; give another name.")
+    writer = _Writer(document, folder, render, join_tables, formulas, password, existing_text)
     folder.mkdir(parents=True, exist_ok=True)
-    if _WITH_FIGURES & set(formats):
-        _restore_figures(document, folder, render)
-    written = []
-    for name in dict.fromkeys(formats):
-        if name in TEXT_FORMATS:
-            path = folder / f"{document.name}.{_ENDINGS.get(name, name)}"
-            pieces = text_of(document, name, folder, join_tables=join_tables, formulas=formulas)
-            _write_text(path, pieces)
-            written.append(path)
+    failed: dict[str, str] = {}
+    # JSON tells what became of the pages of the PDFs, so those come first.
+    for name in sorted(dict.fromkeys(formats), key=lambda name: name not in _PDFS):
+        try:
+            writer.write(name)
+        except Exception as error:  # one format must not keep the next from being written
+            failed[name] = _reason(error)
+            cause = error
+    order = [path for name in dict.fromkeys(formats) for path in writer.files.get(name, ())]
+    if failed:
+        raise OutputError(failed, order) from cause
+    return Written(tuple(order), writer.pdfs)
+
+
+def _reason(error: Exception) -> str:
+    """Why a format could not be written, in words."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, OcrError):
+        return str(error).rstrip(".")
+    return f"unexpected {type(error).__name__}: {error}"
+
+
+class _Writer:
+    """Writes one document in one format after the other; `files` and `pdfs` say what was done."""
+
+    def __init__(
+        self,
+        document: DocumentRecord,
+        folder: Path,
+        render: Callable[[int], Image.Image],
+        join_tables: bool,
+        formulas: Delimiters,
+        password: str | None,
+        existing_text: ExistingText,
+    ) -> None:
+        self._document, self._folder, self._render = document, folder, render
+        self._join_tables, self._formulas, self._password = join_tables, formulas, password
+        self._existing_text: ExistingText = existing_text
+        self._figures_are_there = False
+        self.files: dict[str, list[Path]] = {}
+        self.pdfs: dict[str, PdfPages] = {}
+
+    def write(self, name: str) -> None:
+        """Write one format."""
+        if name in _WITH_FIGURES and not self._figures_are_there:
+            _restore_figures(self._document, self._folder, self._render)
+            self._figures_are_there = True
+        if name in _PDFS:
+            self._write_pdf(name)
+            return
+        files = self.files.setdefault(name, [])
+        pieces = text_of(
+            self._document,
+            name,
+            self._folder,
+            join_tables=self._join_tables,
+            formulas=self._formulas,
+            pdfs=self.pdfs,
+        )
+        files.append(self._text(_ENDINGS.get(name, f".{name}"), pieces))
         if name == "mmd":
-            written.append(folder / f"{document.name}_det.mmd")
-            _write_text(written[-1], markdown.write_official_tagged(document))
+            files.append(self._text("_det.mmd", markdown.write_official_tagged(self._document)))
+
+    def _text(self, ending: str, pieces: Iterator[str]) -> Path:
+        path = self._folder / f"{self._document.name}{ending}"
+        _write_text(path, pieces)
+        return path
+
+    def _write_pdf(self, name: str) -> None:
+        path = self._folder / f"{self._document.name}{_PDFS[name]}"
         if name == "pdf":
-            written.append(folder / f"{document.name}_layouts.pdf")
-            layout_pdf.write_layout_pdf(document, render, written[-1], password)
-        if name == "searchable-pdf":
-            written.append(folder / f"{document.name}.pdf")
-            searchable_pdf.write_searchable_pdf(document, render, written[-1], password)
-    return written
+            pages = layout_pdf.write_layout_pdf(self._document, self._render, path, self._password)
+        else:
+            pages = searchable_pdf.write_searchable_pdf(
+                self._document, self._render, path, self._password, self._existing_text
+            )
+        self.files[name], self.pdfs[name] = [path], pages
 
 
 def text_of(
@@ -101,17 +180,20 @@ def text_of(
     *,
     join_tables: bool = True,
     formulas: Delimiters = "dollars",
+    pdfs: Mapping[str, PdfPages] | None = None,
 ) -> Iterator[str]:
     """`document` in one of `TEXT_FORMATS`, a piece a page, for files and for pipes.
 
-    `folder` is where the figures lie; only html opens them. Raises `SettingsError` for a format
-    that is not text.
+    `folder` is where the figures lie; only html opens them. `pdfs` is what JSON tells of the PDFs
+    that were written. Raises `SettingsError` for a format that is not text.
     """
     _check_format(name, TEXT_FORMATS)
     writers: dict[str, Callable[[], Iterator[str]]] = {
         "md": lambda: markdown.write_markdown(document, join_tables, formulas),
         "html": lambda: html.write_html(document, join_tables, folder),
-        "json": lambda: data.write_json(document),
+        "json": lambda: data.write_json(
+            document, {name: asdict(pages) for name, pages in (pdfs or {}).items()}
+        ),
         "txt": lambda: plain.write_plain(document, join_tables),
         "mmd": lambda: markdown.write_official(document),
         "regions": lambda: data.write_regions(document),

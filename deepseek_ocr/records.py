@@ -20,7 +20,8 @@ from deepseek_ocr.grounding import SCALE, Confidence, Region
 from deepseek_ocr.markup import Part, page_parts
 
 VERSION = 2
-"""Of the shape that `record_to_json` writes; another version is not read."""
+"""Of the shape that `record_to_json` writes. Version 1 had neither `existing_text` nor `reference`
+and is read too; another version is not."""
 
 _LARGEST = 1e15
 """No number of a record comes near it; whole numbers below it are exact as floats."""
@@ -30,6 +31,9 @@ FIGURE_NAME = re.compile(r"[0-9]{1,9}_[0-9]{1,9}\.jpg")
 
 SourceKind = Literal["pdf", "image"]
 """How a document's pages are had: rendered from a PDF, or frames of an image file."""
+
+ExistingText = Literal["none", "visible", "invisible"]
+"""Text that a PDF page has of its own: what it draws, or mostly an invisible layer."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class PageRecord:
     - `tries`: every attempt; `text` is of the one at `kept`. More than one means it was retried
     - `error`: None, or why the page has no text
     - `reference`: what the prompt asked to locate, None if nothing
+    - `existing_text`: what text the page had before it was read; None if that is not known, or the
+      source is no PDF
     """
 
     number: int
@@ -78,6 +84,7 @@ class PageRecord:
     kept: int = 0
     error: str | None = None
     reference: str | None = None
+    existing_text: ExistingText | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,7 @@ def page_record(
     figures: tuple[str, ...] = (),
     tries: tuple[Try, ...] = (),
     kept: int = 0,
+    existing_text: ExistingText | None = None,
 ) -> PageRecord:
     """The record of a page that was read."""
     return PageRecord(
@@ -122,6 +130,7 @@ def page_record(
         tries=tries,
         kept=kept,
         reference=reading.reference,
+        existing_text=existing_text,
     )
 
 
@@ -145,12 +154,15 @@ def record_from_json(data: Any) -> PageRecord:
     Raises `RecordError` naming the field otherwise: records lie on disk, where they can be edited
     or damaged, and half a page must not pass for a whole one.
     """
-    if not isinstance(data, dict) or data.get("version") != VERSION:
+    version = data.get("version") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or version not in (1, VERSION):
         raise RecordError(
             f"A page record must be an object of version {VERSION}; it is damaged or was written "
             "by another version of this program. Read the page again (--overwrite)."
         )
     rest = {name: value for name, value in data.items() if name != "version"}
+    if version == 1:
+        rest = {"existing_text": None, "reference": None, **rest}
     record: PageRecord = _decode(PageRecord, rest, "page")
     _check(record)
     return record

@@ -103,10 +103,42 @@ class _Pdf:
         bitmap = page.render(scale=scale, rotation=turn, rev_byteorder=True)
         picture = bitmap.to_pil().convert("RGB")
         bitmap.close()
-        return picture, {"points": [width, height], "rotation": turn}
+        text = _existing_text(page)
+        return picture, {"points": [width, height], "rotation": turn, "existing_text": text}
 
     def close(self) -> None:
         self._pdf.close()
+
+
+_MOST_CHARACTERS = 20_000
+"""Of a page that are looked at to tell what text it has."""
+
+
+def _existing_text(page: pypdfium2.PdfPage) -> str | None:
+    """What text the page has before it is read: "visible", "invisible" if at least half of it is
+    (the layer of an earlier reading), or "none"; None if that cannot be told."""
+    try:
+        text = page.get_textpage()
+    except pypdfium2.PdfiumError:  # its picture is there all the same
+        return None
+    try:
+        visible = invisible = 0
+        for at in range(min(text.count_chars(), _MOST_CHARACTERS)):
+            if chr(pypdfium2.raw.FPDFText_GetUnicode(text, at)).isspace():
+                continue
+            if pypdfium2.raw.FPDFText_IsGenerated(text, at) == 1:
+                continue  # a space or a line's end that nothing draws
+            piece = pypdfium2.raw.FPDFText_GetTextObject(text, at)
+            mode = pypdfium2.raw.FPDFTextObj_GetTextRenderMode(piece)
+            if mode == pypdfium2.raw.FPDF_TEXTRENDERMODE_INVISIBLE:
+                invisible += 1
+            else:
+                visible += 1
+    finally:
+        text.close()
+    if not visible and not invisible:
+        return "none"
+    return "invisible" if invisible >= visible else "visible"
 
 
 def _scale(width: float, height: float, dpi: int, most: int) -> float:
@@ -139,7 +171,10 @@ class _Picture:
         self._last = index
         if self.count > 1:
             self._image.seek(index)
-        return _upright(self._image, request)
+        picture, about = _upright(self._image, request)
+        if self.count == 1 and not about["rotation"]:
+            about["stored_jpeg"] = _mode_of_jpeg(self._image, picture)
+        return picture, about
 
     def close(self) -> None:
         self._image.close()
@@ -202,6 +237,29 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [*pieces, (0, text)]
 
 
+def _mode_of_jpeg(image: Image.Image, picture: Image.Image) -> str | None:
+    """RGB or L if the file `image` is a JPEG that shows just what `picture` does, which lets it be
+    put into a PDF as it is."""
+    plain = (
+        image.format == "JPEG"
+        and image.mode in ("RGB", "L")
+        and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        and image.size == picture.size
+        and image.convert("RGB").tobytes() == picture.tobytes()
+    )
+    return image.mode if plain else None
+
+
+def _resolution(image: Image.Image) -> list[float] | None:
+    """Pixels an inch across and down as the file says, if it does."""
+    stated = image.info.get("dpi")
+    try:
+        across, down = (float(one) for one in stated or ())
+    except (TypeError, ValueError, ZeroDivisionError):  # a fraction of nothing, in a TIFF
+        return None
+    return [across, down] if math.isfinite(across) and math.isfinite(down) else None
+
+
 def _upright(image: Image.Image, request: dict[str, Any]) -> tuple[Image.Image, dict[str, Any]]:
     """The picture as RGB, turned as its EXIF flag says or, in place of that, as asked."""
     rotate, limits = request["rotate"], ImageLimits(max_pixels=request["max_picture_pixels"])
@@ -212,7 +270,10 @@ def _upright(image: Image.Image, request: dict[str, Any]) -> tuple[Image.Image, 
     if rotate is not None:
         turn = (rotate - _TURN_OF_ORIENTATION.get(orientation, 0)) % 360
     page = page.transpose(_TURNS[turn]) if turn else page
-    return page, {"points": None, "rotation": turn}
+    resolution = _resolution(image)
+    if resolution and (page.width > page.height) != (image.width > image.height):
+        resolution.reverse()
+    return page, {"points": None, "rotation": turn, "dpi": resolution}
 
 
 def open_document(path: Path, name: str, password: str | None) -> _Document:

@@ -22,13 +22,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast, get_args
 
 from PIL import Image
 
 from deepseek_ocr.errors import DocumentError
 from deepseek_ocr.images import ImageLimits
-from deepseek_ocr.records import SourceKind
+from deepseek_ocr.records import ExistingText, SourceKind
 from deepseek_ocr.settings import RenderSettings
 from deepseek_ocr.sources import shown
 
@@ -64,11 +64,16 @@ class OpenDocument:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A page as a picture: RGB, upright; `points` and `rotation` as in `records.PageRecord`."""
+    """A page as a picture: RGB, upright; the others as in `records.PageRecord`.
+
+    `image.info` has what a PDF page made of a picture file needs: `dpi` if the file names one, and
+    `stored_jpeg`, the mode of the file's JPEG if it shows just this.
+    """
 
     image: Image.Image
     points: tuple[float, float] | None
     rotation: int
+    existing_text: ExistingText | None = None
 
 
 class Renderer:
@@ -97,8 +102,14 @@ class Renderer:
         """The page `number`, from 1. Raises `DocumentError`."""
         reply, pixels = self._ask(document.path, document.name, document.password, number)
         image = Image.frombytes("RGB", (reply["width"], reply["height"]), pixels)
+        if dpi := reply.get("dpi"):
+            image.info["dpi"] = (float(dpi[0]), float(dpi[1]))
+        if (mode := reply.get("stored_jpeg")) in ("RGB", "L"):
+            image.info["stored_jpeg"] = mode
         points = reply["points"] and (float(reply["points"][0]), float(reply["points"][1]))
-        return Rendered(image, points, reply["rotation"])
+        text = reply.get("existing_text")
+        known = text if text in get_args(ExistingText) else None
+        return Rendered(image, points, reply["rotation"], known)
 
     def _ask(
         self, path: Path, name: str, password: str | None, page: int | None

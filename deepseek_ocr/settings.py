@@ -6,6 +6,7 @@ Standard library only: doors build these before anything heavy is imported.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
 from deepseek_ocr.errors import SettingsError
 
@@ -18,6 +19,10 @@ LARGEST_VIEW = 1280
 
 LARGEST_RANK = 4096
 """Of a LoRA adapter, trained or read: a config may ask for any, and memory is taken by it."""
+
+ExistingText = Literal["skip", "replace", "both"]
+"""What a searchable PDF does with pages that have text of their own: leave them as they are, put
+what was read in the place of their text, or add it to their text."""
 
 TABLE_TOKENS = ("<td>", "</td>", "<tr>", "</tr>")
 """Tokens of the official tokenizer that tables, which the model writes in HTML, repeat."""
@@ -164,3 +169,13 @@ class RenderSettings:
         _require(self.max_pixels >= 1, "max_pixels must be at least 1.")
         _require(self.max_picture_pixels >= 1, "max_picture_pixels must be at least 1.")
         _require(self.timeout > 0, "timeout must be more than 0 seconds.")
+
+
+def existing_text(word: str) -> ExistingText:
+    """`word` as a value of `ExistingText`. Raises `SettingsError` for any other."""
+    for known in get_args(ExistingText):
+        if word == known:
+            return cast(ExistingText, known)
+    raise SettingsError(
+        f"existing_text must be {', '.join(get_args(ExistingText))}; not {word[:60]!r}."
+    )

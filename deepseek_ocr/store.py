@@ -23,6 +23,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,7 @@ from filelock import FileLock, Timeout
 
 from deepseek_ocr.errors import RecordError, SettingsError
 from deepseek_ocr.files import appearing
+from deepseek_ocr.formats.book import PdfPages
 from deepseek_ocr.records import PageRecord, record_from_json, record_to_json
 from deepseek_ocr.sources import Input, Shard, shown, with_hash
 
@@ -172,6 +174,16 @@ class Store:
         self._append(
             {"source": str(found), "document": None, "page": None, "outcome": "failed",
              "reason": reason}
+        )  # fmt: skip
+
+    def list_written(
+        self, found: Input, name: str, files: Sequence[Path], pdfs: Mapping[str, PdfPages]
+    ) -> None:
+        """List what became of the pages of a document's PDFs, by format."""
+        self._append(
+            {"source": str(found), "document": name, "page": None, "outcome": "written",
+             "reason": None, "files": [file.name for file in files],
+             "pdfs": {one: asdict(pages) for one, pages in pdfs.items()}}
         )  # fmt: skip
 
     def forget(self, name: str) -> None:

@@ -26,7 +26,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 
 from deepseek_ocr import exports
 from deepseek_ocr.documents import settings_data
-from deepseek_ocr.errors import DocumentError, SettingsError
+from deepseek_ocr.errors import DocumentError, OutputError, SettingsError
 from deepseek_ocr.records import DocumentRecord
 from deepseek_ocr.rendering import Renderer
 from serving import logs
@@ -404,14 +404,20 @@ async def _written(jobs: Jobs, job: Job, output: str) -> Path:
         def write() -> Path:
             if not jobs.store.has(job.id):  # nothing may be put where it was
                 raise _no_job()
-            written = exports.write(
-                document, (output,), folder,
-                lambda number: jobs.render(job, plan, number).image,
-                join_tables=plan.plan.join_tables, password=plan.plan.password,
-            )  # fmt: skip
+            try:
+                written = exports.write(
+                    document, (output,), folder,
+                    lambda number: jobs.render(job, plan, number).image,
+                    join_tables=plan.plan.join_tables, password=plan.plan.password,
+                    existing_text=plan.plan.existing_text,
+                )  # fmt: skip
+            except (
+                OutputError
+            ) as error:  # of the one format; its cause says what the client may see
+                raise error.__cause__ or error from None
             if not jobs.store.has(job.id):
                 raise _no_job()
-            return written[0]
+            return written.files[0]
 
         return await jobs.in_thread(job.id, write, jobs.outputs)
 

@@ -45,7 +45,7 @@ SCHEMA = json.loads((ROOT / "docs" / "document.schema.json").read_text())
 
 def test_every_format_writes_its_files_and_nothing_else(tmp_path: Path) -> None:
     document = document_of([record_of(1, PAGE)], Path("photo.jpg"), "two words ünï")
-    written = write(document, list(FORMATS), tmp_path / "out", blank)
+    written = write(document, list(FORMATS), tmp_path / "out", blank).files
     names = ["md", "html", "json", "txt", "mmd", "regions.jsonl", "pdf"]
     expected = {f"two words ünï.{ending}" for ending in names}
     expected |= {"two words ünï_det.mmd", "two words ünï_layouts.pdf"}
@@ -307,6 +307,6 @@ def test_a_page_full_of_figures_is_bounded() -> None:
 
 def test_lost_figures_are_cut_again(tmp_path: Path) -> None:
     document = document_of([record_of(1, PAGE, figures=("0_0.jpg",))])
-    (path,) = write(document, ["html"], tmp_path, blank)
+    (path,) = write(document, ["html"], tmp_path, blank).files
     assert (tmp_path / "images" / "0_0.jpg").is_file()
     assert 'src="data:image/jpeg;base64,' in path.read_text()

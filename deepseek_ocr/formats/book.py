@@ -8,11 +8,12 @@ on disk in parts as they come, so memory does not grow with them.
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pikepdf
 from PIL import Image
@@ -29,7 +30,8 @@ _DEEPEST = 50
 
 _A4 = (595.0, 842.0)
 _UNUSABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError,
-             OverflowError, NotImplementedError, pikepdf.PdfError)  # fmt: skip
+             OverflowError, NotImplementedError, pikepdf.PdfError,
+             pikepdf.PasswordError)  # fmt: skip
 """What the PDF library raises for objects that are not what they should be."""
 
 
@@ -38,13 +40,14 @@ class Leaf:
     """One page of the new PDF and where its picture lies.
 
     `crop` is the visible part of the page in user space, `turned` the degrees clockwise from it
-    to the upright picture.
+    to the upright picture. `is_original` is False for a page made from its picture.
     """
 
     pdf: pikepdf.Pdf
     page: pikepdf.Page
     crop: Rectangle
     turned: int
+    is_original: bool = True
 
     @property
     def size(self) -> tuple[float, float]:
@@ -52,96 +55,222 @@ class Leaf:
         return picture_size(self.crop, self.turned)
 
 
-Decorate = Callable[[Leaf, PageRecord], None]
+Fate = Literal["skipped", "replaced", "redrawn"]
+"""What a decorator did with a page that has text of its own: nothing; replaced its invisible text;
+or replaced the page by its picture with the text that was read."""
+
+Decorate = Callable[[Leaf, PageRecord], Fate | None]
+Render = Callable[[int], Image.Image]
 
 
 @dataclass(frozen=True)
 class Decorator:
-    """What is put on the pages of one PDF: `page` for each, `finish` after the last of it."""
+    """What is put on the pages of one PDF: `page` for each, `finish` after the last of it.
+
+    `page` may raise `PictureWantedError` for an original page before it has changed anything.
+    """
 
     page: Decorate
     finish: Callable[[], None]
 
 
+class PictureWantedError(Exception):
+    """An original page is to be replaced by its picture before it is decorated."""
+
+
+@dataclass(frozen=True)
+class PdfPages:
+    """What became of those pages of a PDF that are not just the original's with something added.
+
+    Their numbers count from 1 in the source. `rebuilt` were made from pictures, as the library
+    that writes PDFs cannot use the original, for the reasons `reasons`. The others had text of
+    their own: `skipped` keep it alone, of `replaced` it was taken out, and of those `redrawn` are
+    pictures now.
+    """
+
+    skipped: tuple[int, ...] = ()
+    replaced: tuple[int, ...] = ()
+    redrawn: tuple[int, ...] = ()
+    rebuilt: tuple[int, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+class _Fates:
+    """What became of the pages so far."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Fate, list[int]] = {"skipped": [], "replaced": [], "redrawn": []}
+        self._rebuilt: list[int] = []
+        self._reasons: dict[str, None] = {}
+
+    def add(self, record: PageRecord, fate: Fate | None, reason: str | None) -> None:
+        """Note a page; `reason` says why it was rebuilt, if it was."""
+        if fate is not None:
+            self._numbers[fate].append(record.number)
+        if fate == "redrawn":
+            self._numbers["replaced"].append(record.number)
+        if reason is not None:
+            self._rebuilt.append(record.number)
+            self._reasons[reason] = None
+
+    def all(self) -> PdfPages:
+        """All of it as a value."""
+        numbers = {fate: tuple(found) for fate, found in self._numbers.items()}
+        return PdfPages(**numbers, rebuilt=tuple(self._rebuilt), reasons=tuple(self._reasons))
+
+
+class _RenderError(Exception):
+    """A page's picture could not be made; the cause says why."""
+
+
+class _UnusableError(Exception):
+    """An original that is not to be used; the message says why."""
+
+
 def write_book(
     document: DocumentRecord,
-    render: Callable[[int], Image.Image],
+    render: Render,
     decorator: Callable[[pikepdf.Pdf], Decorator],
     path: Path,
     password: str | None,
-) -> None:
+) -> PdfPages:
     """Write the pages of `document`, each as `decorator` leaves it, to the PDF file `path`.
 
     A page whose original cannot be used is `render`ed; one that cannot be rendered either, and
     has no text, is blank. Bookmarks and attachments of a PDF stay; its encryption does not.
     """
-    with ExitStack() as stack:
-        original = _open(document, password)
-        if original is None:
-            scratch = part_of(path).with_suffix(".pages")
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
-            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-            pdf = _of_pictures(document, render, decorator, scratch, stack)
-        else:
-            pdf = stack.enter_context(original)
-            _of_original(pdf, document, render, decorator)
-        with replacing(path) as stream:
-            pdf.save(stream, stream_decode_level=pikepdf.StreamDecodeLevel.none,
-                     object_stream_mode=pikepdf.ObjectStreamMode.generate)  # fmt: skip
 
+    def rendered(number: int) -> Image.Image:
+        try:
+            return render(number)
+        except Exception as error:  # not to be taken for a fault of the original
+            raise _RenderError from error
 
-def _open(document: DocumentRecord, password: str | None) -> pikepdf.Pdf | None:
-    """The source as a PDF; None where it is none, or the library cannot make sense of it."""
-    if document.kind != "pdf":
-        return None
     try:
-        return pikepdf.open(document.source, password=password or "", suppress_warnings=True)
-    except (OSError, *_UNUSABLE):
-        return None
+        if document.kind != "pdf":
+            return _write_pictures(document, rendered, decorator, path, None)
+        try:
+            return _write_original(document, rendered, decorator, path, password)
+        except _UnusableError as error:
+            reason = str(error)
+        return _write_pictures(document, rendered, decorator, path, reason)
+    except _RenderError as error:
+        raise error.__cause__ or error from None
+
+
+def _in_words(error: Exception) -> str:
+    """Why the PDF library cannot use an original."""
+    if isinstance(error, pikepdf.PasswordError):
+        return "parts of the original are encrypted in a way that keeps it from being copied"
+    if isinstance(error, OSError):
+        return f"the original cannot be read any more ({error.strerror})"
+    return "the original is damaged in a way that keeps it from being copied"
+
+
+def _write_original(
+    document: DocumentRecord,
+    render: Render,
+    decorator: Callable[[pikepdf.Pdf], Decorator],
+    path: Path,
+    password: str | None,
+) -> PdfPages:
+    """Write the original's own pages. Raises `_UnusableError` if the library cannot."""
+    try:
+        pdf = pikepdf.open(document.source, password=password or "", suppress_warnings=True)
+    except (OSError, *_UNUSABLE) as error:
+        raise _UnusableError(_in_words(error)) from error
+    with pdf:
+        try:
+            fates = _of_original(pdf, document, render, decorator)
+            _save(pdf, path)
+        except _UNUSABLE as error:
+            raise _UnusableError(_in_words(error)) from error
+    return fates
+
+
+def _write_pictures(
+    document: DocumentRecord,
+    render: Render,
+    decorator: Callable[[pikepdf.Pdf], Decorator],
+    path: Path,
+    reason: str | None,
+) -> PdfPages:
+    """Write every page as its picture; `reason` says why, if the source is a PDF."""
+    fates = _Fates()
+    with ExitStack() as stack:
+        scratch = part_of(path).with_suffix(".pages")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        whole = stack.enter_context(pikepdf.new())
+        whole.docinfo["/Title"] = document.name
+        for number, part in enumerate(_parts(document, render, decorator, reason, fates)):
+            place = scratch / f"{number}.pdf"
+            with part:
+                part.save(place)
+            whole.pages.extend(stack.enter_context(pikepdf.open(place)).pages)
+        _save(whole, path)
+    return fates.all()
+
+
+def _save(pdf: pikepdf.Pdf, path: Path) -> None:
+    with replacing(path) as stream, warnings.catch_warnings():
+        # Form fields that are not listed in the form are so in the original too.
+        warnings.simplefilter("ignore", pikepdf.PageCopyWarning)
+        # XMP metadata that are no XML stay as they are: putting a version into them fails.
+        pdf.save(stream, stream_decode_level=pikepdf.StreamDecodeLevel.none,
+                 object_stream_mode=pikepdf.ObjectStreamMode.generate,
+                 fix_metadata_version=False)  # fmt: skip
 
 
 def _of_original(
     pdf: pikepdf.Pdf,
     document: DocumentRecord,
-    render: Callable[[int], Image.Image],
+    render: Render,
     decorator: Callable[[pikepdf.Pdf], Decorator],
-) -> None:
+) -> PdfPages:
     originals = len(pdf.pages)
     wanted: list[Any] = []
-    marks = decorator(pdf)
+    marks, fates = decorator(pdf), _Fates()
     for record in document.pages:
-        leaf = _leaf_of(pdf, record, originals) or _pictured(pdf, document, record, render)
-        marks.page(leaf, record)
+        leaf, fate, reason = _decorated(pdf, document, record, render, marks, originals)
+        fates.add(record, fate, reason)
         wanted.append(leaf.page.obj)
     marks.finish()
     if [page.objgen for page in wanted] != [page.obj.objgen for page in pdf.pages]:
         del pdf.pages[:]
         for page in wanted:
             pdf.pages.append(pikepdf.Page(page))
+    return fates.all()
 
 
-def _of_pictures(
+def _decorated(
+    pdf: pikepdf.Pdf,
     document: DocumentRecord,
-    render: Callable[[int], Image.Image],
-    decorator: Callable[[pikepdf.Pdf], Decorator],
-    scratch: Path,
-    stack: ExitStack,
-) -> pikepdf.Pdf:
-    whole = stack.enter_context(pikepdf.new())
-    whole.docinfo["/Title"] = document.name
-    for number, part in enumerate(_parts(document, render, decorator)):
-        path = scratch / f"{number}.pdf"
-        with part:
-            part.save(path)
-        whole.pages.extend(stack.enter_context(pikepdf.open(path)).pages)
-    return whole
+    record: PageRecord,
+    render: Render,
+    marks: Decorator,
+    originals: int,
+) -> tuple[Leaf, Fate | None, str | None]:
+    """The page of `record`: the original's or its picture; and why it had to be rebuilt, if so."""
+    reason = None
+    try:
+        leaf = _leaf_of(pdf, record, originals)
+        return leaf, marks.page(leaf, record), None
+    except PictureWantedError:
+        pass
+    except _UnusableError as error:
+        reason = str(error)
+    leaf = _pictured(pdf, document, record, render)
+    return leaf, marks.page(leaf, record), reason
 
 
 def _parts(
     document: DocumentRecord,
-    render: Callable[[int], Image.Image],
+    render: Render,
     decorator: Callable[[pikepdf.Pdf], Decorator],
+    reason: str | None,
+    fates: _Fates,
 ) -> Iterator[pikepdf.Pdf]:
     """The pages as pictures, in PDFs of `_PART_PAGES` pages or some more than `_PART_BYTES`."""
     pdf: pikepdf.Pdf | None = None
@@ -153,7 +282,7 @@ def _parts(
             marks = decorator(pdf)
         leaf = _pictured(pdf, document, record, render)
         held += len(leaf.page.obj.Resources.XObject.Page.read_raw_bytes())
-        marks.page(leaf, record)
+        fates.add(record, marks.page(leaf, record), reason)
         if held > _PART_BYTES or len(pdf.pages) >= _PART_PAGES:
             marks.finish()
             yield pdf
@@ -164,21 +293,19 @@ def _parts(
 
 
 def _pictured(
-    pdf: pikepdf.Pdf,
-    document: DocumentRecord,
-    record: PageRecord,
-    render: Callable[[int], Image.Image],
+    pdf: pikepdf.Pdf, document: DocumentRecord, record: PageRecord, render: Render
 ) -> Leaf:
     """A new page of `pdf` that shows the picture of the page; blank for one without."""
     image = _picture_of(record, render)
     single = document.kind == "image" and record.rotation == 0 and len(document.pages) == 1
     jpeg = stored_jpeg(document.source, image) if single else None
-    page = add_picture_page(pdf, image, jpeg)
+    size = None if record.points is None else picture_size((0, 0, *record.points), record.rotation)
+    page = add_picture_page(pdf, image, jpeg, size)
     width, height = (float(side) for side in page.mediabox[2:])
-    return Leaf(pdf, page, (0.0, 0.0, width, height), 0)
+    return Leaf(pdf, page, (0.0, 0.0, width, height), 0, is_original=False)
 
 
-def _picture_of(record: PageRecord, render: Callable[[int], Image.Image]) -> Image.Image:
+def _picture_of(record: PageRecord, render: Render) -> Image.Image:
     try:
         return render(record.number)
     except Exception:
@@ -192,19 +319,19 @@ def _picture_of(record: PageRecord, render: Callable[[int], Image.Image]) -> Ima
     return blank
 
 
-def _leaf_of(pdf: pikepdf.Pdf, record: PageRecord, originals: int) -> Leaf | None:
-    """The original page of `record`; None where it is not to be used as it is."""
+def _leaf_of(pdf: pikepdf.Pdf, record: PageRecord, originals: int) -> Leaf:
+    """The original page of `record`. Raises `_UnusableError` if it is not to be used as it is."""
+    if record.number > originals:
+        raise _UnusableError("the page is missing in the damaged original's list of pages")
     try:
-        if record.number > originals:
-            return None
         page = pdf.pages[record.number - 1]
         own = _own_turn(page)
         crop = _visible(page)
-        if record.points is not None and not _same_shape(picture_size(crop, own), record.points):
-            return None
         _check_contents(page)
-    except _UNUSABLE:
-        return None
+    except _UNUSABLE as error:
+        raise _UnusableError("the page's own description is damaged") from error
+    if record.points is not None and not _same_shape(picture_size(crop, own), record.points):
+        raise _UnusableError("the size of the page in the damaged original is uncertain")
     turned = (own + record.rotation) % 360
     page.obj.Rotate = turned
     return Leaf(pdf, page, crop, turned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -62,15 +62,19 @@ def regions_data(record: PageRecord, name_figure: NameFigure | None = None) -> l
     ]
 
 
-def write_json(document: DocumentRecord) -> Iterator[str]:
-    """The whole document as one JSON object, in pieces of a page."""
-    head = {
+def write_json(
+    document: DocumentRecord, pdfs: Mapping[str, Mapping[str, Any]] | None = None
+) -> Iterator[str]:
+    """The whole document as one JSON object, in pieces of a page; `pdfs` is told with it."""
+    head: dict[str, Any] = {
         "version": VERSION,
         "name": document.name,
         "source": document.source.name,
         "kind": document.kind,
         "settings": dict(document.settings),
     }
+    if pdfs:
+        head["pdfs"] = dict(pdfs)
     yield dumps(head)[:-1] + ', "pages": ['
     for number, record in enumerate(document.pages):
         yield ("\n" if number == 0 else ",\n") + dumps(page_data(record))

@@ -1,8 +1,9 @@
-"""A font without a single drawn glyph, for text that is there to be searched and copied.
+"""A font of plain boxes, for text that is never drawn but searched, selected and copied.
 
-Every character that is used gets a number, a width and, in the ToUnicode table, its meaning; all
-of them share one empty glyph. So every script works, no font file is needed, and nothing depends
-on the fonts of this machine or the reader's.
+Every character that is used gets a number, a width and, in the ToUnicode table, its meaning. Its
+glyph is a box as wide as the character: PDFium takes the rectangles that it highlights from the
+outlines, and finds no text on turned pages if there are none. So every script works, no font file
+is needed, and nothing depends on the fonts of this machine or the reader's.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import struct
 import unicodedata
 import zlib
+from collections.abc import Sequence
+from itertools import accumulate
 
 import pikepdf
 from pikepdf import Array, Dictionary, Name
@@ -22,6 +25,9 @@ HELVETICA = (
     222, 833, 556, 556, 556, 556, 333, 500, 278, 556, 500, 722, 500, 500, 500, 334, 260, 334, 584,
 )  # fmt: skip
 """Widths of the ASCII characters from the space on, in 1/1000 of the size (Adobe's metrics)."""
+
+ASCENT, DESCENT = 800, -200
+"""Upper and lower edge of every glyph, in 1/1000 of the size."""
 
 _LAST = 0xFFFF
 _UNKNOWN = "\ufffd"
@@ -64,18 +70,22 @@ class GlyphlessFont:
 
     def finish(self) -> None:
         """Complete the font object with what was used."""
+        widths = [width(sign) for sign in self._codes]
+        glyphs = sorted({0, *widths})
+        glyph_of_code = [0, *(glyphs.index(wide) for wide in widths)]
         descriptor = self._pdf.make_indirect(
             Dictionary(
                 Type=Name.FontDescriptor, FontName=Name.GlyphLess, Flags=4,
-                FontBBox=Array([0, -200, 1000, 800]), ItalicAngle=0, Ascent=800, Descent=-200,
-                CapHeight=700, StemV=80, FontFile2=self._stream(font_file()),
+                FontBBox=Array([0, DESCENT, glyphs[-1], ASCENT]), ItalicAngle=0, Ascent=ASCENT,
+                Descent=DESCENT, CapHeight=700, StemV=80,
+                FontFile2=self._stream(font_file(glyphs)),
             )
         )  # fmt: skip
         descendant = Dictionary(
             Type=Name.Font, Subtype=Name.CIDFontType2, BaseFont=Name.GlyphLess,
             CIDSystemInfo=Dictionary(Registry="Adobe", Ordering="Identity", Supplement=0),
-            FontDescriptor=descriptor, DW=556, W=Array([1, Array(list(map(width, self._codes)))]),
-            CIDToGIDMap=self._stream(bytes(2 * (len(self._codes) + 1))),
+            FontDescriptor=descriptor, DW=0, W=Array([1, Array(widths)]),
+            CIDToGIDMap=self._stream(struct.pack(f">{len(glyph_of_code)}H", *glyph_of_code)),
         )  # fmt: skip
         self.object.BaseFont = Name.GlyphLess
         self.object.Encoding = Name("/Identity-H")
@@ -106,19 +116,23 @@ def compressed(pdf: pikepdf.Pdf, data: bytes, **entries: object) -> pikepdf.Stre
     return pikepdf.Stream(pdf, zlib.compress(data), Filter=Name.FlateDecode, **entries)
 
 
-def font_file() -> bytes:
-    """A TrueType font of one empty glyph: as little as the format and PDF readers ask for."""
+def font_file(widths: Sequence[int]) -> bytes:
+    """A TrueType font of a box for each of `widths` (1/1000 of the size, ascending), no more than
+    the format and PDF readers ask for."""
+    boxes = [_box(wide) for wide in widths]
+    ends = list(accumulate(map(len, boxes), initial=0))
+    count, widest = len(boxes), widths[-1]
     tables = {
         b"cmap": struct.pack(">HHHHIHHH", 0, 1, 3, 1, 12, 6, 10, 0) + struct.pack(">HH", 32, 0),
-        b"glyf": b"",
+        b"glyf": b"".join(boxes),
         # version, revision, checksum (filled in below), magic, flags, em, dates, box, …
         b"head": struct.pack(">IIIIHHqqhhhhHHhhh", 0x10000, 0x10000, 0, 0x5F0F3CF5, 3, 1000,
-                             0, 0, 0, -200, 1000, 800, 0, 8, 2, 0, 0),
-        b"hhea": struct.pack(">IhhhHhhhhhhhhhhhH", 0x10000, 800, -200, 0, 1000, 0, 0, 0, 1, 0, 0,
-                             0, 0, 0, 0, 0, 1),
-        b"hmtx": struct.pack(">Hh", 1000, 0),
-        b"loca": struct.pack(">HH", 0, 0),
-        b"maxp": struct.pack(">I14H", 0x10000, 1, *[0] * 13),
+                             0, 0, 0, DESCENT, widest, ASCENT, 0, 8, 2, 1, 0),
+        b"hhea": struct.pack(">IhhhHhhhhhhhhhhhH", 0x10000, ASCENT, DESCENT, 0, widest, 0, 0,
+                             widest, 1, 0, 0, 0, 0, 0, 0, 0, count),
+        b"hmtx": b"".join(struct.pack(">Hh", wide, 0) for wide in widths),
+        b"loca": struct.pack(f">{count + 1}I", *ends),
+        b"maxp": struct.pack(">I14H", 0x10000, count, 4, 1, 0, 0, 1, *[0] * 8),
         b"post": struct.pack(">IIhhIIIII", 0x30000, 0, -100, 50, 0, 0, 0, 0, 0),
     }  # fmt: skip
     start = 12 + 16 * len(tables)
@@ -131,6 +145,15 @@ def font_file() -> bytes:
     adjustment = (0xB1B0AFBA - _checksum(font)) & 0xFFFFFFFF
     at = font.index(struct.pack(">I", 0x5F0F3CF5)) - 4
     return font[:at] + struct.pack(">I", adjustment) + font[at + 4 :]
+
+
+def _box(wide: int) -> bytes:
+    """The outline of a box in four points; a mark, which has no width, gets its height alone."""
+    outline = struct.pack(">5h", 1, 0, DESCENT, wide, ASCENT) + struct.pack(">HH", 3, 0)
+    outline += bytes([1] * 4)  # all points are on the curve
+    outline += struct.pack(">4h", 0, 0, wide, 0) + struct.pack(">4h", DESCENT, ASCENT - DESCENT,
+                                                               0, DESCENT - ASCENT)  # fmt: skip
+    return outline + bytes(-len(outline) % 4)
 
 
 def _checksum(padded: bytes) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pikepdf import Array, Dictionary, Name
 from PIL import Image
 
-from deepseek_ocr.formats.book import Decorator, Leaf, write_book
+from deepseek_ocr.formats.book import Decorator, Leaf, PdfPages, write_book
 from deepseek_ocr.formats.glyphless import compressed, width_of
 from deepseek_ocr.formats.markdown import remarks
 from deepseek_ocr.formats.tables import PageContent
@@ -50,9 +50,9 @@ def write_layout_pdf(
     render: Callable[[int], Image.Image],
     path: Path,
     password: str | None,
-) -> None:
+) -> PdfPages:
     """Write `document` with its regions drawn to `path`; see `book.write_book`."""
-    write_book(document, render, lambda pdf: Decorator(_page, lambda: None), path, password)
+    return write_book(document, render, lambda pdf: Decorator(_page, lambda: None), path, password)
 
 
 def colour_of(label: str) -> Colour:

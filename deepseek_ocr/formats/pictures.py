@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pikepdf
 from pikepdf import Dictionary, Name
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from deepseek_ocr.formats.glyphless import compressed
 
@@ -19,7 +19,7 @@ LONGEST_SIDE = 14_400.0
 """Points; PDF readers are not bound to show more."""
 
 _CREDIBLE_DPI = (36.0, 2400.0)
-_ORIENTATION = 0x0112
+_JPEG = b"\xff\xd8\xff"
 _COLOURS = {
     "RGB": (Name.DeviceRGB, 3, 8),
     "L": (Name.DeviceGray, 1, 8),
@@ -28,9 +28,16 @@ _COLOURS = {
 """Mode → colour space, channels, bits a channel."""
 
 
-def add_picture_page(pdf: pikepdf.Pdf, image: Image.Image, jpeg: bytes | None) -> pikepdf.Page:
-    """Append a page that shows `image`; `jpeg`, if given, is the same picture as it was stored."""
-    width, height = page_size(image)
+def add_picture_page(
+    pdf: pikepdf.Pdf,
+    image: Image.Image,
+    jpeg: bytes | None,
+    size: tuple[float, float] | None = None,
+) -> pikepdf.Page:
+    """Append a page that shows `image`; `jpeg`, if given, is the same picture as it was stored, and
+    `image.info["stored_jpeg"]` its mode. `size` is the page's in points, else `page_size` gives it.
+    """
+    width, height = page_size(image) if size is None else page_within(size)
     stream = _from_jpeg(pdf, image, jpeg) if jpeg is not None else _from_pixels(pdf, image)
     page = pdf.add_blank_page(page_size=(width, height))
     page.obj.Resources = Dictionary(XObject=Dictionary(Page=stream))
@@ -48,29 +55,28 @@ def page_size(image: Image.Image) -> tuple[float, float]:
         low, high = _CREDIBLE_DPI
         dpi = float(stated[0]) if low <= float(stated[0]) <= high else DPI
     scale = min(72 / dpi, LONGEST_SIDE / max(image.size))
-    return max(image.width * scale, 3.0), max(image.height * scale, 3.0)
+    width, height = (min(max(side * scale, 3.0), LONGEST_SIDE) for side in image.size)
+    return width, height
+
+
+def page_within(size: tuple[float, float]) -> tuple[float, float]:
+    """`size` in points, made smaller or larger if PDF does not allow pages of it."""
+    scale = min(1.0, LONGEST_SIDE / max(size))
+    width, height = (min(max(side * scale, 3.0), LONGEST_SIDE) for side in size)
+    return width, height
 
 
 def stored_jpeg(path: Path, image: Image.Image) -> bytes | None:
-    """The bytes of the file `path` where it is a JPEG that shows just what `image` does."""
+    """The bytes of the file `path` if they are a JPEG that shows just what `image` does, as the
+    rendering process found and put down in `image.info["stored_jpeg"]`; they are not decoded here.
+    """
+    if image.info.get("stored_jpeg") not in ("RGB", "L"):
+        return None
     try:
-        with path.open("rb") as file:
-            if file.read(3) != b"\xff\xd8\xff":
-                return None
-            file.seek(0)
-            with Image.open(file, formats=["JPEG"]) as stored:
-                plain = (
-                    stored.format == "JPEG"
-                    and stored.size == image.size
-                    and stored.mode in ("RGB", "L")
-                    and stored.getexif().get(_ORIENTATION, 1) == 1
-                )
-                if not plain or not _same(stored.convert("RGB"), image.convert("RGB")):
-                    return None
-            file.seek(0)
-            return file.read()
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
-        return None  # then its pixels are stored, which never fails
+        data = path.read_bytes()
+    except OSError:
+        return None  # then its pixels are stored, which needs no file
+    return data if data.startswith(_JPEG) else None
 
 
 def _same(one: Image.Image, other: Image.Image) -> bool:
@@ -78,8 +84,7 @@ def _same(one: Image.Image, other: Image.Image) -> bool:
 
 
 def _from_jpeg(pdf: pikepdf.Pdf, image: Image.Image, jpeg: bytes) -> pikepdf.Stream:
-    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as stored:
-        colours, _, bits = _COLOURS[stored.mode]
+    colours, _, bits = _COLOURS[image.info["stored_jpeg"]]
     return pikepdf.Stream(pdf, jpeg, Type=Name.XObject, Subtype=Name.Image, Width=image.width,
                           Height=image.height, ColorSpace=colours, BitsPerComponent=bits,
                           Filter=Name.DCTDecode)  # fmt: skip

@@ -10,13 +10,23 @@ import pikepdf
 from pikepdf import Dictionary, Name
 from PIL import Image
 
-from deepseek_ocr.formats.book import Decorator, Leaf, inherited, write_book
+from deepseek_ocr.formats.book import (
+    Decorator,
+    Fate,
+    Leaf,
+    PdfPages,
+    PictureWantedError,
+    inherited,
+    write_book,
+)
 from deepseek_ocr.formats.glyphless import GlyphlessFont, compressed
+from deepseek_ocr.formats.invisible import remove_invisible_text
 from deepseek_ocr.formats.placing import PlacedLine, place
 from deepseek_ocr.geometry import Rectangle, picture_to_user
 from deepseek_ocr.grounding import SCALE, Region
 from deepseek_ocr.markup import Part, plain_lines
 from deepseek_ocr.records import DocumentRecord, PageRecord, parts_of
+from deepseek_ocr.settings import ExistingText
 
 MARGIN = 0.05
 """Of the page's sides that text without regions leaves free, since nothing says where it stands."""
@@ -29,20 +39,53 @@ def write_searchable_pdf(
     render: Callable[[int], Image.Image],
     path: Path,
     password: str | None,
-) -> None:
-    """Write `document` as a searchable PDF to `path`; see `book.write_book`."""
-    write_book(document, render, _text_layer, path, password)
+    existing_text: ExistingText = "skip",
+) -> PdfPages:
+    """Write `document` as a searchable PDF to `path`; see `book.write_book`.
+
+    `existing_text` says what becomes of pages that have text of their own by their record:
+
+    - `skip`: they stay as they are
+    - `replace`: a layer of invisible text is taken out, and what was read laid in its place; a page
+      whose text is visible is replaced by its picture
+    - `both`: what was read is added to what they have
+    """
+    return write_book(document, render, lambda pdf: _text_layer(pdf, existing_text), path, password)
 
 
-def _text_layer(pdf: pikepdf.Pdf) -> Decorator:
+def _text_layer(pdf: pikepdf.Pdf, existing_text: ExistingText) -> Decorator:
     font = GlyphlessFont(pdf)
 
-    def page(leaf: Leaf, record: PageRecord) -> None:
+    def page(leaf: Leaf, record: PageRecord) -> Fate | None:
+        fate = _settle_existing(leaf, record, existing_text)
+        if fate == "skipped":
+            return fate
         lines = list(page_lines(record, leaf.size))
         if lines:
             _add(leaf, lines, font)
+        return fate
 
     return Decorator(page, font.finish)
+
+
+def _settle_existing(leaf: Leaf, record: PageRecord, existing_text: ExistingText) -> Fate | None:
+    """Do with the page's own text what is asked for; what was done, None for nothing.
+
+    Raises `PictureWantedError` if the page is to be replaced by its picture first.
+    """
+    if record.error is not None or record.existing_text in (None, "none"):
+        return None
+    if existing_text == "both":
+        return None
+    if existing_text == "skip":
+        return "skipped" if leaf.is_original else None
+    if not leaf.is_original:
+        return "redrawn"
+    resources = inherited(leaf.page, "/Resources") or Dictionary()
+    visible = record.existing_text == "visible"
+    if visible or not remove_invisible_text(leaf.pdf, leaf.page, resources):
+        raise PictureWantedError
+    return "replaced"
 
 
 def page_lines(record: PageRecord, size: tuple[float, float]) -> Iterator[PlacedLine]:
