@@ -19,7 +19,7 @@ from platformdirs import user_config_path
 
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.kernels import choice
-from deepseek_ocr.settings import ExistingText, existing_text
+from deepseek_ocr.settings import ExistingText, FormulaDelimiters, existing_text, formula_delimiters
 
 PREFIX = "DEEPSEEK_OCR_"
 """Of every environment variable: `DEEPSEEK_OCR_DEVICE` sets `device`."""
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent
 
 FLAGS = (
     "model", "device", "vision_device", "dtype", "checkpoints", "quant", "kernels", "slots",
-    "existing_text",
+    "existing_text", "formulas",
 )  # fmt: skip
 """Settings that `ocr.py` also takes as flags."""
 
@@ -56,6 +56,7 @@ class Settings:
       unless `OMP_NUM_THREADS` says
     - `existing_text`: what a searchable PDF does with pages that have text of their own: skip,
       replace, both
+    - `formulas`: what stands around formulas in Markdown: dollars, brackets
     """
 
     model: str = "deepseek-ocr"
@@ -70,6 +71,7 @@ class Settings:
     strict: bool = False
     threads: int = 0
     existing_text: ExistingText = "skip"
+    formulas: FormulaDelimiters = "dollars"
 
 
 def default_path() -> Path:
@@ -102,6 +104,7 @@ def load(
     threads = values.get("threads") or environ.get("OMP_NUM_THREADS", "").split(",")[0] or "auto"
     values["threads"] = parse_count("threads", threads, MOST_THREADS)
     values["existing_text"] = existing_text(values.get("existing_text", Settings.existing_text))
+    values["formulas"] = formula_delimiters(values.get("formulas", Settings.formulas))
     settings = Settings(**values)
     choice.parse(settings.kernels)
     choice.check_quant(settings.quant)
@@ -230,6 +233,7 @@ MEANINGS = {
     "strict": "an operator that the device would hand to the CPU is an error",
     "threads": "of the CPU part, or auto, by cores and container limits",
     "existing_text": "searchable PDFs: what becomes of text that pages have: skip, replace, both",
+    "formulas": "Markdown: what stands around formulas: dollars ($x$), brackets (\\(x\\))",
     "host": "address to listen on; others than 127.0.0.1 need a key",
     "port": "port to listen on; 0 is one that is free",
     "api_keys": "keys of which clients must show one",

@@ -13,7 +13,7 @@ import weights
 from deepseek_ocr import __version__
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.kernels import choice
-from deepseek_ocr.settings import DecodeSettings, ExistingText, RenderSettings
+from deepseek_ocr.settings import DecodeSettings, ExistingText, FormulaDelimiters, RenderSettings
 
 PRINTED = ("txt", "md", "json")
 """Formats that can go to standard output."""
@@ -139,6 +139,11 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         help="pages that have text of their own, in searchable PDFs: skip (it stays, nothing is "
         "added), replace (what was read takes the place of an invisible layer; a page of visible "
         "text becomes a picture at --dpi), both (default: skip)",
+    )  # fmt: skip
+    group.add_argument(
+        "--formulas", choices=get_args(FormulaDelimiters), default=None,
+        help="what stands around formulas in Markdown: dollars ($x$, $$x$$), which most viewers "
+        "show, or brackets (\\(x\\), \\[x\\]), as the model writes them (default: dollars)",
     )  # fmt: skip
     group.add_argument(
         "--shard", metavar="I/N", help="read the I-th of N parts of the inputs, on N machines"

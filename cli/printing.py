@@ -99,7 +99,7 @@ class Printer:
         if job.format == "txt" and not reading.text.endswith("\n"):
             write("\n")
         if job.format == "md":
-            write(f"{reading.markdown}\n")
+            write(f"{reading.to_markdown(job.settings.formulas)}\n")
         return reading
 
     def finish(self) -> None:

@@ -108,6 +108,7 @@ def _plan(job: Job, output: Output) -> Plan:
         password=job.password,
         join_tables=output.join_tables,
         existing_text=job.settings.existing_text,
+        formulas=job.settings.formulas,
         overwrite=output.overwrite,
         about=about,
     )

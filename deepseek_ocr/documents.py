@@ -25,7 +25,7 @@ from deepseek_ocr.errors import DocumentError, OcrError, OutputError
 from deepseek_ocr.reading import Engine, ReadPage, read_pages
 from deepseek_ocr.records import DocumentRecord, PageRecord, page_record
 from deepseek_ocr.rendering import Ahead, OpenDocument, Rendered, Renderer
-from deepseek_ocr.settings import Attempt, ExistingText, RenderSettings
+from deepseek_ocr.settings import Attempt, ExistingText, FormulaDelimiters, RenderSettings
 from deepseek_ocr.sources import Input, Pages, output_names
 from deepseek_ocr.store import Store, file_digest, settings_digest
 
@@ -51,6 +51,7 @@ class Plan:
     password: str | None = None
     join_tables: bool = True
     existing_text: ExistingText = "skip"
+    formulas: FormulaDelimiters = "dollars"
     overwrite: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -338,7 +339,7 @@ class _Run:
         plan, store = self._plan, self._store
         options = {
             "formats": sorted(plan.formats), "join_tables": plan.join_tables,
-            "existing_text": plan.existing_text,
+            "existing_text": plan.existing_text, "formulas": plan.formulas,
         }  # fmt: skip
         stamp = store.stamp(document.name, document.numbers, options)
         if store.is_written(document.name, stamp):
@@ -355,7 +356,7 @@ class _Run:
         written = exports.write(
             record, plan.formats, folder, partial(self._picture, document),
             join_tables=plan.join_tables, password=plan.password,
-            existing_text=plan.existing_text,
+            existing_text=plan.existing_text, formulas=plan.formulas,
         )  # fmt: skip
         if any(pages != exports.PdfPages() for pages in written.pdfs.values()):
             store.list_written(document.found, document.name, written.files, written.pdfs)

@@ -17,9 +17,8 @@ from deepseek_ocr.figures import FOLDER, figure_crops, save_figures
 from deepseek_ocr.files import replacing
 from deepseek_ocr.formats import data, html, layout_pdf, markdown, plain, searchable_pdf
 from deepseek_ocr.formats.book import PdfPages
-from deepseek_ocr.markup import Delimiters
 from deepseek_ocr.records import DocumentRecord, PageRecord, page_record
-from deepseek_ocr.settings import ExistingText
+from deepseek_ocr.settings import ExistingText, FormulaDelimiters
 
 __all__ = [
     "FORMATS",
@@ -73,7 +72,7 @@ def write(
     render: Callable[[int], Image.Image],
     *,
     join_tables: bool = True,
-    formulas: Delimiters = "dollars",
+    formulas: FormulaDelimiters = "dollars",
     password: str | None = None,
     existing_text: ExistingText = "skip",
 ) -> Written:
@@ -82,6 +81,7 @@ def write(
     `render(number)` gives the upright picture of page `number` (from 1) as it was read. `password`
     opens an encrypted PDF. Pages are taken from `document.pages` one at a time, once a format;
     every file appears whole or not at all. Figures whose files are gone are cut out anew.
+    `formulas` is for Markdown: what stands around them.
     `existing_text` is for searchable PDFs: see `searchable_pdf.write_searchable_pdf`.
 
     Raises `SettingsError` for an unknown format or a name that is no file name, and `OutputError`
@@ -125,7 +125,7 @@ class _Writer:
         folder: Path,
         render: Callable[[int], Image.Image],
         join_tables: bool,
-        formulas: Delimiters,
+        formulas: FormulaDelimiters,
         password: str | None,
         existing_text: ExistingText,
     ) -> None:
@@ -179,7 +179,7 @@ def text_of(
     folder: Path,
     *,
     join_tables: bool = True,
-    formulas: Delimiters = "dollars",
+    formulas: FormulaDelimiters = "dollars",
     pdfs: Mapping[str, PdfPages] | None = None,
 ) -> Iterator[str]:
     """`document` in one of `TEXT_FORMATS`, a piece a page, for files and for pipes.

@@ -10,7 +10,7 @@ from deepseek_ocr import grounding
 from deepseek_ocr.grounding import Confidence, Region
 from deepseek_ocr.images import Source
 from deepseek_ocr.markup import blocks_in, page_parts, to_markdown
-from deepseek_ocr.settings import CropSettings, DecodeSettings
+from deepseek_ocr.settings import CropSettings, DecodeSettings, FormulaDelimiters
 
 FinishReason = Literal["stop", "length", "loop", "timeout"]
 
@@ -88,9 +88,13 @@ class Reading:
 
     @cached_property
     def markdown(self) -> str:
+        """The page as Markdown; see `to_markdown`."""
+        return self.to_markdown()
+
+    def to_markdown(self, formulas: FormulaDelimiters = "dollars") -> str:
         """The page as Markdown, pictures as links named as the official script names them."""
         parts = page_parts(self.text, self.regions, self.reference)
-        return to_markdown(blocks_in(parts), grounding.figure_name)
+        return to_markdown(blocks_in(parts), grounding.figure_name, formulas)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ ExistingText = Literal["skip", "replace", "both"]
 """What a searchable PDF does with pages that have text of their own: leave them as they are, put
 what was read in the place of their text, or add it to their text."""
 
+FormulaDelimiters = Literal["dollars", "brackets"]
+"""What stands around formulas in Markdown: `$…$` and `$$…$$`, or `\\(…\\)` and `\\[…\\]`."""
+
 TABLE_TOKENS = ("<td>", "</td>", "<tr>", "</tr>")
 """Tokens of the official tokenizer that tables, which the model writes in HTML, repeat."""
 
@@ -173,9 +176,15 @@ class RenderSettings:
 
 def existing_text(word: str) -> ExistingText:
     """`word` as a value of `ExistingText`. Raises `SettingsError` for any other."""
-    for known in get_args(ExistingText):
-        if word == known:
-            return cast(ExistingText, known)
-    raise SettingsError(
-        f"existing_text must be {', '.join(get_args(ExistingText))}; not {word[:60]!r}."
-    )
+    return cast(ExistingText, _one_of("existing_text", get_args(ExistingText), word))
+
+
+def formula_delimiters(word: str) -> FormulaDelimiters:
+    """`word` as a value of `FormulaDelimiters`. Raises `SettingsError` for any other."""
+    return cast(FormulaDelimiters, _one_of("formulas", get_args(FormulaDelimiters), word))
+
+
+def _one_of(name: str, known: tuple[str, ...], word: str) -> str:
+    if word not in known:
+        raise SettingsError(f"{name} must be {', '.join(known)}; not {word[:60]!r}.")
+    return word

@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         "--model", action="append", metavar="NAME|FOLDER",
         help=f"{MEANINGS['model']}; again for {MEANINGS['models']}",
     )  # fmt: skip
-    for name in ("device", "dtype", "checkpoints", "existing_text"):
+    for name in ("device", "dtype", "checkpoints", "existing_text", "formulas"):
         _add(parser, name, getattr(Settings, name))
     parser.add_argument("--vision-device", metavar="DEVICE", help=MEANINGS["vision_device"])
     add_speed(parser.add_argument_group("speed"))

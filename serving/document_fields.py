@@ -15,7 +15,7 @@ import weights
 from deepseek_ocr.documents import Plan
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.exports import FORMATS
-from deepseek_ocr.settings import DecodeSettings, RenderSettings, existing_text
+from deepseek_ocr.settings import DecodeSettings, RenderSettings, existing_text, formula_delimiters
 from deepseek_ocr.sources import Pages, parse_pages
 
 DECODE = {
@@ -27,7 +27,7 @@ DECODE = {
 
 KNOWN = (
     "model", "task", "resolution", "reference", "prompt", "pages", "dpi", "rotate", "password",
-    "retries", "join_tables", "existing_text", "output_format", "stream", *DECODE,
+    "retries", "join_tables", "existing_text", "formulas", "output_format", "stream", *DECODE,
 )  # fmt: skip
 """Every field there is."""
 
@@ -98,6 +98,7 @@ def document_plan(given: Mapping[str, str], server: configuration.ServerSettings
         password=given.get("password"),
         join_tables=flag(given, "join_tables", True),
         existing_text=existing_text(given.get("existing_text", Plan.existing_text)),
+        formulas=formula_delimiters(given.get("formulas", Plan.formulas)),
         about={"model": given.get("model", ""), "task": task, "resolution": resolution},
     )
     dpi = _whole(given, "dpi", RenderSettings.dpi)

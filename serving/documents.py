@@ -409,7 +409,7 @@ async def _written(jobs: Jobs, job: Job, output: str) -> Path:
                     document, (output,), folder,
                     lambda number: jobs.render(job, plan, number).image,
                     join_tables=plan.plan.join_tables, password=plan.plan.password,
-                    existing_text=plan.plan.existing_text,
+                    existing_text=plan.plan.existing_text, formulas=plan.plan.formulas,
                 )  # fmt: skip
             except (
                 OutputError

@@ -402,7 +402,8 @@ class Jobs:
         Raises `ApiError` where the model is not served.
         """
         name, preset = self.state.check_name(model)
-        own = {"existing_text": self.state.settings.existing_text}
+        settings = self.state.settings
+        own = {"existing_text": settings.existing_text, "formulas": settings.formulas}
         fields = {**own, **({"resolution": preset} if preset else {}), **given, "model": model}
         return with_defaults(fields, weights.known_as(self.state.names[name]))
 

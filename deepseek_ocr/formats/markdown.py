@@ -9,13 +9,13 @@ from deepseek_ocr import grounding
 from deepseek_ocr.figures import FOLDER
 from deepseek_ocr.formats.tables import Group, PageContent, page_contents, row_texts
 from deepseek_ocr.markup import (
-    Delimiters,
     NameFigure,
     blocks_in,
     markdown_blocks,
     markdown_row,
 )
 from deepseek_ocr.records import DocumentRecord, PageRecord
+from deepseek_ocr.settings import FormulaDelimiters
 
 PAGE_SPLIT = "\n\n<--- Page Split --->\n"
 """What the official script writes after every page."""
@@ -28,12 +28,12 @@ _ENDINGS = {
 
 
 def write_markdown(
-    document: DocumentRecord, join_tables: bool, delimiters: Delimiters
+    document: DocumentRecord, join_tables: bool, formulas: FormulaDelimiters
 ) -> Iterator[str]:
     """Markdown, page by page, each headed by a comment that says which it is."""
     for page in page_contents(document.pages, join_tables):
         notes = map(comment, [f"page {page.record.number}", *remarks(page)])
-        yield "\n\n".join([*notes, *_body(page, delimiters)]) + "\n\n"
+        yield "\n\n".join([*notes, *_body(page, formulas)]) + "\n\n"
 
 
 def write_official(document: DocumentRecord) -> Iterator[str]:
@@ -113,22 +113,22 @@ def figure_path(record: PageRecord, number: int) -> str:
     return f"{FOLDER}/{record.number - 1}_{number}.jpg"
 
 
-def _body(page: PageContent, delimiters: Delimiters) -> Iterator[str]:
+def _body(page: PageContent, formulas: FormulaDelimiters) -> Iterator[str]:
     namer = figure_namer(page.record)
-    yield from markdown_blocks(blocks_in(page.before), namer, delimiters)
+    yield from markdown_blocks(blocks_in(page.before), namer, formulas)
     if page.groups:
         pages = f"{page.groups[0].page} to {page.groups[-1].page}"
         yield comment(f"one table from pages {pages}, joined")
-        yield "\n".join(["<table>", *_rows(page.groups, delimiters), "</table>"])
-    yield from markdown_blocks(blocks_in(page.after), namer, delimiters)
+        yield "\n".join(["<table>", *_rows(page.groups, formulas), "</table>"])
+    yield from markdown_blocks(blocks_in(page.after), namer, formulas)
 
 
-def _rows(groups: Iterable[Group], delimiters: Delimiters) -> Iterator[str]:
+def _rows(groups: Iterable[Group], formulas: FormulaDelimiters) -> Iterator[str]:
     for group in groups:
         yield comment(f"rows of page {group.page}")
         for row in group.left_out:
             yield comment(f"heading repeated there: {' | '.join(row_texts(row))}")
-        yield from (markdown_row(row, delimiters) for row in group.rows)
+        yield from (markdown_row(row, formulas) for row in group.rows)
 
 
 def _official_mark(record: PageRecord) -> str:

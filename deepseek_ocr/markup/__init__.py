@@ -13,7 +13,6 @@ the last character.
 """
 
 from deepseek_ocr.markup.markdown import (
-    Delimiters,
     NameFigure,
     markdown_blocks,
     markdown_row,
@@ -24,7 +23,6 @@ from deepseek_ocr.markup.plain import plain_line, plain_lines, plain_row
 from deepseek_ocr.markup.reader import blocks_of
 
 __all__ = [
-    "Delimiters",
     "NameFigure",
     "Part",
     "blocks_in",

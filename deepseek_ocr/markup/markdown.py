@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
 
 from deepseek_ocr.markup.blocks import (
     Block,
@@ -27,9 +26,7 @@ from deepseek_ocr.markup.blocks import (
     Title,
 )
 from deepseek_ocr.markup.plain import plain_line
-
-Delimiters = Literal["dollars", "brackets"]
-"""What stands around formulas: `$…$` and `$$…$$`, or `\\(…\\)` and `\\[…\\]`."""
+from deepseek_ocr.settings import FormulaDelimiters
 
 NameFigure = Callable[[int], str | None]
 """The file of a figure (from 0) for a link; None if it has none."""
@@ -47,28 +44,28 @@ _ENTITY = re.compile(r"&(?=#?[A-Za-z0-9]+;)")
 
 
 def markdown_blocks(
-    blocks: Iterable[Block], name_figure: NameFigure, delimiters: Delimiters = "dollars"
+    blocks: Iterable[Block], name_figure: NameFigure, formulas: FormulaDelimiters = "dollars"
 ) -> Iterator[str]:
     """Each of `blocks` as Markdown; blank lines are to stand between them."""
     before: Block | None = None
     for block in blocks:
-        writer = _Writer(block, name_figure, delimiters == "dollars")
+        writer = _Writer(block, name_figure, formulas == "dollars")
         if made := writer.block(block):
             yield f"<!-- -->\n\n{made}" if _would_join(before, block) else made
             before = block
 
 
 def to_markdown(
-    blocks: Iterable[Block], name_figure: NameFigure, delimiters: Delimiters = "dollars"
+    blocks: Iterable[Block], name_figure: NameFigure, formulas: FormulaDelimiters = "dollars"
 ) -> str:
     """`blocks` as one text of Markdown."""
-    return "\n\n".join(markdown_blocks(blocks, name_figure, delimiters))
+    return "\n\n".join(markdown_blocks(blocks, name_figure, formulas))
 
 
-def markdown_row(row: Row, delimiters: Delimiters = "dollars") -> str:
+def markdown_row(row: Row, formulas: FormulaDelimiters = "dollars") -> str:
     """A row of a table as HTML in one line, as it stands in Markdown."""
     table = Table((row,))
-    return _Writer(table, lambda _: None, delimiters == "dollars").html_row(row)
+    return _Writer(table, lambda _: None, formulas == "dollars").html_row(row)
 
 
 def _would_join(before: Block | None, block: Block) -> bool:
