@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from deepseek_ocr import grounding
 from deepseek_ocr.grounding import Box
+from deepseek_ocr.markup import without_cut_tag
 
 _OPEN, _CLOSE = "<|ref|>", "<|/det|>"
 
@@ -60,7 +61,9 @@ class Splitter:
                 return
 
     def finish(self) -> Iterator[RegionText]:
-        """What is left at the end of the page: it has become nothing but text."""
+        """What is left at the end of the page, less the tag in the middle of which it ends."""
+        text, names = without_cut_tag(self._held)
+        self._held = "".join([text, *names])
         yield from self._give(len(self._held))
 
     def _give(self, length: int) -> Iterator[RegionText]:

@@ -18,7 +18,7 @@ from deepseek_ocr.markup.markdown import (
     markdown_row,
     to_markdown,
 )
-from deepseek_ocr.markup.parts import Part, blocks_in, page_parts, settled
+from deepseek_ocr.markup.parts import Part, blocks_in, page_parts, settled, without_cut_tag
 from deepseek_ocr.markup.plain import plain_line, plain_lines, plain_row
 from deepseek_ocr.markup.reader import blocks_of
 
@@ -35,4 +35,5 @@ __all__ = [
     "plain_row",
     "settled",
     "to_markdown",
+    "without_cut_tag",
 ]

@@ -41,7 +41,7 @@ def page_parts(
     for region in regions:
         rest, names = region.text, list[str]()
         if region is regions[-1]:
-            rest, names = _without_cut_tag(rest)
+            rest, names = without_cut_tag(rest)
         blocks = _region_blocks(region, rest, figures, reference)
         figures += len(region.boxes) if region.is_figure else 0
         parts.append(Part(region, blocks))
@@ -73,7 +73,7 @@ def settled(text: str) -> str:
 def _outside(text: str, is_last: bool) -> Iterator[Part]:
     names: list[str] = []
     if is_last:
-        text, names = _without_cut_tag(text)
+        text, names = without_cut_tag(text)
     for one in (text, *names):
         if blocks := blocks_of(one):
             yield Part(None, blocks)
@@ -94,8 +94,8 @@ def _region_blocks(
     return (*pictures, *blocks_of(text, region.label))
 
 
-def _without_cut_tag(text: str) -> tuple[str, list[str]]:
-    """`text` without a tag that it ends in the middle of, and the text that the tag named."""
+def without_cut_tag(text: str) -> tuple[str, list[str]]:
+    """`text` without the tag in the middle of which it ends, and the text that the tag named."""
     begin = text.rfind("<|ref|>")
     if begin < 0 or "\n" in text[begin:]:
         return _CUT_TAG.sub("", text), []
