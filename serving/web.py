@@ -22,7 +22,8 @@ FILES = {
     "style.css": "text/css",
     "icon.svg": "image/svg+xml",
     **dict.fromkeys(
-        ("app.js", "api.js", "sheet.js", "start.js", "text.js", "work.js"), "text/javascript"
+        ("app.js", "api.js", "nodes.js", "sheet.js", "start.js", "text.js", "work.js"),
+        "text/javascript",
     ),
 }
 """Everything the page is made of beside index.html; no other file is ever opened."""

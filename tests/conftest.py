@@ -223,3 +223,21 @@ def pocket_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A running server with the bundled model."""
     with _serving(tmp_path_factory, "pocket", "--engine", "pocket") as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    from tests import page_browser  # it needs this file
+
+    with page_browser.chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Any]:
+    """Opens the page of a server; see `page_browser`."""
+    from tests import page_browser
+
+    with page_browser.opener(browser) as opened:
+        yield opened

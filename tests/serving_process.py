@@ -36,6 +36,8 @@ EXAMPLE = (65_534, 65_535)
 """The two pages of `examples/make_document.py`, which are white where others have their colour."""
 FAILING = 500
 LOOPING = 501
+FORMATTED = 502
+"""The page that has text in front of its regions (`FRONT`), and the regions `PARTS`."""
 GATED = range(300, 400)
 """Pages in the middle of which the engine stands still until the gate, a file, is there."""
 
@@ -48,6 +50,19 @@ ATTACKS = """<script>window.attacked=1</script><img src=x onerror="window.attack
 <table onclick="window.attacked=7"><tr><td style="position:fixed;inset:0">cell</td></tr></table>
 ![picture](https://example.org/beacon.png) <style>*{display:none}</style>"""
 
+FRONT = r"Chapter <|ref|> 2, of \coloneqq"
+"""Text with a tag that begins no region."""
+PARTS = {
+    "title": "# The motion of bodies",
+    "list": "1. at rest\n3. in a straight line\n\n\n7. on a circle",
+    "text": r"Let \(f(v) \coloneqq \frac{1}{2} m v^{2}\) be its *energy*, if x < y & y > 0.",
+    "equation": r"\[\int_{0}^{\infty} e^{-x^{2}} \, dx = \frac{\sqrt{\pi}}{2}\]",
+    "table": "<table><tr><td colspan=2>Body</td></tr>\n"
+    "<tr><td>Moon</td><td>1,022 m/s</td></tr></table>",
+    r"Figure 1. The path of a body with speed \(v_0\)": "",
+}
+"""What stands in its regions, by their labels; the text of the last stands in its tag."""
+
 
 def text_of(number: int) -> str:
     """What is read from a page."""
@@ -56,6 +71,11 @@ def text_of(number: int) -> str:
     if number == HOSTILE:
         label = '"><img src=x onerror=window.attacked=8>'
         return f"<|ref|>{label}<|/ref|><|det|>[[50, 50, 900, 900]]<|/det|>\n{ATTACKS}"
+    if number == FORMATTED:
+        return f"{FRONT}\n\n\n\n" + "\n\n".join(
+            f"<|ref|>{label}<|/ref|><|det|>[[90, {at}, 900, {at + 90}]]<|/det|>\n{text}"
+            for at, (label, text) in zip(range(60, 960, 150), PARTS.items(), strict=True)
+        )
     if number == LOOPING:
         return "la " * 40
     return (

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,74 +12,12 @@ import pytest
 
 from serving import web
 from tests.conftest import ROOT
+from tests.page_browser import FOCUSED, HOLD, Open, needs_chromium, read, read_to_the_end
 from tests.serving_process import FAILING, GATED, HOSTILE, Server, document
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-
-CHROMIUM = shutil.which("chromium")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
-
-Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[Open]:
-    """Opens the page of a server; at the end nothing may have been asked of anybody else, and no
-    script may have failed."""
-    contexts, asked, broken = [], [], []
-
-    def opened(server: Server, **options: Any) -> Any:
-        context = browser.new_context(**{"reduced_motion": "reduce", **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(30_000)
-        page.on("request", lambda request: asked.append((server.url, request.url)))
-        page.on("pageerror", lambda error: broken.append(str(error)))
-        page.on("dialog", lambda dialog: broken.append(dialog.message))
-        page.goto(server.url)
-        page.wait_for_selector(".task")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    strangers = [url for own, url in asked if not url.startswith((f"{own}/", f"blob:{own}/"))]
-    assert (strangers, broken) == ([], [])
-
-
-def read(page: Any, path: Path, task: str = "Convert to Markdown") -> None:
-    page.set_input_files("#file", path)
-    page.get_by_role("radio", name=task).check()
-    page.get_by_role("button", name="Read", exact=True).click()
-
-
-def read_to_the_end(page: Any, path: Path) -> None:
-    read(page, path)
-    page.wait_for_selector("#copy:enabled")
 
 
 def attacked(page: Any) -> Any:
     return page.evaluate("window.attacked ?? null")
-
-
-FOCUSED = "(({ id, name, className }) => id || name || className)(document.activeElement)"
-
-HOLD = """(ending) => {
-  const { fetch } = window;
-  window.held = [];
-  window.fetch = (...asked) => asked[0].endsWith(ending)
-    ? new Promise((go) => { held.push(() => go(fetch(...asked))); })
-    : fetch(...asked);
-}"""
-"""Requests whose path ends so are sent only when `held[n]()` is called."""
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -495,7 +431,10 @@ def test_the_page_names_nobody_else() -> None:
     for name in on_disk:
         text = (web.FOLDER / name).read_text(encoding="utf-8")
         addresses = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"']*", text))
-        assert addresses <= {"http://www.w3.org/2000/svg"}
+        assert addresses <= {
+            "http://www.w3.org/2000/svg",
+            "http://www.w3.org/1998/Math/MathML",
+        }
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
 
 

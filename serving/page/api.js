@@ -2,6 +2,7 @@
 
 const KEY = "deepseek-ocr-key";
 const JOB = "deepseek-ocr-job";
+const VIEW = "deepseek-ocr-view";
 const JOBS = "v1/ocr/jobs";
 
 /** Something to tell the person: `message` says what to do next; `status` is HTTP's, 0 without an answer. */
@@ -37,6 +38,7 @@ function remembered(name) {
 
 export const key = remembered(KEY);
 export const lastJob = remembered(JOB);
+export const view = remembered(VIEW);
 
 async function request(path, options = {}) {
   const headers = new Headers(options.headers);

@@ -7,6 +7,7 @@ import { TextView } from "./text.js";
 import { Work } from "./work.js";
 
 const $ = (id) => document.getElementById(id);
+const RAW = "raw";
 const PATIENCE_MS = [500, 1000, 2000, 4000, 8000, 8000, 8000];
 
 let work = null;
@@ -63,6 +64,13 @@ async function busy(button, task) {
   } finally {
     button.removeAttribute("aria-disabled");
   }
+}
+
+/** Show the raw text of pages or the formatted one, also of the pages that come. */
+function showRaw(raw) {
+  api.view.set(raw ? RAW : "");
+  text.showRaw(raw);
+  $("raw").setAttribute("aria-pressed", String(raw));
 }
 
 // --- a document --------------------------------------------------------------------------------
@@ -191,10 +199,12 @@ async function download(format) {
 $("problem-close").addEventListener("click", dismiss);
 $("again").addEventListener("click", () => { calm(); leave(); });
 $("cancel").addEventListener("click", cancel);
+$("raw").addEventListener("click", () => showRaw($("raw").getAttribute("aria-pressed") !== "true"));
 $("copy").addEventListener("click", () => busy($("copy"), copy));
 for (const button of document.querySelectorAll(".download")) {
   button.addEventListener("click", () => busy(button, () => download(button.dataset.format)));
 }
+showRaw(api.view.get() === RAW);
 
 try {
   const offered = await api.options();

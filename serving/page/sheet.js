@@ -142,6 +142,7 @@ export function link(picture, text) {
     });
     home.addEventListener("keydown", (event) => {
       const region = regionOf(event.target);
+      if (region !== event.target && event.key !== "Escape") return; // a wide table that is scrolled
       const by = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
       if (event.key === "Escape") {
         pinned = "";

@@ -1,14 +1,8 @@
-// The text of a page as blocks, one a region. Whatever comes from the model becomes text nodes, or
-// elements of the short list below: there is no HTML in strings anywhere on this page.
+// The text of a page as blocks, one a region: formatted, or raw as the model wrote it.
 
-const ELEMENTS = new Set([
-  "table", "thead", "tbody", "tfoot", "tr", "td", "th", "caption", "br", "hr", "p", "b", "i", "u",
-  "s", "em", "strong", "sup", "sub", "ul", "ol", "li", "h1", "h2", "h3", "h4", "h5", "h6", "pre",
-  "code", "blockquote", "span", "div", "center",
-]);
-const NUMBERS = new Set(["colspan", "rowspan", "start"]);
-const CLASSES = new Set(["math", "inline", "display", "wide"]);
-const DEEPEST = 60;
+import { build, textOf } from "./nodes.js";
+
+const LONGEST_NAME = 80; // characters of a label that stand for all of it
 
 /** A hue for a label, the same everywhere. */
 export function hueOf(label) {
@@ -19,52 +13,26 @@ export function hueOf(label) {
   return sum;
 }
 
-/** A label as people read it. */
+/** A label as people read it. One that is the text itself stays as it is. */
 function shownLabel(label) {
-  return label.replaceAll("_", " ") || "region";
+  return (/^[a-z_]+$/.test(label) ? label.replaceAll("_", " ") : label) || "region";
 }
 
 /** What a region is called, on the picture and in the text alike. */
 export function regionName({ order, label }) {
-  return `Region ${order}: ${shownLabel(label)}`;
+  const signs = [...shownLabel(label)];
+  const name = signs.length > LONGEST_NAME ? `${signs.slice(0, LONGEST_NAME).join("")} …` : signs.join("");
+  return `Region ${order}: ${name}`;
 }
 
 /** The id of a region's block, of which one page's are in the document at a time. */
 export const blockId = (order) => `region-${order}`;
 
-/** DOM nodes of `nodes`: strings, and [element, attributes, children]. `figure(n)` gives a picture. */
-function build(nodes, figure, depth = 0) {
-  const made = document.createDocumentFragment();
-  for (const node of nodes) {
-    if (typeof node === "string") {
-      made.append(node);
-      continue;
-    }
-    const [name, attributes, children] = node;
-    const picture = /^figure (\d{1,4})$/.exec(attributes.class ?? "");
-    if (picture) {
-      made.append(figure(Number(picture[1])));
-      continue;
-    }
-    if (!ELEMENTS.has(name) || depth > DEEPEST) {
-      made.append(build(children, figure, depth + 1));
-      continue;
-    }
-    const element = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) {
-      if (NUMBERS.has(key) && /^\d{1,4}$/.test(value)) element.setAttribute(key, value);
-    }
-    for (const word of (attributes.class ?? "").split(" ")) if (CLASSES.has(word)) element.classList.add(word);
-    element.append(build(children, figure, depth + 1));
-    made.append(element);
-  }
-  return made;
-}
-
 /** The blocks of the page that is looked at. */
 export class TextView {
   #home;
-  #tails = new Map();
+  #raw = false;
+  #blocks = new Map();
 
   constructor(home) {
     this.#home = home;
@@ -73,7 +41,7 @@ export class TextView {
   /** Show `page` from the beginning: what is known of its text so far. */
   show(page) {
     this.#home.replaceChildren();
-    this.#tails.clear();
+    this.#blocks.clear();
     for (const part of page.parts) this.add(part);
     this.settle(page);
   }
@@ -106,46 +74,67 @@ export class TextView {
     this.#home.querySelector(":scope > .note")?.remove();
     const block = document.createElement("section");
     block.className = "block";
-    const body = document.createElement("div");
-    body.className = "body plain";
-    body.dir = "auto";
-    if (part.order) {
-      block.id = blockId(part.order);
-      block.dataset.region = part.order;
-      block.tabIndex = this.#home.querySelector("[data-region]") ? -1 : 0;
-      block.style.setProperty("--hue", hueOf(part.label));
-      block.setAttribute("aria-label", regionName(part));
-      const label = document.createElement("span");
-      label.className = "label";
-      label.textContent = shownLabel(part.label);
-      block.append(label);
-    }
     const tail = document.createTextNode(part.text.trim());
-    body.append(tail);
-    block.append(body);
+    const plain = bodyOf("plain", tail);
+    if (part.order) this.#link(block, part);
+    block.append(plain);
     this.#home.append(block);
-    this.#tails.set(part.order, tail);
+    this.#blocks.set(part.order, { block, tail, plain, formatted: null });
   }
 
   /** What the text of a part is by now; blank ends are not shown. */
   write({ order, text }) {
-    const tail = this.#tails.get(order);
+    const tail = this.#blocks.get(order)?.tail;
     if (!tail) return;
     const shown = text.trim();
     if (shown.startsWith(tail.data)) tail.appendData(shown.slice(tail.length));
     else tail.data = shown;
   }
 
-  /** The formatted text in place of the plain one. */
+  /** The formatted text of the page, to be seen unless the raw one is chosen. */
   format(blocks, figure) {
     for (const { region, nodes } of blocks) {
-      const tail = this.#tails.get(region);
-      const body = tail?.parentElement;
-      if (!body || !nodes.length) continue; // formatted before, or nothing to format
-      body.classList.remove("plain");
-      body.replaceChildren(build(nodes, figure));
+      const found = this.#blocks.get(region);
+      if (!found || found.formatted || !nodes.length) continue;
+      found.formatted = bodyOf("formatted", build(nodes, figure));
+      if (!found.tail.data && textOf(nodes).trim()) found.formatted.classList.add("label-shown");
+      this.#arrange(found);
     }
   }
+
+  /** Show the raw text, or the formatted one as far as there is one. */
+  showRaw(raw) {
+    this.#raw = raw;
+    this.#home.classList.toggle("raw", raw);
+    for (const found of this.#blocks.values()) this.#arrange(found);
+  }
+
+  /** Put the body that is to be seen into a block. */
+  #arrange({ block, plain, formatted }) {
+    const body = this.#raw ? plain : formatted ?? plain;
+    if (block.lastElementChild !== body) block.lastElementChild.replaceWith(body);
+  }
+
+  /** Make a block one that is linked to the picture, and say what it is. */
+  #link(block, part) {
+    block.id = blockId(part.order);
+    block.dataset.region = part.order;
+    block.tabIndex = this.#home.querySelector("[data-region]") ? -1 : 0;
+    block.style.setProperty("--hue", hueOf(part.label));
+    block.setAttribute("aria-label", regionName(part));
+    const label = document.createElement("span");
+    label.className = "label";
+    label.textContent = shownLabel(part.label);
+    block.append(label);
+  }
+}
+
+function bodyOf(kind, content) {
+  const body = document.createElement("div");
+  body.className = `body ${kind}`;
+  body.dir = "auto";
+  body.append(content);
+  return body;
 }
 
 const ENDS = {

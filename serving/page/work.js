@@ -267,12 +267,17 @@ async function imageOf(job, number) {
 
 const placeOf = ({ order, label, boxes }) => [order, label, boxes];
 
-/** The parts of a page that is read: text before its regions (order 0), then the regions. */
+/** The parts of a page that is read, raw: text before its regions (order 0), then the regions. */
 function partsOf(result) {
-  const parts = result.regions.map(({ order, label, boxes, markdown, text }) => (
-    { order, label, boxes, text: label === "image" ? text : markdown }
-  ));
-  const before = parts.length ? result.text.slice(0, result.text.indexOf("<|ref|>")) : result.markdown;
+  const parts = result.regions.map(({ order, label, boxes, text }) => ({ order, label, boxes, text }));
+  const before = result.text.slice(0, parts.length ? result.text.search(HEAD) : undefined);
   if (before.trim()) parts.unshift({ order: 0, label: "", boxes: [], text: before });
   return parts;
 }
+
+/** What a region begins with: its label and its boxes, as the server reads them. */
+const NUMBER = String.raw`\s*-?\d{1,9}\s*`;
+const BOX = String.raw`\s*\[${NUMBER},${NUMBER},${NUMBER},${NUMBER}\]\s*`;
+const HEAD = new RegExp(
+  String.raw`<\|ref\|>(?:(?!<\|/?(?:ref|det)\|>)[^])*<\|/ref\|><\|det\|>\s*\[${BOX}(?:,${BOX})*\]\s*<\|/det\|>`,
+);
