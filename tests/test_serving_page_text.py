@@ -417,3 +417,23 @@ def test_no_formula_reaches_beyond_its_region(known_server: Server, open_page: O
     built(page, ["p", {}, ["text ", formula(moved)]], formula(moved, display="block"))
     body = page.locator("#text .formatted")
     assert body.evaluate("e => getComputedStyle(e).overflow") == "auto hidden"
+
+
+@needs_chromium
+def test_what_the_server_formats_is_rendered(
+    known_server: Server, open_page: Open, tmp_path: Path
+) -> None:
+    """From the model's text to the page, with nothing in between that is made up."""
+    page = open_page(known_server)
+    read_to_the_end(page, document(tmp_path / "motion.png", [FORMATTED]))
+    page.wait_for_selector("#text math")
+    text = page.locator("#text")
+    assert text.locator("h1").inner_text() == "The motion of bodies"
+    for marker in ("1. at rest", "3. in a straight line", "7. on a circle"):
+        assert marker in text.inner_text()
+    assert text.locator("table td").all_inner_texts() == ["Body", "Moon", "1,022 m/s"]
+    assert text.locator("math[display=block] msqrt").count() == 1
+    assert height(page, "p mfrac") > 1.5 * height(page, "p math mi")
+    assert text.get_by_text("Figure 1. The path of a body").locator("visible=true").count() == 1
+    raw_button(page).click()
+    assert raw_texts(page) == WRITTEN
