@@ -267,9 +267,14 @@ async function imageOf(job, number) {
 
 const placeOf = ({ order, label, boxes }) => [order, label, boxes];
 
-/** The parts of a page that is read, raw: text before its regions (order 0), then the regions. */
+/**
+ * The parts of a page that is read, raw: text before its regions (order 0), then the regions. Text
+ * that stands in its tag is there as the label.
+ */
 function partsOf(result) {
-  const parts = result.regions.map(({ order, label, boxes, text }) => ({ order, label, boxes, text }));
+  const parts = result.regions.map(({ order, label, boxes, text }) => ({
+    order, label, boxes, text: text === label ? "" : text,
+  }));
   const before = result.text.slice(0, parts.length ? result.text.search(HEAD) : undefined);
   if (before.trim()) parts.unshift({ order: 0, label: "", boxes: [], text: before });
   return parts;
