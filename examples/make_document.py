@@ -2,44 +2,30 @@
 
 Draws a report of two pages, takes a reading of it written by hand (no model runs), writes it in
 every format into FOLDER (default: build/example), and puts what they look like side by side into
-docs/outputs.png. Needs the fonts DejaVu, the packages of requirements-local.txt, and the program
-`chromium` for the picture of the HTML.
+docs/outputs.png. Needs the fonts DejaVu and Noto Sans CJK or WenQuanYi Micro Hei, the packages of
+requirements-local.txt, and the program `chromium` for the picture.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pypdfium2
 from PIL import Image, ImageDraw, ImageFont
 
-from deepseek_ocr import grounding
 from deepseek_ocr.exports import FORMATS, save_figures, write
 from deepseek_ocr.records import DocumentRecord, PageRecord
+from examples import pictures
+from examples.pictures import DPI, ROOT, Item, table
 
 SIZE = (1000, 1400)
 """Of a page in pixels."""
 
-DPI = 120
-"""At which the pages are put into a PDF."""
-
-ROOT = Path(__file__).resolve().parent.parent
-
 ROWS = [("March", "412", "38"), ("April", "455", "41"), ("May", "503", "29"), ("June", "520", "33"),
         ("July", "488", "52"), ("August", "431", "47")]  # fmt: skip
 HEADING = ("Month", "Loaves", "Returned")
-
-Item = tuple[str, tuple[int, int, int, int], str]
-"""Label, box in pixels, text as the model would write it."""
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    cells = ("".join(f"<td>{cell}</td>" for cell in row) for row in rows)
-    return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
-
 
 PAGES: list[list[Item]] = [
     [
@@ -51,11 +37,11 @@ PAGES: list[list[Item]] = [
         ("formula", (300, 780, 700, 830), r"\[ s = \frac{n - r}{n} \]"),
         ("text", (100, 870, 900, 980), "Here s is the share sold of n loaves when r came back. "
          "The table gives both numbers for every month and goes on overleaf."),
-        ("table", (100, 1020, 900, 1260), _table([HEADING, *ROWS[:3]])),
+        ("table", (100, 1020, 900, 1260), table([HEADING, *ROWS[:3]])),
         ("footer", (480, 1330, 520, 1360), "1"),
     ],
     [
-        ("table", (100, 90, 900, 330), _table([HEADING, *ROWS[3:]])),
+        ("table", (100, 90, 900, 330), table([HEADING, *ROWS[3:]])),
         ("sub_title", (100, 390, 500, 430), "## 面包与盐"),
         ("text", (100, 460, 900, 530), "A note to our neighbours: thank you, and see you in "
          "autumn."),
@@ -103,11 +89,14 @@ def _draw_text(pen: ImageDraw.ImageDraw, at: tuple[int, int], width: int, text: 
 
 
 def _chinese(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype("NotoSansCJK-Regular.ttc", size)
+    try:
+        return ImageFont.truetype("NotoSansCJK-Regular.ttc", size)
+    except OSError:
+        return ImageFont.truetype("wqy-microhei.ttc", size)
 
 
 def _draw_table(pen: ImageDraw.ImageDraw, box: tuple[int, ...],
-                rows: list[tuple[str, ...]]) -> None:  # fmt: skip
+                rows: Sequence[tuple[str, ...]]) -> None:  # fmt: skip
     left, top, right, bottom = box
     wide, high = (right - left) / 3, (bottom - top) / len(rows)
     for row, cells in enumerate(rows):
@@ -126,36 +115,22 @@ def _draw_chart(pen: ImageDraw.ImageDraw, box: tuple[int, ...]) -> None:
 
 
 def reading(number: int, items: list[Item], figures: tuple[str, ...] = ()) -> PageRecord:
-    """The record of a page that was read without a fault."""
-    blocks = []
-    for label, box, text in items:
-        scaled = [round(v / side * grounding.SCALE) for v, side in zip(box, SIZE * 2, strict=True)]
-        blocks.append(f"<|ref|>{label}<|/ref|><|det|>[{scaled}]<|/det|>\n{text}")
-    text = "\n\n".join(blocks)
-    regions = tuple(grounding.parse(text))
-    return PageRecord(
-        number,
-        *SIZE,
-        points=(SIZE[0] * 72 / DPI, SIZE[1] * 72 / DPI),
-        text=text,
-        regions=regions,
-        figures=figures,
-        finish_reason="stop",
-    )
+    """The record of one of the two pages."""
+    return pictures.reading(number, items, SIZE, figures)
 
 
 def make(folder: Path) -> DocumentRecord:
     """Write the document and all its outputs into `folder`."""
-    pictures = [draw(items) for items in PAGES]
+    drawn = [draw(items) for items in PAGES]
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "report-scan.pdf"
-    pictures[0].save(source, save_all=True, append_images=pictures[1:], resolution=DPI)
+    drawn[0].save(source, save_all=True, append_images=drawn[1:], resolution=DPI)
     pages = []
-    for number, (items, picture) in enumerate(zip(PAGES, pictures, strict=True), start=1):
+    for number, (items, picture) in enumerate(zip(PAGES, drawn, strict=True), start=1):
         page = reading(number, items)
         pages.append(reading(number, items, save_figures(picture, page.regions, number, folder)))
     document = DocumentRecord("report", source, "pdf", pages, {"reading": "by hand"})
-    write(document, list(FORMATS), folder, lambda number: pictures[number - 1])
+    write(document, list(FORMATS), folder, lambda number: drawn[number - 1])
     return document
 
 
@@ -164,21 +139,18 @@ def show(folder: Path, picture: Path) -> None:
     with pypdfium2.PdfDocument(folder / "report_layouts.pdf") as pdf:
         drawn = [pdf[at].render(scale=0.9).to_pil().convert("RGB") for at in range(2)]
     high = drawn[0].height
-    shot = (folder / "report.png").resolve()
-    subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-         "--window-size=640,1240", f"--screenshot={shot}", (folder / "report.html").as_uri()],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    with Image.open(shot) as page:
-        html = page.convert("RGB").resize((round(page.width * high / page.height), high))
+    with pictures.browser() as program:
+        page = pictures.screenshot(
+            program, folder / "report.html", folder / "report.png", width=640, height=1240
+        )
+    html = page.resize((round(page.width * high / page.height), high))
     sheets = [*drawn, html]
     whole = Image.new("RGB", (sum(sheet.width for sheet in sheets) + 40, high + 20), "#888")
     left = 10
     for sheet in sheets:
         whole.paste(sheet, (left, 10))
         left += sheet.width + 10
-    whole.quantize(160, dither=Image.Dither.NONE).save(picture, optimize=True)
+    pictures.save_small(whole, picture, 160)
 
 
 def main() -> None:
@@ -186,7 +158,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "example"
     folder = folder.resolve()
     make(folder)
-    if shutil.which("chromium"):
+    if pictures.has_browser():
         show(folder, ROOT / "docs" / "outputs.png")
 
 

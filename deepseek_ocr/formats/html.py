@@ -36,7 +36,8 @@ td,th{border:1px solid var(--line);padding:.3rem .6rem;vertical-align:top}
 tbody[data-page]+tbody[data-page]{border-top:3px double var(--faint)}
 figure{margin:1.2rem 0}
 img{max-width:100%;height:auto}
-math{font-family:"Latin Modern Math","STIX Two Math",Cambria,math,serif}
+math{font-family:"Latin Modern Math","STIX Two Math","Cambria Math",
+"Noto Sans Math","DejaVu Math TeX Gyre",math,serif}
 math[display=block]{margin:1rem 0;overflow-x:auto;overflow-y:hidden}
 .formula{white-space:pre-wrap;font-size:.9em}
 .centred{text-align:center}
