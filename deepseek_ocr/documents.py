@@ -398,12 +398,12 @@ def record_of(page: ReadPage[Any], number: int, folder: Path) -> PageRecord:
         return PageRecord(
             number, rendered.image.width, rendered.image.height, rendered.points,
             rendered.rotation, tries=tuple(page.tries), error=page.error,
-            existing_text=rendered.existing_text,
+            own_text=rendered.own_text,
         )  # fmt: skip
     figures = exports.save_figures(rendered.image, page.reading.regions, number, folder)
     return page_record(
         number, page.reading, rendered.points, rendered.rotation, figures,
-        tuple(page.tries), page.kept, rendered.existing_text,
+        tuple(page.tries), page.kept, rendered.own_text,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from deepseek_ocr.grounding import SCALE, Confidence, Region
 from deepseek_ocr.markup import Part, page_parts
 
 VERSION = 2
-"""Of the shape that `record_to_json` writes. Version 1 had neither `existing_text` nor `reference`
+"""Of the shape that `record_to_json` writes. Version 1 had neither `own_text` nor `reference`
 and is read too; another version is not."""
 
 _LARGEST = 1e15
@@ -32,7 +32,7 @@ FIGURE_NAME = re.compile(r"[0-9]{1,9}_[0-9]{1,9}\.jpg")
 SourceKind = Literal["pdf", "image"]
 """How a document's pages are had: rendered from a PDF, or frames of an image file."""
 
-ExistingText = Literal["none", "visible", "invisible"]
+OwnText = Literal["none", "visible", "invisible"]
 """Text that a PDF page has of its own: what it draws, or mostly an invisible layer."""
 
 
@@ -64,7 +64,7 @@ class PageRecord:
     - `tries`: every attempt; `text` is of the one at `kept`. More than one means it was retried
     - `error`: None, or why the page has no text
     - `reference`: what the prompt asked to locate, None if nothing
-    - `existing_text`: what text the page had before it was read; None if that is not known, or the
+    - `own_text`: what text the page had before it was read; None if that is not known, or the
       source is no PDF
     """
 
@@ -84,7 +84,7 @@ class PageRecord:
     kept: int = 0
     error: str | None = None
     reference: str | None = None
-    existing_text: ExistingText | None = None
+    own_text: OwnText | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def page_record(
     figures: tuple[str, ...] = (),
     tries: tuple[Try, ...] = (),
     kept: int = 0,
-    existing_text: ExistingText | None = None,
+    own_text: OwnText | None = None,
 ) -> PageRecord:
     """The record of a page that was read."""
     return PageRecord(
@@ -130,7 +130,7 @@ def page_record(
         tries=tries,
         kept=kept,
         reference=reading.reference,
-        existing_text=existing_text,
+        own_text=own_text,
     )
 
 
@@ -162,7 +162,7 @@ def record_from_json(data: Any) -> PageRecord:
         )
     rest = {name: value for name, value in data.items() if name != "version"}
     if version == 1:
-        rest = {"existing_text": None, "reference": None, **rest}
+        rest = {"own_text": None, "reference": None, **rest}
     record: PageRecord = _decode(PageRecord, rest, "page")
     _check(record)
     return record

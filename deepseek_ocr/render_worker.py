@@ -103,8 +103,8 @@ class _Pdf:
         bitmap = page.render(scale=scale, rotation=turn, rev_byteorder=True)
         picture = bitmap.to_pil().convert("RGB")
         bitmap.close()
-        text = _existing_text(page)
-        return picture, {"points": [width, height], "rotation": turn, "existing_text": text}
+        text = _own_text(page)
+        return picture, {"points": [width, height], "rotation": turn, "own_text": text}
 
     def close(self) -> None:
         self._pdf.close()
@@ -114,7 +114,7 @@ _MOST_CHARACTERS = 20_000
 """Of a page that are looked at to tell what text it has."""
 
 
-def _existing_text(page: pypdfium2.PdfPage) -> str | None:
+def _own_text(page: pypdfium2.PdfPage) -> str | None:
     """What text the page has before it is read: "visible", "invisible" if at least half of it is
     (the layer of an earlier reading), or "none"; None if that cannot be told."""
     try:

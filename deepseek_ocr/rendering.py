@@ -28,7 +28,7 @@ from PIL import Image
 
 from deepseek_ocr.errors import DocumentError
 from deepseek_ocr.images import ImageLimits
-from deepseek_ocr.records import ExistingText, SourceKind
+from deepseek_ocr.records import OwnText, SourceKind
 from deepseek_ocr.settings import RenderSettings
 from deepseek_ocr.sources import shown
 
@@ -73,7 +73,7 @@ class Rendered:
     image: Image.Image
     points: tuple[float, float] | None
     rotation: int
-    existing_text: ExistingText | None = None
+    own_text: OwnText | None = None
 
 
 class Renderer:
@@ -107,8 +107,8 @@ class Renderer:
         if (mode := reply.get("stored_jpeg")) in ("RGB", "L"):
             image.info["stored_jpeg"] = mode
         points = reply["points"] and (float(reply["points"][0]), float(reply["points"][1]))
-        text = reply.get("existing_text")
-        known = text if text in get_args(ExistingText) else None
+        text = reply.get("own_text")
+        known = text if text in get_args(OwnText) else None
         return Rendered(image, points, reply["rotation"], known)
 
     def _ask(

@@ -29,7 +29,7 @@ def detected(path: Path) -> list[str | None]:
     """What the rendering process says of the text of each page."""
     with Renderer() as pages:
         document = pages.open(path)
-        found = [pages.render(document, at + 1).existing_text for at in range(document.pages)]
+        found = [pages.render(document, at + 1).own_text for at in range(document.pages)]
     return [*found]
 
 
@@ -38,7 +38,7 @@ def read(path: Path, *known: str | None) -> list[PageRecord]:
     text = grounded([Block("text", (100, 700, 900, 760), NEW)])
     size = renderer(path)(1).size
     return [
-        record_of(at, text, size, points=(595, 842), existing_text=one)
+        record_of(at, text, size, points=(595, 842), own_text=one)
         for at, one in enumerate(known, start=1)
     ]
 
@@ -95,7 +95,7 @@ def test_the_default_is_to_skip(tmp_path: Path) -> None:
 
 def test_a_page_that_failed_or_is_not_known_does_not_count(tmp_path: Path) -> None:
     source = make_pdf(tmp_path / "s.pdf", pages=2, contents=VISIBLE)
-    failed = PageRecord(1, error="It took too long.", existing_text="visible")
+    failed = PageRecord(1, error="It took too long.", own_text="visible")
     records = [failed, read(source, None, None)[1]]
     assert written(tmp_path, source, records, "skip").pdfs["searchable-pdf"] == PdfPages()
 
@@ -122,7 +122,7 @@ def test_replace_exchanges_a_layer_of_our_own(tmp_path: Path) -> None:
     again = tmp_path / "again.pdf"
     first.rename(again)
     assert detected(again) == ["invisible"]
-    record = record_of(1, "second", points=(595, 842), existing_text="invisible")
+    record = record_of(1, "second", points=(595, 842), own_text="invisible")
     done = written(tmp_path, again, [record], "replace")
     assert text_of_page(done.files[1]) == ["second"]
 

@@ -135,7 +135,7 @@ def test_markdown_names_every_page_and_what_became_of_it() -> None:
 
 def test_a_page_cannot_hide_the_next_one() -> None:
     done = text("md", record_of(1, "a <!-- b\n```python\ncode"), record_of(2, "after"))
-    assert "a \\<!-- b\n\\`\\`\\`python\ncode\n\n<!-- page 2 -->\n\nafter" in done
+    assert "a \\<!-- b  \n\\`\\`\\`python  \ncode\n\n<!-- page 2 -->\n\nafter" in done
 
 
 @settings(deadline=None, max_examples=50)

@@ -59,7 +59,7 @@ def records(draw: st.DrawFn) -> PageRecord:
         tries=tuple(tries),
         kept=draw(st.integers(0, max(len(tries) - 1, 0))),
         error=draw(st.none() | TEXT),
-        existing_text=draw(st.sampled_from([None, "none", "visible", "invisible"])),
+        own_text=draw(st.sampled_from([None, "none", "visible", "invisible"])),
     )
 
 
@@ -72,7 +72,7 @@ def test_a_record_survives_the_disk(record: PageRecord) -> None:
 def test_a_record_of_the_first_version_is_read() -> None:
     record = record_of(2, "words")
     data = record_to_json(record)
-    del data["existing_text"]
+    del data["own_text"]
     assert record_from_json({**data, "version": 1}) == record
     with pytest.raises(RecordError, match="exactly number"):
         record_from_json(data)
@@ -119,7 +119,7 @@ def edited(path: list[Any], value: Any) -> dict[str, Any]:
         (["timings", "decode"], 10**400, "page.timings.decode"),
         (["tries", 0, "settings"], [], "page.tries[0].settings"),
         (["kept"], 1, "page.kept"),
-        (["existing_text"], "some", "page.existing_text"),
+        (["own_text"], "some", "page.own_text"),
     ],
 )
 def test_an_edited_record_is_refused_by_the_field(path: list[Any], value: Any, named: str) -> None:

@@ -168,3 +168,17 @@ def test_tables_that_are_left_open_keep_their_text() -> None:
 def test_thousands_of_open_tables_take_no_time() -> None:
     for raw in ("<table>" * 100_000, "<table><tr>" + "<td>" * 100_000 + "</table>"):
         assert "x" in " ".join(plain_lines(blocks_of(raw + "x")))
+
+
+def test_cells_below_a_spanning_one_keep_their_column() -> None:
+    raw = (
+        "<table><tr><td rowspan=2>Item</td><td colspan=2>Value</td><td>Note</td></tr>"
+        "<tr><td>before</td><td>after</td><td></td></tr><tr><td>Salt</td><td>1</td></tr></table>"
+    )
+    assert list(plain_lines(blocks_of(raw))) == [
+        "Item\tValue\t\tNote",
+        "\tbefore\tafter\t",
+        "Salt\t1",
+    ]
+    endless = "<table>" + 200 * "<tr><td colspan=1000 rowspan=1000>x</td></tr>" + "</table>"
+    assert list(plain_lines(blocks_of(endless))) == 200 * ["x"]

@@ -37,7 +37,7 @@ def width(sign: str) -> int:
     """About how wide `sign` is printed, in 1/1000 of the size."""
     if " " <= sign <= "~":
         return HELVETICA[ord(sign) - 32]
-    if unicodedata.combining(sign):
+    if unicodedata.combining(sign) or unicodedata.category(sign) == "Cf":
         return 0
     return 1000 if unicodedata.east_asian_width(sign) in "WF" else 556
 

@@ -16,7 +16,7 @@ from deepseek_ocr.formats.glyphless import compressed, width_of
 from deepseek_ocr.formats.markdown import remarks
 from deepseek_ocr.formats.tables import PageContent
 from deepseek_ocr.geometry import Rectangle, picture_to_user
-from deepseek_ocr.grounding import SCALE
+from deepseek_ocr.grounding import SCALE, Region
 from deepseek_ocr.records import DocumentRecord, PageRecord
 
 Colour = tuple[float, float, float]
@@ -111,15 +111,21 @@ def _with_strip(crop: Rectangle, turned: int, strip: float) -> Rectangle:
 def _regions(record: PageRecord, width: float, height: float, unit: float) -> Iterator[str]:
     """Every box with its label above, or inside where there is no room above."""
     for order, region in enumerate(record.regions, start=1):
-        colour = colour_of(region.label)
+        name = _name_of(record, region)
+        colour = colour_of(name)
         line = unit * (0.2 if region.label in ("title", "sub_title") else 0.12)
         for x1, y1, x2, y2 in region.boxes:
             left, right = x1 / SCALE * width, x2 / SCALE * width
             top, bottom = height - y1 / SCALE * height, height - y2 / SCALE * height
             shape = f"{left:.2f} {bottom:.2f} {right - left:.2f} {top - bottom:.2f} re"
             yield f"q {_rgb(colour)} rg {_rgb(colour)} RG /T gs {line:.2f} w {shape} B Q"
-            label = _printable(f"{order} {region.label}", _LONGEST_LABEL)
+            label = _printable(f"{order} {name}", _LONGEST_LABEL)
             yield _label(label, left, min(top, height - 1.3 * unit), unit, colour)
+
+
+def _name_of(record: PageRecord, region: Region) -> str:
+    """The label of a region; a line that was read with its box is text, and has none."""
+    return "text" if region.names_its_text and record.reference is None else region.label
 
 
 def _label(text: str, x: float, y: float, unit: float, colour: Colour) -> str:
@@ -139,7 +145,7 @@ def _legend(
         yield [(_printable(note, _LONGEST_NOTE), _WARNING if found else _INK, False)]
     line: list[tuple[str, Colour, bool]] = []
     used = 0.0
-    for label, count in Counter(region.label for region in record.regions).most_common(200):
+    for label, count in Counter(_name_of(record, one) for one in record.regions).most_common(200):
         text = _printable(f"{label} ({count})", _LONGEST_LABEL)
         wide = (width_of(text) + 2.5) * unit
         if line and used + wide > width - unit:

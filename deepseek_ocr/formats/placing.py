@@ -9,6 +9,7 @@ import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from deepseek_ocr.formats import bidi
 from deepseek_ocr.formats.glyphless import width_of
@@ -20,6 +21,9 @@ _FILL = 0.9
 _NARROWEST = 0.5
 """Least factor by which letters are squeezed sideways; readers take narrower ones for drawn twice.
 Text that is set sideways in a tall box would be."""
+
+_PADDING = 2.0
+"""Of a cell of a table, left and right together, in sizes of its letters."""
 
 _LEAST = 1.0
 """Smallest side of a box in points; flatter ones are widened to hold their text all the same."""
@@ -45,7 +49,7 @@ def place(lines: Sequence[str], box: Rectangle) -> Iterator[PlacedLine]:
     left, top, right, bottom = box
     right, bottom = max(right, left + _LEAST), max(bottom, top + _LEAST)
     width, height = right - left, bottom - top
-    columns = max((line.count("\t") + 1 for line in lines), default=1)
+    edges = _column_edges([line.split("\t") for line in lines], left, width)
     wrapped = _fit(lines, width, height)
     if not wrapped:
         return
@@ -54,8 +58,8 @@ def place(lines: Sequence[str], box: Rectangle) -> Iterator[PlacedLine]:
     size = min(_FILL * pitch, width / (_NARROWEST * widest))
     for at, (text, goes_on) in enumerate(wrapped):
         baseline = top + pitch * (at + 0.5) + 0.3 * size
-        if columns > 1:
-            yield from _row(text.split("\t"), columns, left, width, baseline, size)
+        if len(edges) > 2:
+            yield from _row(text.split("\t"), edges, baseline, size)
             continue
         natural = width_of(text) or 1.0
         share = width / ((natural if goes_on else widest) * size)
@@ -64,15 +68,24 @@ def place(lines: Sequence[str], box: Rectangle) -> Iterator[PlacedLine]:
         yield PlacedLine(bidi.visual_order(text), x, baseline, size, share)
 
 
+def _column_edges(rows: Sequence[Sequence[str]], left: float, width: float) -> list[float]:
+    """Where the columns of a table begin, and where the last ends: as wide as their widest cell."""
+    widest = [_PADDING] * max(map(len, rows), default=1)
+    for row in rows:
+        for column, cell in enumerate(row if len(row) > 1 else ()):
+            widest[column] = max(widest[column], width_of(cell) + _PADDING)
+    scale = width / sum(widest)
+    return [left, *(left + scale * end for end in accumulate(widest))]
+
+
 def _row(
-    cells: list[str], columns: int, left: float, width: float, baseline: float, size: float
+    cells: list[str], edges: Sequence[float], baseline: float, size: float
 ) -> Iterator[PlacedLine]:
-    """The cells of a table row, one a column of equal width."""
-    column = width / columns
-    for at, cell in enumerate(cells):
+    """The cells of a table row, each in its column."""
+    for cell, begin, end in zip(cells, edges, edges[1:], strict=False):
         if cell:
-            share = min(1.0, 0.95 * column / ((width_of(cell) or 1.0) * size))
-            yield PlacedLine(bidi.visual_order(cell), left + at * column, baseline, size, share)
+            share = min(1.0, 0.95 * (end - begin) / ((width_of(cell) or 1.0) * size))
+            yield PlacedLine(bidi.visual_order(cell), begin, baseline, size, share)
 
 
 def _fit(lines: Sequence[str], width: float, height: float) -> list[tuple[str, bool]]:

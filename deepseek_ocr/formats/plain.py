@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deepseek_ocr.formats.tables import PageContent, page_contents
-from deepseek_ocr.markup import blocks_in, plain_lines, plain_row
+from deepseek_ocr.markup import blocks_in, plain_lines, plain_rows
 from deepseek_ocr.records import DocumentRecord
 
 
@@ -20,5 +20,5 @@ def _lines(page: PageContent) -> Iterator[str]:
         yield f"[page {page.record.number} could not be read]"
         return
     yield from plain_lines(blocks_in(page.before))
-    yield from (plain_row(row) for group in page.groups for row in group.rows)
+    yield from plain_rows([row for group in page.groups for row in group.rows])
     yield from plain_lines(blocks_in(page.after))

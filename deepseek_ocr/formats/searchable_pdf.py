@@ -73,7 +73,7 @@ def _settle_existing(leaf: Leaf, record: PageRecord, existing_text: ExistingText
 
     Raises `PictureWantedError` if the page is to be replaced by its picture first.
     """
-    if record.error is not None or record.existing_text in (None, "none"):
+    if record.error is not None or record.own_text in (None, "none"):
         return None
     if existing_text == "both":
         return None
@@ -82,7 +82,7 @@ def _settle_existing(leaf: Leaf, record: PageRecord, existing_text: ExistingText
     if not leaf.is_original:
         return "redrawn"
     resources = inherited(leaf.page, "/Resources") or Dictionary()
-    visible = record.existing_text == "visible"
+    visible = record.own_text == "visible"
     if visible or not remove_invisible_text(leaf.pdf, leaf.page, resources):
         raise PictureWantedError
     return "replaced"
@@ -103,10 +103,13 @@ def page_lines(record: PageRecord, size: tuple[float, float]) -> Iterator[Placed
 
 
 def _lines(part: Part) -> list[str]:
-    return [
-        "".join(sign if sign.isprintable() or sign == "\t" else " " for sign in line)
-        for line in plain_lines(part.blocks)
-    ]
+    return ["".join(map(_printable, line)) for line in plain_lines(part.blocks)]
+
+
+def _printable(sign: str) -> str:
+    """`sign`, or what stands for it in a text layer: joiners of letters stay, other signs that
+    print nothing part words."""
+    return sign if sign.isprintable() or sign in "\t\u200c\u200d" else " "
 
 
 def _box(region: Region, width: float, height: float) -> Rectangle:

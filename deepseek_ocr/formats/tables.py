@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from deepseek_ocr.markup import Part, plain_line
+from deepseek_ocr.markup import Part, cell_text
 from deepseek_ocr.markup.blocks import Row, Table
 from deepseek_ocr.records import PageRecord, parts_of
 
@@ -137,7 +137,7 @@ def table_at_end(parts: Sequence[Part]) -> _Place | None:
 
 def row_texts(row: Row) -> tuple[str, ...]:
     """The text of each cell."""
-    return tuple(" ".join(" ".join(map(plain_line, cell.lines)).split()) for cell in row)
+    return tuple(map(cell_text, row))
 
 
 def _is_margin(part: Part) -> bool:

@@ -19,7 +19,7 @@ from deepseek_ocr.markup.markdown import (
     to_markdown,
 )
 from deepseek_ocr.markup.parts import Part, blocks_in, page_parts, settled, without_cut_tag
-from deepseek_ocr.markup.plain import plain_line, plain_lines, plain_row
+from deepseek_ocr.markup.plain import cell_text, plain_line, plain_lines, plain_rows
 from deepseek_ocr.markup.reader import blocks_of
 
 __all__ = [
@@ -27,12 +27,13 @@ __all__ = [
     "Part",
     "blocks_in",
     "blocks_of",
+    "cell_text",
     "markdown_blocks",
     "markdown_row",
     "page_parts",
     "plain_line",
     "plain_lines",
-    "plain_row",
+    "plain_rows",
     "settled",
     "to_markdown",
     "without_cut_tag",

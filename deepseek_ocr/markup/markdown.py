@@ -111,16 +111,10 @@ class _Writer:
         return "\n".join(f"{item.marker} {self._started(item.line)}" for item in block.items)
 
     def _paragraph(self, lines: Sequence[Line]) -> str:
-        """Lines, parted visibly if they begin as those of a list do."""
+        """Lines, each ended by the two spaces that viewers break at."""
         if len(lines) == 1 and len(lines[0]) == 1 and isinstance(lines[0][0], Formula):
             return self._formula(lines[0][0], alone=True)
-        written: list[str] = []
-        for line in lines:
-            plain, started = self._line(line), self._started(line)
-            if written and plain != started:
-                written[-1] += "  "
-            written.append(started)
-        return "\n".join(written)
+        return "  \n".join(map(self._started, lines))
 
     def _title(self, line: Line) -> str:
         text = self._line(line)
