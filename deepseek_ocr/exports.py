@@ -191,14 +191,17 @@ def text_of(
     writers: dict[str, Callable[[], Iterator[str]]] = {
         "md": lambda: markdown.write_markdown(document, join_tables, formulas),
         "html": lambda: html.write_html(document, join_tables, folder),
-        "json": lambda: data.write_json(
-            document, {name: asdict(pages) for name, pages in (pdfs or {}).items()}
-        ),
+        "json": lambda: data.write_json(document, _told(pdfs or {})),
         "txt": lambda: plain.write_plain(document, join_tables),
         "mmd": lambda: markdown.write_official(document),
         "regions": lambda: data.write_regions(document),
     }
     return writers[name]()
+
+
+def _told(pdfs: Mapping[str, PdfPages]) -> dict[str, dict[str, Any]]:
+    """What became of the pages of PDFs, of those in which anything did, as JSON data."""
+    return {name: asdict(pages) for name, pages in pdfs.items() if pages != PdfPages()}
 
 
 def page_to_json(outcome: Reading | Failure, source: str) -> dict[str, Any]:
