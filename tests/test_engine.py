@@ -31,7 +31,7 @@ def example(name: str) -> Path:
 def test_the_examples_are_read(pocket: OcrEngine, name: str) -> None:
     reading = pocket.read(example(name), "<image>\nFree OCR.", TINY)
     assert reading.text == EXAMPLES[name]
-    assert reading.markdown == EXAMPLES[name]
+    assert reading.markdown == EXAMPLES[name].replace("\n", "  \n")
     assert reading.finish_reason == "stop"
     assert reading.image_size == (512, 512)
 
@@ -149,7 +149,7 @@ def test_regions_have_boxes_text_and_confidence(
     for region in reading.regions:
         assert region.confidence is not None
         assert region.confidence.lowest == pytest.approx(sure, rel=1e-4)
-    assert reading.markdown == "# Hi\n![](images/0.jpg)"
+    assert reading.markdown == "# Hi\n\n![](images/0.jpg)"
 
 
 def test_an_empty_answer_is_a_reading(pocket: OcrEngine, monkeypatch: pytest.MonkeyPatch) -> None:
