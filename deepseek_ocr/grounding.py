@@ -21,20 +21,21 @@ FIGURE_LABEL = "image"
 
 LABELS = frozenset({
     "title", "sub_title", "text", "list", "table", "table_caption", "table_footnote", "image",
-    "image_caption", "image_footnote", "figure", "figure_caption", "chart", "chart_caption",
-    "formula", "formula_caption", "equation", "code", "algorithm", "caption", "footnote",
-    "header", "footer", "page_header", "page_footer", "page_number", "aside_text", "abandon",
-    "reference", "references", "author", "abstract", "toc", "index", "seal", "stamp", "signature",
-    "handwriting", "form", "other",
+    "image_caption", "image_footnote", "figure", "figure_caption", "chart", "formula", "equation",
+    "code", "algorithm", "caption", "footnote", "header", "footer", "page_header", "page_footer",
+    "page_number", "reference", "references",
 })  # fmt: skip
 """What the model calls parts of a page. Seen in its output: title, sub_title, text, table, image,
-and captions of these; the others are the words of the data sets for layouts. What else stands
-between the tags is text of the page, or what was to be located."""
+and captions of these; the others are words of the data sets for layouts. What else stands between
+the tags is text of the page, or what was to be located."""
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
 
 _TAG = re.compile(r"<\|(/?)(ref|det)\|>")
+_CUT_BOXES = re.compile(r"<\|det\|>[\[\]0-9,\s-]*")
+_CUT_TAG = re.compile(r"<\|(?:/?(?:r(?:ef?|ef\|)?|d(?:et?|et\|)?)?)?\Z")
+_CUT_INNER_TAG = re.compile(rf"<\Z|{_CUT_TAG.pattern}")
 _REFERENCE = re.compile(r"<\|ref\|>(.*?)<\|/ref\|>", re.DOTALL)
 _NUMBER = r"-?[0-9]{1,9}"
 _BOX = rf"\[\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\]"
@@ -56,7 +57,7 @@ class Region:
 
     - `label`: what the model calls it (title, text, table, image, …), or what was to be located
     - `boxes`: in 0–999 of the page, corners ordered and clamped
-    - `text`: what stands in it, tags removed, stripped
+    - `text`: what stands in it, stripped, without tags and without one that the answer ends in
     - `start`, `text_start`, `end`: characters in the whole text: tag, text, end of text
     - `confidence`: over the tokens of its text, or of its tag where it has no text
     """
@@ -75,15 +76,15 @@ class Region:
         return self.label == FIGURE_LABEL
 
     @property
-    def names_its_text(self) -> bool:
-        """True if the text of the region is its label: a line that was read with its box, or what
-        was located."""
-        return not self.text and self.label not in LABELS
+    def label_is_text(self) -> bool:
+        """True if the label was read: a line that came with its box, or what was located."""
+        return self.label not in LABELS
 
     @property
     def content(self) -> str:
         """What was read in the region, wherever the model wrote it."""
-        return self.label if self.names_its_text else self.text
+        named = self.label if self.label_is_text else ""
+        return "\n".join(part for part in (named, self.text) if part)
 
 
 def parse(text: str) -> list[Region]:
@@ -105,9 +106,28 @@ def parse(text: str) -> list[Region]:
         at += 4
     ends = [*(head[0] for head in heads[1:]), len(text)] if heads else []
     return [
-        Region(label, boxes, text[text_start:end].strip(), start, text_start, end)
+        Region(label, boxes, _region_text(text, text_start, end), start, text_start, end)
         for (start, text_start, label, boxes), end in zip(heads, ends, strict=True)
     ]
+
+
+def _region_text(text: str, start: int, end: int) -> str:
+    whole = text[start:end]
+    return (without_cut_tag(whole)[0] if end == len(text) else whole).strip()
+
+
+def without_cut_tag(text: str) -> tuple[str, str]:
+    """`text` without the tag in the middle of which it ends, and the text that the tag named."""
+    begin = text.rfind("<|ref|>")
+    if begin < 0 or "\n\n" in text[begin:]:
+        return _CUT_TAG.sub("", text), ""
+    label, closed, rest = text[begin + len("<|ref|>") :].partition("<|/ref|>")
+    rest = _CUT_INNER_TAG.sub("", rest)
+    if closed and rest and not _CUT_BOXES.fullmatch(rest):
+        return text, ""  # no tag that was cut, but text with a damaged one
+    label = (label if closed else _CUT_INNER_TAG.sub("", label)).strip()
+    is_label = any(known.startswith(label) for known in LABELS)
+    return text[:begin], "" if is_label else label
 
 
 def _parse_boxes(text: str) -> tuple[Box, ...] | None:

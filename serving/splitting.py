@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deepseek_ocr import grounding
-from deepseek_ocr.grounding import Box
-from deepseek_ocr.markup import without_cut_tag
+from deepseek_ocr.grounding import Box, without_cut_tag
 
 _OPEN, _CLOSE = "<|ref|>", "<|/det|>"
 
@@ -62,8 +61,7 @@ class Splitter:
 
     def finish(self) -> Iterator[RegionText]:
         """What is left at the end of the page, less the tag in the middle of which it ends."""
-        text, names = without_cut_tag(self._held)
-        self._held = "".join([text, *names])
+        self._held = "".join(without_cut_tag(self._held))
         yield from self._give(len(self._held))
 
     def _give(self, length: int) -> Iterator[RegionText]:

@@ -11,7 +11,7 @@ from deepseek_ocr.engine import Delta, Page, Reading
 from deepseek_ocr.exports import page_to_json
 from deepseek_ocr.formats import data
 from deepseek_ocr.formats.markdown import PAGE_SPLIT
-from deepseek_ocr.markup import blocks_in, page_parts, settled, to_markdown
+from deepseek_ocr.markup import blocks_in, settled_parts, to_markdown
 from serving.requests import OutputFormat
 
 _ENOUGH = 200
@@ -82,7 +82,7 @@ class _Markdown:
         if len(self._text) - self._looked_at < _ENOUGH:
             return Piece(head)
         self._looked_at = len(self._text)
-        parts = page_parts(settled(self._text), reference=self._reference)
+        parts = settled_parts(self._text, self._reference)
         return Piece(head + self._more(to_markdown(blocks_in(parts), grounding.figure_name)))
 
     def _more(self, markdown: str) -> str:

@@ -119,10 +119,9 @@ def test_lines_with_a_box_each_are_text_in_every_format() -> None:
 
 
 def test_known_labels_stay_labels() -> None:
-    text = grounded(
-        [Block("table", (1, 2, 30, 40), ""), Block("watermark", (1, 2, 30, 40), "Draft")]
-    )
-    assert shown(text)["txt"] == "Draft\n\f"
+    box = (1, 2, 30, 40)
+    text = grounded([Block("table", box, ""), Block("Total due", box, "42.00")])
+    assert shown(text)["txt"] == "Total due\n42.00\n\f"
 
 
 def test_what_was_located_is_named_with_its_boxes() -> None:
@@ -165,9 +164,57 @@ def test_no_half_tag_is_shown(begin: str, end: int) -> None:
         assert (named in done["txt"].split("\n")) == bool(named)
 
 
+@pytest.mark.parametrize("cut", ["<|ref|>line B<|/ref|><|det|>[[1, ", "<|ref|>line B", "<|re"])
+def test_what_stands_before_a_cut_stays(cut: str) -> None:
+    text = f"<|ref|>line A<|/ref|><|det|>[[1, 2, 30, 40]]<|/det|>\n{cut}"
+    named = "line B\n" if "line B" in cut else ""
+    assert shown(text)["txt"] == f"line A\n{named}\f"
+    page = page_to_json(reading(text, "length"), "a.png")
+    assert [region["text"] for region in page["regions"]] == ["line A"]
+
+
 @pytest.mark.parametrize(
     "text", ["a <", "a <|> b", "x <| y", "<|det|>[[1]]<|/det|> b", "<|ref|>a<|/ref|> b c",
-             "<|ref|>a<|/ref|><|det|>[[1, b]]<|/det|>", "<|ref|>a\nb"],
+             "<|ref|>a<|/ref|><|det|>[[1, b]]<|/det|>", "<|ref|>a\n\nb"],
 )  # fmt: skip
 def test_what_is_no_tag_that_was_cut_stays(text: str) -> None:
-    assert list(plain_lines(page_parts(text)[0].blocks)) == text.split("\n")
+    assert list(plain_lines(page_parts(text)[0].blocks)) == text.replace("\n\n", "\n").split("\n")
+
+
+# --- Markdown -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "markdown"),
+    [
+        (r"\(x\)\(y\)", "$x$ $y$"),
+        (r"US$\(x\) and $5", r"US\$ $x$ and \$5"),
+        (r"so \(a\ \) and \(b\)", "so $a$ and $b$"),
+        ("\\[y\\] (3)\nwhere", "$$\ny\n$$\n\n(3)  \nwhere"),
+        ("<b> bar</b> baz", "<b> bar</b> baz"),
+        ("foo<b> bar</b> baz", "foo<b> bar</b> baz"),
+        ("x <b></b> y", "x  y"),
+        ("1. [ ] Apple\n2. [x] Pear", "1. &#91; ] Apple\n2. &#91;x] Pear"),
+        ("## Title<br>Sub", "## Title Sub"),
+        (r"\(i<b\)", "$i< b$"),
+        ("<table><tr><td>A&reg B &ltd</td></tr></table>",
+         "<table><tr><td>A&amp;reg B &amp;ltd</td></tr></table>"),
+        ("<table><tr><td>a&#10;&#10;# b</td></tr></table>",
+         "<table><tr><td>a  # b</td></tr></table>"),
+        (r"<table><tr><td \(a\)>x</td><td>\(b\)</td></tr></table>" "\n\n" r"then \(c\)",
+         "<table><tr><td>x</td><td>$b$</td></tr></table>\n\nthen $c$"),
+        ("The tag <table> begins and <tr> ends.", r"The tag \<table> begins and \<tr> ends."),
+        ("a\ud800b", "a\ufffdb"),
+    ],
+)  # fmt: skip
+def test_markdown_of_odd_text(text: str, markdown: str) -> None:
+    assert to_markdown(blocks_of(text), str) == markdown
+
+
+def test_styles_within_each_other_take_no_longer() -> None:
+    deep = 20
+    text = "<b>" * deep + "x" + "</b>" * deep
+    assert to_markdown(blocks_of(text), str).count("x") == 1
+    began = time.process_time()
+    to_markdown(blocks_of(f"{text}\n" * 100), str)
+    assert time.process_time() - began < 2

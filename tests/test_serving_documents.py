@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from configuration import ServerSettings
 from deepseek_ocr import grounding
 from deepseek_ocr.errors import PromptError, SettingsError
-from deepseek_ocr.markup import without_cut_tag
+from deepseek_ocr.grounding import without_cut_tag
 from serving.document_fields import as_fields, document_plan, with_defaults
 from serving.nodes import nodes_of, page_blocks
 from serving.splitting import RegionFound, RegionText, Splitter
@@ -380,8 +380,7 @@ def test_regions_in_pieces_are_those_of_the_whole(pieces: list[str], size: int) 
 
 
 def _without_half_tags(text: str) -> str:
-    rest, names = without_cut_tag(text)
-    shorter = "".join([rest, *names])
+    shorter = "".join(without_cut_tag(text))
     return text.strip() if shorter == text else _without_half_tags(shorter)
 
 

@@ -125,7 +125,7 @@ def _regions(record: PageRecord, width: float, height: float, unit: float) -> It
 
 def _name_of(record: PageRecord, region: Region) -> str:
     """The label of a region; a line that was read with its box is text, and has none."""
-    return "text" if region.names_its_text and record.reference is None else region.label
+    return "text" if region.label_is_text and record.reference is None else region.label
 
 
 def _label(text: str, x: float, y: float, unit: float, colour: Colour) -> str:

@@ -18,7 +18,7 @@ from deepseek_ocr.markup.markdown import (
     markdown_row,
     to_markdown,
 )
-from deepseek_ocr.markup.parts import Part, blocks_in, page_parts, settled, without_cut_tag
+from deepseek_ocr.markup.parts import Part, blocks_in, page_parts, settled_parts
 from deepseek_ocr.markup.plain import cell_text, plain_line, plain_lines, plain_rows
 from deepseek_ocr.markup.reader import blocks_of
 
@@ -34,7 +34,6 @@ __all__ = [
     "plain_line",
     "plain_lines",
     "plain_rows",
-    "settled",
+    "settled_parts",
     "to_markdown",
-    "without_cut_tag",
 ]

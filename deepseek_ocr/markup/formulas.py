@@ -13,6 +13,9 @@ _DELIMITER = re.compile(
     r"|(?P<close>\\[\])]|\$\$(?=\n\n|\Z))",
     re.IGNORECASE,
 )
+_ENDING_SPACE = re.compile(r"(?<!\\)((?:\\\\)*)\\\Z")
+"""Of a space that a backslash keeps; after it comes the end, so nothing is seen of it."""
+
 _PARTNER = {"\\)": "\\(", "\\]": "\\[", "$$": "$$"}
 
 
@@ -26,7 +29,7 @@ def formulas_in(text: str) -> Iterator[tuple[int, int, Formula]]:
             opened = opened if inside else found  # as in \[ … \text{if \(x\)} … \]
         elif found["close"]:
             if opened is not None and _PARTNER[sign] == opened[0]:
-                source = text[opened.end() : found.start()].strip()
+                source = _ENDING_SPACE.sub(r"\1", text[opened.end() : found.start()].strip())
                 if source and (sign != "$$" or "$" not in source):
                     yield opened.start(), found.end(), Formula(source, sign != "\\)")
                 opened = None

@@ -14,7 +14,7 @@ _TAG = re.compile(
 _LINES = frozenset({"p", "div", "ul", "ol", "li", "center", "hr"})
 """Elements of which each begins a line of its cell."""
 
-_SPAN = re.compile(r"\b(col|row)span\s*=\s*[\"']?\s*([0-9]{1,9})", re.IGNORECASE)
+_SPAN = re.compile(r"\b(col|row)span\s?=\s?[\"']?\s?([0-9]{1,9})", re.IGNORECASE)
 _LARGEST_SPAN = 1000
 """As in the HTML standard for columns."""
 
@@ -52,10 +52,11 @@ def html_tables_in(text: str) -> Iterator[RawTable]:
             table.add_text(text[at : found.start()])
             table.add_tag(name, closing, found[3] or "")
             if table.ended:
-                yield table.finish(found.end(), closed=True)
+                if table.has_cells or table.is_empty:  # or it is prose that names the tags
+                    yield table.finish(found.end(), closed=True)
                 table = None
         at = found.end()
-    if table is not None and not table.is_empty:
+    if table is not None and table.has_cells:
         table.add_text(text[at:])
         yield table.finish(len(text), closed=False)
 
@@ -84,6 +85,7 @@ class _Builder:
     def __init__(self, start: int) -> None:
         self._table = RawTable(start)
         self._depth = 1
+        self.has_cells = False
         self._row: list[RawCell] | None = None
         self._cell: RawCell | None = None
 
@@ -123,6 +125,7 @@ class _Builder:
         elif name in ("td", "th"):
             self._cell = None
             if not closing:
+                self.has_cells = True
                 self._begin_cell("", attributes, name == "th")
         else:
             self._row = self._cell = None

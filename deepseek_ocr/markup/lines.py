@@ -13,6 +13,7 @@ _BREAK = re.compile(r"<br[ \t]{0,9}/?>", re.IGNORECASE)
 _STYLE_TAG = re.compile(r"<(/?)(sup|sub|b|i|u|s|em|strong)>", re.IGNORECASE)
 _SAME_STYLE = {"em": "i", "strong": "b"}
 _BOLD = re.compile(r"(?<![\w*])\*\*(?!\s)([^*]+)(?<!\s)\*\*(?![\w*])")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
 _DEEPEST = 20
@@ -20,10 +21,10 @@ _DEEPEST = 20
 
 
 class LineReader:
-    """Reads lines in which `stand_in` stands for each of `formulas`, in their order."""
+    """Reads lines in which the number of each of `formulas` stands between two `stand_in`."""
 
-    def __init__(self, stand_in: str, formulas: Iterator[Formula]) -> None:
-        self._stand_in = stand_in
+    def __init__(self, stand_in: str, formulas: Sequence[Formula]) -> None:
+        self._stand_in = re.compile(f"{stand_in}([0-9]+){stand_in}")
         self._formulas = formulas
 
     def lines(self, text: str, entities: bool = False) -> tuple[Line, ...]:
@@ -33,7 +34,9 @@ class LineReader:
 
     def line(self, text: str, entities: bool = False) -> Line:
         """What is in one line. A tag of style that has no partner is text."""
-        pieces = _STYLE_TAG.split(text)  # text, slash, name, text, slash, name, text, …
+        pieces = _STYLE_TAG.split(
+            _BREAK.sub(" ", text)
+        )  # text, slash, name, text, slash, name, text, …
         return tuple(self._inlines(pieces, _partners(pieces), 0, len(pieces), entities))
 
     def _inlines(
@@ -64,11 +67,11 @@ class LineReader:
         yield from self._plain(text[at:], entities)
 
     def _plain(self, text: str, entities: bool) -> Iterator[Inline]:
-        for number, part in enumerate(text.split(self._stand_in)):
-            if number:
-                formula = next(self._formulas)
+        for at, part in enumerate(self._stand_in.split(text)):
+            if at % 2:
+                formula = self._formulas[int(part)]
                 yield Formula(_decoded(formula.source), formula.display) if entities else formula
-            if part:
+            elif part:
                 yield Text(_decoded(part) if entities else part)
 
 
@@ -89,4 +92,5 @@ def _partners(pieces: Sequence[str]) -> dict[int, int]:
 
 
 def _decoded(text: str) -> str:
-    return _ENTITY.sub(lambda found: html.unescape(found[0]), text)
+    """`text` with the entities of HTML as characters; control characters are spaces."""
+    return _CONTROL.sub(" ", _ENTITY.sub(lambda found: html.unescape(found[0]), text))

@@ -40,7 +40,8 @@ _START = re.compile(
     r"|[|:-](?=[|: \t-]*\Z)|(?<=[0-9])[.)](?=[ \t]|\Z)"
 )
 _NUMBER = re.compile(r"[0-9]{1,9}(?=[.)](?:[ \t]|\Z))")
-_ENTITY = re.compile(r"&(?=#?[A-Za-z0-9]+;)")
+_TASK_BOX = re.compile(r"\[(?=[ xX]\])")
+_TAG_IN_FORMULA = re.compile(r"<(?=[A-Za-z/!?])")
 
 
 def markdown_blocks(
@@ -108,13 +109,33 @@ class _Writer:
         if any(_is_shown_otherwise(item.marker) for item in block.items):
             lines = [(Text(f"{item.marker} "), *item.line) for item in block.items]
             return self._paragraph(lines)
-        return "\n".join(f"{item.marker} {self._started(item.line)}" for item in block.items)
+        return "\n".join(f"{item.marker} {self._item(item.line)}" for item in block.items)
+
+    def _item(self, line: Line) -> str:
+        """A line of a list; a pair of brackets in front must not become a box to tick."""
+        text = self._started(line)
+        return f"&#91;{text[1:]}" if _TASK_BOX.match(text) else text
 
     def _paragraph(self, lines: Sequence[Line]) -> str:
         """Lines, each ended by the two spaces that viewers break at."""
-        if len(lines) == 1 and len(lines[0]) == 1 and isinstance(lines[0][0], Formula):
-            return self._formula(lines[0][0], alone=True)
-        return "  \n".join(map(self._started, lines))
+        blocks: list[list[str]] = [[]]
+        for line in lines:
+            for piece in self._without_display(line):
+                if isinstance(piece, str):
+                    blocks += [[piece], []]
+                elif written := self._started(piece):
+                    blocks[-1].append(written)
+        return "\n\n".join("  \n".join(block) for block in blocks if block)
+
+    def _without_display(self, line: Line) -> Iterator[Line | str]:
+        """The pieces of a line, and between them its display formulas, as blocks of their own."""
+        at = 0
+        for number, part in enumerate(line):
+            if isinstance(part, Formula) and part.display and self._is_set(part):
+                yield line[at:number]
+                yield f"$$\n{self._source(part)}\n$$"
+                at = number + 1
+        yield line[at:]
 
     def _title(self, line: Line) -> str:
         text = self._line(line)
@@ -130,34 +151,44 @@ class _Writer:
         return f"{text[:at]}\\{text[at:]}" if number or _START.match(text) else text
 
     def _line(self, line: Line) -> str:
+        return self._content(line).strip()
+
+    def _content(self, line: Line) -> str:
         written = ""
         for at, part in enumerate(line):
-            made = self._inline(part)
-            if isinstance(part, Styled) and part.style == "b" and _stands_free(line, at):
-                made = f"**{self._line(part.content)}**"
+            made = self._inline(part, _stands_free(line, at))
             if written and (isinstance(part, Formula) or isinstance(line[at - 1], Formula)):
-                gap = written[-1:].isalnum() or made[:1].isalnum()
-                written += " " if gap else ""
+                joins = written[-1] + made[:1]
+                written += " " if joins == "$$" or any(map(str.isalnum, joins)) else ""
             written += made
-        return written.strip()
+        return written
 
-    def _inline(self, part: Inline) -> str:
+    def _inline(self, part: Inline, stands_free: bool) -> str:
         if isinstance(part, Text):
             return self._escaped(part.text)
         if isinstance(part, Formula):
             return self._formula(part)
-        return f"<{part.style}>{self._line(part.content)}</{part.style}>"
+        content = self._content(part.content)
+        if not content.strip():
+            return content
+        if part.style == "b" and stands_free and content == content.strip():
+            return f"**{content}**"
+        return f"<{part.style}>{content}</{part.style}>"
 
-    def _formula(self, formula: Formula, alone: bool = False) -> str:
-        source = formula.source
-        if not self._dollars:
-            return plain_line((formula,))
-        if "$" in source:
-            return self._escaped(plain_line((formula,)))
-        if alone and formula.display:
-            return f"$$\n{source}\n$$"
-        sign = "$$" if formula.display else "$"
-        return f"{sign}{' '.join(source.split())}{sign}"
+    def _is_set(self, formula: Formula) -> bool:
+        """True if the formula can stand between dollar signs, and is to."""
+        return self._dollars and "$" not in formula.source
+
+    def _source(self, formula: Formula) -> str:
+        """The source of a formula, in which nothing looks like a tag."""
+        return _TAG_IN_FORMULA.sub("< ", formula.source)
+
+    def _formula(self, formula: Formula) -> str:
+        """A formula within a line."""
+        if self._is_set(formula):
+            return f"${' '.join(self._source(formula).split())}$"
+        plain = plain_line((formula,))
+        return self._escaped(plain) if self._dollars else plain
 
     def _escaped(self, text: str) -> str:
         text = _ALWAYS.sub(lambda found: f"\\{found[0]}", text)
@@ -209,7 +240,7 @@ class _Writer:
 
 
 def _in_html(text: str) -> str:
-    return _ENTITY.sub("&amp;", text).replace("<", "&lt;")
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _lines_of(block: Block) -> Iterator[Line]:

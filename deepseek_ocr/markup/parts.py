@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepseek_ocr import grounding
-from deepseek_ocr.grounding import LABELS, Region
+from deepseek_ocr.grounding import Region, without_cut_tag
 from deepseek_ocr.markup.blocks import Block, Figure, Location, Paragraph
 from deepseek_ocr.markup.html_tables import open_table_in
 from deepseek_ocr.markup.reader import blocks_of
-
-_CUT_BOXES = re.compile(r"<\|det\|>[\[\]0-9,\s-]*")
-_CUT_TAG = re.compile(r"<\|(?:/?(?:r(?:ef?|ef\|)?|d(?:et?|et\|)?)?)?\Z")
-_CUT_INNER_TAG = re.compile(rf"<\Z|{_CUT_TAG.pattern}")
 
 
 @dataclass(frozen=True)
@@ -35,18 +30,9 @@ def page_parts(
     in the middle of a tag ends before it; what it had named by then stays.
     """
     regions = grounding.parse(text) if regions is None else regions
-    end = regions[0].start if regions else len(text)
-    parts = [*_outside(text[:end], is_last=not regions)]
-    figures = 0
-    for region in regions:
-        rest, names = region.text, list[str]()
-        if region is regions[-1]:
-            rest, names = without_cut_tag(rest)
-        blocks = _region_blocks(region, rest, figures, reference)
-        figures += len(region.boxes) if region.is_figure else 0
-        parts.append(Part(region, blocks))
-        parts += [Part(None, blocks_of(name)) for name in names]
-    return parts
+    rest, named = without_cut_tag(text[regions[-1].text_start :] if regions else text)
+    front = text[: regions[0].start] if regions else rest
+    return [*_parts(front, regions, reference), *_outside(named)]
 
 
 def blocks_in(parts: Iterable[Part]) -> Iterator[Block]:
@@ -55,54 +41,51 @@ def blocks_in(parts: Iterable[Part]) -> Iterator[Block]:
         yield from part.blocks
 
 
-def settled(text: str) -> str:
-    """The beginning of `text` that is read alike whatever follows; it ends with a block."""
+def settled_parts(text: str, reference: str | None = None) -> list[Part]:
+    """The parts of the beginning of a page that are the same whatever follows `text`."""
     regions = grounding.parse(text)
-    last = regions[-1].text_start if regions else 0
-    end = text.find("<|", last)
+    begin = regions[-1].text_start if regions else 0
+    rest = text[begin : _settled_end(text, begin)].strip()
+    if not regions:
+        return list(_parts(rest, [], reference))
+    front, last = text[: regions[0].start], regions[-1]
+    known = [*regions[:-1], *([replace(last, text=rest)] if rest else [])]
+    return list(_parts(front, known, reference))
+
+
+def _settled_end(text: str, begin: int) -> int:
+    """Where the last block ends that is read alike whatever follows; from `begin` on."""
+    end = text.find("<|", begin)
     end = len(text) if end < 0 else end
-    table = open_table_in(text[last:end])
+    table = open_table_in(text[begin:end])
     if table is not None:
-        end = last + table
-    end = text.rfind("\n\n", last, end)
-    if end < 0 or not text[last:end].strip():
-        end = regions[-1].start if regions else 0
-    return text[:end]
+        end = begin + table
+    return max(text.rfind("\n\n", begin, end), begin)
 
 
-def _outside(text: str, is_last: bool) -> Iterator[Part]:
-    names: list[str] = []
-    if is_last:
-        text, names = without_cut_tag(text)
-    for one in (text, *names):
-        if blocks := blocks_of(one):
-            yield Part(None, blocks)
+def _parts(front: str, regions: Sequence[Region], reference: str | None) -> Iterator[Part]:
+    """The text in `front` of the regions, then each of them."""
+    yield from _outside(front)
+    figures = 0
+    for region in regions:
+        yield Part(region, _region_blocks(region, figures, reference))
+        figures += len(region.boxes) if region.is_figure else 0
 
 
-def _region_blocks(
-    region: Region, text: str, figures: int, reference: str | None
-) -> tuple[Block, ...]:
+def _outside(text: str) -> Iterator[Part]:
+    if blocks := blocks_of(text):
+        yield Part(None, blocks)
+
+
+def _region_blocks(region: Region, figures: int, reference: str | None) -> tuple[Block, ...]:
+    """What a region holds: `figures` stand before it, `reference` was to be located."""
     pictures: tuple[Block, ...] = ()
     if region.is_figure:
         pictures = tuple(Figure(figures + nth) for nth in range(len(region.boxes)))
     if reference is not None:
         named = [block for block in blocks_of(region.label, "text") if isinstance(block, Paragraph)]
         places = tuple(Location(block.lines[0], region.boxes) for block in named)
-        return (*places, *pictures, *blocks_of(text, "text"))
-    if region.names_its_text and not text:
-        return blocks_of(region.label, "text")
-    return (*pictures, *blocks_of(text, region.label))
-
-
-def without_cut_tag(text: str) -> tuple[str, list[str]]:
-    """`text` without the tag in the middle of which it ends, and the text that the tag named."""
-    begin = text.rfind("<|ref|>")
-    if begin < 0 or "\n" in text[begin:]:
-        return _CUT_TAG.sub("", text), []
-    label, closed, rest = text[begin + len("<|ref|>") :].partition("<|/ref|>")
-    rest = _CUT_INNER_TAG.sub("", rest)
-    if closed and rest and not _CUT_BOXES.fullmatch(rest):
-        return text, []  # no tag that was cut, but text with a damaged one
-    label = (label if closed else _CUT_INNER_TAG.sub("", label)).strip()
-    is_label = any(known.startswith(label) for known in LABELS)
-    return text[:begin], [] if is_label else [label]
+        return (*places, *pictures, *blocks_of(region.text, "text"))
+    if region.label_is_text:
+        return blocks_of(region.label, "text") + blocks_of(region.text, "text")
+    return (*pictures, *blocks_of(region.text, region.label))

@@ -30,6 +30,7 @@ _CENTRED = re.compile(r"<center>(.*)</center>", re.IGNORECASE | re.DOTALL)
 _DASHES = re.compile(r"[ \t]*:?-+:?[ \t]*")
 _BAR = re.compile(r"(?<!\\)\|")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _PRIVATE_USE = range(0xE000, 0x110000)
 
 
@@ -49,16 +50,16 @@ class _Reader:
         self._label = label
         signs = set(text)
         stand_in = next(sign for sign in map(chr, _PRIVATE_USE) if sign not in signs)
-        text = _CONTROL.sub(" ", text)
+        text = _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", text))
         text = "\n".join(line.strip() for line in text.split("\n"))
         formulas: list[Formula] = []
         parts, at = [], 0
         for start, end, formula in formulas_in(text):
-            parts += [text[at:start], stand_in]
+            parts += [text[at:start], f"{stand_in}{len(formulas)}{stand_in}"]
             formulas.append(formula)
             at = end
         self._text = "".join([*parts, text[at:]])
-        self._lines = LineReader(stand_in, iter(formulas))
+        self._lines = LineReader(stand_in, formulas)
 
     def blocks(self) -> Iterator[Block]:
         """What the text holds, in its order."""
