@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from deepseek_ocr.exports import text_of
 from deepseek_ocr.formats.data import page_data
 from deepseek_ocr.formats.searchable_pdf import page_lines
-from deepseek_ocr.markup import blocks_in, page_parts, settled, to_markdown
+from deepseek_ocr.markup import blocks_in, page_parts, settled_parts, to_markdown
 from deepseek_ocr.records import PageRecord
 from serving.nodes import page_blocks
 from tests.conftest import reference
@@ -170,10 +170,8 @@ def _joined(pairs: list[tuple[str, str]], by: str) -> tuple[str, str]:
 
 
 LINE = st.lists(_inline(), min_size=1, max_size=3).map(lambda pairs: _joined(pairs, " "))
-CLOSE = st.lists(
-    FORMULAS.map(lambda source: (f"\\({source}\\)", f"\\({source}\\)")), min_size=2, max_size=3
-)
-ADJACENT = CLOSE.map(lambda pairs: _joined(pairs, ""))
+IN_LINE = FORMULAS.map(lambda source: (f"\\({source}\\)", f"\\({source}\\)"))
+ADJACENT = st.lists(IN_LINE, min_size=2, max_size=3).map(lambda pairs: _joined(pairs, ""))
 CELL = st.lists(LINE, max_size=2).map(lambda pairs: _joined(pairs, "<br>"))
 ROW = st.lists(CELL, min_size=1, max_size=3).map(
     lambda cells: (
@@ -237,9 +235,8 @@ def test_all_outputs_of_any_text_show_the_same(text: str) -> None:
 
 def _folded(text: str) -> str:
     """`text` with one bullet for all, and formulas in and out of lines alike."""
-    return DISPLAY_DELIMITER.sub(lambda found: "\\(" if found[0] == "\\[" else "\\)", text).replace(
-        "*", "-"
-    )
+    text = DISPLAY_DELIMITER.sub(lambda found: "\\(" if found[0] == "\\[" else "\\)", text)
+    return text.replace("*", "-")
 
 
 def _bare(text: str) -> str:
@@ -261,7 +258,7 @@ def is_within(part: str, whole: str) -> bool:
 def test_what_is_settled_stays_whatever_follows(text: str, size: int) -> None:
     whole = to_markdown(blocks_in(page_parts(text)), str)
     for end in range(0, len(text), size):
-        begun = to_markdown(blocks_in(page_parts(settled(text[:end]))), str)
+        begun = to_markdown(blocks_in(settled_parts(text[:end])), str)
         assert whole.startswith(begun)
 
 
