@@ -124,8 +124,9 @@ def _regions(record: PageRecord, width: float, height: float, unit: float) -> It
 
 
 def _name_of(record: PageRecord, region: Region) -> str:
-    """The label of a region; a line that was read with its box is text, and has none."""
-    return "text" if region.label_is_text and record.reference is None else region.label
+    """What a region is called; a line that was read with its box has its text for a label."""
+    is_line = region.label_is_text and not region.text and record.reference is None
+    return "text" if is_line else region.label
 
 
 def _label(text: str, x: float, y: float, unit: float, colour: Colour) -> str:
