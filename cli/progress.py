@@ -79,7 +79,7 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _told_of(pages: PdfPages) -> Iterator[str]:
+def _pdf_lines(pages: PdfPages) -> Iterator[str]:
     """Lines that tell what became of the pages of a PDF."""
     if pages.skipped:
         yield f"{_pages(pages.skipped)} kept the text of the original alone"
@@ -145,7 +145,7 @@ class Lines(Watcher):
 
     def pdf_written(self, found: Input, name: str, pages: PdfPages) -> None:
         with self._lock:
-            for text in _told_of(pages):
+            for text in _pdf_lines(pages):
                 self._say(f"{found}, {name}: {text}")
 
     def _say(self, text: str) -> None:

@@ -77,9 +77,9 @@ class OutputError(OcrError):
     def __init__(self, formats: Mapping[str, str], files: Sequence[Path]) -> None:
         self.formats, self.files = dict(formats), tuple(files)
         failed = "; ".join(f"{name} could not be written: {why}" for name, why in formats.items())
-        there = f" Written: {', '.join(file.name for file in files)}." if files else ""
+        written = f" Written: {', '.join(file.name for file in files)}." if files else ""
         super().__init__(
-            f"{failed}.{there} Remove the cause and write it again, or leave that format out."
+            f"{failed}.{written} Remove the cause and write it again, or leave that format out."
         )
 
 

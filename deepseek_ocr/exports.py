@@ -84,8 +84,8 @@ def write(
     `formulas` is for Markdown: what stands around them.
     `existing_text` is for searchable PDFs: see `searchable_pdf.write_searchable_pdf`.
 
-    Raises `SettingsError` for an unknown format or a name that is no file name, and `OutputError`
-    if one format or more could not be written; the others are written all the same.
+    Raises `SettingsError` for an unknown format or a name that no file can have. Raises
+    `OutputError` if a format could not be written; the others are written all the same.
     """
     for name in formats:
         _check_format(name, FORMATS)
@@ -132,15 +132,15 @@ class _Writer:
         self._document, self._folder, self._render = document, folder, render
         self._join_tables, self._formulas, self._password = join_tables, formulas, password
         self._existing_text: ExistingText = existing_text
-        self._figures_are_there = False
+        self._figures_restored = False
         self.files: dict[str, list[Path]] = {}
         self.pdfs: dict[str, PdfPages] = {}
 
     def write(self, name: str) -> None:
         """Write one format."""
-        if name in _WITH_FIGURES and not self._figures_are_there:
+        if name in _WITH_FIGURES and not self._figures_restored:
             _restore_figures(self._document, self._folder, self._render)
-            self._figures_are_there = True
+            self._figures_restored = True
         if name in _PDFS:
             self._write_pdf(name)
             return
@@ -191,7 +191,7 @@ def text_of(
     writers: dict[str, Callable[[], Iterator[str]]] = {
         "md": lambda: markdown.write_markdown(document, join_tables, formulas),
         "html": lambda: html.write_html(document, join_tables, folder),
-        "json": lambda: data.write_json(document, _told(pdfs or {})),
+        "json": lambda: data.write_json(document, _pdf_data(pdfs or {})),
         "txt": lambda: plain.write_plain(document, join_tables),
         "mmd": lambda: markdown.write_official(document),
         "regions": lambda: data.write_regions(document),
@@ -199,7 +199,7 @@ def text_of(
     return writers[name]()
 
 
-def _told(pdfs: Mapping[str, PdfPages]) -> dict[str, dict[str, Any]]:
+def _pdf_data(pdfs: Mapping[str, PdfPages]) -> dict[str, dict[str, Any]]:
     """What became of the pages of PDFs, of those in which anything did, as JSON data."""
     return {name: asdict(pages) for name, pages in pdfs.items() if pages != PdfPages()}
 

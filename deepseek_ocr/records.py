@@ -10,7 +10,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -64,8 +64,8 @@ class PageRecord:
     - `tries`: every attempt; `text` is of the one at `kept`. More than one means it was retried
     - `error`: None, or why the page has no text
     - `reference`: what the prompt asked to locate, None if nothing
-    - `own_text`: what text the page had before it was read; None if that is not known, or the
-      source is no PDF
+    - `own_text`: what text the page had before it was read; None if unknown, or if the
+      source is not a PDF
     """
 
     number: int
@@ -85,6 +85,11 @@ class PageRecord:
     error: str | None = None
     reference: str | None = None
     own_text: OwnText | None = None
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """What the page holds, read from its text."""
+        return tuple(page_parts(self.text, self.regions, self.reference))
 
 
 @dataclass(frozen=True)
@@ -132,11 +137,6 @@ def page_record(
         reference=reading.reference,
         own_text=own_text,
     )
-
-
-def parts_of(record: PageRecord) -> tuple[Part, ...]:
-    """What the page holds, read from its text."""
-    return tuple(page_parts(record.text, record.regions, record.reference))
 
 
 def record_to_json(record: PageRecord) -> dict[str, Any]:

@@ -411,9 +411,7 @@ async def _written(jobs: Jobs, job: Job, output: str) -> Path:
                     join_tables=plan.plan.join_tables, password=plan.plan.password,
                     existing_text=plan.plan.existing_text, formulas=plan.plan.formulas,
                 )  # fmt: skip
-            except (
-                OutputError
-            ) as error:  # of the one format; its cause says what the client may see
+            except OutputError as error:  # its cause says what the client may see
                 raise error.__cause__ or error from None
             if not jobs.store.has(job.id):
                 raise _no_job()

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from deepseek_ocr.formats import safe_html
-from deepseek_ocr.records import PageRecord, parts_of
+from deepseek_ocr.records import PageRecord
 
 _EMPTY = frozenset({"br", "hr"})
 
@@ -20,7 +20,7 @@ def page_blocks(record: PageRecord) -> list[dict[str, Any]]:
     """
     blocks = []
     order = 0
-    for part in parts_of(record):
+    for part in record.parts:
         order += part.region is not None
         number = order if part.region is not None else 0
         if part.blocks:

@@ -44,7 +44,7 @@ HEAD = re.compile(
     r"<\|ref\|>(?:(?:title|sub_title|text|table|image)|([^<\n]*))<\|/ref\|>"
     r"<\|det\|>\[\[[-0-9,\s\[\]]*\]\]<\|/det\|>"
 )
-"""The tags of a region with what is no text of the page; what stands in other tags is."""
+"""The tags of a region, with its label if that is a layout's; any other label is text."""
 
 TAGS = re.compile(
     r"</?(?:table|thead|tbody|tfoot|tr|td|th|caption|br|hr|p|div|b|i|u|s|em|strong|sup|sub|ul|ol|li"

@@ -132,6 +132,8 @@ def test_what_was_located_is_named_with_its_boxes() -> None:
     assert "the \\*dog\\*: [[1, 2, 30, 40], [5, 6, 70, 80]]" in done["md"]
     assert done["txt"] == "the *dog*\n\f"
     assert "<p>the *dog*</p>" in done["html"]
+    text = "<|ref|>1. a\n2. b<|/ref|><|det|>[[1, 2, 30, 40]]<|/det|>"
+    assert "1\\. a 2. b: [[1, 2, 30, 40]]" in shown(text, reference="x")["md"]
     text = "<|ref|>image<|/ref|><|det|>[[1, 2, 30, 40]]<|/det|>"
     assert "image: [[1, 2, 30, 40]]" in shown(text, reference="image")["md"]
     assert page_parts(text)[0].blocks == (Figure(0),)
@@ -196,6 +198,7 @@ def test_what_is_no_tag_that_was_cut_stays(text: str) -> None:
         ("x <b></b> y", "x  y"),
         ("1. [ ] Apple\n2. [x] Pear", "1. &#91; ] Apple\n2. &#91;x] Pear"),
         ("## Title<br>Sub", "## Title Sub"),
+        ("<b></b>4. x", "4\\. x"),
         (r"\(i<b\)", "$i< b$"),
         ("<table><tr><td>A&reg B &ltd</td></tr></table>",
          "<table><tr><td>A&amp;reg B &amp;ltd</td></tr></table>"),

@@ -13,7 +13,7 @@ from deepseek_ocr.exports import text_of
 from deepseek_ocr.formats.tables import MOST_JOINED, page_contents
 from deepseek_ocr.markup import blocks_in, blocks_of, plain_lines
 from deepseek_ocr.markup.blocks import Table
-from deepseek_ocr.records import PageRecord, parts_of
+from deepseek_ocr.records import PageRecord
 from tests.output_fixtures import Block, document_of, grounded, record_of
 
 HEADING = ("Item", "Price")
@@ -88,8 +88,8 @@ def test_a_table_may_go_on_for_pages() -> None:
 def test_other_tables_stay_where_they_are(second: PageRecord) -> None:
     contents = list(page_contents([FIRST, second], join=True))
     assert [(one.before, one.groups) for one in contents] == [
-        (parts_of(FIRST), ()),
-        (parts_of(second), ()),
+        (FIRST.parts, ()),
+        (second.parts, ()),
     ]
 
 
@@ -139,7 +139,7 @@ def test_no_row_and_no_page_is_ever_lost(blocks: list[list[tuple[str, str]]]) ->
     kept = [block for one in contents for block in blocks_in((*one.before, *one.after))] + [
         Table(tuple(joined))
     ]
-    alone = [block for one in pages for block in blocks_in(parts_of(one))]
+    alone = [block for one in pages for block in blocks_in(one.parts)]
     assert Counter(plain_lines(kept)) == Counter(plain_lines(alone))
 
 

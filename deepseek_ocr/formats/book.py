@@ -55,11 +55,11 @@ class Leaf:
         return picture_size(self.crop, self.turned)
 
 
-Fate = Literal["skipped", "replaced", "redrawn"]
+TextOutcome = Literal["skipped", "replaced", "redrawn"]
 """What a decorator did with a page that has text of its own: nothing; replaced its invisible text;
 or replaced the page by its picture with the text that was read."""
 
-Decorate = Callable[[Leaf, PageRecord], Fate | None]
+Decorate = Callable[[Leaf, PageRecord], TextOutcome | None]
 Render = Callable[[int], Image.Image]
 
 
@@ -95,19 +95,19 @@ class PdfPages:
     reasons: tuple[str, ...] = ()
 
 
-class _Fates:
+class _Outcomes:
     """What became of the pages so far."""
 
     def __init__(self) -> None:
-        self._numbers: dict[Fate, list[int]] = {"skipped": [], "replaced": [], "redrawn": []}
+        self._numbers: dict[TextOutcome, list[int]] = {"skipped": [], "replaced": [], "redrawn": []}
         self._rebuilt: list[int] = []
         self._reasons: dict[str, None] = {}
 
-    def add(self, record: PageRecord, fate: Fate | None, reason: str | None) -> None:
+    def add(self, record: PageRecord, outcome: TextOutcome | None, reason: str | None) -> None:
         """Note a page; `reason` says why it was rebuilt, if it was."""
-        if fate is not None:
-            self._numbers[fate].append(record.number)
-        if fate == "redrawn":
+        if outcome is not None:
+            self._numbers[outcome].append(record.number)
+        if outcome == "redrawn":
             self._numbers["replaced"].append(record.number)
         if reason is not None:
             self._rebuilt.append(record.number)
@@ -115,7 +115,7 @@ class _Fates:
 
     def all(self) -> PdfPages:
         """All of it as a value."""
-        numbers = {fate: tuple(found) for fate, found in self._numbers.items()}
+        numbers = {outcome: tuple(found) for outcome, found in self._numbers.items()}
         return PdfPages(**numbers, rebuilt=tuple(self._rebuilt), reasons=tuple(self._reasons))
 
 
@@ -181,11 +181,11 @@ def _write_original(
         raise _UnusableError(_in_words(error)) from error
     with pdf:
         try:
-            fates = _of_original(pdf, document, render, decorator)
+            outcomes = _of_original(pdf, document, render, decorator)
             _save(pdf, path)
         except _UNUSABLE as error:
             raise _UnusableError(_in_words(error)) from error
-    return fates
+    return outcomes
 
 
 def _write_pictures(
@@ -196,7 +196,7 @@ def _write_pictures(
     reason: str | None,
 ) -> PdfPages:
     """Write every page as its picture; `reason` says why, if the source is a PDF."""
-    fates = _Fates()
+    outcomes = _Outcomes()
     with ExitStack() as stack:
         scratch = part_of(path).with_suffix(".pages")
         shutil.rmtree(scratch, ignore_errors=True)
@@ -204,13 +204,13 @@ def _write_pictures(
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         whole = stack.enter_context(pikepdf.new())
         whole.docinfo["/Title"] = document.name
-        for number, part in enumerate(_parts(document, render, decorator, reason, fates)):
+        for number, part in enumerate(_parts(document, render, decorator, reason, outcomes)):
             place = scratch / f"{number}.pdf"
             with part:
                 part.save(place)
             whole.pages.extend(stack.enter_context(pikepdf.open(place)).pages)
         _save(whole, path)
-    return fates.all()
+    return outcomes.all()
 
 
 def _save(pdf: pikepdf.Pdf, path: Path) -> None:
@@ -231,17 +231,17 @@ def _of_original(
 ) -> PdfPages:
     originals = len(pdf.pages)
     wanted: list[Any] = []
-    marks, fates = decorator(pdf), _Fates()
+    marks, outcomes = decorator(pdf), _Outcomes()
     for record in document.pages:
-        leaf, fate, reason = _decorated(pdf, document, record, render, marks, originals)
-        fates.add(record, fate, reason)
+        leaf, outcome, reason = _decorated(pdf, document, record, render, marks, originals)
+        outcomes.add(record, outcome, reason)
         wanted.append(leaf.page.obj)
     marks.finish()
     if [page.objgen for page in wanted] != [page.obj.objgen for page in pdf.pages]:
         del pdf.pages[:]
         for page in wanted:
             pdf.pages.append(pikepdf.Page(page))
-    return fates.all()
+    return outcomes.all()
 
 
 def _decorated(
@@ -251,7 +251,7 @@ def _decorated(
     render: Render,
     marks: Decorator,
     originals: int,
-) -> tuple[Leaf, Fate | None, str | None]:
+) -> tuple[Leaf, TextOutcome | None, str | None]:
     """The page of `record`: the original's or its picture; and why it had to be rebuilt, if so."""
     reason = None
     try:
@@ -270,7 +270,7 @@ def _parts(
     render: Render,
     decorator: Callable[[pikepdf.Pdf], Decorator],
     reason: str | None,
-    fates: _Fates,
+    outcomes: _Outcomes,
 ) -> Iterator[pikepdf.Pdf]:
     """The pages as pictures, in PDFs of `_PART_PAGES` pages or some more than `_PART_BYTES`."""
     pdf: pikepdf.Pdf | None = None
@@ -282,7 +282,7 @@ def _parts(
             marks = decorator(pdf)
         leaf = _pictured(pdf, document, record, render)
         held += len(leaf.page.obj.Resources.XObject.Page.read_raw_bytes())
-        fates.add(record, marks.page(leaf, record), reason)
+        outcomes.add(record, marks.page(leaf, record), reason)
         if held > _PART_BYTES or len(pdf.pages) >= _PART_PAGES:
             marks.finish()
             yield pdf

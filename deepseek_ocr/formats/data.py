@@ -12,7 +12,7 @@ from deepseek_ocr.formats.markdown import figure_namer
 from deepseek_ocr.geometry import to_displayed
 from deepseek_ocr.grounding import Confidence, Region
 from deepseek_ocr.markup import NameFigure, blocks_in, to_markdown
-from deepseek_ocr.records import DocumentRecord, PageRecord, parts_of
+from deepseek_ocr.records import DocumentRecord, PageRecord
 
 VERSION = 1
 """Of the shape; a change that readers would trip over makes it another."""
@@ -38,7 +38,7 @@ def page_data(record: PageRecord, name_figure: NameFigure | None = None) -> dict
         **data,
         "kept": record.kept,
         "text": record.text,
-        "markdown": to_markdown(blocks_in(parts_of(record)), name_figure or figure_namer(record)),
+        "markdown": to_markdown(blocks_in(record.parts), name_figure or figure_namer(record)),
         "regions": regions_data(record, name_figure),
         "figures": list(record.figures),
         "finish_reason": record.finish_reason,
@@ -55,7 +55,7 @@ def regions_data(record: PageRecord, name_figure: NameFigure | None = None) -> l
     in 1/72 inch of the PDF page as displayed, from its top left corner (None without a PDF).
     """
     name_figure = name_figure or figure_namer(record)
-    parts = [part for part in parts_of(record) if part.region is not None]
+    parts = [part for part in record.parts if part.region is not None]
     return [
         _region(record, region, order, to_markdown(part.blocks, name_figure))
         for order, (region, part) in enumerate(zip(record.regions, parts, strict=True), start=1)
@@ -65,7 +65,7 @@ def regions_data(record: PageRecord, name_figure: NameFigure | None = None) -> l
 def write_json(
     document: DocumentRecord, pdfs: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Iterator[str]:
-    """The whole document as one JSON object, in pieces of a page; `pdfs` is told with it."""
+    """The whole document as one JSON object, in pieces of a page; `pdfs` describes its PDFs."""
     head: dict[str, Any] = {
         "version": VERSION,
         "name": document.name,

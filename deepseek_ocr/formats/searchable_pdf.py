@@ -12,10 +12,10 @@ from PIL import Image
 
 from deepseek_ocr.formats.book import (
     Decorator,
-    Fate,
     Leaf,
     PdfPages,
     PictureWantedError,
+    TextOutcome,
     inherited,
     write_book,
 )
@@ -25,7 +25,7 @@ from deepseek_ocr.formats.placing import PlacedLine, place
 from deepseek_ocr.geometry import Rectangle, picture_to_user
 from deepseek_ocr.grounding import SCALE, Region
 from deepseek_ocr.markup import Part, plain_lines
-from deepseek_ocr.records import DocumentRecord, PageRecord, parts_of
+from deepseek_ocr.records import DocumentRecord, PageRecord
 from deepseek_ocr.settings import ExistingText
 
 MARGIN = 0.05
@@ -56,19 +56,21 @@ def write_searchable_pdf(
 def _text_layer(pdf: pikepdf.Pdf, existing_text: ExistingText) -> Decorator:
     font = GlyphlessFont(pdf)
 
-    def page(leaf: Leaf, record: PageRecord) -> Fate | None:
-        fate = _settle_existing(leaf, record, existing_text)
-        if fate == "skipped":
-            return fate
+    def page(leaf: Leaf, record: PageRecord) -> TextOutcome | None:
+        outcome = _apply_existing_text(leaf, record, existing_text)
+        if outcome == "skipped":
+            return outcome
         lines = list(page_lines(record, leaf.size))
         if lines:
             _add(leaf, lines, font)
-        return fate
+        return outcome
 
     return Decorator(page, font.finish)
 
 
-def _settle_existing(leaf: Leaf, record: PageRecord, existing_text: ExistingText) -> Fate | None:
+def _apply_existing_text(
+    leaf: Leaf, record: PageRecord, existing_text: ExistingText
+) -> TextOutcome | None:
     """Do with the page's own text what is asked for; what was done, None for nothing.
 
     Raises `PictureWantedError` if the page is to be replaced by its picture first.
@@ -97,7 +99,7 @@ def page_lines(record: PageRecord, size: tuple[float, float]) -> Iterator[Placed
     free = MARGIN * width, MARGIN * height
     whole = (*free, width - free[0], height - free[1])
     outside = (0.0, 0.0, width, _TOP * height) if record.regions else whole
-    for part in parts_of(record):
+    for part in record.parts:
         box = outside if part.region is None else _box(part.region, width, height)
         yield from place(_lines(part), box)
 

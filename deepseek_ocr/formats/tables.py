@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from deepseek_ocr.markup import Part, cell_text
 from deepseek_ocr.markup.blocks import Row, Table
-from deepseek_ocr.records import PageRecord, parts_of
+from deepseek_ocr.records import PageRecord
 
 MARGIN_LABELS = frozenset({"header", "footer", "page_header", "page_footer", "page_number"})
 """Labels of what may stand between a table and the edge of its page."""
@@ -95,7 +95,7 @@ def page_contents(records: Iterable[PageRecord], join: bool) -> Iterator[PageCon
     """Every page of `records` once and in order, with tables over page breaks joined if `join`."""
     chain: _Chain | None = None
     for record in records:
-        page = PageContent(record, parts_of(record))
+        page = PageContent(record, record.parts)
         if not join:
             yield page
             continue

@@ -144,8 +144,6 @@ class _Writer:
     def _started(self, line: Line) -> str:
         """The line where a line begins: nothing in front makes it something else."""
         text = self._line(line)
-        if not line or not isinstance(line[0], Text):
-            return text
         number = _NUMBER.match(text)
         at = number.end() if number else 0
         return f"{text[:at]}\\{text[at:]}" if number or _START.match(text) else text

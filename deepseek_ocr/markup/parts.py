@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from deepseek_ocr import grounding
 from deepseek_ocr.grounding import Region, without_cut_tag
-from deepseek_ocr.markup.blocks import Block, Figure, Location, Paragraph
+from deepseek_ocr.markup.blocks import Block, Figure, Location, Text
 from deepseek_ocr.markup.html_tables import open_table_in
 from deepseek_ocr.markup.reader import blocks_of
 
@@ -83,9 +83,8 @@ def _region_blocks(region: Region, figures: int, reference: str | None) -> tuple
     if region.is_figure:
         pictures = tuple(Figure(figures + nth) for nth in range(len(region.boxes)))
     if reference is not None:
-        named = [block for block in blocks_of(region.label, "text") if isinstance(block, Paragraph)]
-        places = tuple(Location(block.lines[0], region.boxes) for block in named)
-        return (*places, *pictures, *blocks_of(region.text, "text"))
+        name = Text(" ".join(region.label.split()))
+        return (Location((name,), region.boxes), *pictures, *blocks_of(region.text, "text"))
     if region.label_is_text:
         return blocks_of(region.label, "text") + blocks_of(region.text, "text")
     return (*pictures, *blocks_of(region.text, region.label))
