@@ -1,4 +1,7 @@
-"""The Cog predictor: weights at start, one page or document a prediction.
+"""The Cog predictors: weights at start, then pages and documents, many predictions at once.
+
+`Predictor` answers with the whole output (`cog.yaml`, `cog.cpu.yaml`), `StreamPredictor` with text
+as it is decoded (`cog.stream.yaml`).
 
 Cog reads the inputs off this file without running it, so choices and descriptions are literals
 here; `tests/test_predict.py` holds them against `tasks.py`.
@@ -9,42 +12,53 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from typing import BinaryIO
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
-from cog import BasePredictor, Input, Path
+from cog import BasePredictor, ConcatenateIterator, Input, Path, Secret, streaming
 
 import configuration
 import tasks
 import weights
-from deepseek_ocr.engine import Failure, OcrEngine, Reading
+from deepseek_ocr import grounding
+from deepseek_ocr.document_reader import DocumentReader
+from deepseek_ocr.engine import OcrEngine
 from deepseek_ocr.errors import InputError, OcrError
-from deepseek_ocr.exports import document_to_json, page_to_json
+from deepseek_ocr.exports import document_to_json
+from deepseek_ocr.formats.data import page_data
 from deepseek_ocr.formats.markdown import PAGE_SPLIT
-from deepseek_ocr.images import Source
+from deepseek_ocr.markup import blocks_in, to_markdown
+from deepseek_ocr.pages import Delta
 from deepseek_ocr.processors import use_threads
-from deepseek_ocr.rendering import Ahead, Rendered, Renderer
-from deepseek_ocr.settings import CropSettings, DecodeSettings
-from deepseek_ocr.sources import Pages, may_have_pages, parse_pages
+from deepseek_ocr.records import PageRecord
+from deepseek_ocr.rendering import OpenDocument
+from deepseek_ocr.settings import Attempt, DecodeSettings
+from deepseek_ocr.sources import Pages, parse_pages
 
 TASK_TYPES = ["Convert to Markdown", "Free OCR", "Parse Figure", "Locate Object by Reference"]
 RESOLUTION_SIZES = ["Gundam (Recommended)", "Tiny", "Small", "Base", "Large"]
 OUTPUT_FORMATS = ["Text", "Markdown", "JSON"]
 
+NAME = "image"
+"""What messages call the file: the input that it came in."""
+
 
 class Predictor(BasePredictor):
-    """Loads the model once and answers predictions, one at a time."""
+    """Loads the model once and answers predictions; those in flight share its slots."""
 
     def setup(self) -> None:
         """Fetch and verify the weights, load them, and read a blank page to warm up."""
-        self.engine = load_engine()
+        self.reader = load_reader()
 
-    def predict(
+    def healthcheck(self) -> bool:
+        """False when no page can be read any more, so that the platform restarts the container."""
+        return self.reader.engine.is_running
+
+    async def predict(
         self,
         image: Path = Input(
-            description="Picture of a page (JPEG, PNG, WebP, HEIC …), or a PDF or TIFF of pages"
+            description="Picture of a page (JPEG, PNG, HEIC …), a PDF, a TIFF or a zip of pictures"
         ),
         task_type: str = Input(
             description="What to do with the page",
@@ -69,29 +83,103 @@ class Predictor(BasePredictor):
             description="Longest answer in tokens for a page", default=8192, ge=1, le=8192
         ),
         pages: str = Input(
-            description="Pages of a PDF or TIFF, such as 1-3,7,-1 (-1 is the last); empty is all",
+            description="Pages of a document, such as 1-3,7,-1 (-1 is the last); empty is all",
             default="",
         ),
+        retries: int = Input(
+            description="How often a page is tried again that loops, is cut off or comes out empty",
+            default=3,
+            ge=0,
+            le=3,
+        ),
+        password: Secret = Input(description="Password of an encrypted PDF or zip", default=None),
     ) -> str:
         """Read one page, or the pages of a document."""
         if output_format not in OUTPUT_FORMATS:
             raise InputError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}.")
-        prompt, crop, decode = values(task_type, resolution_size, reference_text, max_new_tokens)
-        outcomes: list[tuple[int, Reading | Failure]] = []
-        for page in page_sources(image, pages):
-            try:
-                outcomes.append(
-                    (page.number, self.engine.read(page.picture(), prompt, crop, decode))
-                )
-            except OcrError as error:  # the other pages of a document are read all the same
-                outcomes.append((page.number, Failure(error)))
-        for name, value in metrics(outcomes).items():
+        prompt = tasks.prompt_for(task_type, reference_text)
+        attempts = attempts_for(resolution_size, max_new_tokens, retries)
+        document, numbers = await self.reader.open_in_thread(
+            file_of(image), NAME, chosen_pages(pages), text_of(password)
+        )
+        log_beginning(document, numbers)
+        records = await self.reader.read(
+            document, numbers, prompt, attempts, lambda page: log_page(page, document)
+        )
+        for name, value in metrics(records).items():
             self.record_metric(name, value)
-        return rendered(outcomes, output_format)
+        return rendered(records, output_format)
 
 
-def load_engine() -> OcrEngine:
-    """The engine of the configured checkpoint, fetched if it is not there, and warmed up."""
+class StreamPredictor(BasePredictor):
+    """As `Predictor`, a piece of text at a time, one prediction at a time.
+
+    Cog 0.23.1 gathers what an asynchronous generator yields and sends it at the end, so this one
+    is synchronous. A page is tried once: what was sent cannot be taken back.
+    """
+
+    def setup(self) -> None:
+        """Fetch and verify the weights, load them, and read a blank page to warm up."""
+        self.reader = load_reader()
+
+    def healthcheck(self) -> bool:
+        """False when no page can be read any more, so that the platform restarts the container."""
+        return self.reader.engine.is_running
+
+    @streaming
+    def predict(
+        self,
+        image: Path = Input(
+            description="Picture of a page (JPEG, PNG, HEIC …), a PDF, a TIFF or a zip of pictures"
+        ),
+        task_type: str = Input(
+            description="What to do with the page",
+            default="Convert to Markdown",
+            choices=TASK_TYPES,
+        ),
+        resolution_size: str = Input(
+            description="How closely to look: Gundam cuts large pages into tiles, Tiny is fastest",
+            default="Gundam (Recommended)",
+            choices=RESOLUTION_SIZES,
+        ),
+        reference_text: str = Input(
+            description="What to find on the page; only for Locate Object by Reference",
+            default="",
+        ),
+        max_new_tokens: int = Input(
+            description="Longest answer in tokens for a page", default=8192, ge=1, le=8192
+        ),
+        pages: str = Input(
+            description="Pages of a document, such as 1-3,7,-1 (-1 is the last); empty is all",
+            default="",
+        ),
+        password: Secret = Input(description="Password of an encrypted PDF or zip", default=None),
+    ) -> ConcatenateIterator[str]:
+        """Read a page, or the pages of a document, yielding text as the model writes it."""
+        prompt = tasks.prompt_for(task_type, reference_text)
+        (attempt,) = attempts_for(resolution_size, max_new_tokens, 0)
+        document, numbers = self.reader.open(
+            file_of(image), NAME, chosen_pages(pages), text_of(password)
+        )
+        log_beginning(document, numbers)
+        records: list[PageRecord] = []
+        for event in self.reader.stream(document, numbers, prompt, attempt):
+            if isinstance(event, Delta):
+                yield event.text
+                continue
+            log_page(event, document)
+            records.append(event)
+            if len(records) < len(numbers):
+                yield PAGE_SPLIT
+        for name, value in metrics(records).items():
+            self.record_metric(name, value)
+
+
+# --- start --------------------------------------------------------------------------------------
+
+
+def load_reader() -> DocumentReader:
+    """A reader with the configured checkpoint, fetched if it is not there, and warmed up."""
     settings = configuration.load()
     checkpoints = pathlib.Path(settings.checkpoints)
     folder = weights.ensure(settings.model, checkpoints, source=settings.source)
@@ -102,7 +190,7 @@ def load_engine() -> OcrEngine:
         vision_device=settings.vision_device, strict=settings.strict,
     )  # fmt: skip
     warm_up(engine, settings.model)
-    return engine
+    return DocumentReader(engine)
 
 
 def warm_up(engine: OcrEngine, name: str) -> None:
@@ -115,8 +203,11 @@ def warm_up(engine: OcrEngine, name: str) -> None:
     engine.read(blank, prompt, crop, DecodeSettings(max_new_tokens=8))
 
 
-def opened(image: Path) -> BinaryIO:
-    """The file behind `image`, which Cog has fetched.
+# --- inputs -------------------------------------------------------------------------------------
+
+
+def file_of(image: Path) -> pathlib.Path:
+    """The file `image`, which Cog has fetched.
 
     Raises `InputError` for anything else: a plain string would be a path inside the container.
     """
@@ -127,107 +218,104 @@ def opened(image: Path) -> BinaryIO:
             "image must be a file, an http(s) URL or a data URI (put data:image/jpeg;base64, in "
             "front of base64); a path inside the container is refused."
         )
-    return image.open("rb")
+    return image
 
 
-@dataclass(frozen=True)
-class PageSource:
-    """A page that is to be read; `source` is its picture, or why there is none."""
-
-    number: int
-    source: Source | OcrError
-
-    def picture(self) -> Source:
-        """The picture. Raises `OcrError` where there is none."""
-        if isinstance(self.source, OcrError):
-            raise self.source
-        return self.source
+def chosen_pages(pages: str) -> Pages:
+    """`pages` as the user writes them; all if empty. Raises `SettingsError` for other words."""
+    return parse_pages(pages) if pages.strip() else Pages()
 
 
-def page_sources(image: Path, pages: str) -> Iterator[PageSource]:
-    """The pages of the file `image`: those of a PDF or TIFF that `pages` names, or the picture.
+def text_of(password: Secret | None) -> str | None:
+    """The password, or None if none was given."""
+    return (password.get_secret_value() or None) if password else None
 
-    Raises `InputError` for what cannot be opened and for pages that are not there.
+
+def attempts_for(
+    resolution_size: str, max_new_tokens: float, retries: float
+) -> tuple[Attempt, ...]:
+    """How to read a page, and how to try it again.
+
+    Cog lets a whole number through as it is written in JSON, also as 1.0. Raises `SettingsError`
+    for a number out of range and for an unknown preset.
     """
-    chosen = parse_pages(pages) if pages.strip() else Pages()
-    with opened(image) as file:
-        if not chosen.ranges and not may_have_pages(image):
-            yield PageSource(1, file)
-            return
-    with Renderer() as renderer:
-        document = renderer.open(image)
-        numbers = chosen.of(document.pages)
-        if not numbers:
-            raise InputError(f"The document has {document.pages} pages, none of them {pages}.")
-        requests = ((number, document, number) for number in numbers)
-        with closing(Ahead(renderer, requests, 1)) as ahead:
-            for number, picture in ahead:
-                assert picture is not None
-                yield PageSource(
-                    number, picture.image if isinstance(picture, Rendered) else picture
-                )
+    decode = DecodeSettings(max_new_tokens=int(max_new_tokens))
+    return tasks.attempts(tasks.crop_for(resolution_size), decode, int(retries))
 
 
-def values(
-    task_type: str, resolution_size: str, reference_text: str, max_new_tokens: int
-) -> tuple[str, CropSettings, DecodeSettings]:
-    """Prompt, crop and decode settings for the inputs of a prediction.
+# --- logs ---------------------------------------------------------------------------------------
 
-    Raises `PromptError` where locating lacks a reference, `SettingsError` for unknown names.
-    """
-    return (
-        tasks.prompt_for(task_type, reference_text),
-        tasks.crop_for(resolution_size),
-        DecodeSettings(max_new_tokens=max_new_tokens),
-    )
 
+def log_beginning(document: OpenDocument, numbers: Sequence[int]) -> None:
+    """Say how many pages are read, and what of an archive is not."""
+    pages = f"{document.pages} page{'s' if document.pages > 1 else ''}"
+    print(f"reading {len(numbers)} of {pages}", flush=True)
+    if document.left_out:
+        print(f"files of the archive left out, not pictures by their names: {document.left_out}")
+
+
+def log_page(record: PageRecord, document: OpenDocument) -> None:
+    """One line for a page that is done."""
+    place = f"page {record.number} of {document.pages}"
+    if record.error is not None or record.counts is None:
+        print(f"{place}: failed: {record.error}", flush=True)
+        return
+    timings = asdict(record.timings) if record.timings else {}
+    seconds = sum(one.seconds for one in record.tries) or sum(timings.values())
+    tries = f", {len(record.tries)} tries" if len(record.tries) > 1 else ""
+    tokens = record.counts.output
+    print(f"{place}: {record.finish_reason}, {tokens} tokens, {seconds:.1f} s{tries}", flush=True)
+
+
+# --- output -------------------------------------------------------------------------------------
 
 _ENDINGS = ("stop", "length", "timeout", "loop")
 """Finish reasons, best first: the worst of its pages is a document's."""
 
 
-def metrics(outcomes: Sequence[tuple[int, Reading | Failure]]) -> dict[str, int | float | str]:
+def metrics(records: Sequence[PageRecord]) -> dict[str, int | float | str]:
     """What a prediction reports besides its output: sums over its pages.
 
     `confidence` is the geometric mean over all tokens, `failed_pages` the numbers of the pages
-    that could not be read. Raises the first page's error where no page could be read.
+    that could not be read, `retried_pages` how many took more than one try. Raises `OcrError` with
+    the first page's reason if no page could be read.
     """
-    readings = [outcome for _, outcome in outcomes if isinstance(outcome, Reading)]
-    failures = [(number, found) for number, found in outcomes if isinstance(found, Failure)]
-    if failures and not readings:
-        raise failures[0][1].error
-    output = sum(reading.counts.output for reading in readings)
-    seconds = sum(reading.timings.decode for reading in readings)
+    failed = [record for record in records if record.error is not None]
+    if len(failed) == len(records):
+        raise OcrError(failed[0].error)
+    read = [record for record in records if record.error is None]
+    output = sum(record.counts.output for record in read if record.counts)
+    seconds = sum(record.timings.decode for record in read if record.timings)
     values: dict[str, int | float | str] = {
-        "pages": len(outcomes),
-        "vision_tokens": sum(reading.counts.vision for reading in readings),
+        "pages": len(records),
+        "vision_tokens": sum(record.counts.vision for record in read if record.counts),
         "output_tokens": output,
         "tokens_per_second": round(output / max(seconds, 1e-6), 2),
-        "finish_reason": max((one.finish_reason for one in readings), key=_ENDINGS.index),
+        "finish_reason": max((str(one.finish_reason) for one in read), key=_ENDINGS.index),
     }
     logs = [
-        (math.log(max(reading.confidence.mean, 1e-30)) * len(reading.tokens), len(reading.tokens))
-        for reading in readings
-        if reading.confidence is not None
+        (math.log(max(one.confidence.mean, 1e-30)) * one.counts.output, one.counts.output)
+        for one in read
+        if one.confidence is not None and one.counts is not None
     ]
     if tokens := sum(count for _, count in logs):
         values["confidence"] = round(math.exp(sum(log for log, _ in logs) / tokens), 4)
-    if failures:
-        values["failed_pages"] = ",".join(str(number) for number, _ in failures)
+    if failed:
+        values["failed_pages"] = ",".join(str(record.number) for record in failed)
+    if retried := sum(len(record.tries) > 1 for record in read):
+        values["retried_pages"] = retried
     return values
 
 
-def rendered(outcomes: Sequence[tuple[int, Reading | Failure]], output_format: str) -> str:
+def rendered(records: Sequence[PageRecord], output_format: str) -> str:
     """The pages in one of `OUTPUT_FORMATS`; in text a page that failed leaves its place empty."""
     if output_format == "JSON":
-        pages = [
-            {**page_to_json(outcome, "image"), "number": number} for number, outcome in outcomes
+        pages: list[dict[str, Any]] = [
+            {"source": NAME, **page_data(record, grounding.figure_name)} for record in records
         ]
         return json.dumps(document_to_json(pages), ensure_ascii=False)
-    texts = []
-    for _, outcome in outcomes:
-        if isinstance(outcome, Failure):
-            texts.append("")
-        else:
-            texts.append(outcome.markdown if output_format == "Markdown" else outcome.text)
-    return PAGE_SPLIT.join(texts)
+    if output_format == "Markdown":
+        return PAGE_SPLIT.join(
+            to_markdown(blocks_in(record.parts), grounding.figure_name) for record in records
+        )
+    return PAGE_SPLIT.join(record.text for record in records)

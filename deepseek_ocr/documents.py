@@ -390,9 +390,9 @@ class _Shared:
             return next(self._pictures)
 
 
-def record_of(page: ReadPage[Any], number: int, folder: Path) -> PageRecord:
+def record_of(page: ReadPage[Any], number: int, folder: Path | None = None) -> PageRecord:
     """The record of `page`, the `number`-th (from 1), with all its tries; its figures are written
-    below `folder`. Raises `OSError` where the disk takes no more."""
+    below `folder`, if there is one. Raises `OSError` where the disk takes no more."""
     rendered = page.rendered
     if page.reading is None:
         return PageRecord(
@@ -400,7 +400,9 @@ def record_of(page: ReadPage[Any], number: int, folder: Path) -> PageRecord:
             rendered.rotation, tries=tuple(page.tries), error=page.error,
             own_text=rendered.own_text,
         )  # fmt: skip
-    figures = exports.save_figures(rendered.image, page.reading.regions, number, folder)
+    figures: tuple[str, ...] = ()
+    if folder is not None:
+        figures = exports.save_figures(rendered.image, page.reading.regions, number, folder)
     return page_record(
         number, page.reading, rendered.points, rendered.rotation, figures,
         tuple(page.tries), page.kept, rendered.own_text,

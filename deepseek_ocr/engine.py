@@ -149,6 +149,17 @@ class OcrEngine:
         """How many pages are read at once, at most; fewer than at first after memory ran out."""
         return self.status().slots
 
+    @property
+    def is_running(self) -> bool:
+        """False when no page can be read any more: the engine was closed, its thread ended, or the
+        device failed (CUDA answers nothing more after some errors). Restart the program then."""
+        return self._scheduler.is_running
+
+    @property
+    def ahead(self) -> int:
+        """How many pages in flight keep every slot busy: those in slots and those prepared."""
+        return self._scheduler.ahead
+
     def status(self) -> EngineStatus:
         """How much there is to do just now."""
         return self._scheduler.status
@@ -225,7 +236,7 @@ class OcrEngine:
 
         try:
             while more or window:
-                ahead = self._scheduler.ahead
+                ahead = self.ahead
                 in_flight = sum(not handle.done for handle in window)
                 if window and window[0].done:
                     yield window.popleft().outcome()

@@ -184,15 +184,14 @@ def explained(error: Exception, device: torch.device, crop: CropSettings) -> Exc
         return error
     preset = _smaller_preset(crop)
     what = (
-        f"try --size {preset}, which takes less"
+        f"try the preset {preset}, which takes less"
         if preset
-        else "use --quant int8, --vision-device cpu or a device with more memory"
+        else "set quant to int8 or vision_device to cpu, or use a device with more memory"
     )
     first = str(error).split("\n", 1)[0].split(" If ", 1)[0].rstrip(". ")
     first = first or type(error).__name__
     return GenerationError(
-        f"Device {str(device)!r} has no memory left for this page ({first}); {what}. "
-        "python ocr.py --devices lists what fits."
+        f"Device {str(device)!r} has no memory left for this page ({first}); {what}."
     )
 
 
@@ -201,5 +200,5 @@ def _smaller_preset(crop: CropSettings) -> str | None:
     side = max(crop.base_size, crop.image_size) if crop.crop_mode else crop.image_size
     if crop.crop_mode:
         side += 1  # tiles take more than the global view alone
-    presets = {"base": 1024, "small": 640, "tiny": 512}
+    presets = {"Base": 1024, "Small": 640, "Tiny": 512}
     return next((name for name, size in presets.items() if size < side), None)

@@ -200,8 +200,8 @@ class Chooser:
         """
         if not math.isfinite(token.logprob):
             raise GenerationError(
-                "The network's output is not a finite number; try --dtype float32 (or bfloat16 "
-                "instead of float16), and check the weights."
+                "The network's output is not a finite number; try float32 (or bfloat16 instead of "
+                "float16) as the dtype, and check the weights."
             )
         self._guard.extend([token.id])
         self._written[token.id] = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
@@ -90,6 +92,24 @@ class Handle:
             return self._job.future.result()
         assert isinstance(error, Exception)
         return Failure(error)
+
+    async def wait(self) -> Reading | Failure:
+        """Wait for the reading, or for why there is none, on an event loop.
+
+        If the caller is cancelled meanwhile, so is the page.
+        """
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake(_: Future[Reading]) -> None:
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(ended.set)
+
+        self._job.future.add_done_callback(wake)
+        try:
+            await ended.wait()
+        finally:
+            self.cancel()
+        return self.outcome()
 
     def cancel(self) -> None:
         """Give the page up: its slot is free within a step. Does nothing to a page that is done."""

@@ -6,7 +6,7 @@ The engine is fed lazily and may hold as many pages in flight as it likes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from time import perf_counter
 from typing import Generic, Protocol, TypeVar
@@ -134,6 +134,18 @@ def read_pages(
             not fed
         ):  # pages to be tried again may be left when the engine has taken the last new one
             return
+
+
+async def read_page(
+    page: ReadPage[Wanted],
+    attempts: Sequence[Attempt],
+    read: Callable[[Attempt], Awaitable[Reading | Failure]],
+) -> None:
+    """Read one page on an event loop, by as many of `attempts` as it needs; `read` does one."""
+    while page.next_attempt(attempts) is not None:
+        attempt = ready(attempts, page)
+        began = perf_counter()
+        page.add(attempt, await read(attempt), perf_counter() - began)
 
 
 def ready(attempts: Sequence[Attempt], page: ReadPage[Wanted]) -> Attempt:

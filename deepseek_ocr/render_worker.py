@@ -74,8 +74,7 @@ class _Pdf:
 
     def _why(self, message: str, password: str | None) -> str:
         if "password" in message.lower():
-            what = "the password does not fit" if password else "a password is needed"
-            return f"{self._name} is encrypted and {what}; give it with --password."
+            return _locked(self._name, password is not None)
         return (
             f"{self._name} is damaged, has no pages, or is no PDF that can be opened ({message}); "
             "save it again, or repair it, for example with: qpdf IN.pdf OUT.pdf"
@@ -205,6 +204,9 @@ class _Archive:
             if len(data) > limit:
                 raise ValueError(f"it is larger than {limit >> 20} MiB")
         except Exception as error:  # zipfile raises what its decoders trip over
+            if member.flag_bits & _ENCRYPTED and "password" in str(error).lower():
+                locked = _locked(self._name, self._password is not None)
+                raise DocumentError(locked) from error
             raise DocumentError(
                 f"{member.filename!r} in {self._name} cannot be unpacked ({error}); pack it again."
             ) from error
@@ -214,6 +216,16 @@ class _Archive:
 
     def close(self) -> None:
         self._zip.close()
+
+
+_ENCRYPTED = 1
+"""Bit of a zip member's flags: its data are encrypted."""
+
+
+def _locked(name: str, password_given: bool) -> str:
+    if password_given:
+        return f"{name} is encrypted and the password given does not open it; check the password."
+    return f"{name} is encrypted and needs a password; give its password."
 
 
 def _is_picture(member: zipfile.ZipInfo) -> bool:
@@ -321,7 +333,7 @@ class _Server:
 
     def __init__(self) -> None:
         self._document: _Document | None = None
-        self._is: tuple[str, str | None] | None = None
+        self._is: tuple[object, ...] | None = None
 
     def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """A reply and the pixels behind it; an error is a reply too."""
@@ -344,13 +356,23 @@ class _Server:
         return about | {"width": picture.width, "height": picture.height}, picture.tobytes()
 
     def _opened(self, path: str, name: str, password: str | None) -> _Document:
-        if self._is != (path, password) or self._document is None:
+        wanted = (path, password, *_version(path))
+        if self._is != wanted or self._document is None:
             if self._document is not None:
                 self._document.close()
             self._document, self._is = None, None
             self._document = open_document(Path(path), name, password)
-            self._is = (path, password)
+            self._is = wanted
         return self._document
+
+
+def _version(path: str) -> tuple[int, ...]:
+    """What tells a file from another that comes to have its path later."""
+    try:
+        found = os.stat(path)
+    except OSError:  # opening it will say why
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _limit_memory(more: int) -> None:

@@ -23,7 +23,7 @@ import torch
 
 from deepseek_ocr import devices, footprint, generation, memory, precision
 from deepseek_ocr.decoding import Decoder
-from deepseek_ocr.errors import CancelledError, GenerationError
+from deepseek_ocr.errors import CancelledError, GenerationError, OcrError
 from deepseek_ocr.handles import Job, OnEvent, portable
 from deepseek_ocr.model import Network
 from deepseek_ocr.pages import Page, Reading
@@ -68,6 +68,7 @@ class Scheduler:
         self._door = threading.RLock()  # a finalizer may run anywhere
         self._worker: threading.Thread | None = None
         self._closed = False  # under the door's lock: nothing comes in behind the last message
+        self._device_failed = False
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
         # The worker's own.
@@ -88,6 +89,13 @@ class Scheduler:
         """How much there is to do."""
         active = len(self._active)
         return EngineStatus(self._slots, active, max(0, len(self._jobs) - active))
+
+    @property
+    def is_running(self) -> bool:
+        """False when no page can be read any more: it was closed, its thread ended, or the device
+        failed."""
+        ended = self._worker is not None and not self._worker.is_alive()
+        return not (self._closed or ended or self._device_failed)
 
     @property
     def ahead(self) -> int:
@@ -156,12 +164,20 @@ class Scheduler:
             stack.enter_context(self._within())
             if device.type == "cuda":
                 stack.enter_context(torch.cuda.device(device))
-            while self._running:
-                try:
-                    self._listen()
-                    self._turn()
-                except Exception as error:  # a fault of this file must not leave callers waiting
-                    self._end_all(error)
+            try:
+                while self._running:
+                    self._listen_and_turn()
+            except BaseException:  # the thread ends: nobody may be left waiting for it
+                self.close()
+                self._give_up()
+                raise
+
+    def _listen_and_turn(self) -> None:
+        try:
+            self._listen()
+            self._turn()
+        except Exception as error:  # a fault of this file must not leave callers waiting
+            self._end_all(error)
 
     def _listen(self) -> None:
         """Do what the messages say; wait for one where there is nothing else to do."""
@@ -193,6 +209,8 @@ class Scheduler:
 
     def _end(self, job: Job, outcome: Reading | Exception) -> None:
         """End a page wherever it is."""
+        if isinstance(outcome, Exception) and not isinstance(outcome, OcrError):
+            self._check_device()
         for slot, active in list(self._active.items()):
             if active is job:
                 self._release(slot)
@@ -209,6 +227,13 @@ class Scheduler:
         if self._decoder is not None:
             self._decoder.free(slot)
         devices.release(self._network.device)
+
+    def _check_device(self) -> None:
+        """Notice a device that answers nothing more: an error of CUDA ends its context for good."""
+        problem = self._attempt(partial(devices.synchronize, self._network.device))
+        if problem is not None and not self._device_failed:
+            self._device_failed = True
+            log.error("the device failed (%s); restart the program", problem)
 
     def _end_all(self, error: Exception) -> None:
         for job in list(self._jobs):

@@ -313,9 +313,7 @@ def _opened(jobs: Jobs, job: Job, upload: Upload, plan: DocumentPlan) -> Job:
     try:
         opened = jobs.renderer.using(plan.render).open(path, plan.plan.password, job.file)
     except DocumentError as error:
-        raise ApiError(
-            400, str(error).replace("--password", "the field password"), "bad_document", "file"
-        ) from error
+        raise ApiError(400, str(error), "bad_document", "file") from error
     numbers = plan.plan.pages.of(opened.pages)
     most = jobs.limits.pages if job.kept else jobs.limits.request_pages
     if not numbers:

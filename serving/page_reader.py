@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from deepseek_ocr.documents import Plan
 from deepseek_ocr.engine import Failure, Page, Reading
-from deepseek_ocr.reading import ReadPage, ready
+from deepseek_ocr.reading import ReadPage, read_page
 from deepseek_ocr.rendering import Rendered
 from deepseek_ocr.settings import Attempt
 from serving.errors import RETRY_AFTER, ClosingError, QueueFullError
@@ -39,13 +38,13 @@ class Reader:
         before it is read.
         """
         page = ReadPage(number, rendered)
-        while page.next_attempt(plan.attempts) is not None:
+
+        async def read(attempt: Attempt) -> Reading | Failure:
             if page.tries:
                 tell(len(page.tries) + 1)
-            attempt = ready(plan.attempts, page)
-            began = time.perf_counter()
-            outcome = await self._when_there_is_room(rendered, plan.prompt, attempt, tell)
-            page.add(attempt, outcome, time.perf_counter() - began)
+            return await self._when_there_is_room(rendered, plan.prompt, attempt, tell)
+
+        await read_page(page, plan.attempts, read)
         return page
 
     async def _when_there_is_room(

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 TYPES = {"str": {"type": "string"}, "int": {"type": "integer"}, "float": {"type": "number"},
-         "bool": {"type": "boolean"}, "Path": {"type": "string", "format": "uri"}}  # fmt: skip
+         "bool": {"type": "boolean"}, "Path": {"type": "string", "format": "uri"},
+         "Secret": {"type": "string", "format": "password", "writeOnly": True,
+                    "x-cog-secret": True}}  # fmt: skip
 
 CONSTRAINTS = {"ge": "minimum", "le": "maximum", "min_length": "minLength",
                "max_length": "maxLength", "regex": "pattern"}  # fmt: skip
@@ -24,12 +26,15 @@ class UnresolvableError(Exception):
     """Cog's tool could not read this off the source."""
 
 
-def schema_of(path: Path) -> dict[str, Any]:
-    """The schema of `Predictor.predict` in the file `path`."""
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def schema_of(path: Path, predictor: str = "Predictor") -> dict[str, Any]:
+    """The schema of the method `predict` of the class `predictor` in the file `path`."""
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
     names = _literal_lists(tree)
-    predict = _predict(tree)
+    predict = _predict(tree, predictor)
     arguments = [argument for argument in predict.args.args if argument.arg != "self"]
     defaults = predict.args.defaults
     if len(defaults) != len(arguments):
@@ -70,13 +75,13 @@ def _literal_lists(tree: ast.Module) -> dict[str, list[Any]]:
     return found
 
 
-def _predict(tree: ast.Module) -> ast.FunctionDef:
+def _predict(tree: ast.Module, predictor: str) -> Function:
     for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == "Predictor":
+        if isinstance(node, ast.ClassDef) and node.name == predictor:
             for member in node.body:
-                if isinstance(member, ast.FunctionDef) and member.name == "predict":
+                if isinstance(member, Function) and member.name == "predict":
                     return member
-    raise UnresolvableError("no Predictor.predict")
+    raise UnresolvableError(f"no {predictor}.predict")
 
 
 def _input(node: ast.expr, names: dict[str, list[Any]], source: str) -> dict[str, Any]:
@@ -126,6 +131,10 @@ def _property(
         reference = [{"$ref": f"#/components/schemas/{argument.arg}"}]
         return {"x-order": order, "allOf": reference, **described}
     limits = {CONSTRAINTS[key]: values[key] for key in values if key in CONSTRAINTS}
+    if values.get("default", "") is None:
+        if kind is not TYPES["Secret"]:
+            raise UnresolvableError(f"{argument.arg}: only a Secret may be None by default")
+        limits["nullable"] = True
     return {"x-order": order, "title": title, **kind, **limits, **described}
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from docker.utils.build import exclude_paths
 
 from tests.cog_schema import schema_of
@@ -115,17 +116,25 @@ class Server:
 
 
 @contextmanager
-def running(folder: Path, entry: str = "predict.py:Predictor", **environ: str) -> Iterator[Server]:
-    """A server over the copy in `folder`; ended, with all it started, on the way out."""
+def running(folder: Path, config: str = "cog.cpu.yaml", **environ: str) -> Iterator[Server]:
+    """A server over the copy in `folder`; ended, with all it started, on the way out.
+
+    The predictor and how many predictions may run at once are those of the Cog configuration
+    `config`, as an image has them.
+    """
     _need_predictions_folder()
     port = _free_port()
     (folder / ".cog").mkdir(exist_ok=True)
-    schema = schema_of(folder / entry.split(":", maxsplit=1)[0])
+    built = yaml.safe_load((folder / config).read_text())
+    entry: str = built["predict"]
+    file, _, predictor = entry.partition(":")
+    schema = schema_of(folder / file, predictor)
     (folder / ".cog" / "openapi_schema.json").write_text(json.dumps(schema))
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # its worker runs `python`
         "COG_PREDICT_TYPE_STUB": entry,
+        "COG_MAX_CONCURRENCY": str(built.get("concurrency", {}).get("max", 1)),
         "PORT": str(port),
         "DEEPSEEK_OCR_MODEL": "pocket",
         "DEEPSEEK_OCR_DEVICE": "cpu",

@@ -19,13 +19,22 @@
 
 namespace {
 
-constexpr int BLOCK = 32;  // numbers of a row taken at a time
-typedef float floats __attribute__((vector_size(64), aligned(4)));
-typedef uint32_t words __attribute__((vector_size(64), aligned(4)));
+// Numbers in one register. A longer vector would be held in several, and the sums of four pages
+// would no longer fit into the registers there are.
+#if defined(__AVX512BW__)
+constexpr int WIDTH = 16;
+#elif defined(__AVX2__)
+constexpr int WIDTH = 8;
+#else
+constexpr int WIDTH = 4;
+#endif
+constexpr int PAIR = 2 * WIDTH;  // numbers of a row taken at a time
+typedef float floats __attribute__((vector_size(4 * WIDTH), aligned(4)));
+typedef uint32_t words __attribute__((vector_size(4 * WIDTH), aligned(4)));
 
 float total(floats v) {
     float sum = 0;
-    for (int i = 0; i < 16; ++i) sum += v[i];
+    for (int i = 0; i < WIDTH; ++i) sum += v[i];
     return sum;
 }
 
@@ -58,12 +67,12 @@ struct Float32 {
     template <int N> static void dot(const Stored* w, const Packed* const* x, long k, float* out) {
         floats even[N] = {}, odd[N] = {};
         long at = 0;
-        for (; at + BLOCK <= k; at += BLOCK) {
-            ahead(w + at), ahead(w + at + 16);
-            floats low = load<floats>(w + at), high = load<floats>(w + at + 16);
+        for (; at + PAIR <= k; at += PAIR) {
+            ahead(w + at), ahead(w + at + WIDTH);
+            floats low = load<floats>(w + at), high = load<floats>(w + at + WIDTH);
             for (int i = 0; i < N; ++i) {
                 even[i] += low * load<floats>(x[i] + at);
-                odd[i] += high * load<floats>(x[i] + at + 16);
+                odd[i] += high * load<floats>(x[i] + at + WIDTH);
             }
         }
         for (int i = 0; i < N; ++i) out[i] = total(even[i] + odd[i]);
@@ -84,13 +93,13 @@ struct Bfloat16 {
         if (v != v) return 0x7fc0;
         return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
     }
-    // Two neighbours share a 32-bit word, so inputs are laid out as 16 even ones, then 16 odd ones.
+    // Two neighbours share a 32-bit word, so inputs are laid out as WIDTH even ones, then the odd.
     static float pack(const float* x, long k, Packed* out) {
         long at = 0;
-        for (; at + BLOCK <= k; at += BLOCK)
-            for (int i = 0; i < 16; ++i) {
+        for (; at + PAIR <= k; at += PAIR)
+            for (int i = 0; i < WIDTH; ++i) {
                 out[at + i] = x[at + 2 * i];
-                out[at + 16 + i] = x[at + 2 * i + 1];
+                out[at + WIDTH + i] = x[at + 2 * i + 1];
             }
         for (; at < k; ++at) out[at] = x[at];
         return 1;
@@ -103,18 +112,20 @@ struct Bfloat16 {
             floats low = (floats)(both << 16), high = (floats)(both & 0xffff0000u);
             for (int i = 0; i < N; ++i) {
                 even[at][i] += low * load<floats>(x[i] + from);
-                odd[at][i] += high * load<floats>(x[i] + from + 16);
+                odd[at][i] += high * load<floats>(x[i] + from + WIDTH);
             }
         };
         long at = 0;
-        for (; at + 2 * BLOCK <= k; at += 2 * BLOCK) block(at, 0), block(at + BLOCK, 1);
-        if (at + BLOCK <= k) block(at, 0), at += BLOCK;
+        for (; at + 2 * PAIR <= k; at += 2 * PAIR) block(at, 0), block(at + PAIR, 1);
+        if (at + PAIR <= k) block(at, 0), at += PAIR;
         for (int i = 0; i < N; ++i)
             out[i] = total(even[0][i] + odd[0][i] + (even[1][i] + odd[1][i]));
         for (; at < k; ++at)
             for (int i = 0; i < N; ++i) out[i] += get(w[at]) * x[i][at];
     }
 };
+
+constexpr int BLOCK = 32;  // numbers of 8 bits taken at a time
 
 #if defined(__AVX512BW__)
 typedef __m512i sums;
