@@ -96,9 +96,9 @@ def test_a_page_reads_the_same_whatever_is_read_beside_it(
 def test_pages_are_chosen_and_named_in_messages(reader: DocumentReader, tmp_path: Path) -> None:
     path = pictures(tmp_path / "x.zip", 4)
     assert reader.open(path, "image", parse_pages("2,-1"))[1] == [2, 4]
-    with pytest.raises(InputError, match="^image has 4 pages and none of those asked for"):
+    with pytest.raises(InputError, match=r"^image has 4 pages and none of those asked for"):
         reader.open(path, "image", parse_pages("9"))
-    with pytest.raises(DocumentError, match="^image is encrypted and needs a password"):
+    with pytest.raises(DocumentError, match=r"^image is encrypted and needs a password"):
         reader.open(papers.encrypted(tmp_path / "x.pdf", "secret"), "image")
 
 

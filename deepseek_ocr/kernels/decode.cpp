@@ -9,10 +9,12 @@
 // native.py compiles this file, and fills the structures, which must agree with it word for word.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <omp.h>
+#include <thread>
 #if defined(__AVX512BW__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -298,9 +300,38 @@ void choose(const Model& m, const float* router, const float* x, float* scores, 
     }
 }
 
+// Where the threads of a step wait for each other. OpenMP's own barrier puts a thread to sleep at
+// once if the program has more OpenMP threads than processors, as it has when several of its threads
+// compute, and waking one takes longer than the work between two barriers.
+class Barrier {
+    static constexpr int PATIENCE = 2000;  // looks before others may have the processor
+    std::atomic<long> arrived{0}, round{0};
+
+  public:
+    void wait(long threads) {
+        const long now = round.load(std::memory_order_acquire);
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
+            arrived.store(0, std::memory_order_relaxed);
+            round.store(now + 1, std::memory_order_release);
+            return;
+        }
+        for (int looks = 0; round.load(std::memory_order_acquire) == now;) {
+            if (looks == PATIENCE) {
+                std::this_thread::yield();
+                continue;
+            }
+            ++looks;
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        }
+    }
+};
+
 template <class W, class C> struct Worker {
     const Model& m;
     const Step& s;
+    Barrier& barrier;
     const long thread;
     float* const work;
     const int n = int(s.count);
@@ -413,7 +444,7 @@ template <class W, class C> void Worker<W, C>::mlp(const Layer& layer) const {
             gated(layer.expert_in, e * 2 * width + r, layer.expert_in, (e * 2 + 1) * width + r,
                   some, count, to, r);
     }
-#pragma omp barrier
+    barrier.wait(s.threads);
     Inputs<W> shared;
     float values[MOST];
     for (int i = 0; i < n; ++i) {
@@ -443,7 +474,7 @@ template <class W, class C> void Worker<W, C>::mlp(const Layer& layer) const {
                 s.states[from[i] / routed * hidden + r] += weights[from[i]] * values[i];
         }
     }
-#pragma omp barrier
+    barrier.wait(s.threads);
 }
 
 template <class W, class C> void Worker<W, C>::run() const {
@@ -454,12 +485,12 @@ template <class W, class C> void Worker<W, C>::run() const {
         project(layer.query, wide, hidden, x, s.query, false);
         project(layer.key, wide, hidden, x, s.key, false);
         project(layer.value, wide, hidden, x, s.value, false);
-#pragma omp barrier
+    barrier.wait(s.threads);
         for (long task = first(n * m.heads); task < last(n * m.heads); ++task)
             attend(layer, task / m.heads, task % m.heads);
-#pragma omp barrier
+    barrier.wait(s.threads);
         project(layer.output, hidden, wide, pack(s.mixed, wide, work), s.states, true);
-#pragma omp barrier
+    barrier.wait(s.threads);
         mlp(layer);
     }
     Inputs<W> x = normed(m.norm, work, spare(n * hidden));
@@ -467,10 +498,13 @@ template <class W, class C> void Worker<W, C>::run() const {
 }
 
 template <class W, class C> void run(const Model& model, const Step& step) {
+    Barrier barrier;
 #pragma omp parallel num_threads(int(step.threads))
     {
+        Step given = step;
+        given.threads = omp_get_num_threads();  // may be fewer than were asked for
         long thread = omp_get_thread_num();
-        Worker<W, C>{model, step, thread, step.work + thread * step.scratch}.run();
+        Worker<W, C>{model, given, barrier, thread, step.work + thread * step.scratch}.run();
     }
 }
 
