@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from cog import BasePredictor, ConcatenateIterator, Input, Path, Secret, streaming
+from PIL import Image
 
 import configuration
 import tasks
@@ -44,8 +46,8 @@ NAME = "image"
 """What messages call the file: the input that it came in."""
 
 
-class Predictor(BasePredictor):
-    """Loads the model once and answers predictions; those in flight share its slots."""
+class OcrPredictor(BasePredictor):
+    """What both predictors share: the model, loaded once."""
 
     def setup(self) -> None:
         """Fetch and verify the weights, load them, and read a blank page to warm up."""
@@ -54,6 +56,10 @@ class Predictor(BasePredictor):
     def healthcheck(self) -> bool:
         """False when no page can be read any more, so that the platform restarts the container."""
         return self.reader.engine.is_running
+
+
+class Predictor(OcrPredictor):
+    """Answers with the whole output; predictions in flight share the model's slots."""
 
     async def predict(
         self,
@@ -100,7 +106,7 @@ class Predictor(BasePredictor):
         prompt = tasks.prompt_for(task_type, reference_text)
         attempts = attempts_for(resolution_size, max_new_tokens, retries)
         document, numbers = await self.reader.open_in_thread(
-            file_of(image), NAME, chosen_pages(pages), text_of(password)
+            file_of(image), NAME, chosen_pages(pages), plain_text(password)
         )
         log_beginning(document, numbers)
         records = await self.reader.read(
@@ -111,20 +117,12 @@ class Predictor(BasePredictor):
         return rendered(records, output_format)
 
 
-class StreamPredictor(BasePredictor):
-    """As `Predictor`, a piece of text at a time, one prediction at a time.
+class StreamPredictor(OcrPredictor):
+    """Answers with a piece of text at a time, one prediction at a time.
 
     Cog 0.23.1 gathers what an asynchronous generator yields and sends it at the end, so this one
     is synchronous. A page is tried once: what was sent cannot be taken back.
     """
-
-    def setup(self) -> None:
-        """Fetch and verify the weights, load them, and read a blank page to warm up."""
-        self.reader = load_reader()
-
-    def healthcheck(self) -> bool:
-        """False when no page can be read any more, so that the platform restarts the container."""
-        return self.reader.engine.is_running
 
     @streaming
     def predict(
@@ -159,7 +157,7 @@ class StreamPredictor(BasePredictor):
         prompt = tasks.prompt_for(task_type, reference_text)
         (attempt,) = attempts_for(resolution_size, max_new_tokens, 0)
         document, numbers = self.reader.open(
-            file_of(image), NAME, chosen_pages(pages), text_of(password)
+            file_of(image), NAME, chosen_pages(pages), plain_text(password)
         )
         log_beginning(document, numbers)
         records: list[PageRecord] = []
@@ -189,18 +187,26 @@ def load_reader() -> DocumentReader:
         quant=settings.quant, kernels=settings.kernels, slots=settings.slots,
         vision_device=settings.vision_device, strict=settings.strict,
     )  # fmt: skip
-    warm_up(engine, settings.model)
-    return DocumentReader(engine)
+    reader = DocumentReader(engine)
+    warm_up(reader, settings.model)
+    return reader
 
 
-def warm_up(engine: OcrEngine, name: str) -> None:
-    """Read a blank page, so that the first prediction does not pay for first-time work."""
-    from PIL import Image
+def warm_up(reader: DocumentReader, name: str) -> None:
+    """Read a blank page, so that the first prediction does not pay for first-time work.
 
+    Raises `OcrError` if that cannot be done here.
+    """
     best = weights.known_as(name)
-    blank = Image.new("RGB", (1240, 1754), "white")  # A4 at 150 dpi
-    prompt, crop = tasks.prompt_for(best.task), tasks.crop_for(best.resolution)
-    engine.read(blank, prompt, crop, DecodeSettings(max_new_tokens=8))
+    settings = DecodeSettings(max_new_tokens=8)
+    attempt = Attempt("warm-up", tasks.crop_for(best.resolution), settings)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "blank.png"
+        Image.new("RGB", (1240, 1754), "white").save(path)  # A4 at 150 dpi
+        document, numbers = reader.open(path, "a blank page")
+        *_, record = reader.stream(document, numbers, tasks.prompt_for(best.task), attempt)
+    if isinstance(record, PageRecord) and record.error is not None:
+        raise OcrError(record.error)
 
 
 # --- inputs -------------------------------------------------------------------------------------
@@ -226,7 +232,7 @@ def chosen_pages(pages: str) -> Pages:
     return parse_pages(pages) if pages.strip() else Pages()
 
 
-def text_of(password: Secret | None) -> str | None:
+def plain_text(password: Secret | None) -> str | None:
     """The password, or None if none was given."""
     return (password.get_secret_value() or None) if password else None
 

@@ -104,7 +104,7 @@ def _fill(network: Network, folder: Path, places: Places) -> None:
             for piece in pieces:
                 values[piece.target].copy_(files.read(piece.tensor, piece.rows))
         if dtype == torch.float16 and not bool(torch.isfinite(values).all()):
-            raise DeviceError(f"{name} does not fit float16; use --dtype bfloat16 or float32.")
+            raise DeviceError(f"{name} does not fit float16; use the dtype bfloat16 or float32.")
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
 

@@ -92,23 +92,44 @@ class Server:
             time.sleep(0.02)
         raise AssertionError(f"not {states} after {PATIENCE_S} s")
 
-    def wait_until_it_reads(self) -> None:
-        """Wait until a prediction that has just been accepted is in our own code.
+    def start(self, name: str, **inputs: Any) -> None:
+        """Start a prediction in the background, and wait until it reads."""
+        headers = {"Prefer": "respond-async"}
+        reply = self.request("PUT", f"/predictions/{name}", {"input": inputs}, headers)
+        assert reply.status == 202, reply
+        self.wait_until_it_reads(name)
 
-        Before that, Cog 0.23.1 starts a thread of its own for the inputs, and a cancellation in
-        those milliseconds can lock its worker up. The worker's processor time tells.
+    def wait_until_it_reads(self, name: str) -> None:
+        """Wait until a prediction in flight has said that it reads.
+
+        Before that, Cog 0.23.1 is busy with its inputs, and a cancellation in those milliseconds
+        is lost.
         """
-        self.wait_for("BUSY")
-        before = self._processor_seconds()
         deadline = time.monotonic() + PATIENCE_S
-        while self._processor_seconds() < before + 0.3:
+        while "reading" not in str(self.in_flight(name)):
             assert time.monotonic() < deadline
-            assert self.state() == "BUSY"
+            time.sleep(0.01)
 
-    def _processor_seconds(self) -> float:
-        return sum(_processor_ticks(pid) for pid in _family(self.process.pid)) / os.sysconf(
-            "SC_CLK_TCK"
-        )
+    def in_flight(self, name: str) -> dict[str, Any] | None:
+        """The prediction as it stands; None if no such one is in flight."""
+        reply = self.request("PUT", f"/predictions/{name}", {"input": {}})
+        return dict(reply.body) if reply.status == 202 else None  # 422: an image would be needed
+
+    def cancel(self, name: str) -> None:
+        """Cancel a prediction."""
+        assert self.request("POST", f"/predictions/{name}/cancel", {}).status == 200
+
+    def wait_for_the_end(self, name: str) -> float:
+        """Wait until no such prediction is in flight; seconds that it took."""
+        began = time.monotonic()
+        while self.in_flight(name) is not None:
+            assert time.monotonic() < began + PATIENCE_S
+            time.sleep(0.01)
+        return time.monotonic() - began
+
+    def log(self) -> str:
+        """What the server and its worker have said."""
+        return (self.folder / "server.log").read_text()
 
     def resident_mb(self) -> float:
         """Resident memory of the server and its worker."""
@@ -198,14 +219,6 @@ def _family(pid: int) -> list[int]:
     except OSError:  # it has just ended
         listed = []
     return [pid, *(member for child in listed for member in _family(int(child)))]
-
-
-def _processor_ticks(pid: int) -> int:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:  # it has just ended
-        return 0
-    return int(fields[11]) + int(fields[12])  # in user and in system mode
 
 
 def _resident_kb(pid: int) -> int:

@@ -38,7 +38,7 @@ PROJECT = (
     ".dockerignore", ".gitignore", "LICENSE", "README.md", "THIRD-PARTY.md", "benchmarks",
     "checkpoints/README.md", "checkpoints/pocket", "cli", "cog.cpu.yaml", "cog.stream.yaml",
     "cog.yaml", "configuration.py", "deepseek_ocr", "docs", "examples", "fetching", "ocr.py",
-    "predict.py", "predict_stream.py", "requirements-local.txt", "requirements-npu.txt",
+    "predict.py", "requirements-local.txt", "requirements-npu.txt",
     "requirements-serve.txt", "requirements.cpu.txt", "requirements.txt", "serve.py", "serving",
     "tasks.py", "training", "weights.py",
 )  # fmt: skip
@@ -46,7 +46,7 @@ PROJECT = (
 
 SHIPPED = {
     ".dockerignore", "LICENSE", "THIRD-PARTY.md", "checkpoints", "cog.cpu.yaml", "cog.stream.yaml",
-    "cog.yaml", "configuration.py", "deepseek_ocr", "fetching", "predict.py", "predict_stream.py",
+    "cog.yaml", "configuration.py", "deepseek_ocr", "fetching", "predict.py",
     "tasks.py", "weights.py",
 }  # fmt: skip
 

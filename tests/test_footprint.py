@@ -160,8 +160,8 @@ def test_out_of_memory_names_the_preset_to_try(error: Exception) -> None:
     ]:
         told = explained(error, device, crop)
         assert isinstance(told, GenerationError)
-        assert f"try --size {preset}," in str(told)
-    assert "--quant int8" in str(explained(error, device, PRESETS["tiny"]))
+        assert f"try the preset {preset.capitalize()}," in str(told)
+    assert "set quant to int8" in str(explained(error, device, PRESETS["tiny"]))
 
 
 def test_other_errors_stay_what_they_are() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -16,7 +19,7 @@ from deepseek_ocr.kernels.cache import BLOCK
 from deepseek_ocr.kernels.decoder import FastDecoder, Path
 from deepseek_ocr.kernels.rows import quantize
 from deepseek_ocr.model import Network, load_network
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, ROOT
 from tests.test_golden import CASES, Golden, embedded, relative_error
 
 FLOAT32 = 1e-5
@@ -199,6 +202,31 @@ def test_threads_change_nothing(networks: Callable[..., tuple[Network, Network]]
         torch.set_num_threads(threads)
     assert torch.equal(results[1], results[0])
     assert torch.equal(results[2], results[0])
+
+
+LIMITED = """
+import torch
+from deepseek_ocr.decoding import PlainDecoder
+from deepseek_ocr.model import load_network
+from tests.conftest import GOLDEN
+from tests.test_golden import relative_error
+from tests.test_kernels import fast, prompt
+
+torch.set_num_threads(3)
+network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
+plain, ours = PlainDecoder(network, 1), fast(network, "native", slots=1)
+for one in (plain, ours):
+    one.prefill(0, prompt(network, 20))
+assert relative_error(ours.step([0], [7]), plain.step([0], [7])) < 1e-5
+"""
+
+
+def test_fewer_threads_than_were_asked_for_do_the_work() -> None:
+    """A system may give a program fewer threads than it wants."""
+    if compiling.library() is None:
+        pytest.skip("needs a C++ compiler")
+    limited = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    subprocess.run([sys.executable, "-c", LIMITED], cwd=ROOT, env=limited, check=True, timeout=120)
 
 
 def test_numbers_that_are_none_stay_in_their_slot(

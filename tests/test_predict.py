@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -14,7 +15,7 @@ import yaml
 
 import tasks
 import weights
-from deepseek_ocr.errors import InputError, PromptError
+from deepseek_ocr.errors import InputError
 from deepseek_ocr.settings import CropSettings
 from tests.cog_schema import UnresolvableError, schema_of
 from tests.conftest import GOLDEN, ROOT, reference
@@ -22,17 +23,21 @@ from tests.conftest import GOLDEN, ROOT, reference
 CONFIGS = ("cog.yaml", "cog.cpu.yaml", "cog.stream.yaml")
 
 
-def inputs(file: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    schemas = schema_of(ROOT / file)["components"]["schemas"]
+def inputs(predictor: str = "Predictor") -> tuple[dict[str, Any], dict[str, Any]]:
+    schemas = schema_of(ROOT / "predict.py", predictor)["components"]["schemas"]
     return schemas["Input"]["properties"], schemas
 
 
 def test_inputs_are_those_users_know_in_their_order() -> None:
-    properties, schemas = inputs("predict.py")
+    properties, schemas = inputs()
     assert list(properties) == [
         "image", "task_type", "resolution_size", "reference_text", "output_format",
-        "max_new_tokens", "pages",
+        "max_new_tokens", "pages", "retries", "password",
     ]  # fmt: skip
+    assert (properties["retries"]["default"], properties["retries"]["maximum"]) == (
+        len(tasks.RETRIES), len(tasks.RETRIES),
+    )  # fmt: skip
+    assert properties["password"]["x-cog-secret"]
     assert properties["pages"]["default"] == ""
     assert schemas["Input"]["required"] == ["image"]
     assert properties["image"]["format"] == "uri"
@@ -47,12 +52,12 @@ def test_inputs_are_those_users_know_in_their_order() -> None:
 
 
 def test_the_streaming_predictor_takes_the_same_inputs() -> None:
-    plain, plain_schemas = inputs("predict.py")
-    stream, stream_schemas = inputs("predict_stream.py")
+    plain, plain_schemas = inputs()
+    stream, stream_schemas = inputs("StreamPredictor")
     for name, value in stream.items():
         assert {**value, "x-order": 0} == {**plain[name], "x-order": 0}
         assert stream_schemas.get(name) == plain_schemas.get(name)
-    assert plain.keys() - stream.keys() == {"output_format"}
+    assert plain.keys() - stream.keys() == {"output_format", "retries"}
     assert stream_schemas["Output"]["x-cog-array-display"] == "concatenate"
 
 
@@ -85,25 +90,32 @@ def test_an_image_that_cog_did_not_fetch_is_refused(image: Any) -> None:
     import predict
 
     with pytest.raises(InputError, match="inside the container"):
-        predict.opened(image)
+        predict.file_of(image)
 
 
 def test_a_missing_image_is_told() -> None:
     import predict
 
     with pytest.raises(InputError, match="image is missing"):
-        predict.opened(None)  # type: ignore[arg-type]
+        predict.file_of(None)
 
 
-def test_words_become_values() -> None:
+def test_inputs_become_attempts() -> None:
     import predict
 
-    prompt, crop, decode = predict.values("Free OCR", "Tiny", "unused", 10)
-    assert prompt == "<image>\nFree OCR."
-    assert crop == CropSettings(512, 512, crop_mode=False)
-    assert decode.max_new_tokens == 10
-    with pytest.raises(PromptError, match="needs a reference"):
-        predict.values("Locate Object by Reference", "Tiny", " ", 10)
+    first, *others = predict.attempts_for("Tiny", 10.0, 2.0)
+    assert first.crop == CropSettings(512, 512, crop_mode=False)
+    assert first.decode.max_new_tokens == 10
+    assert [one.name for one in others] == [retry.name for retry in tasks.RETRIES[:2]]
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, None), ("", None), ("secret", "secret")])
+def test_an_empty_password_is_none(given: str | None, used: str | None) -> None:
+    from cog import Secret
+
+    import predict
+
+    assert predict.plain_text(None if given is None else Secret(given)) == used
 
 
 # --- container files ----------------------------------------------------------------------------
@@ -128,9 +140,8 @@ def test_cog_accepts_the_configuration(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_configuration_names_what_exists(name: str) -> None:
     loaded = config(name)
-    file, _, entry = loaded["predict"].partition(":")
-    assert entry == "Predictor"
-    assert schema_of(ROOT / file)
+    file, _, predictor = loaded["predict"].partition(":")
+    assert schema_of(ROOT / file, predictor)
     assert (ROOT / loaded["build"]["python_requirements"]).is_file()
     assert loaded.get("environment", []) in ([], ["DEEPSEEK_OCR_DEVICE=cpu"])
     assert all("\n" not in command for command in loaded["build"]["run"])
@@ -161,6 +172,18 @@ def test_the_pins_agree() -> None:
         assert other["sdk_version"] == build["sdk_version"] == tools["cog"] == tools["coglet"]
         assert other["run"] == build["run"]
     assert config("cog.stream.yaml")["build"] == build
+
+
+def test_only_a_predictor_that_is_asynchronous_runs_many_predictions() -> None:
+    """Cog 0.23.1 refuses to start another with more than one."""
+    for name in CONFIGS:
+        loaded = config(name)
+        most = loaded.get("concurrency", {}).get("max", 1)
+        _, _, predictor = loaded["predict"].partition(":")
+        source = ast.parse((ROOT / "predict.py").read_text())
+        (found,) = (one for one in source.body if getattr(one, "name", "") == predictor)
+        methods = {getattr(one, "name", ""): one for one in found.body}  # type: ignore[attr-defined]
+        assert (most > 1) is isinstance(methods["predict"], ast.AsyncFunctionDef)
 
 
 def test_every_pin_of_the_container_is_used_and_explained() -> None:

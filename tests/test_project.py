@@ -14,7 +14,7 @@ import deepseek_ocr
 from tests.conftest import ROOT
 
 ROWS = [
-    {"predict", "predict_stream", "ocr", "serve", "cli", "serving", "training", "benchmarks"},
+    {"predict", "ocr", "serve", "cli", "serving", "training", "benchmarks"},
     {"tasks", "weights", "fetching", "configuration"},
     {
         "deepseek_ocr.documents",

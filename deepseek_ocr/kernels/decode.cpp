@@ -70,7 +70,7 @@ struct Float32 {
         floats even[N] = {}, odd[N] = {};
         long at = 0;
         for (; at + PAIR <= k; at += PAIR) {
-            ahead(w + at), ahead(w + at + WIDTH);
+            for (int line = 0; line < PAIR; line += 16) ahead(w + at + line);
             floats low = load<floats>(w + at), high = load<floats>(w + at + WIDTH);
             for (int i = 0; i < N; ++i) {
                 even[i] += low * load<floats>(x[i] + at);

@@ -84,7 +84,7 @@ GRAPHS = Path(graphs.GraphSteps, zeroed=True, whole=True)
 
 COMPILED = {"AVX512": True, "AVX2": True, "DEFAULT": True}
 """Whether the compiled kernel is used, by the processor features that torch names; others: no.
-AVX512 was measured (benchmarks/README.md), the others only tested to be right."""
+AVX512 and AVX2 were measured (benchmarks/README.md), the others only tested to be right."""
 
 
 def path_for(network: Network, chosen: frozenset[str]) -> Path | None:
