@@ -17,6 +17,7 @@ ROWS = [
     {"predict", "ocr", "serve", "cli", "serving", "training", "benchmarks"},
     {"tasks", "weights", "fetching", "configuration"},
     {
+        "deepseek_ocr.document_reader",
         "deepseek_ocr.documents",
         "deepseek_ocr.reading",
         "deepseek_ocr.records",
