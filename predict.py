@@ -9,6 +9,7 @@ here; `tests/test_predict.py` holds them against `tasks.py`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import pathlib
@@ -91,6 +92,7 @@ class Predictor(OcrPredictor):
         pages: str = Input(
             description="Pages of a document, such as 1-3,7,-1 (-1 is the last); empty is all",
             default="",
+            max_length=1000,
         ),
         retries: int = Input(
             description="How often a page is tried again that loops, is cut off or comes out empty",
@@ -105,7 +107,7 @@ class Predictor(OcrPredictor):
             raise InputError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}.")
         prompt = tasks.prompt_for(task_type, reference_text)
         attempts = attempts_for(resolution_size, max_new_tokens, retries)
-        document, numbers = await self.reader.open_in_thread(
+        document, numbers = await self.reader.open_async(
             file_of(image), NAME, chosen_pages(pages), plain_text(password)
         )
         log_beginning(document, numbers)
@@ -114,7 +116,7 @@ class Predictor(OcrPredictor):
         )
         for name, value in metrics(records).items():
             self.record_metric(name, value)
-        return rendered(records, output_format)
+        return await asyncio.to_thread(rendered, records, output_format)
 
 
 class StreamPredictor(OcrPredictor):
@@ -150,6 +152,7 @@ class StreamPredictor(OcrPredictor):
         pages: str = Input(
             description="Pages of a document, such as 1-3,7,-1 (-1 is the last); empty is all",
             default="",
+            max_length=1000,
         ),
         password: Secret = Input(description="Password of an encrypted PDF or zip", default=None),
     ) -> ConcatenateIterator[str]:
@@ -257,7 +260,7 @@ def log_beginning(document: OpenDocument, numbers: Sequence[int]) -> None:
     pages = f"{document.pages} page{'s' if document.pages > 1 else ''}"
     print(f"reading {len(numbers)} of {pages}", flush=True)
     if document.left_out:
-        print(f"files of the archive left out, not pictures by their names: {document.left_out}")
+        print(f"left out of the archive, not named like pictures: {document.left_out}", flush=True)
 
 
 def log_page(record: PageRecord, document: OpenDocument) -> None:

@@ -1,7 +1,7 @@
 """Documents that callers hand in one by one, their pages read by one engine, many at once.
 
     reader = DocumentReader(engine)
-    document, numbers = reader.open(Path("scan.pdf"), "scan.pdf")
+    document, numbers = await reader.open_async(Path("scan.pdf"), "scan.pdf")
     records = await reader.read(document, numbers, prompt, attempts, print)
 
 Pages are rendered by processes that all documents share, and wait in the engine for a slot.
@@ -14,28 +14,31 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from PIL import Image
 
 from deepseek_ocr.documents import record_of
 from deepseek_ocr.engine import Delta, Failure, Handle, OcrEngine, Page, Reading
 from deepseek_ocr.errors import CancelledError, InputError
+from deepseek_ocr.handles import result_of
 from deepseek_ocr.reading import ReadPage, read_page
 from deepseek_ocr.records import PageRecord, page_record
 from deepseek_ocr.rendering import OpenDocument, Renderer
 from deepseek_ocr.settings import Attempt
 from deepseek_ocr.sources import Pages
 
-OnPage = Callable[[PageRecord], None]
-
-_TURN_S = 0.5
-"""Seconds after which a thread that waits for a page looks whether it was interrupted."""
+Result = TypeVar("Result")
 
 
 def renderers_for(processors: int) -> int:
-    """How many processes render pages: two at least, so that a page that takes its process a
-    minute does not hold up every document."""
+    """How many processes render pages. A document never has all of them, so that one whose pages
+    take a minute each does not hold up the others."""
     return max(2, min(8, processors // 2))
 
 
@@ -47,6 +50,9 @@ class DocumentReader:
         self._renderer = Renderer(workers=renderers_for(os.cpu_count() or 1))
         self._threads = ThreadPoolExecutor(self._renderer.workers, "render")
         self._documents = 0
+        self._rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
+            WeakKeyDictionary()
+        )
 
     def close(self) -> None:
         """End the processes that render, and the engine."""
@@ -62,21 +68,18 @@ class DocumentReader:
 
         Raises `DocumentError` if it cannot be opened, `InputError` if it has none of the pages.
         """
-        document = self._renderer.open(path, password, name)
-        numbers = pages.of(document.pages)
-        if not numbers:
-            count = f"{document.pages} page{'s' if document.pages > 1 else ''}"
-            raise InputError(f"{name} has {count} and none of those asked for; choose others.")
-        return document, numbers
+        with self._owner() as owner:
+            return result_of(self._start(self._open, path, name, pages, password, owner))
 
     # --- on an event loop -----------------------------------------------------------------------
 
-    async def open_in_thread(
+    async def open_async(
         self, path: Path, name: str, pages: Pages = Pages(), password: str | None = None
     ) -> tuple[OpenDocument, list[int]]:
-        """As `open`, for an event loop."""
-        opening = partial(self.open, path, name, pages, password)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, opening)
+        """As `open`, on an event loop."""
+        with self._owner() as owner:
+            opening = self._start(self._open, path, name, pages, password, owner)
+            return await asyncio.wrap_future(opening)
 
     async def read(
         self,
@@ -84,7 +87,7 @@ class DocumentReader:
         numbers: Sequence[int],
         prompt: str,
         attempts: Sequence[Attempt],
-        on_page: OnPage,
+        on_page: Callable[[PageRecord], None],
     ) -> list[PageRecord]:
         """Read the pages `numbers`, several at once; the records in their order, those of pages
         that could not be read with the reason.
@@ -94,20 +97,29 @@ class DocumentReader:
         """
         records: dict[int, PageRecord] = {}
         running: set[asyncio.Task[None]] = set()
+        rendering = asyncio.Semaphore(self._renderer.workers - 1)
 
-        async def read_one(number: int) -> None:
-            records[number] = await self._read_page(document, number, prompt, attempts)
-            on_page(records[number])
+        async def read_one(number: int, owner: object) -> None:
+            async with self._room():  # for its picture, until it is read
+                page = await self._rendered(document, number, rendering, owner)
+                if isinstance(page, ReadPage):
+                    await self._read(page, prompt, attempts)
+                    page = record_of(page, number)
+            records[number] = page
+            on_page(page)
 
         self._documents += 1
         try:
-            async with asyncio.TaskGroup() as group:
-                for number in numbers:
-                    while len(running) >= self._share:
-                        _, running = await asyncio.wait(
-                            running, return_when=asyncio.FIRST_COMPLETED
-                        )
-                    running.add(group.create_task(read_one(number)))
+            with self._owner() as owner:
+                async with asyncio.TaskGroup() as group:
+                    for number in numbers:
+                        while len(running) >= self._share:
+                            _, running = await asyncio.wait(
+                                running, return_when=asyncio.FIRST_COMPLETED
+                            )
+                        running.add(group.create_task(read_one(number, owner)))
+        except ExceptionGroup as errors:  # of `on_page`
+            raise errors.exceptions[0] from None
         finally:
             self._documents -= 1
         return [records[number] for number in numbers]
@@ -118,27 +130,30 @@ class DocumentReader:
         busy, and a new one does not wait behind all pages of the others."""
         return max(1, math.ceil(self.engine.ahead / max(self._documents, 1)))
 
-    async def _read_page(
-        self, document: OpenDocument, number: int, prompt: str, attempts: Sequence[Attempt]
-    ) -> PageRecord:
-        loop = asyncio.get_running_loop()
-        try:
-            rendering = partial(self._renderer.render, document, number)
-            rendered = await loop.run_in_executor(self._threads, rendering)
-        except Exception as error:  # of this page alone
-            return _failed(number, error)
-        page = ReadPage(number, rendered)
+    def _room(self) -> asyncio.Semaphore:
+        """Room for as many pictures as keep the engine busy, however many documents there are."""
+        room = asyncio.Semaphore(self.engine.ahead)
+        return self._rooms.setdefault(asyncio.get_running_loop(), room)
 
-        async def read(attempt: Attempt) -> Reading | Failure:
-            wanted = Page(rendered.image, prompt, attempt.crop, attempt.decode)
+    async def _rendered(
+        self, document: OpenDocument, number: int, rendering: asyncio.Semaphore, owner: object
+    ) -> ReadPage[int] | PageRecord:
+        async with rendering:
             try:
-                handle = self.engine.submit(wanted)
+                picture = self._start(self._renderer.render, document, number, owner)
+                return ReadPage(number, await asyncio.wrap_future(picture))
+            except Exception as error:  # of this page alone
+                return _failed(number, error)
+
+    async def _read(self, page: ReadPage[int], prompt: str, attempts: Sequence[Attempt]) -> None:
+        async def read(attempt: Attempt) -> Reading | Failure:
+            try:
+                handle = self._submit(page.rendered.image, prompt, attempt)
             except CancelledError as error:  # the engine was closed
                 return Failure(error)
             return await handle.wait()
 
         await read_page(page, attempts, read)
-        return record_of(page, number)
 
     # --- in a thread ----------------------------------------------------------------------------
 
@@ -152,36 +167,62 @@ class DocumentReader:
         """
         waiting = deque(numbers)
         window: deque[tuple[int, Future[Handle]]] = deque()
-        try:
-            while waiting or window:
-                while waiting and len(window) < self.engine.ahead:
-                    number = waiting.popleft()
-                    handed_in = self._threads.submit(
-                        self._hand_in, document, number, prompt, attempt
-                    )
-                    window.append((number, handed_in))
-                yield from _events(*window[0])
-                window.popleft()
-        finally:
-            for _, handed_in in window:
-                handed_in.cancel()
-                handed_in.add_done_callback(_give_up)
 
-    def _hand_in(
-        self, document: OpenDocument, number: int, prompt: str, attempt: Attempt
-    ) -> Handle:
-        picture = self._renderer.render(document, number).image
+        def hand_in(number: int, owner: object) -> Handle:
+            picture = self._renderer.render(document, number, owner).image
+            return self._submit(picture, prompt, attempt)
+
+        with self._owner() as owner:
+            try:
+                while waiting or window:
+                    while waiting and len(window) < self.engine.ahead:
+                        number = waiting.popleft()
+                        window.append((number, self._start(hand_in, number, owner)))
+                    yield from _events(*window[0])
+                    window.popleft()
+            finally:
+                for _, handed_in in window:
+                    handed_in.cancel()
+                    handed_in.add_done_callback(_cancel_page)
+
+    # --- in both --------------------------------------------------------------------------------
+
+    @contextmanager
+    def _owner(self) -> Iterator[object]:
+        """Stands for a caller: what is opened or rendered for it is given up when it has left."""
+        owner = object()
+        try:
+            yield owner
+        finally:
+            self._renderer.give_up(owner)
+
+    def _start(self, call: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        try:
+            return self._threads.submit(call, *arguments)
+        except RuntimeError as error:
+            raise CancelledError("This reader is closed; make another one.") from error
+
+    def _open(
+        self, path: Path, name: str, pages: Pages, password: str | None, owner: object
+    ) -> tuple[OpenDocument, list[int]]:
+        document = self._renderer.open(path, password, name, owner)
+        numbers = pages.of(document.pages)
+        if not numbers:
+            count = f"{document.pages} page{'s' if document.pages > 1 else ''}"
+            raise InputError(f"{name} has {count} and none of those asked for; choose others.")
+        return document, numbers
+
+    def _submit(self, picture: Image.Image, prompt: str, attempt: Attempt) -> Handle:
         return self.engine.submit(Page(picture, prompt, attempt.crop, attempt.decode))
 
 
 def _events(number: int, handed_in: Future[Handle]) -> Iterator[Delta | PageRecord]:
     """What comes of one page."""
-    while not wait([handed_in], _TURN_S).done:
-        pass
-    if error := handed_in.exception():
+    try:
+        handle = result_of(handed_in)
+    except Exception as error:  # of this page alone
         yield _failed(number, error)
         return
-    handle = handed_in.result()
     yield from handle.deltas()
     outcome = handle.outcome()
     if isinstance(outcome, Failure):
@@ -190,11 +231,13 @@ def _events(number: int, handed_in: Future[Handle]) -> Iterator[Delta | PageReco
         yield page_record(number, outcome)
 
 
-def _give_up(handed_in: Future[Handle]) -> None:
+def _cancel_page(handed_in: Future[Handle]) -> None:
     """Cancel a page, if it came as far as the engine."""
     if not handed_in.cancelled() and handed_in.exception() is None:
         handed_in.result().cancel()
 
 
-def _failed(number: int, error: BaseException) -> PageRecord:
+def _failed(number: int, error: Exception) -> PageRecord:
+    if isinstance(error, futures.CancelledError):
+        error = CancelledError("The reader was closed before the page was read.")
     return PageRecord(number, error=str(error) or type(error).__name__)

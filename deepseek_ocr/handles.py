@@ -6,7 +6,7 @@ import asyncio
 import logging
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TypeVar
@@ -130,6 +130,13 @@ def wait_for(queue: SimpleQueue[Item]) -> Item:
             return queue.get(timeout=_TURN)
         except Empty:
             pass
+
+
+def result_of(future: Future[Item]) -> Item:
+    """The result of `future`, waited for in short turns as in `wait_for`. Raises what it raised."""
+    while not future.done():
+        wait([future], _TURN)
+    return future.result()
 
 
 def portable(error: Exception) -> Exception:

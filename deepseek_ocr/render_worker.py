@@ -225,7 +225,7 @@ _ENCRYPTED = 1
 def _locked(name: str, password_given: bool) -> str:
     if password_given:
         return f"{name} is encrypted and the password given does not open it; check the password."
-    return f"{name} is encrypted and needs a password; give its password."
+    return f"{name} is encrypted; give its password."
 
 
 def _is_picture(member: zipfile.ZipInfo) -> bool:

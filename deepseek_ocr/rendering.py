@@ -82,10 +82,7 @@ class Renderer:
     def __init__(self, settings: RenderSettings = RenderSettings(), workers: int = 1) -> None:
         self.settings = settings
         self.workers = workers
-        self._all = [_Worker(settings.memory) for _ in range(workers)]
-        self._free: queue.LifoQueue[_Worker] = queue.LifoQueue()
-        for worker in self._all:
-            self._free.put(worker)
+        self._pool = _Pool(workers, settings.memory)
 
     def using(self, settings: RenderSettings) -> Renderer:
         """The same processes with other settings; `memory` and `workers` stay as they are."""
@@ -93,14 +90,19 @@ class Renderer:
         other.settings = settings
         return other
 
-    def open(self, path: Path, password: str | None = None, name: str = "") -> OpenDocument:
-        """The document in the file `path`, called `name` in messages. Raises `DocumentError`."""
-        reply, _ = self._ask(path, name, password, None)
+    def open(
+        self, path: Path, password: str | None = None, name: str = "", owner: object = None
+    ) -> OpenDocument:
+        """The document in the file `path`, called `name` in messages. Raises `DocumentError`.
+
+        `owner` is what `give_up` knows this by, if it may be given up.
+        """
+        reply, _ = self._ask(path, name, password, None, owner)
         return OpenDocument(path, password, reply["kind"], reply["pages"], reply["left_out"], name)
 
-    def render(self, document: OpenDocument, number: int) -> Rendered:
-        """The page `number`, from 1. Raises `DocumentError`."""
-        reply, pixels = self._ask(document.path, document.name, document.password, number)
+    def render(self, document: OpenDocument, number: int, owner: object = None) -> Rendered:
+        """The page `number`, from 1. Raises `DocumentError`. `owner` is as in `open`."""
+        reply, pixels = self._ask(document.path, document.name, document.password, number, owner)
         image = Image.frombytes("RGB", (reply["width"], reply["height"]), pixels)
         if dpi := reply.get("dpi"):
             image.info["dpi"] = (float(dpi[0]), float(dpi[1]))
@@ -111,8 +113,13 @@ class Renderer:
         known = text if text in get_args(OwnText) else None
         return Rendered(image, points, reply["rotation"], known)
 
+    def give_up(self, owner: object) -> None:
+        """Stop what is being opened or rendered for `owner`; it raises `DocumentError` there."""
+        for worker in self._pool.all:
+            worker.give_up(owner)
+
     def _ask(
-        self, path: Path, name: str, password: str | None, page: int | None
+        self, path: Path, name: str, password: str | None, page: int | None, owner: object
     ) -> tuple[dict[str, Any], bytes]:
         request = {
             "path": os.path.abspath(path), "name": name or shown(path), "password": password,
@@ -121,18 +128,15 @@ class Renderer:
             "max_pixels": self.settings.max_pixels,
             "max_picture_pixels": self.settings.max_picture_pixels,
         }  # fmt: skip
-        worker = self._free.get()
-        try:
-            reply, pixels = worker.ask(request, self.settings.timeout)
-        finally:
-            self._free.put(worker)
+        with self._pool.taken((path, password)) as worker:
+            reply, pixels = worker.ask(request, self.settings.timeout, owner)
         if "error" in reply:
             raise DocumentError(reply["error"])
         return reply, pixels
 
     def close(self) -> None:
         """End the processes."""
-        for worker in self._all:
+        for worker in self._pool.all:
             worker.stop()
 
     def __enter__(self) -> Renderer:
@@ -147,20 +151,74 @@ class Renderer:
         self.close()
 
 
+class _Pool:
+    """Rendering processes, each for one thread at a time."""
+
+    def __init__(self, count: int, memory: int) -> None:
+        self.all = [_Worker(memory) for _ in range(count)]
+        self._free = list(self.all)
+        self._freed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, document: object) -> Iterator[_Worker]:
+        """A process that is free; if possible the one that had `document` open last."""
+        with self._freed:
+            while not self._free:
+                self._freed.wait()
+            last = self._free[-1]
+            worker = next((one for one in self._free if one.document == document), last)
+            self._free.remove(worker)
+        worker.document = document
+        try:
+            yield worker
+        finally:
+            with self._freed:
+                self._free.append(worker)
+                self._freed.notify()
+
+
 class _Worker:
-    """One rendering process, started when first asked and again after it died."""
+    """One rendering process, started when first asked and again after it died.
+
+    `document` is what tells the document that it has open.
+    """
 
     def __init__(self, memory: int) -> None:
         self._memory = memory
         self._process: subprocess.Popen[bytes] | None = None
+        self.document: object = None
+        self._lock = threading.Lock()  # of the two below
+        self._owner: object = None
+        self._given_up = False
 
-    def ask(self, request: dict[str, Any], timeout: float) -> tuple[dict[str, Any], bytes]:
+    def ask(
+        self, request: dict[str, Any], timeout: float, owner: object
+    ) -> tuple[dict[str, Any], bytes]:
         """The answer to a request. Raises `DocumentError` where none comes in time."""
-        if self._process is None or self._process.poll() is not None:
-            self._process = self._start()
+        self._owner = owner
         try:
-            with _killed_after(timeout, self._process) as late:
-                return _exchange(self._process, request)
+            return self._answer(request, timeout)
+        except BaseException:  # what comes next would be taken for the answer to another request
+            self.stop()
+            raise
+        finally:
+            with self._lock:
+                self._owner = None
+            if self._given_up:
+                self._given_up = False
+                self.stop()
+
+    def _answer(self, request: dict[str, Any], timeout: float) -> tuple[dict[str, Any], bytes]:
+        process = self._process
+        if process is None or process.poll() is not None:
+            process = self._start()
+            with self._lock:
+                self._process = process
+                if self._given_up:
+                    process.kill()
+        try:
+            with _killed_after(timeout, process) as late:
+                return _exchange(process, request)
         except (OSError, ValueError) as error:
             status = self.stop()
             what = (
@@ -169,9 +227,14 @@ class _Worker:
                 else f"brought its rendering process down (status {status})"
             )
             raise DocumentError(f"The page {what}; the file may be damaged, or hostile.") from error
-        except BaseException:  # interrupted half-way: what comes next would be taken for an answer
-            self.stop()
-            raise
+
+    def give_up(self, owner: object) -> None:
+        """Stop what is done for `owner`, if this process does it."""
+        with self._lock:
+            if owner is not None and self._owner is owner:
+                self._given_up = True
+                if self._process is not None:
+                    self._process.kill()
 
     def _start(self) -> subprocess.Popen[bytes]:
         package = str(Path(__file__).resolve().parent.parent)

@@ -159,18 +159,17 @@ class Scheduler:
     def _run(self, stay: SimpleQueue[bool]) -> None:
         if not stay.get():
             return
-        device = self._network.device
-        with ExitStack() as stack:
-            stack.enter_context(self._within())
-            if device.type == "cuda":
-                stack.enter_context(torch.cuda.device(device))
-            try:
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(self._within())
+                if self._network.device.type == "cuda":
+                    stack.enter_context(torch.cuda.device(self._network.device))
                 while self._running:
                     self._listen_and_turn()
-            except BaseException:  # the thread ends: nobody may be left waiting for it
-                self.close()
-                self._give_up()
-                raise
+        except BaseException:  # the thread ends, and nothing may wait for it
+            self.close()
+            self._give_up()
+            raise
 
     def _listen_and_turn(self) -> None:
         try:
@@ -211,14 +210,16 @@ class Scheduler:
         """End a page wherever it is."""
         if isinstance(outcome, Exception) and not isinstance(outcome, OcrError):
             self._check_device()
-        for slot, active in list(self._active.items()):
-            if active is job:
-                self._release(slot)
         for line in (self._waiting, self._ready):
             if job in line:
                 line.remove(job)
         self._jobs.discard(job)
-        job.end(outcome)
+        try:
+            for slot, active in list(self._active.items()):
+                if active is job:
+                    self._release(slot)
+        finally:  # also on a device that does not even take memory back
+            job.end(outcome)
         self._prepare_more()
 
     def _release(self, slot: int) -> None:

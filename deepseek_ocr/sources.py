@@ -30,6 +30,9 @@ SUFFIXES = PICTURE_SUFFIXES | {".pdf", ".zip"}
 MAX_BYTES = 4 * 2**30
 """Largest file that is opened, and the most that is taken from standard input."""
 
+LONGEST_CHOICE = 1000
+"""Characters of the text that chooses pages."""
+
 _HEAD = 1024
 """Bytes within which a PDF says that it is one."""
 
@@ -80,11 +83,12 @@ class Pages:
         """The chosen numbers among 1 to `count`, in order, each once."""
         if not self.ranges:
             return list(range(1, count + 1))
-        chosen: set[int] = set()
-        for first, last in self.ranges:
-            begin, end = (at if at > 0 else count + 1 + at for at in (first, last))
-            chosen.update(range(max(begin, 1), min(end, count) + 1))
-        return sorted(chosen)
+        from_start = [tuple(at if at > 0 else count + 1 + at for at in one) for one in self.ranges]
+        chosen: list[int] = []
+        for begin, end in sorted(from_start):
+            after = chosen[-1] if chosen else 0
+            chosen.extend(range(max(begin, after + 1), min(end, count) + 1))
+        return chosen
 
 
 _ITEM = re.compile(r"(-?\d{1,9})(?:(-)(-?\d{1,9})?)?")
@@ -93,15 +97,17 @@ _ITEM = re.compile(r"(-?\d{1,9})(?:(-)(-?\d{1,9})?)?")
 def parse_pages(text: str) -> Pages:
     """`1-3,7,-1` as `Pages`: numbers count from 1, negative ones from the end; `5-` is the rest.
 
-    Raises `SettingsError` for anything else.
+    Raises `SettingsError` for anything else, and beyond `LONGEST_CHOICE` characters.
     """
+    if len(text) > LONGEST_CHOICE:
+        raise SettingsError(f"Choose pages in at most {LONGEST_CHOICE} characters, as in 1-3,7,-1.")
     ranges = []
     for item in text.split(","):
         match = _ITEM.fullmatch(item.strip())
         first = int(match[1]) if match and match[1] else 0
         if match is None or first == 0 or match[3] in ("0", "-0"):
             raise SettingsError(
-                f"There are no pages {item.strip()!r}; write 1-3,7,-1: pages count from 1, "
+                f"There are no pages {item.strip()[:40]!r}; write 1-3,7,-1: pages count from 1, "
                 "negative numbers from the end, 5- is everything from the fifth on."
             )
         last = int(match[3]) if match[3] else (-1 if match[2] else first)

@@ -132,7 +132,8 @@ class Server:
         return (self.folder / "server.log").read_text()
 
     def resident_mb(self) -> float:
-        """Resident memory of the server and its worker."""
+        """Resident memory of the server, its worker, and the processes that render."""
+        assert len(_family(self.process.pid)) > 1
         return sum(_resident_kb(pid) for pid in _family(self.process.pid)) / 1000
 
 
@@ -214,10 +215,11 @@ def _free_port() -> int:
 
 
 def _family(pid: int) -> list[int]:
-    try:
-        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:  # it has just ended
-        listed = []
+    """A process and all that its threads have started."""
+    listed: list[str] = []
+    for file in Path("/proc").glob(f"{pid}/task/*/children"):
+        with suppress(OSError):  # it has just ended
+            listed += file.read_text().split()
     return [pid, *(member for child in listed for member in _family(int(child)))]
 
 

@@ -19,7 +19,7 @@ def endless_model(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 511}))
     (weights,) = folder.glob("*.safetensors")
     tensors = load_file(weights)
-    tensors["lm_head.weight"][511] = 0  # others are above nought
+    tensors["lm_head.weight"][511] = 0  # the others are greater than zero
     save_file(tensors, weights)
     vocabulary = {chr(97 + i // 26) + chr(97 + i % 26) + " ": i for i in range(512) if i != 5}
     tokenizer = Tokenizer(models.WordLevel({**vocabulary, "<image>": 5}, unk_token="aa "))

@@ -159,7 +159,7 @@ def test_a_broken_page_keeps_its_place_among_predictions_that_succeed(
 def test_a_prediction_that_fails_leaves_the_others_alone(server: Server, tmp_path: Path) -> None:
     locked = papers.encrypted(tmp_path / "x.pdf", "secret")
     bad = [
-        ({"image": data_uri(locked), **READ}, "image is encrypted and needs a password"),
+        ({"image": data_uri(locked), **READ}, "image is encrypted; give its password"),
         ({"image": "data:text/plain;base64,aGVsbG8=", **READ}, "image is not a picture"),
         ({"image": data_uri(PICTURES["total"]), "task_type": "Locate Object by Reference"},
          "Locating needs a reference"),
@@ -235,7 +235,7 @@ def test_sigterm_lets_those_in_flight_end(image_copy: Path, endless: Path) -> No
         replies: queue.Queue[Reply] = queue.Queue()
 
         def ask(name: str) -> None:
-            body = {"input": long(tokens=400)}
+            body = {"input": long(tokens=3000)}  # some seconds
             replies.put(server.request("PUT", f"/predictions/{name}", body))
 
         names = [f"last-{number}" for number in range(4)]
@@ -243,11 +243,12 @@ def test_sigterm_lets_those_in_flight_end(image_copy: Path, endless: Path) -> No
         for thread, name in zip(asking, names, strict=True):
             thread.start()
             server.wait_until_it_reads(name)
+        assert all(server.in_flight(name) for name in names)
         os.kill(server.process.pid, signal.SIGTERM)
         for _ in names:
             reply = replies.get(timeout=PATIENCE_S)
             assert reply.body["status"] == "succeeded"
-            assert reply.body["metrics"]["output_tokens"] == 400
+            assert reply.body["metrics"]["output_tokens"] == 3000
         for thread in asking:
             thread.join()
         server.process.wait(PATIENCE_S)

@@ -103,7 +103,7 @@ def test_a_document_that_cannot_be_opened_fails_with_the_reason(
     path = papers.encrypted(tmp_path / "x.pdf", "secret")
     reply = server.predict(image=data_uri(path), **READ).body
     assert reply["status"] == "failed"
-    assert "image is encrypted and needs a password; give its password" in reply["error"]
+    assert "image is encrypted; give its password" in reply["error"]
     reply = server.predict(image=data_uri(path), password="wrong-one", **READ).body
     assert "the password given does not open it" in reply["error"]
     assert "wrong-one" not in json.dumps(reply)
@@ -134,7 +134,7 @@ def test_what_is_left_out_of_an_archive_is_said(server: Server, tmp_path: Path) 
     path = papers.archive(tmp_path / "x.zip", members)
     reply = server.predict(image=data_uri(path), **READ).body
     assert reply["metrics"]["pages"] == 2
-    assert "left out, not pictures by their names: 1" in reply["logs"]
+    assert "left out of the archive, not named like pictures: 1" in reply["logs"]
 
 
 @pytest.mark.parametrize("task", ["Convert to Markdown", "Free OCR", "Parse Figure"])
@@ -196,6 +196,7 @@ def test_the_server_goes_on_after_a_failure(server: Server) -> None:
         ({"max_new_tokens": 9000}, "max_new_tokens"),
         ({"max_new_tokens": "many"}, "max_new_tokens"),
         ({"max_new_tokens": 1.5}, "max_new_tokens"),
+        ({"pages": "1," * 600}, "pages"),
         ({"retries": 4}, "retries"),
         ({"retries": -1}, "retries"),
         ({"password": 5}, "password"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import io
+import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -56,7 +58,7 @@ def reader(tiny: Network) -> Iterator[DocumentReader]:
 async def read(
     reader: DocumentReader, path: Path, tokens: int = 3, done: list[int] | None = None
 ) -> list[PageRecord]:
-    document, numbers = await reader.open_in_thread(path, path.name)
+    document, numbers = await reader.open_async(path, path.name)
     return await reader.read(
         document, numbers, PROMPT, [attempt(tokens)],
         lambda record: None if done is None else done.append(record.number),
@@ -98,7 +100,7 @@ def test_pages_are_chosen_and_named_in_messages(reader: DocumentReader, tmp_path
     assert reader.open(path, "image", parse_pages("2,-1"))[1] == [2, 4]
     with pytest.raises(InputError, match=r"^image has 4 pages and none of those asked for"):
         reader.open(path, "image", parse_pages("9"))
-    with pytest.raises(DocumentError, match=r"^image is encrypted and needs a password"):
+    with pytest.raises(DocumentError, match=r"^image is encrypted; give its password"):
         reader.open(papers.encrypted(tmp_path / "x.pdf", "secret"), "image")
 
 
@@ -173,24 +175,97 @@ def test_a_caller_that_is_cancelled_frees_its_slots_and_disturbs_no_other(
     assert len(steps[-1]) == 1  # the two that were given up had left
 
 
-def test_documents_have_their_shares_of_what_is_in_flight(held: Held3, tmp_path: Path) -> None:
-    """Alone, a document keeps every slot busy; one that comes later does not double the queue."""
-    path = pictures(tmp_path / "x.zip", 30)
-    engine = held.engine
+def test_a_document_that_comes_later_does_not_wait_for_all_pages_of_another(
+    held: Held3, tmp_path: Path
+) -> None:
+    path = pictures(tmp_path / "x.zip", 40)
+    engine, done = held.engine, []
 
     def in_flight() -> int:
         return engine.status().active + engine.status().waiting
 
+    async def read_as(name: str) -> list[PageRecord]:
+        document, numbers = await held.reader.open_async(path, name)
+        return await held.reader.read(
+            document, numbers, PROMPT, [attempt(2)], lambda _: done.append(name)
+        )
+
     async def main() -> None:
-        first = asyncio.create_task(read(held.reader, path, 2))
-        await until(lambda: in_flight() == engine.ahead)
-        second = asyncio.create_task(read(held.reader, path, 2))
-        await until(lambda: in_flight() == engine.ahead + 3)  # half of five, rounded up
+        first = asyncio.create_task(read_as("first"))
+        await until(lambda: in_flight() == engine.ahead)  # alone, it keeps every slot busy
+        second = asyncio.create_task(read_as("second"))
+        await until(lambda: held.reader._documents == 2)
+        assert in_flight() == engine.ahead  # no more pictures are held for two
         held.decoder.let_go()
         for records in await asyncio.gather(first, second):
-            assert [record.number for record in records] == list(range(1, 31))
+            assert [record.number for record in records] == list(range(1, 41))
 
     asyncio.run(main())
+    assert done.index("second") < 2 * engine.ahead
+    assert done.index("second", 40) < 80  # and goes on beside it
+    assert done[:40].count("second") > 10
+
+
+@pytest.mark.parametrize("how", ["open", "read", "stream"])
+def test_what_is_rendered_for_a_caller_who_leaves_is_stopped(
+    tiny: Network, tmp_path: Path, how: str
+) -> None:
+    """A page may take its process a minute, and the next caller must not wait for it."""
+    path = pictures(tmp_path / "x.zip", 3)
+    with closing(DocumentReader(engine_of(tiny, 2))) as reader:
+        document, numbers = reader.open(path, "x")
+        workers = [one for one in reader._renderer._pool.all if one._process is not None]
+        processes = [psutil.Process(one._process.pid) for one in workers if one._process]
+
+        async def leave() -> None:
+            if how == "open":
+                work = asyncio.create_task(reader.open_async(path, "x"))
+            else:
+                reading = reader.read(document, numbers, PROMPT, [attempt()], lambda _: None)
+                work = asyncio.create_task(reading)  # type: ignore[arg-type]
+            await until(lambda: any(one._owner for one in workers))
+            work.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await work
+
+        def leave_stream() -> None:
+            events = reader.stream(document, numbers, PROMPT, attempt())
+            threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+            with pytest.raises(KeyboardInterrupt):
+                next(events)
+
+        for process in processes:
+            process.suspend()
+        if how == "stream":
+            leave_stream()
+        else:
+            asyncio.run(leave())
+        gone, _ = psutil.wait_procs(processes, timeout=20)  # of a minute that a page may take
+        assert len(gone) == len(processes)
+        assert len(asyncio.run(read(reader, path))) == 3
+
+
+def test_a_reader_that_is_closed_says_so(tiny: Network, tmp_path: Path) -> None:
+    path = pictures(tmp_path / "x.zip", 3)
+    reader = DocumentReader(engine_of(tiny, 2))
+    document, numbers = reader.open(path, "x")
+    reader.close()
+    with pytest.raises(CancelledError, match="reader is closed"):
+        reader.open(path, "x")
+    with pytest.raises(CancelledError, match="reader is closed"):
+        list(reader.stream(document, numbers, PROMPT, attempt()))
+    for record in asyncio.run(reader.read(document, numbers, PROMPT, [attempt()], print)):
+        assert "reader is closed" in str(record.error)
+
+
+def test_what_on_page_raises_is_raised(reader: DocumentReader, tmp_path: Path) -> None:
+    document, numbers = reader.open(pictures(tmp_path / "x.zip", 3), "x")
+
+    def full(_: PageRecord) -> None:
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        asyncio.run(reader.read(document, numbers, PROMPT, [attempt()], full))
 
 
 def test_pages_that_need_it_are_tried_again(reader: DocumentReader, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_documents_that_cannot_be_opened_are_listed_and_the_others_read(
     listed = {line["source"]: line for line in lines(tmp_path / "out")}
     assert listed.keys() == set(names)
     assert listed.pop("xref.pdf")["outcome"] == "read"
-    assert "needs a password" in listed["locked.pdf"]["reason"]
+    assert "give its password" in listed["locked.pdf"]["reason"]
     for line in listed.values():
         assert (line["outcome"], line["page"]) == ("failed", None)
         assert line["reason"] in err or line["source"] in line["reason"]

@@ -136,7 +136,7 @@ def test_an_encrypted_pdf_wants_its_password(known_server: Server, tmp_path: Pat
         pdf.save(path, encryption=pikepdf.Encryption(user="sesame", owner="x"))
     refused = known_server.http.post("/v1/ocr", files=upload(path))
     assert refused.status_code == 400
-    assert "needs a password" in refused.json()["error"]["message"]
+    assert "give its password" in refused.json()["error"]["message"]
     read = known_server.http.post("/v1/ocr", files=upload(path), data={"password": "sesame"})
     assert read.json()["pages"][0]["text"] == text_of(6)
     assert "sesame" not in read.text

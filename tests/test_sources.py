@@ -55,6 +55,15 @@ def test_pages_that_mean_nothing_are_refused(text: str) -> None:
         parse_pages(text)
 
 
+def test_a_choice_of_pages_that_goes_on_for_ever_is_refused() -> None:
+    with pytest.raises(SettingsError, match="at most 1000 characters"):
+        parse_pages("1-," * 1_000_000)
+    with pytest.raises(SettingsError) as told:
+        parse_pages("x" * 900)
+    assert len(str(told.value)) < 250
+    assert len(parse_pages("1-," * 300 + "1").of(100_000)) == 100_000
+
+
 def test_folders_are_listed_in_order_and_what_is_no_page_is_told(tmp_path: Path) -> None:
     touch(tmp_path, "in/b.pdf", "in/a/z.JPG", "in/a/notes.txt", "in/.hidden/x.pdf", "in/.x.pdf")
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")

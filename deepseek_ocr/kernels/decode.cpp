@@ -485,12 +485,12 @@ template <class W, class C> void Worker<W, C>::run() const {
         project(layer.query, wide, hidden, x, s.query, false);
         project(layer.key, wide, hidden, x, s.key, false);
         project(layer.value, wide, hidden, x, s.value, false);
-    barrier.wait(s.threads);
+        barrier.wait(s.threads);
         for (long task = first(n * m.heads); task < last(n * m.heads); ++task)
             attend(layer, task / m.heads, task % m.heads);
-    barrier.wait(s.threads);
+        barrier.wait(s.threads);
         project(layer.output, hidden, wide, pack(s.mixed, wide, work), s.states, true);
-    barrier.wait(s.threads);
+        barrier.wait(s.threads);
         mlp(layer);
     }
     Inputs<W> x = normed(m.norm, work, spare(n * hidden));
