@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -100,8 +100,10 @@ class DocumentReader:
         rendering = asyncio.Semaphore(self._renderer.workers - 1)
 
         async def read_one(number: int, owner: object) -> None:
-            async with self._room():  # for its picture, until it is read
-                page = await self._rendered(document, number, rendering, owner)
+            async with AsyncExitStack() as holding:
+                async with rendering:
+                    await holding.enter_async_context(self._room())  # until the page is read
+                    page = await self._rendered(document, number, owner)
                 if isinstance(page, ReadPage):
                     await self._read(page, prompt, attempts)
                     page = record_of(page, number)
@@ -136,14 +138,13 @@ class DocumentReader:
         return self._rooms.setdefault(asyncio.get_running_loop(), room)
 
     async def _rendered(
-        self, document: OpenDocument, number: int, rendering: asyncio.Semaphore, owner: object
+        self, document: OpenDocument, number: int, owner: object
     ) -> ReadPage[int] | PageRecord:
-        async with rendering:
-            try:
-                picture = self._start(self._renderer.render, document, number, owner)
-                return ReadPage(number, await asyncio.wrap_future(picture))
-            except Exception as error:  # of this page alone
-                return _failed(number, error)
+        try:
+            picture = self._start(self._renderer.render, document, number, owner)
+            return ReadPage(number, await asyncio.wrap_future(picture))
+        except Exception as error:  # of this page alone
+            return _failed(number, error)
 
     async def _read(self, page: ReadPage[int], prompt: str, attempts: Sequence[Attempt]) -> None:
         async def read(attempt: Attempt) -> Reading | Failure:

@@ -235,7 +235,7 @@ def test_sigterm_lets_those_in_flight_end(image_copy: Path, endless: Path) -> No
         replies: queue.Queue[Reply] = queue.Queue()
 
         def ask(name: str) -> None:
-            body = {"input": long(tokens=3000)}  # some seconds
+            body = {"input": long(tokens=1500)}  # some seconds
             replies.put(server.request("PUT", f"/predictions/{name}", body))
 
         names = [f"last-{number}" for number in range(4)]
@@ -248,7 +248,7 @@ def test_sigterm_lets_those_in_flight_end(image_copy: Path, endless: Path) -> No
         for _ in names:
             reply = replies.get(timeout=PATIENCE_S)
             assert reply.body["status"] == "succeeded"
-            assert reply.body["metrics"]["output_tokens"] == 3000
+            assert reply.body["metrics"]["output_tokens"] == 1500
         for thread in asking:
             thread.join()
         server.process.wait(PATIENCE_S)

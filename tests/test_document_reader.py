@@ -7,6 +7,7 @@ import io
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -243,6 +244,36 @@ def test_what_is_rendered_for_a_caller_who_leaves_is_stopped(
         gone, _ = psutil.wait_procs(processes, timeout=20)  # of a minute that a page may take
         assert len(gone) == len(processes)
         assert len(asyncio.run(read(reader, path))) == 3
+
+
+def test_a_page_that_takes_for_ever_holds_up_no_other_document(
+    tiny: Network, tmp_path: Path
+) -> None:
+    endless, quick = pictures(tmp_path / "a.zip", 20), pictures(tmp_path / "b.zip", 9)
+    with closing(DocumentReader(engine_of(tiny, 2))) as reader:
+        workers = reader._renderer._pool.all
+        while any(one._process is None for one in workers):
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(lambda _: reader.open(quick, "b"), range(4)))
+        processes = {one: psutil.Process(one._process.pid) for one in workers if one._process}
+        document, numbers = reader.open(endless, "a")
+        for process in processes.values():
+            process.suspend()
+
+        async def main() -> None:
+            reading = reader.read(document, numbers, PROMPT, [attempt()], lambda _: None)
+            first = asyncio.create_task(reading)
+            await until(lambda: any(one._owner for one in workers))
+            for worker, process in processes.items():
+                if not worker._owner:
+                    process.resume()
+            async with asyncio.timeout(30):  # half of what a page may take
+                assert len(await read(reader, quick)) == 9
+            for process in processes.values():
+                process.resume()
+            assert len(await first) == 20
+
+        asyncio.run(main())
 
 
 def test_a_reader_that_is_closed_says_so(tiny: Network, tmp_path: Path) -> None:
