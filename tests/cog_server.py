@@ -65,10 +65,16 @@ class Server:
             return Reply(answer.status, text)
 
     def predict(self, **inputs: Any) -> Reply:
-        """A prediction, tried again where the server still cleans up after the last one."""
+        """A prediction."""
+        return self._ask("POST", "/predictions", inputs, {})
+
+    def _ask(
+        self, method: str, path: str, inputs: dict[str, Any], headers: dict[str, str]
+    ) -> Reply:
+        """Ask for a prediction, again if the server still cleans up after the last one."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            reply = self.request("POST", "/predictions", {"input": inputs})
+            reply = self.request(method, path, {"input": inputs}, headers)
             if reply.status != 409 or time.monotonic() > deadline:
                 return reply
             time.sleep(0.02)
@@ -94,8 +100,7 @@ class Server:
 
     def start(self, name: str, **inputs: Any) -> None:
         """Start a prediction in the background, and wait until it reads."""
-        headers = {"Prefer": "respond-async"}
-        reply = self.request("PUT", f"/predictions/{name}", {"input": inputs}, headers)
+        reply = self._ask("PUT", f"/predictions/{name}", inputs, {"Prefer": "respond-async"})
         assert reply.status == 202, reply
         self.wait_until_it_reads(name)
 
