@@ -25,7 +25,7 @@ import torch
 
 from benchmarks import machine
 from tests import papers
-from tests.cog_server import Server, copy_image, data_uri, running
+from tests.cog_server import Server, copy_image, data_uri, ready
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 KINDS = {
@@ -68,9 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
 @contextmanager
 def server() -> Iterator[Server]:
     """The server, warm."""
-    with tempfile.TemporaryDirectory() as name, running(copy_image(Path(name))) as started:
-        if started.wait_for("READY", "SETUP_FAILED") != "READY":
-            raise SystemExit(started.log())
+    with tempfile.TemporaryDirectory() as name, ready(copy_image(Path(name))) as started:
         yield started
 
 

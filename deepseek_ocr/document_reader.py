@@ -10,13 +10,12 @@ Pages are rendered by processes that all documents share, and wait in the engine
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -37,8 +36,8 @@ Result = TypeVar("Result")
 
 
 def renderers_for(processors: int) -> int:
-    """How many processes render pages. A document never has all of them, so that one whose pages
-    take a minute each does not hold up the others."""
+    """How many processes render pages. Of documents that are read side by side none has all of
+    them, so that one whose pages take a minute each does not hold up the others."""
     return max(2, min(8, processors // 2))
 
 
@@ -49,7 +48,6 @@ class DocumentReader:
         self.engine = engine
         self._renderer = Renderer(workers=renderers_for(os.cpu_count() or 1))
         self._threads = ThreadPoolExecutor(self._renderer.workers, "render")
-        self._documents = 0
         self._rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
             WeakKeyDictionary()
         )
@@ -93,49 +91,40 @@ class DocumentReader:
         that could not be read with the reason.
 
         `on_page` gets each record as soon as its page is done. A document alone fills all slots of
-        the engine; several share them. If the caller is cancelled, so are all its pages.
+        the engine; several take turns. If the caller is cancelled, so are all its pages.
         """
         records: dict[int, PageRecord] = {}
-        running: set[asyncio.Task[None]] = set()
         rendering = asyncio.Semaphore(self._renderer.workers - 1)
+        room = self._room()
 
         async def read_one(number: int, owner: object) -> None:
-            async with AsyncExitStack() as holding:
-                async with rendering:
-                    await holding.enter_async_context(self._room())  # until the page is read
-                    page = await self._rendered(document, number, owner)
-                if isinstance(page, ReadPage):
-                    await self._read(page, prompt, attempts)
-                    page = record_of(page, number)
+            page = await self._rendered(document, number, owner)
+            rendering.release()
+            if isinstance(page, ReadPage):
+                await self._read(page, prompt, attempts)
+                page = record_of(page, number)
             records[number] = page
             on_page(page)
 
-        self._documents += 1
         try:
             with self._owner() as owner:
                 async with asyncio.TaskGroup() as group:
                     for number in numbers:
-                        while len(running) >= self._share:
-                            _, running = await asyncio.wait(
-                                running, return_when=asyncio.FIRST_COMPLETED
-                            )
-                        running.add(group.create_task(read_one(number, owner)))
+                        await rendering.acquire()
+                        await room.acquire()
+                        reading = group.create_task(read_one(number, owner))
+                        reading.add_done_callback(lambda _: room.release())
         except ExceptionGroup as errors:  # of `on_page`
             raise errors.exceptions[0] from None
-        finally:
-            self._documents -= 1
         return [records[number] for number in numbers]
 
-    @property
-    def _share(self) -> int:
-        """How many pages of one document may be in flight: together the documents keep every slot
-        busy, and a new one does not wait behind all pages of the others."""
-        return max(1, math.ceil(self.engine.ahead / max(self._documents, 1)))
-
     def _room(self) -> asyncio.Semaphore:
-        """Room for as many pictures as keep the engine busy, however many documents there are."""
-        room = asyncio.Semaphore(self.engine.ahead)
-        return self._rooms.setdefault(asyncio.get_running_loop(), room)
+        """Room for as many pages as keep the engine busy, however many documents there are; each
+        document waits for it with one page, so that a new one does not wait for all of another."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._rooms:
+            self._rooms[loop] = asyncio.Semaphore(self.engine.ahead)
+        return self._rooms[loop]
 
     async def _rendered(
         self, document: OpenDocument, number: int, owner: object

@@ -180,6 +180,14 @@ def running(folder: Path, config: str = "cog.cpu.yaml", **environ: str) -> Itera
                 process.wait()
 
 
+@contextmanager
+def ready(folder: Path, config: str = "cog.cpu.yaml", **environ: str) -> Iterator[Server]:
+    """As `running`, once the model is loaded."""
+    with running(folder, config, **environ) as server:
+        assert server.wait_for("READY", "SETUP_FAILED") == "READY", server.log()
+        yield server
+
+
 def _need_predictions_folder() -> None:
     """Skip the test if another user owns the folder that Cog writes predictions to.
 

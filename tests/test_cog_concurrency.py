@@ -22,7 +22,7 @@ import yaml
 
 from deepseek_ocr.formats.markdown import PAGE_SPLIT
 from tests import papers
-from tests.cog_server import PATIENCE_S, Reply, Server, copy_image, data_uri, running
+from tests.cog_server import PATIENCE_S, Reply, Server, copy_image, data_uri, ready
 from tests.conftest import ROOT
 from tests.endless import endless_model
 
@@ -44,8 +44,7 @@ def image_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(image_copy: Path) -> Iterator[Server]:
     """A server with the bundled model, which reads a page in a tenth of a second."""
-    with running(image_copy) as server:
-        assert server.wait_for("READY", "SETUP_FAILED") == "READY", server.log()
+    with ready(image_copy) as server:
         yield server
 
 
@@ -57,8 +56,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def slow(image_copy: Path, endless: Path) -> Iterator[Server]:
     """A server with a model that writes until it is stopped."""
-    with running(image_copy, DEEPSEEK_OCR_MODEL=str(endless)) as server:
-        assert server.wait_for("READY", "SETUP_FAILED") == "READY", server.log()
+    with ready(image_copy, DEEPSEEK_OCR_MODEL=str(endless)) as server:
         yield server
 
 
@@ -230,8 +228,7 @@ def test_a_client_that_hangs_up_frees_its_slots_and_no_others(slow: Server, tmp_
 
 
 def test_sigterm_lets_those_in_flight_end(image_copy: Path, endless: Path) -> None:
-    with running(image_copy, DEEPSEEK_OCR_MODEL=str(endless)) as server:
-        assert server.wait_for("READY", "SETUP_FAILED") == "READY", server.log()
+    with ready(image_copy, DEEPSEEK_OCR_MODEL=str(endless)) as server:
         replies: queue.Queue[Reply] = queue.Queue()
 
         def ask(name: str) -> None:
@@ -278,7 +275,6 @@ def test_the_health_check_says_that_the_engine_is_gone(image_copy: Path, tmp_pat
         )
     config = (folder / "cog.cpu.yaml").read_text()
     (folder / "cog.cpu.yaml").write_text(config.replace("py:Predictor", "py:EndsItsEngine"))
-    with running(folder) as server:
-        assert server.wait_for("READY", "SETUP_FAILED") == "READY", server.log()
+    with ready(folder) as server:
         server.predict(image=data_uri(PICTURES["total"]))
         assert server.wait_for("UNHEALTHY") == "UNHEALTHY"

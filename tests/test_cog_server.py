@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests import papers
-from tests.cog_server import PATIENCE_S, Server, copy_image, data_uri, running
+from tests.cog_server import PATIENCE_S, Server, copy_image, data_uri, ready, running
 from tests.conftest import ROOT
 
 pytest.importorskip("coglet", reason="needs the Cog server (coglet)")
@@ -34,8 +34,7 @@ def image_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(image_copy: Path) -> Iterator[Server]:
     """A server with the bundled model, ready."""
-    with running(image_copy) as server:
-        assert server.wait_for("READY", "SETUP_FAILED") == "READY", server.log()
+    with ready(image_copy) as server:
         yield server
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from deepseek_ocr.formats.markdown import PAGE_SPLIT
 from tests import papers
-from tests.cog_server import PATIENCE_S, Server, copy_image, data_uri, running
+from tests.cog_server import PATIENCE_S, Server, copy_image, data_uri, ready
 from tests.conftest import ROOT
 from tests.endless import endless_model
 
@@ -34,8 +34,7 @@ def image_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(image_copy: Path) -> Iterator[Server]:
-    with running(image_copy, CONFIG) as server:
-        assert server.wait_for("READY", "SETUP_FAILED") == "READY", server.log()
+    with ready(image_copy, CONFIG) as server:
         yield server
 
 
@@ -43,8 +42,7 @@ def server(image_copy: Path) -> Iterator[Server]:
 def slow(image_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a model that writes until it is stopped."""
     model = endless_model(tmp_path_factory.mktemp("models") / "endless")
-    with running(image_copy, CONFIG, DEEPSEEK_OCR_MODEL=str(model)) as server:
-        assert server.wait_for("READY", "SETUP_FAILED") == "READY", server.log()
+    with ready(image_copy, CONFIG, DEEPSEEK_OCR_MODEL=str(model)) as server:
         yield server
 
 

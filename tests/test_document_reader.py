@@ -43,7 +43,7 @@ def png(number: int) -> bytes:
 
 
 def pictures(path: Path, count: int, broken: int = 0) -> Path:
-    """A zip of so many pages, of which the one numbered `broken` is no picture."""
+    """A zip of so many pages, of which the one numbered `broken` is not a picture."""
     members = {f"{number}.png": png(number) for number in range(1, count + 1)}
     if broken:
         members[f"{broken}.png"] = b"no picture"
@@ -180,13 +180,14 @@ def test_a_document_that_comes_later_does_not_wait_for_all_pages_of_another(
     held: Held3, tmp_path: Path
 ) -> None:
     path = pictures(tmp_path / "x.zip", 40)
-    engine, done = held.engine, []
+    engine, done, opened = held.engine, [], []
 
     def in_flight() -> int:
         return engine.status().active + engine.status().waiting
 
     async def read_as(name: str) -> list[PageRecord]:
         document, numbers = await held.reader.open_async(path, name)
+        opened.append(name)
         return await held.reader.read(
             document, numbers, PROMPT, [attempt(2)], lambda _: done.append(name)
         )
@@ -195,7 +196,7 @@ def test_a_document_that_comes_later_does_not_wait_for_all_pages_of_another(
         first = asyncio.create_task(read_as("first"))
         await until(lambda: in_flight() == engine.ahead)  # alone, it keeps every slot busy
         second = asyncio.create_task(read_as("second"))
-        await until(lambda: held.reader._documents == 2)
+        await until(lambda: len(opened) == 2)
         assert in_flight() == engine.ahead  # no more pictures are held for two
         held.decoder.let_go()
         for records in await asyncio.gather(first, second):

@@ -59,9 +59,14 @@ def networks() -> Callable[[torch.dtype], tuple[Network, Network]]:
     return get
 
 
-def fast(network: Network, path: str, slots: int = 5, context: int = 512) -> FastDecoder:
+def need_compiled(path: str) -> None:
+    """Skip the test if its path cannot be compiled here."""
     if path == "native" and compiling.library() is None:
         pytest.skip("needs a C++ compiler")
+
+
+def fast(network: Network, path: str, slots: int = 5, context: int = 512) -> FastDecoder:
+    need_compiled(path)
     return FastDecoder(network, slots, context, PATHS[path])
 
 
@@ -223,8 +228,7 @@ assert relative_error(ours.step([0], [7]), plain.step([0], [7])) < 1e-5
 
 def test_fewer_threads_than_were_asked_for_do_the_work() -> None:
     """A system may give a program fewer threads than it wants."""
-    if compiling.library() is None:
-        pytest.skip("needs a C++ compiler")
+    need_compiled("native")
     limited = {**os.environ, "OMP_THREAD_LIMIT": "1"}
     subprocess.run([sys.executable, "-c", LIMITED], cwd=ROOT, env=limited, check=True, timeout=120)
 
