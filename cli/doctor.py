@@ -171,6 +171,7 @@ def _reading(job: Job) -> Iterator[Finding]:
     finally:
         engine.close()
     seconds = sum(vars(reading.timings).values())
+    yield Finding("fast paths", str(engine.rehearsal))
     text = " ".join(reading.text.split())
     if text and reading.finish_reason == "stop":
         yield Finding("reading", f"{text!r} in {seconds:.2f} s on {engine.device}")

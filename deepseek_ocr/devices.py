@@ -169,14 +169,16 @@ def _cpu_has_bfloat16() -> bool:
     return processors.has_bfloat16()
 
 
-def decoder_attention(device: torch.device, dtype: torch.dtype) -> str:
-    """Name of the attention the decoder uses: flash-attn where it is installed and the card
-    supports it (Ampere or later, 16-bit types), else the one built into torch ("sdpa")."""
-    if device.type != "cuda" or dtype == torch.float32:
-        return "sdpa"
-    if importlib.util.find_spec("flash_attn") is None:
-        return "sdpa"
-    return "flash_attention_2" if _is_ampere(device) else "sdpa"
+def prompt_attention(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """Names that transformers gives to the attention for prompts, the fastest first: flash-attn if
+    it is installed, for 16-bit types on Ampere or later; then the one built into torch ("sdpa").
+
+    Whether an installed flash-attn loads and runs here is found by the rehearsal at load.
+    """
+    wanted = device.type == "cuda" and dtype != torch.float32 and _is_ampere(device)
+    if wanted and importlib.util.find_spec("flash_attn") is not None:
+        return ("flash_attention_2", "sdpa")
+    return ("sdpa",)
 
 
 # --- what is done with a device ------------------------------------------------------------------
@@ -223,7 +225,7 @@ class Description:
 
     - `memory`: free and total bytes, None where it shares the system's
     - `dtype`, `why`: the type that "auto" takes and the reason; `types` all that it computes in
-    - `attention`: of the decoder
+    - `attention`: of the decoder, for prompts
     """
 
     device: torch.device
@@ -240,7 +242,7 @@ def describe(device: torch.device) -> Description:
     dtype, why = _native_dtype(device)
     return Description(
         device, _name(device), free_and_total(device), dtype, why, _types(device),
-        decoder_attention(device, dtype),
+        prompt_attention(device, dtype)[0],
     )  # fmt: skip
 
 

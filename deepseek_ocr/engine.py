@@ -8,6 +8,7 @@ The shortest use:
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections import deque
@@ -19,13 +20,16 @@ from queue import SimpleQueue
 
 import torch
 
-from deepseek_ocr import adapters, kernels, memory, model, operators, prompts
+from deepseek_ocr import adapters, memory, model, operators, prompts
+from deepseek_ocr import kernels as fast_paths
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.handles import Handle, OnEvent, wait_for
 from deepseek_ocr.images import ImageLimits, Resize, Source, Views, by_pillow
 from deepseek_ocr.kernels import choice, resizing
+from deepseek_ocr.kernels.decoder import Decoders
+from deepseek_ocr.kernels.rehearsal import Outcome, outcome_of
 from deepseek_ocr.pages import (
     Counts,
     Delta,
@@ -39,6 +43,8 @@ from deepseek_ocr.pages import (
 from deepseek_ocr.scheduling import EngineStatus, Scheduler
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from deepseek_ocr.work import Work
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "Counts",
@@ -82,6 +88,7 @@ class OcrEngine:
             raise SettingsError("slots must be at least 1, or 0 to choose by what memory is free.")
         self.network = network
         self.codec = codec
+        self.rehearsal: Outcome | None = None
         self.limits = limits or ImageLimits()
         make = make or partial(PlainDecoder, network)
         slots = slots or memory.choose_slots(network)
@@ -109,7 +116,8 @@ class OcrEngine:
 
         `quant` is one of `kernels.choice.QUANTS`, `kernels` names fast paths (`kernels.choice`),
         `slots` is how many pages are read at once; 0 chooses by what memory is free
-        (`memory.slots_for`). `vision_device` is where the encoders go, if not to `device`. With
+        (`memory.slots_for`). `vision_device` is where the encoders go, if not to `device`. What the
+        rehearsal on the device chose is in `rehearsal`, and an INFO line in the log. With
         `strict` an operator that a device would hand to the CPU is an error, found by a rehearsal;
         without, such operators are counted in a warning.
 
@@ -128,9 +136,14 @@ class OcrEngine:
         network = model.load_network(folder, device, dtype, vision_device)
         if adapter is not None:
             network = adapters.merge_adapter(network, Path(adapter))
-        make = _decoder_maker(network, chosen, quant)
+        selection = fast_paths.prepare(network, chosen)
         operators.rehearse(network, strict)
-        return cls(network, codec, limits, make, slots, resize=resizing.choose(chosen))
+        context: int = network.config.text_config.max_position_embeddings
+        decoders = Decoders(network, selection.paths, context)
+        engine = cls(network, codec, limits, decoders.make, slots, resize=resizing.choose(chosen))
+        engine.rehearsal = outcome_of(network, selection, decoders.path, engine.slots)
+        log.info("%s", engine.rehearsal)
+        return engine
 
     @property
     def device(self) -> torch.device:
@@ -254,19 +267,6 @@ class OcrEngine:
                 handle.cancel()
         if broken is not None:
             raise broken
-
-
-def _decoder_maker(
-    network: model.Network, chosen: frozenset[str], quant: str
-) -> Callable[[int], Decoder]:
-    """What makes decoders of `network`, on which the fast paths in `chosen` are now in place."""
-    kernels.prepare(network, chosen)
-    context: int = network.config.text_config.max_position_embeddings
-
-    def make(slots: int) -> Decoder:
-        return kernels.make_decoder(network, chosen, quant, slots, context)
-
-    return make
 
 
 def _as_set(ids: int | list[int]) -> frozenset[int]:

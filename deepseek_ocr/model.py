@@ -59,7 +59,7 @@ def load_network(
     network = empty_network(read_config(folder))
     _fill(network, folder, places)
     rebuild_buffers(network, target)
-    network.model.language_model.set_attn_implementation(devices.decoder_attention(target, kind))
+    network.model.language_model.set_attn_implementation("sdpa")
     _keep_position_tables(network)
     _keep_relative_tables(network)
     network.requires_grad_(False)

@@ -30,6 +30,7 @@ def in_float32(network: nn.Module) -> Iterator[None]:
     """Within, `network` computes in float32, whatever type it is held in. One thread at a time;
     the network must not be trained meanwhile."""
     with ExitStack() as stack:
+        stack.enter_context(_built_in_attention(network))
         for module in network.modules():
             if not any(True for _ in module.parameters(recurse=False)):
                 continue
@@ -43,6 +44,21 @@ def in_float32(network: nn.Module) -> Iterator[None]:
             stack.callback(before.remove)
             stack.callback(after.remove)
         yield
+
+
+@contextmanager
+def _built_in_attention(network: nn.Module) -> Iterator[None]:
+    """flash-attn knows no float32: transformers would hand it the weights' type."""
+    text = getattr(getattr(network, "model", None), "language_model", None)
+    if text is None or text.config._attn_implementation in (None, "sdpa", "eager"):
+        yield
+        return
+    before = text.config._attn_implementation
+    text.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        text.set_attn_implementation(before)
 
 
 def _is_root(network: nn.Module, module: nn.Module) -> bool:

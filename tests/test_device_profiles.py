@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations import moe
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from deepseek_ocr import model, operators, precision, scheduling
 from deepseek_ocr.checkpoint import read_config
@@ -340,6 +341,35 @@ def test_float32_arithmetic_over_weights_in_float16(plain: list[torch.Tensor]) -
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert after["lm_head.weight"].dtype == torch.float16
+
+
+def test_float32_arithmetic_leaves_flash_attn_alone() -> None:
+    """flash-attn knows 16-bit types only; transformers would hand it the weights' type."""
+    network = model.load_network(GOLDEN / "checkpoint", "cpu", "float16")
+    text, plain = network.model.language_model, ALL_ATTENTION_FUNCTIONS["sdpa"]
+    types: list[torch.dtype] = []
+
+    def of_16_bits(module: nn.Module, query: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        types.append(query.dtype)
+        return plain(module, query, *rest, **options)
+
+    def logits() -> torch.Tensor:
+        prompt = torch.randn(1, 12, 160, generator=torch.Generator().manual_seed(0)).half()
+        return PlainDecoder(network).prefill(0, prompt)
+
+    with precision.in_float32(network):
+        expected = logits()
+    ALL_ATTENTION_FUNCTIONS.register("stand_in", of_16_bits)
+    try:
+        text.set_attn_implementation("stand_in")
+        with precision.in_float32(network):
+            inside = logits()
+        assert not types
+        logits()
+    finally:
+        ALL_ATTENTION_FUNCTIONS._global_mapping.pop("stand_in")
+    assert types == [torch.float16] * len(text.layers)
+    assert torch.equal(inside, expected)
 
 
 def test_what_overflows_in_float16_is_finite_in_float32() -> None:

@@ -98,13 +98,13 @@ def test_flash_attention_only_where_installed_and_supported(
     cuda, found = torch.device("cuda"), types.ModuleType("flash_attn")
     have("cuda")
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
-    assert devices.decoder_attention(cuda, torch.bfloat16) == "sdpa"
+    assert devices.prompt_attention(cuda, torch.bfloat16) == ("sdpa",)
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: found)
-    assert devices.decoder_attention(cuda, torch.bfloat16) == "flash_attention_2"
-    assert devices.decoder_attention(cuda, torch.float32) == "sdpa"
-    assert devices.decoder_attention(torch.device("cpu"), torch.bfloat16) == "sdpa"
+    assert devices.prompt_attention(cuda, torch.bfloat16) == ("flash_attention_2", "sdpa")
+    assert devices.prompt_attention(cuda, torch.float32) == ("sdpa",)
+    assert devices.prompt_attention(torch.device("cpu"), torch.bfloat16) == ("sdpa",)
     have("cuda", capability=(7, 0))
-    assert devices.decoder_attention(cuda, torch.float16) == "sdpa"
+    assert devices.prompt_attention(cuda, torch.float16) == ("sdpa",)
 
 
 def test_an_ascend_device_is_found_through_torch_npu(monkeypatch: pytest.MonkeyPatch) -> None:

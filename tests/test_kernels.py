@@ -7,19 +7,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 
-from deepseek_ocr import kernels, prompts
+from deepseek_ocr import prompts
 from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.errors import PromptError
-from deepseek_ocr.kernels import choice, compiling, decoder, experts, graphs
+from deepseek_ocr.kernels import choice, compiling, decoder, experts, graphs, steps, weights
 from deepseek_ocr.kernels.cache import BLOCK
-from deepseek_ocr.kernels.decoder import FastDecoder, Path
+from deepseek_ocr.kernels.decoder import Decoders, FastDecoder, Path
+from deepseek_ocr.kernels.quantized import quantize_decoder
 from deepseek_ocr.kernels.rows import quantize
 from deepseek_ocr.model import Network, load_network
 from tests.conftest import GOLDEN, ROOT
+from tests.recorder import Recorder
 from tests.test_golden import CASES, Golden, embedded, relative_error
 
 FLOAT32 = 1e-5
@@ -29,20 +33,12 @@ BFLOAT16 = 0.02
 LENGTHS = (70, 5, 133, 1, 40)
 
 
-def calls_directly(run: graphs.Run) -> graphs.Run:
-    """Stands in for a CUDA graph: like one, it knows only the buffers it was captured with."""
-    return run
+PATHS = {"native": decoder.NATIVE, "torch": decoder.TORCH, "graphs": decoder.GRAPHS}
 
 
-def graph_steps(*arguments: object) -> graphs.GraphSteps:
-    return graphs.GraphSteps(*arguments, calls_directly)  # type: ignore[arg-type]
-
-
-PATHS = {
-    "native": decoder.NATIVE,
-    "torch": decoder.TORCH,
-    "graphs": Path(graph_steps, zeroed=True, whole=True),
-}
+@pytest.fixture(autouse=True)
+def recorder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "Recorder", Recorder)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +118,30 @@ def test_greedy_ids_of_the_goldens(
     while len(ids) < len(theirs):
         ids.append(int(ours.step([0], ids[-1:]).argmax()))
     assert ids == theirs
+
+
+@pytest.mark.parametrize("again", ["free", "prefill"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("path", ["torch", "graphs"])
+def test_a_page_that_ran_over_leaves_nothing_in_its_slot(
+    networks: Callable[..., tuple[Network, Network]], path: str, kind: torch.dtype, again: str
+) -> None:
+    """Masked positions are multiplied by 0, which infinity and what is not a number survive."""
+    plain_network, network = networks(kind)
+    plain, ours = PlainDecoder(plain_network, 5), fast(network, path)
+    ours.prefill(0, prompt(network, 9))  # another page, so that the cache stays
+    ran_over = prompt(network, 30)
+    ran_over[0, 25] = torch.inf
+    assert not ours.prefill(1, ran_over).isfinite().all()
+    assert not ours.step([1], [7]).isfinite().all()
+    if again == "free":
+        ours.free(1)
+        ours.step([2], [9])  # the free slot is computed along
+    good = prompt(network, 5)
+    for one in (plain, ours):
+        one.prefill(1, good)
+    found, _ = differences(plain, ours, [1], 3)
+    assert max(found) < (FLOAT32 if kind == torch.float32 else 5e-3)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -301,6 +321,34 @@ def test_the_choice_between_ways_through_experts(device: str, rows: int, way: ex
     assert experts.way_for(torch.device(device), rows) is way
 
 
+@pytest.mark.parametrize("quant", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+def test_no_operation_of_a_step_waits_for_a_card(rows: int, quant: bool) -> None:
+    """On tensors without values, what the host would have to wait for raises."""
+    network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
+    if quant:
+        quantize_decoder(network)
+    read = without_values(weights.read(network, 64))
+    heads, size = read.heads, read.cosines.shape[1]
+    entries = torch.empty(len(read.layers), 2, rows, heads, 64, size, device="meta")
+    ids, lengths = torch.zeros(2, rows, dtype=torch.long, device="meta")
+    logits = steps.step(read, entries, ids, lengths, 64)
+    assert logits.shape == (rows, read.embedding.shape[0])
+    with pytest.raises(RuntimeError, match="meta"):
+        logits.argmax().item()
+
+
+def without_values(part: Any) -> Any:
+    """The weights as shapes alone."""
+    if isinstance(part, torch.Tensor):
+        return part.to("meta")
+    if isinstance(part, tuple):
+        return tuple(map(without_values, part))
+    if not is_dataclass(part) or isinstance(part, type):
+        return part
+    return replace(part, **{f.name: without_values(getattr(part, f.name)) for f in fields(part)})
+
+
 def test_an_expert_that_runs_over_touches_only_rows_that_chose_it() -> None:
     inner, outer = torch.ones(2, 4, 3), torch.ones(2, 3, 2)
     inner[1] = 1e30
@@ -315,42 +363,52 @@ def _dense(rows: experts.Rows) -> torch.Tensor:
     return rows.values if rows.scales is None else rows.values * rows.scales[:, None]
 
 
-def make(network: Network, switches: str, quant: str = "none") -> Decoder:
-    return kernels.make_decoder(network, choice.parse(switches), quant, 2, 256)
+def paths(network: Network, switches: str) -> tuple[Path, ...]:
+    return decoder.paths_for(network, choice.parse(switches))
+
+
+def make(network: Network, switches: str) -> Decoder:
+    return Decoders(network, paths(network, switches), 256).make(2)
 
 
 def test_the_choice_by_switch(
     networks: Callable[..., tuple[Network, Network]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = networks(torch.float32)[0]
-    assert decoder.path_for(network, choice.parse("plain")) is None
-    assert decoder.path_for(network, choice.parse("auto,-decoder")) is None
-    assert decoder.path_for(network, choice.parse("auto,-compiled")) is decoder.TORCH
+    assert paths(network, "plain") == paths(network, "auto,-decoder") == ()
+    assert paths(network, "auto,-compiled") == (decoder.TORCH,)
     best = decoder.NATIVE if compiling.library() else decoder.TORCH
-    assert decoder.path_for(network, choice.parse("auto")) is best
+    assert paths(network, "auto") == (best,)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "VSX")
-    assert decoder.path_for(network, choice.parse("auto")) is decoder.TORCH
+    assert paths(network, "auto") == (decoder.TORCH,)
     assert isinstance(make(network, "plain"), PlainDecoder)
 
 
 @pytest.mark.parametrize(
-    ("device", "kind", "path"),
+    ("device", "kind", "switches", "expected"),
     [
-        ("cuda", torch.bfloat16, decoder.GRAPHS),
-        ("cuda", torch.float16, decoder.GRAPHS),
-        ("mps", torch.bfloat16, None),
-        ("xpu", torch.float16, None),
-        ("cpu", torch.float16, decoder.TORCH),
+        ("cuda", torch.bfloat16, "auto", (decoder.GRAPHS, decoder.TORCH)),
+        ("cuda", torch.float16, "auto", (decoder.GRAPHS, decoder.TORCH)),
+        ("cuda", torch.bfloat16, "auto,-graphs", (decoder.TORCH,)),
+        ("cuda", torch.bfloat16, "auto,-decoder", ()),
+        ("mps", torch.bfloat16, "auto", ()),
+        ("xpu", torch.float16, "auto", ()),
+        ("cpu", torch.float16, "auto", (decoder.TORCH,)),
     ],
 )
-def test_the_choice_by_device_and_type(device: str, kind: torch.dtype, path: Path | None) -> None:
+def test_the_choice_by_device_type_and_switch(
+    networks: Callable[..., tuple[Network, Network]], device: str, kind: torch.dtype,
+    switches: str, expected: tuple[Path, ...],
+) -> None:  # fmt: skip
     class Elsewhere:
         """Only says where it is: such devices are not here."""
+
+        config = networks(torch.float32)[0].config
 
         def __init__(self) -> None:
             self.device, self.dtype = torch.device(device), kind
 
-    assert decoder.path_for(Elsewhere(), choice.parse("auto")) is path
+    assert paths(Elsewhere(), switches) == expected
 
 
 def test_without_a_compiler_everything_works_and_it_is_said_once(

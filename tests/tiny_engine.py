@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from deepseek_ocr import generation, kernels
+from deepseek_ocr import generation
 from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.engine import OcrEngine, Page, Reading
 from deepseek_ocr.images import make_views, open_image
 from deepseek_ocr.kernels import choice
+from deepseek_ocr.kernels.decoder import Decoders, paths_for
 from deepseek_ocr.model import Network, embed, vision_tokens
 from deepseek_ocr.prompts import Codec, encode, with_image
 from deepseek_ocr.settings import CropSettings, DecodeSettings
@@ -70,12 +71,9 @@ def engine_with(network: Network, decoder: Callable[[int], Decoder], slots: int)
 
 def engine_of(network: Network, slots: int, paths: str = "auto") -> OcrEngine:
     """An engine with the fast paths called `paths`."""
-
-    def make(slots: int) -> Decoder:
-        context = network.config.text_config.max_position_embeddings
-        return kernels.make_decoder(network, choice.parse(paths), "none", slots, context)
-
-    return engine_with(network, make, slots)
+    context = network.config.text_config.max_position_embeddings
+    decoders = Decoders(network, paths_for(network, choice.parse(paths)), context)
+    return engine_with(network, decoders.make, slots)
 
 
 class Held(PlainDecoder):

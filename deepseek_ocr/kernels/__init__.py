@@ -5,44 +5,21 @@ What needs torch is imported when it is called: `choice` must stay light.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deepseek_ocr.decoding import Decoder
+    from deepseek_ocr.kernels.rehearsal import Selection
     from deepseek_ocr.model import Network
 
-_LOG = logging.getLogger(__name__)
 
+def prepare(network: Network, chosen: frozenset[str]) -> Selection:
+    """Put stand-ins for operators that its devices lack into a loaded network, and those of the
+    fast paths `chosen` that work there; which they are. `decoder.Decoders` takes their `paths`.
 
-def prepare(network: Network, chosen: frozenset[str]) -> None:
-    """Put the fast paths of `chosen` that belong to a loaded network into it, and stand-ins for
-    operators that its devices lack."""
-    from deepseek_ocr import operators
-    from deepseek_ocr.kernels import vision
-
-    vision.prepare(network, chosen)
-    operators.fit(network, "unfold" in chosen)
-
-
-def make_decoder(
-    network: Network, chosen: frozenset[str], quant: str, slots: int, context: int
-) -> Decoder:
-    """A decoder of `network` with `slots` slots of `context` tokens, by the paths in `chosen`.
-
-    With `quant` "int8" the decoder's weights are quantised, in `network` itself. Called again,
-    with fewer slots, where memory ran out; the decoder before is gone by then.
+    Raises what `rehearsal.select` raises.
     """
-    from deepseek_ocr.decoding import PlainDecoder
-    from deepseek_ocr.kernels import decoder, quantized, weights
+    from deepseek_ocr import operators
+    from deepseek_ocr.kernels import rehearsal
 
-    if quant == "int8" and not quantized.is_quantized(network):
-        quantized.quantize_decoder(network)
-    path = decoder.path_for(network, chosen)
-    unknown = weights.missing(network)
-    if path is None:
-        return PlainDecoder(network, slots)
-    if unknown:
-        _LOG.warning("Decoding by the plain class: the fast path does not know its %s.", unknown)
-        return PlainDecoder(network, slots)
-    return decoder.FastDecoder(network, slots, context, path)
+    operators.fit(network, "unfold" in chosen)
+    return rehearsal.select(network, chosen)

@@ -62,18 +62,25 @@ class SlotCache:
         return True
 
     def free(self, slot: int) -> None:
-        """Forget what `slot` holds; where that was the last, give the memory back."""
-        self.lengths[slot] = 0
+        """Forget what `slot` holds; if that was the last, give the memory back."""
+        self._clear(slot)
         if not self._whole and not any(self.lengths):
             self.entries = self.entries[..., :0, :].clone()
 
     def for_prompt(self, slot: int, tokens: int) -> Cache:
         """A cache for the library's class that writes a prompt of `tokens` into `slot`."""
-        self.lengths[slot] = 0
+        self._clear(slot)
         self.reserve(tokens)
         cache = Cache(layers=[_SlotLayer(layer[:, slot]) for layer in self.entries])
         self.lengths[slot] = tokens
         return cache
+
+    def _clear(self, slot: int) -> None:
+        """Empty `slot`. Steps that look behind its end multiply what lies there by 0, and a number
+        that ran over in float16 would spoil every later page in the slot."""
+        if self._zeroed:  # a step that another slot asked for has written one token more
+            self.entries[:, :, slot, :, : self.lengths[slot] + 1] = 0
+        self.lengths[slot] = 0
 
 
 class _SlotLayer(DynamicLayer):  # type: ignore[misc]

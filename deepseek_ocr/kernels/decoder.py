@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from deepseek_ocr import memory
+from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.errors import PromptError
 from deepseek_ocr.kernels import experts, graphs, native, steps, weights
 from deepseek_ocr.kernels.cache import SlotCache
 from deepseek_ocr.model import Network
+
+_LOG = logging.getLogger(__name__)
 
 Steps = Callable[[Sequence[int], Sequence[int]], torch.Tensor]
 """`(slots, ids)` to logits `[n, V]` (float32), over a cache with room for one more token each."""
@@ -18,8 +23,9 @@ Steps = Callable[[Sequence[int], Sequence[int]], torch.Tensor]
 
 @dataclass(frozen=True)
 class Path:
-    """A way of computing steps, and the cache it needs (`SlotCache`)."""
+    """A way of computing steps, by name ("decoding by …"), and the cache it needs (`SlotCache`)."""
 
+    name: str
     make_steps: Callable[[weights.Weights, SlotCache], Steps]
     zeroed: bool
     whole: bool = False
@@ -73,27 +79,72 @@ class FastDecoder:
             lengths[slot] += 1
         return logits
 
+    @torch.inference_mode()
     def free(self, slot: int) -> None:
         """See `Decoder.free`."""
         self._cache.free(slot)
 
 
-NATIVE = Path(native.NativeSteps, zeroed=False)
-TORCH = Path(steps.TorchSteps, zeroed=True)
-GRAPHS = Path(graphs.GraphSteps, zeroed=True, whole=True)
+NATIVE = Path("the compiled kernel", native.NativeSteps, zeroed=False)
+TORCH = Path("torch's operations", steps.TorchSteps, zeroed=True)
+GRAPHS = Path("CUDA graphs", graphs.GraphSteps, zeroed=True, whole=True)
 
 COMPILED = {"AVX512": True, "AVX2": True, "DEFAULT": True}
 """Whether the compiled kernel is used, by the processor features that torch names; others: no.
 AVX512 and AVX2 were measured (benchmarks/README.md), the others only tested to be right."""
 
 
-def path_for(network: Network, chosen: frozenset[str]) -> Path | None:
-    """How `network` is stepped where the fast paths in `chosen` may be used; None: by its class."""
-    device, kind = network.device.type, network.dtype
-    if "decoder" not in chosen or device not in ("cpu", "cuda"):
-        return None
-    if device == "cuda":
-        return GRAPHS
+def paths_for(network: Network, chosen: frozenset[str]) -> tuple[Path, ...]:
+    """How `network` can be stepped where it is, by the fast paths in `chosen`; the fastest first.
+
+    The plain class comes behind them. There are none on devices on which they were never tried,
+    nor for a network of which they do not know a part; the log names it.
+    """
+    paths = _paths_on(network.device, network.dtype, chosen)
+    if paths and (unknown := weights.missing(network)):
+        _LOG.warning("Decoding by the plain class: the fast path does not know its %s.", unknown)
+        return ()
+    return paths
+
+
+def _paths_on(device: torch.device, dtype: torch.dtype, chosen: frozenset[str]) -> tuple[Path, ...]:
+    if "decoder" not in chosen or device.type not in ("cpu", "cuda"):
+        return ()
+    if device.type == "cuda":
+        return (GRAPHS, TORCH) if "graphs" in chosen else (TORCH,)
     features = torch.backends.cpu.get_cpu_capability()
     wanted = "compiled" in chosen and COMPILED.get(features, False)
-    return NATIVE if wanted and native.can_run(network.device, kind) else TORCH
+    return (NATIVE,) if wanted and native.can_run(device, dtype) else (TORCH,)
+
+
+class Decoders:
+    """Makes decoders of one network, by the first of `paths` that can be had, else by its class."""
+
+    def __init__(self, network: Network, paths: Sequence[Path], context: int) -> None:
+        """`context` is how many tokens a slot holds."""
+        self._network, self._context = network, context
+        self._paths = list(paths)
+
+    @property
+    def path(self) -> Path | None:
+        """How they decode; None: by the class."""
+        return self._paths[0] if self._paths else None
+
+    def make(self, slots: int) -> Decoder:
+        """A decoder with `slots` slots; again, with fewer, if memory ran out and the one before is
+        gone. A path that fails is given up for good, and the log says why.
+
+        Raises what a device without memory raises.
+        """
+        while self._paths:
+            try:
+                return FastDecoder(self._network, slots, self._context, self._paths[0])
+            except Exception as error:
+                if memory.is_out_of_memory(error):
+                    raise
+                failed = self._paths.pop(0)
+                _LOG.warning(
+                    "%s: going on without %s, more slowly: %s: %s", self._network.device,
+                    failed.name, type(error).__name__, str(error).partition("\n")[0],
+                )  # fmt: skip
+        return PlainDecoder(self._network, slots)

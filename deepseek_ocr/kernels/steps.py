@@ -97,9 +97,9 @@ class TorchSteps:
         # Only a slot at the context's end, which is never stepped again, has no room behind it.
         self._sent[1] = torch.tensor(lengths).clamp(max=self._cache.capacity - 1)
         self._given.copy_(self._sent, non_blocking=True)
-        # A slot that is computed along may be longer than those that are asked for.
-        span = -(-(max(lengths[:rows]) + 1) // SPAN) * SPAN
-        logits = self.run(rows, min(span, self._cache.capacity))
+        # A slot that is computed along may be longer than those that are asked for, and be full.
+        longest = min(max(lengths[:rows]) + 1, self._cache.capacity)
+        logits = self.run(rows, self.span(longest))
         if list(slots) == list(range(len(slots))):
             return logits[: len(slots)]
         return logits[list(slots)]
@@ -107,6 +107,10 @@ class TorchSteps:
     def rows(self, needed: int) -> int:
         """How many rows are computed where `needed` are."""
         return needed
+
+    def span(self, needed: int) -> int:
+        """How many cache entries are looked at if the longest slot needs `needed`."""
+        return min(-(-needed // SPAN) * SPAN, self._cache.capacity)
 
     def run(self, rows: int, span: int) -> torch.Tensor:
         """The step itself, over what was given last."""

@@ -44,6 +44,13 @@ def prepare(network: Network, chosen: frozenset[str]) -> None:
             _hook_mlp(layer.mlp)
 
 
+def remove_attention(network: Network) -> None:
+    """Give the SAM layers their own attention back."""
+    for layer in network.model.vision_tower.sam_encoder.layers:
+        for module in (layer, layer.attn):
+            vars(module).pop("forward", None)
+
+
 def _hook_layer(layer: Any, compiled: bool) -> None:
     """Exchange the attention of one SAM layer."""
     weight = layer.attn.qkv.weight

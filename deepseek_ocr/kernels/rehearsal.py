@@ -1,0 +1,335 @@
+"""Fast paths tried against the plain class when a network is loaded, on every device but the CPU.
+
+The tests hold every path against the class on a CPU; what a card, its driver and this version of
+torch make of it shows only there. A path that raises or disagrees gives way to the next one, and
+the log says so in a line. Want of memory is no verdict: it is raised.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from deepseek_ocr import devices, memory, model
+from deepseek_ocr.decoding import Decoder, PlainDecoder
+from deepseek_ocr.errors import DeviceError
+from deepseek_ocr.images import Views
+from deepseek_ocr.kernels import decoder, vision
+from deepseek_ocr.kernels.decoder import FastDecoder, Path
+from deepseek_ocr.kernels.experts import way_for
+from deepseek_ocr.model import Network
+
+_LOG = logging.getLogger(__name__)
+
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
+"""Relative difference from the class up to which a path agrees with it: of the median over the
+steps of a slot, and of a number of rows, since a rounding can tip the choice of an expert."""
+
+GROSS = 0.5
+"""Relative difference that no single row may have: a tipped expert changes less."""
+
+LENGTHS = (19, 3, 40, 1, 7)
+"""Tokens of the prompts in the slots."""
+
+SHORTER = 5
+"""Tokens of the prompt that takes the place of the longest one."""
+
+CONTEXT = 64
+"""Tokens that a slot holds."""
+
+VIEW = 640
+"""Side of the view that goes through the encoders, px: that of a tile."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a network is run by.
+
+    - `vision`: the attention of the encoders; `attention`: of the decoder, for prompts
+    - `paths`: of decoding, the fastest first; the plain class comes behind them
+    - `difference`: the largest from the plain class, None if nothing was tried
+    """
+
+    vision: str
+    attention: str
+    paths: tuple[Path, ...]
+    difference: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """By what a loaded network is run, in words; `difference` is that of `Selection`."""
+
+    device: str
+    dtype: str
+    decoder: str
+    experts: str
+    attention: str
+    vision: str
+    slots: int
+    difference: float | None
+
+    def __str__(self) -> str:
+        tried = (
+            ""
+            if self.difference is None
+            else (f"; within {self.difference:.1g} of the plain class")
+        )
+        return (
+            f"{self.device} in {self.dtype}: decoding by {self.decoder}, {self.slots} pages at "
+            f"once, experts {self.experts}, prompts by {self.attention}, encoders {self.vision}"
+            f"{tried}"
+        )
+
+
+def outcome_of(network: Network, selection: Selection, path: Path | None, slots: int) -> Outcome:
+    """What `network` is run by, with decoders of `slots` slots by `path`."""
+    way = "of the class" if path is None else way_for(network.device, slots).__name__
+    return Outcome(
+        device=str(network.device),
+        dtype=str(network.dtype).removeprefix("torch."),
+        decoder="the plain class" if path is None else path.name,
+        experts=way,
+        attention=selection.attention,
+        vision=selection.vision,
+        slots=slots,
+        difference=selection.difference,
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was computed for `slot` together with other rows, `rows` in all: `values [V]`
+    (float32, on the CPU)."""
+
+    slot: int
+    rows: int
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A path: its name for people, and what it computes."""
+
+    name: str
+    run: Callable[[], list[Row]]
+
+
+def select(network: Network, chosen: frozenset[str]) -> Selection:
+    """Put those of the fast paths `chosen` into `network` that work where it is; which they are.
+
+    Raises `DeviceError` if the device cannot run the plain class, or fails for good, and what a
+    device without memory raises.
+    """
+    encoders, far = _select_vision(network, chosen)
+    paths = decoder.paths_for(network, chosen)
+    if network.device.type == "cpu":
+        return Selection(encoders, "sdpa", paths, far)
+    attentions = devices.prompt_attention(network.device, network.dtype)
+    attentions = attentions if "flash" in chosen else attentions[-1:]
+    attention, paths, farther = select_decoder(network, attentions, paths)
+    memory.give_back(network.device)
+    return Selection(encoders, attention, paths, max(far or 0.0, farther))
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+# --- encoders ------------------------------------------------------------------------------------
+
+
+def _select_vision(network: Network, chosen: frozenset[str]) -> tuple[str, float | None]:
+    weight = network.model.vision_tower.sam_encoder.patch_embed.projection.weight
+    if "vision" not in chosen:
+        return "plain", None
+    if weight.device.type == "cpu":
+        vision.prepare(network, chosen)
+        return "fast", None
+    return select_vision(network, chosen)
+
+
+def select_vision(network: Network, chosen: frozenset[str]) -> tuple[str, float | None]:
+    """Which attention the encoders have afterwards, "folded" or "plain", and its difference from
+    the class. Raises what `select` raises."""
+    weight = network.model.vision_tower.sam_encoder.patch_embed.projection.weight
+    views = views_of(VIEW)
+
+    def encode() -> list[Row]:
+        return [Row(0, 1, model.vision_tokens(network, views).flatten().float().cpu())]
+
+    with _current(weight.device):
+        expected = _by_class(weight.device, encode)
+        vision.prepare(network, chosen)
+        candidate = Candidate("the folded attention of the encoders", encode)
+        at, far = first_right([candidate], expected, weight)
+    if at is None:
+        vision.remove_attention(network)
+        return "plain", None
+    return "folded", far
+
+
+def views_of(side: int) -> Views:
+    """One view `[3, side, side]` without two equal cells."""
+    across = torch.linspace(-1, 1, side).expand(side, side)
+    picture = torch.stack([across, across.T, across * across.T])
+    return Views(picture, torch.empty(0, 3, side, side), (1, 1))
+
+
+# --- decoder -------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def select_decoder(
+    network: Network, attentions: Sequence[str], paths: tuple[Path, ...]
+) -> tuple[str, tuple[Path, ...], float]:
+    """The first of `attentions` that is right for prompts ("eager" if none is), those of `paths`
+    from the first on that is right, and their difference from the class.
+
+    Raises what `select` raises.
+    """
+    with _current(network.device):
+        return _select_decoder(network, attentions, paths)
+
+
+def _select_decoder(
+    network: Network, attentions: Sequence[str], paths: tuple[Path, ...]
+) -> tuple[str, tuple[Path, ...], float]:
+    weight = network.get_input_embeddings().weight
+    text = network.model.language_model
+
+    def read_prompts(attention: str) -> list[Row]:
+        text.set_attn_implementation(attention)
+        return play(PlainDecoder(network, len(LENGTHS)), network, steps=())
+
+    def decode(path: Path) -> list[Row]:
+        return play(FastDecoder(network, len(LENGTHS), CONTEXT, path), network)
+
+    text.set_attn_implementation("eager")  # the class in torch's simplest operations
+    expected = _by_class(weight.device, lambda: play(PlainDecoder(network, len(LENGTHS)), network))
+    at, far = first_right(
+        [Candidate(name, partial(read_prompts, name)) for name in attentions],
+        expected[: len(LENGTHS)],
+        weight,
+    )
+    attention = "eager" if at is None else attentions[at]
+    text.set_attn_implementation(attention)
+    at, farther = first_right(
+        [Candidate(path.name, partial(decode, path)) for path in paths], expected, weight
+    )
+    return attention, () if at is None else paths[at:], max(far, farther)
+
+
+EVERY = tuple(range(len(LENGTHS)))
+STEPS = (EVERY, EVERY, (1, 3), (0,), (0, 1), EVERY, (2, 3), (0,), (0, 1), (1, 0), (0,), EVERY)
+"""Slots of each step; the others are idle."""
+
+
+def play(one: Decoder, network: Network, steps: Sequence[Sequence[int]] = STEPS) -> list[Row]:
+    """Prompts into all slots, then `steps`, with a shorter prompt in the longest slot in between;
+    each step has ids of its own. Rows of a prompt have `rows` 0."""
+    table, numbers = network.get_input_embeddings(), torch.Generator().manual_seed(0)
+    found: list[Row] = []
+
+    def ids(count: int) -> torch.Tensor:
+        return torch.randint(table.weight.shape[0], (count,), generator=numbers)
+
+    def prefill(slot: int, length: int) -> None:
+        embeddings = table(ids(length).to(table.weight.device))[None]
+        found.append(Row(slot, 0, one.prefill(slot, embeddings).to("cpu", copy=True)))
+
+    for slot, length in enumerate(LENGTHS):
+        prefill(slot, length)
+    for at, slots in enumerate(steps):
+        if at == len(steps) // 2:
+            longest = LENGTHS.index(max(LENGTHS))
+            one.free(longest)
+            prefill(longest, SHORTER)
+        logits = one.step(slots, ids(len(slots)).tolist()).to("cpu", copy=True)
+        found += [Row(slot, len(slots), row) for slot, row in zip(slots, logits, strict=True)]
+    for slot in EVERY:
+        one.free(slot)
+    return found
+
+
+# --- comparing -----------------------------------------------------------------------------------
+
+
+def first_right(
+    candidates: Sequence[Candidate], expected: Sequence[Row], weight: torch.Tensor
+) -> tuple[int | None, float]:
+    """Number of the first candidate that agrees with `expected`, and its difference; None and 0 if
+    none does. `weight` has the device and the type.
+
+    Raises `DeviceError` if the device fails for good, and what a device without memory raises.
+    """
+    for at, candidate in enumerate(candidates):
+        try:
+            far = difference(candidate.run(), expected)
+        except Exception as error:
+            if memory.is_out_of_memory(error):
+                raise
+            why = f"{type(error).__name__}: {first_line(error)}"
+        else:
+            if far <= TOLERANCES[weight.dtype]:
+                return at, far
+            why = f"differs by {far:.2g} from the plain class"
+        _LOG.warning("%s: going on without %s, more slowly: %s", weight.device, candidate.name, why)
+        _check(weight.device, candidate.name)
+    return None, 0.0
+
+
+def difference(rows: Sequence[Row], expected: Sequence[Row]) -> float:
+    """The largest median of the relative differences within a slot and a number of rows; the
+    largest of all if that is gross. Rows that the class itself does not compute are left out."""
+    groups: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for row, right in zip(rows, expected, strict=True):
+        if bool(torch.isfinite(right.values).all()):
+            far = _distance(row.values, right.values)
+            groups["slot", row.slot].append(far)
+            groups["rows", row.rows].append(far)
+    if not groups:
+        return math.inf
+    worst = max(max(group) for group in groups.values())
+    return worst if worst > GROSS else max(map(statistics.median, groups.values()))
+
+
+def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    far = float((ours - theirs).norm() / theirs.norm())
+    return far if math.isfinite(far) else math.inf
+
+
+def _by_class(device: torch.device, run: Callable[[], list[Row]]) -> list[Row]:
+    """What the plain class computes. Raises `DeviceError` if it cannot."""
+    try:
+        return run()
+    except Exception as error:
+        if memory.is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"{device} cannot run this model ({type(error).__name__}: {first_line(error)}); update "
+            "its driver and torch, or use another device or type."
+        ) from error
+
+
+def _check(device: torch.device, name: str) -> None:
+    """Raises `DeviceError` if the device answers nothing more."""
+    try:
+        devices.synchronize(device)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"{device} failed when {name} was tried ({first_line(error)}); start again without it."
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; torch's go on for long."""
+    return str(error).partition("\n")[0]

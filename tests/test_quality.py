@@ -1,0 +1,80 @@
+"""The bundled model reads as well by every path of its kernels as by the fastest one.
+
+`test_pocket.py` measures that one; numbers that agree with the plain class within a tolerance say
+little about characters and boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.kernels import decoder, experts, graphs, sam_attention, steps, vision
+from tests.conftest import POCKET
+from tests.recorder import Recorder
+from tests.test_pocket import held_out_fonts, measured
+
+PATHS = {
+    # kernels, quant, type
+    "plain": ("plain", "none", "float32"),
+    "torch": ("auto,-compiled", "none", "float32"),
+    "int8": ("auto", "int8", "float32"),
+    "card, bfloat16": ("auto,-compiled", "none", "bfloat16"),
+    "card, float16": ("auto,-compiled", "none", "float16"),
+    "card, int8": ("auto,-compiled", "int8", "float16"),
+}
+
+
+@pytest.fixture(scope="module", params=PATHS)
+def engine(request: pytest.FixtureRequest) -> Iterator[OcrEngine]:
+    if len(held_out_fonts()) < 5:
+        pytest.skip("needs the held-out fonts that training/README.md names")
+    kernels, quant, dtype = PATHS[request.param]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if request.param.startswith("card"):
+            play_a_card(monkeypatch)
+        loaded = OcrEngine.load(POCKET, "cpu", dtype, kernels=kernels, quant=quant)
+        assert loaded.rehearsal is not None
+        assert (loaded.rehearsal.decoder == "CUDA graphs") == request.param.startswith("card")
+        yield loaded
+        loaded.close()
+
+
+def play_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that a CUDA card computes otherwise, on the CPU; graphs are called directly."""
+    card = torch.device("cuda")
+    way_for, attention_for = experts.way_for, vision.torch_attention
+    monkeypatch.setattr(graphs, "Recorder", Recorder)
+    monkeypatch.setattr(decoder, "_paths_on", lambda device, dtype, chosen: (decoder.GRAPHS,))
+    monkeypatch.setattr(steps, "way_for", lambda device, rows: way_for(card, rows))
+    monkeypatch.setattr(
+        vision, "torch_attention", lambda device, dtype, window: attention_for(card, dtype, window)
+    )
+    assert attention_for(card, torch.float16, 0) is sam_attention.fused
+
+
+@pytest.mark.parametrize(
+    ("task", "pages", "figure", "least", "most"),
+    [
+        ("Free OCR", 40, "cer", 0.0, 0.035),
+        ("Convert to Markdown", 20, "iou", 0.82, 1.0),
+        ("Locate Object by Reference", 20, "hit", 0.85, 1.0),
+    ],
+)
+def test_clean_pages_are_read_by_every_path(
+    engine: OcrEngine,
+    tmp_path: Path,
+    task: str,
+    pages: int,
+    figure: str,
+    least: float,
+    most: float,
+) -> None:
+    figures = measured(engine, tmp_path, task, "Tiny", range(1, pages + 1))
+    assert figures["failed"].value == 0
+    assert figures["loop"].value <= 0.02
+    assert least <= figures[figure].value <= most

@@ -1,0 +1,345 @@
+"""The rehearsal at load: a path that raises or is wrong gives way, want of memory does not count.
+
+The CPU plays the card: candidates are given by hand, and CUDA's part of a capture is a stand-in.
+"""
+
+from __future__ import annotations
+
+import logging
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from deepseek_ocr import devices, model
+from deepseek_ocr.decoding import PlainDecoder
+from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.errors import DeviceError
+from deepseek_ocr.kernels import choice, decoder, graphs, rehearsal, sam_attention, steps, vision
+from deepseek_ocr.kernels.decoder import GRAPHS, TORCH, Decoders, FastDecoder
+from deepseek_ocr.model import Network, load_network
+from tests.conftest import GOLDEN, POCKET
+from tests.recorder import Recorder
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
+    monkeypatch.setattr(graphs, "Recorder", Recorder)
+    return Recorder
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=str)
+def network(request: pytest.FixtureRequest) -> Network:
+    return load_network(GOLDEN / "checkpoint", "cpu", request.param)
+
+
+@pytest.fixture
+def single() -> Network:
+    return load_network(GOLDEN / "checkpoint", "cpu", "float32")
+
+
+def selected(network: Network, *attentions: str) -> tuple[str, list[str]]:
+    """The attention and the names of the paths that a card with graphs ends with."""
+    attention, paths, _ = rehearsal.select_decoder(
+        network, attentions or ("sdpa",), (GRAPHS, TORCH)
+    )
+    return attention, [path.name for path in paths]
+
+
+BOTH = [GRAPHS.name, TORCH.name]
+
+
+@pytest.mark.usefixtures("recorder")
+def test_what_is_right_is_taken(network: Network, caplog: pytest.LogCaptureFixture) -> None:
+    attention, paths, far = rehearsal.select_decoder(network, ("sdpa",), (GRAPHS, TORCH))
+    assert (attention, paths) == ("sdpa", (GRAPHS, TORCH))
+    assert 0 < far <= rehearsal.TOLERANCES[network.dtype] / 2
+    assert not caplog.records
+
+
+def test_a_capture_that_raises_leaves_torch_s_operations(
+    single: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refused(Recorder):
+        def capture(self, run: graphs.Run) -> graphs.Run:
+            raise RuntimeError(
+                "CUDA error: operation not permitted when stream is capturing\nCUDA kernel …"
+            )
+
+    monkeypatch.setattr(graphs, "Recorder", Refused)
+    assert selected(single) == ("sdpa", [TORCH.name])
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "cpu: going on without CUDA graphs, more slowly: "
+        "RuntimeError: CUDA error: operation not permitted when stream is capturing"
+    )
+
+
+def test_a_graph_that_replays_its_first_answer_is_found(
+    single: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stale(Recorder):
+        def capture(self, run: graphs.Run) -> graphs.Run:
+            run()
+            return lambda: None
+
+    monkeypatch.setattr(graphs, "Recorder", Stale)
+    assert selected(single) == ("sdpa", [TORCH.name])
+    assert "without CUDA graphs, more slowly: differs by " in caplog.text
+
+
+@pytest.mark.usefixtures("recorder")
+@pytest.mark.parametrize("row", [1, 4])
+def test_an_attention_wrong_behind_one_row_leaves_the_class(
+    network: Network, row: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = torch.nn.functional.scaled_dot_product_attention
+
+    def wrong(query: torch.Tensor, *rest: torch.Tensor, **options: Any) -> torch.Tensor:
+        mixed = right(query, *rest, **options)
+        if len(mixed) > row:
+            mixed[row:] = mixed[:1]
+        return mixed
+
+    monkeypatch.setattr(steps.nn.functional, "scaled_dot_product_attention", wrong)
+    attention, paths = selected(network)
+    assert (attention, paths) == ("sdpa", [])
+    assert [record.getMessage().split(":")[1] for record in caplog.records] == [
+        f" going on without {name}, more slowly" for name in BOTH
+    ]
+
+
+@pytest.mark.usefixtures("recorder")
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_experts_wrong_for_one_number_of_rows_are_found(
+    single: Network, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = steps.way_for
+
+    def way_for(device: torch.device, count: int) -> Any:
+        way = right(device, count)
+        return (lambda *given: way(*given) * 1.1) if count == rows else way
+
+    monkeypatch.setattr(steps, "way_for", way_for)
+    assert selected(single) == ("sdpa", [])
+
+
+def test_a_slot_that_keeps_its_old_page_is_found(
+    single: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = steps.TorchSteps.__call__
+
+    def stale(self: steps.TorchSteps, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
+        self._cache.lengths = [max(length, 20) for length in self._cache.lengths]
+        return right(self, slots, ids)
+
+    monkeypatch.setattr(steps.TorchSteps, "__call__", stale)
+    _, paths, _ = rehearsal.select_decoder(single, ("sdpa",), (TORCH,))
+    assert paths == ()
+
+
+# --- flash-attn ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flash_attn(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Exception | None], None]]:
+    """Makes transformers believe in a flash-attn that raises, or that is torch's own attention."""
+
+    def provide(problem: Exception | None) -> None:
+        plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+        def attend(*arguments: Any, **options: Any) -> Any:
+            if problem:
+                raise problem
+            return plain(*arguments, **options)
+
+        ALL_ATTENTION_FUNCTIONS.register("stand_in", attend)
+
+    yield provide
+    ALL_ATTENTION_FUNCTIONS._global_mapping.pop("stand_in", None)
+
+
+@pytest.mark.usefixtures("recorder")
+@pytest.mark.parametrize(
+    "problem",
+    [
+        ImportError("flash_attn_2_cuda.so: undefined symbol: _ZN3c104cuda9SetDeviceEa"),
+        RuntimeError("FlashAttention only supports Ampere GPUs or newer."),
+    ],
+    ids=["does not load", "does not know the card"],
+)
+def test_a_flash_attn_that_does_not_work_leaves_the_built_in_attention(
+    single: Network, problem: Exception, flash_attn: Callable[[Exception | None], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    flash_attn(problem)
+    assert selected(single, "stand_in", "sdpa") == ("sdpa", BOTH)
+    assert single.model.language_model.config._attn_implementation == "sdpa"
+    (record,) = caplog.records
+    assert str(problem) in record.getMessage()
+
+
+def test_a_flash_attn_that_is_not_installed_leaves_the_built_in_attention(
+    single: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    attention, _, _ = rehearsal.select_decoder(single, ("flash_attention_2", "sdpa"), ())
+    assert attention == "sdpa"
+    assert "without flash_attention_2, more slowly: ImportError" in caplog.text
+
+
+@pytest.mark.usefixtures("recorder")
+def test_a_flash_attn_that_works_reads_the_prompts(
+    single: Network, flash_attn: Callable[[Exception | None], None]
+) -> None:
+    flash_attn(None)
+    assert selected(single, "stand_in", "sdpa") == ("stand_in", BOTH)
+    assert single.model.language_model.config._attn_implementation == "stand_in"
+
+
+def test_without_any_right_attention_the_simplest_is_left(
+    single: Network, flash_attn: Callable[[Exception | None], None]
+) -> None:
+    flash_attn(RuntimeError("no kernel image is available for execution on the device"))
+    attention, paths, _ = rehearsal.select_decoder(single, ("stand_in",), (TORCH,))
+    assert (attention, paths) == ("eager", (TORCH,))
+
+
+# --- encoders ------------------------------------------------------------------------------------
+
+
+def select_vision(network: Network, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(vision, "torch_attention", lambda *given: sam_attention.fused)
+    return rehearsal.select_vision(network, frozenset(["vision"]))[0]
+
+
+def test_the_folded_attention_is_taken_if_it_is_right(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert select_vision(network, monkeypatch) == "folded"
+    assert "forward" in vars(network.model.vision_tower.sam_encoder.layers[0].attn)
+
+
+@pytest.mark.parametrize("global_alone", [False, True], ids=["every layer", "no windows"])
+def test_a_folded_attention_that_is_wrong_is_taken_out_again(
+    single: Network, global_alone: bool, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    right = sam_attention.fused
+
+    def wrong(heads: sam_attention.Heads, positions: sam_attention.Positions) -> torch.Tensor:
+        mixed = right(heads, positions)
+        is_global = heads.size[0] > 14
+        return mixed * 1.5 if is_global or not global_alone else mixed
+
+    monkeypatch.setattr(sam_attention, "fused", wrong)
+    plain = load_network(GOLDEN / "checkpoint", "cpu", "float32")
+    assert select_vision(single, monkeypatch) == "plain"
+    assert "without the folded attention of the encoders" in caplog.text
+    views = rehearsal.views_of(320)
+    assert torch.equal(model.vision_tokens(single, views), model.vision_tokens(plain, views))
+
+
+# --- what is no verdict --------------------------------------------------------------------------
+
+
+def test_want_of_memory_is_no_verdict(
+    single: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full(Recorder):
+        def capture(self, run: graphs.Run) -> graphs.Run:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(graphs, "Recorder", Full)
+    with pytest.raises(torch.OutOfMemoryError):
+        selected(single)
+    with pytest.raises(torch.OutOfMemoryError):
+        Decoders(single, (GRAPHS, TORCH), 64).make(2)
+    assert not caplog.records
+
+
+def test_a_device_that_fails_for_good_is_an_error(
+    single: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fatal(Recorder):
+        def capture(self, run: graphs.Run) -> graphs.Run:
+            monkeypatch.setattr(devices, "synchronize", fails)
+            fails(self.device)
+            return run
+
+    def fails(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(graphs, "Recorder", Fatal)
+    with pytest.raises(DeviceError, match="failed when CUDA graphs was tried"):
+        selected(single)
+
+
+def test_a_device_that_cannot_run_the_class_is_an_error(
+    single: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*given: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(PlainDecoder, "prefill", refuses)
+    with pytest.raises(DeviceError, match="cpu cannot run this model"):
+        selected(single)
+
+
+# --- at load -------------------------------------------------------------------------------------
+
+
+def test_a_capture_that_fails_later_leaves_torch_s_operations_for_good(
+    single: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[Recorder] = []
+
+    class Refused(Recorder):
+        def __init__(self, device: torch.device) -> None:
+            super().__init__(device)
+            made.append(self)
+
+        def capture(self, run: graphs.Run) -> graphs.Run:
+            raise RuntimeError("capture failed")
+
+    monkeypatch.setattr(graphs, "Recorder", Refused)
+    decoders = Decoders(single, (GRAPHS, TORCH), 64)
+    assert decoders.path is GRAPHS
+    assert isinstance(decoders.make(3), FastDecoder)
+    assert decoders.path is TORCH
+    decoders.make(2)
+    assert len(made) == 1
+    assert len(caplog.records) == 1
+
+
+def test_the_outcome_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "deepseek_ocr"):
+        engine = OcrEngine.load(POCKET, "cpu", "float32", kernels="plain", slots=3)
+    engine.close()
+    assert engine.rehearsal is not None
+    assert str(engine.rehearsal) in [record.getMessage() for record in caplog.records]
+    assert str(engine.rehearsal) == (
+        "cpu in float32: decoding by the plain class, 3 pages at once, experts of the class, "
+        "prompts by sdpa, encoders plain"
+    )
+    seen = replace(engine.rehearsal, device="cuda:0", difference=0.0123)
+    assert str(seen).endswith("; within 0.01 of the plain class")
+
+
+@pytest.mark.parametrize("name", ["graphs", "flash", "vision", "decoder"])
+def test_every_fast_path_of_a_card_has_a_name(
+    name: str, single: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the name nothing tries the path."""
+    card = types.SimpleNamespace(type="cuda")
+    monkeypatch.setattr(decoder.weights, "missing", lambda network: None)
+    chosen = choice.parse(f"auto,-{name}")
+    paths = decoder._paths_on(card, torch.bfloat16, chosen)  # type: ignore[arg-type]
+    assert (GRAPHS in paths) is (name not in ("graphs", "decoder"))
+    assert (TORCH in paths) is (name != "decoder")
+    monkeypatch.setattr(vision, "prepare", lambda network, chosen: pytest.fail("not asked for"))
+    if name == "vision":
+        assert rehearsal.select(single, chosen).vision == "plain"
