@@ -7,8 +7,8 @@ from deepseek_ocr.errors import SettingsError
 NAMES = {
     "vision": "no position bias ever built in the SAM encoder; weights as the processor wants them",
     "decoder": "a cache allocated once, and decoding steps that copy no weights",
-    "graphs": "decoding steps replayed as CUDA graphs",
-    "flash": "flash-attn reads the prompts, if it is installed and knows the card",
+    "graphs": "on CUDA, decoding steps replayed as graphs",
+    "flash": "on CUDA, flash-attn for prompts, if it is installed and knows the card",
     "compiled": "kernels compiled on this machine, where it has a compiler",
 }
 """Every fast path, and what it does."""
