@@ -19,7 +19,7 @@ from queue import SimpleQueue
 
 import torch
 
-from deepseek_ocr import adapters, kernels, memory, model, operators, prompts
+from deepseek_ocr import adapters, devices, footprint, kernels, memory, model, operators, prompts
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.errors import SettingsError
@@ -113,7 +113,8 @@ class OcrEngine:
         `strict` an operator that a device would hand to the CPU is an error, found by a rehearsal;
         without, such operators are counted in a warning.
 
-        Raises `CheckpointError`, `DeviceError` and `SettingsError`.
+        Raises `CheckpointError`, `DeviceError` (with what would fit, if memory runs out) and
+        `SettingsError`.
         """
         chosen = choice.parse(kernels)
         choice.check_quant(quant)
@@ -125,12 +126,19 @@ class OcrEngine:
             end_ids=_as_set(config.text_config.eos_token_id),
             image_id=config.image_token_id,
         )
-        network = model.load_network(folder, device, dtype, vision_device)
-        if adapter is not None:
-            network = adapters.merge_adapter(network, Path(adapter))
-        make = _decoder_maker(network, chosen, quant)
-        operators.rehearse(network, strict)
-        return cls(network, codec, limits, make, slots, resize=resizing.choose(chosen))
+        adapt = None if adapter is None else partial(adapters.merge_adapter, folder=Path(adapter))
+        target = devices.choose_device(device)
+        free = memory.free_bytes(target)
+        try:
+            network = model.load_network(folder, target, dtype, vision_device, quant, adapt)
+            make = _decoder_maker(network, chosen)
+            operators.rehearse(network, strict)
+            return cls(network, codec, limits, make, slots, resize=resizing.choose(chosen))
+        except Exception as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            load = footprint.load_for(target, dtype, quant, slots, vision_device)
+            raise footprint.refused_at_load(error, config, target, load, free) from error
 
     @property
     def device(self) -> torch.device:
@@ -256,15 +264,13 @@ class OcrEngine:
             raise broken
 
 
-def _decoder_maker(
-    network: model.Network, chosen: frozenset[str], quant: str
-) -> Callable[[int], Decoder]:
+def _decoder_maker(network: model.Network, chosen: frozenset[str]) -> Callable[[int], Decoder]:
     """What makes decoders of `network`, on which the fast paths in `chosen` are now in place."""
     kernels.prepare(network, chosen)
     context: int = network.config.text_config.max_position_embeddings
 
     def make(slots: int) -> Decoder:
-        return kernels.make_decoder(network, chosen, quant, slots, context)
+        return kernels.make_decoder(network, chosen, slots, context)
 
     return make
 

@@ -315,8 +315,8 @@ def _dense(rows: experts.Rows) -> torch.Tensor:
     return rows.values if rows.scales is None else rows.values * rows.scales[:, None]
 
 
-def make(network: Network, switches: str, quant: str = "none") -> Decoder:
-    return kernels.make_decoder(network, choice.parse(switches), quant, 2, 256)
+def make(network: Network, switches: str) -> Decoder:
+    return kernels.make_decoder(network, choice.parse(switches), 2, 256)
 
 
 def test_the_choice_by_switch(

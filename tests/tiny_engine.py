@@ -73,7 +73,7 @@ def engine_of(network: Network, slots: int, paths: str = "auto") -> OcrEngine:
 
     def make(slots: int) -> Decoder:
         context = network.config.text_config.max_position_embeddings
-        return kernels.make_decoder(network, choice.parse(paths), "none", slots, context)
+        return kernels.make_decoder(network, choice.parse(paths), slots, context)
 
     return engine_with(network, make, slots)
 

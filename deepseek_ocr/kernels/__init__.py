@@ -25,19 +25,14 @@ def prepare(network: Network, chosen: frozenset[str]) -> None:
     operators.fit(network, "unfold" in chosen)
 
 
-def make_decoder(
-    network: Network, chosen: frozenset[str], quant: str, slots: int, context: int
-) -> Decoder:
+def make_decoder(network: Network, chosen: frozenset[str], slots: int, context: int) -> Decoder:
     """A decoder of `network` with `slots` slots of `context` tokens, by the paths in `chosen`.
 
-    With `quant` "int8" the decoder's weights are quantised, in `network` itself. Called again,
-    with fewer slots, where memory ran out; the decoder before is gone by then.
+    Called again, with fewer slots, where memory ran out; the decoder before is gone by then.
     """
     from deepseek_ocr.decoding import PlainDecoder
-    from deepseek_ocr.kernels import decoder, quantized, weights
+    from deepseek_ocr.kernels import decoder, weights
 
-    if quant == "int8" and not quantized.is_quantized(network):
-        quantized.quantize_decoder(network)
     path = decoder.path_for(network, chosen)
     unknown = weights.missing(network)
     if path is None:
