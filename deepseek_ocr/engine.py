@@ -117,7 +117,6 @@ class OcrEngine:
         `SettingsError`.
         """
         chosen = choice.parse(kernels)
-        choice.check_quant(quant)
         folder = Path(folder)
         config = read_config(folder)
         codec = prompts.load_codec(
@@ -128,8 +127,9 @@ class OcrEngine:
         )
         adapt = None if adapter is None else partial(adapters.merge_adapter, folder=Path(adapter))
         target = devices.choose_device(device)
-        free = memory.free_bytes(target)
+        free: int | None = None
         try:
+            free = memory.free_bytes(target)
             network = model.load_network(folder, target, dtype, vision_device, quant, adapt)
             make = _decoder_maker(network, chosen)
             operators.rehearse(network, strict)

@@ -24,7 +24,7 @@ from deepseek_ocr import devices, hugepages
 from deepseek_ocr.checkpoint import TensorFiles, plan, read_config
 from deepseek_ocr.errors import CheckpointError, DeviceError, InputError
 from deepseek_ocr.images import Views
-from deepseek_ocr.kernels import quantized
+from deepseek_ocr.kernels import choice, quantized
 from deepseek_ocr.kernels.rows import quantize_into
 
 Network: TypeAlias = UnlimitedOcrForConditionalGeneration
@@ -54,8 +54,10 @@ def load_network(
     changes the weights before that, as merging an adapter does; the decoder that it is given lies
     on the CPU then.
 
-    Raises `CheckpointError` (folder, config, tensors) and `DeviceError`.
+    Raises `CheckpointError` (folder, config, tensors), `DeviceError`, and `SettingsError` for an
+    unknown `quant`.
     """
+    choice.check_quant(quant)
     folder = Path(folder)
     target = devices.choose_device(device)
     kind = devices.choose_dtype(dtype, target)

@@ -320,3 +320,12 @@ def test_memory_that_runs_out_at_load_is_explained(
     failure = RuntimeError("shape mismatch")
     with pytest.raises(RuntimeError, match="shape mismatch"):
         OcrEngine.load(POCKET, "cpu", "float32")
+
+
+def test_a_device_too_full_to_be_asked_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: torch.device) -> int:
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be …")
+
+    monkeypatch.setattr("deepseek_ocr.memory.free_bytes", full)
+    with pytest.raises(DeviceError, match=r"loaded \(CUDA error: out of memory\)\. Its weights"):
+        OcrEngine.load(POCKET, "cpu", "float32")
