@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepseek_ocr import devices, images, kernels, model
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.decoding import Decoder, PlainDecoder
-from deepseek_ocr.kernels.quantized import Int8Experts, Int8Linear
+from deepseek_ocr.kernels.quantized import Int8Experts, Int8Linear, quantize_decoder
 from deepseek_ocr.kernels.rows import Rows
 
 PROMPT_TAIL = 9
@@ -30,14 +30,13 @@ class Ways:
     plain: model.Network
     ours: model.Network
     chosen: frozenset[str]
-    quant: str
 
     def decoder(self, slots: int, context: int) -> Decoder:
         """Our decoder with so many slots."""
         make = getattr(kernels, "make_decoder", None)
         if make is None:
             return PlainDecoder(self.ours, slots)
-        made: Decoder = make(self.ours, self.chosen, self.quant, slots, context)
+        made: Decoder = make(self.ours, self.chosen, slots, context)
         return made
 
 
@@ -49,8 +48,10 @@ def load(folder: Path, device: str, dtype: str, chosen: frozenset[str], quant: s
         owner, _, leaf = name.rpartition(".")
         setattr(plain.get_submodule(owner), leaf, nn.Parameter(parameter, requires_grad=False))
     model.rebuild_buffers(plain, ours.device)
+    if quant == "int8":
+        quantize_decoder(ours)
     kernels.prepare(ours, chosen)
-    return Ways(plain.eval(), ours, chosen, quant)
+    return Ways(plain.eval(), ours, chosen)
 
 
 def in_turn(calls: list[Callable[[], Any]], repeat: int, device: torch.device) -> list[float]:

@@ -13,7 +13,7 @@ from cli.console import ALL_READ, complain, write
 from deepseek_ocr import devices, footprint, memory, processors
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.errors import CheckpointError
-from deepseek_ocr.footprint import CONTEXT_BYTES, Footprint, Load, in_gb
+from deepseek_ocr.footprint import Footprint, Load, in_gb
 from deepseek_ocr.kernels import choice
 
 PRESETS = {short: tasks.RESOLUTIONS[name] for short, name in tasks.RESOLUTION_SHORT_NAMES.items()}
@@ -87,13 +87,9 @@ def _fitting(job: Job, sizes: Footprint) -> str:
 
 def load_of(job: Job, device: torch.device) -> Load:
     """What the job's settings put on `device`."""
-    apart = job.settings.vision_device
-    return Load(
-        devices.choose_dtype(job.settings.dtype, device),
-        max(1, job.settings.slots),
-        job.settings.quant,
-        ("decoder",) if apart and devices.choose_device(apart) != device else Load().parts,
-        context=0 if device.type == "cpu" else CONTEXT_BYTES,
+    settings = job.settings
+    return footprint.load_for(
+        device, settings.dtype, settings.quant, settings.slots, settings.vision_device or None
     )
 
 

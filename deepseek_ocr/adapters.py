@@ -18,8 +18,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from deepseek_ocr import memory
 from deepseek_ocr.errors import CheckpointError
-from deepseek_ocr.model import Network
+from deepseek_ocr.model import Network, replace_parameter
 from deepseek_ocr.settings import LARGEST_RANK
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -41,7 +42,7 @@ def merge_adapter(network: Network, folder: Path) -> Network:
     """`network` with the adapter in `folder` added to its weights; the same object, changed.
 
     Raises `CheckpointError` where the adapter is missing, damaged or of another model, or where
-    peft is not installed.
+    peft is not installed, and what a device without memory raises.
     """
     config = _config(folder)
     try:
@@ -59,6 +60,8 @@ def merge_adapter(network: Network, folder: Path) -> Network:
         merged: Network = wrapped.merge_and_unload(safe_merge=True)
         _take_whole(merged, folder / WHOLE)
     except Exception as error:  # peft raises many kinds for what does not fit
+        if memory.is_out_of_memory(error):
+            raise
         raise CheckpointError(
             f"The adapter in {folder} does not fit this model ({error}); give the model it was "
             "trained on."
@@ -86,15 +89,7 @@ def _fill(wrapped: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
         adapted: Any = wrapped.get_submodule(places[name].partition(".lora_")[0])
         device = next(adapted.get_base_layer().parameters()).device
         dtype = wrapped.get_parameter(places[name]).dtype
-        _replace(wrapped, places[name], values.to(device, dtype))
-
-
-def _replace(module: torch.nn.Module, name: str, values: torch.Tensor) -> None:
-    """Make `values` the parameter called `name`: not a copy into the old one, which may be the
-    checkpoint's own file, or nothing but a shape."""
-    owner, _, leaf = name.rpartition(".")
-    parameter = torch.nn.Parameter(values, requires_grad=False)
-    setattr(module.get_submodule(owner), leaf, parameter)
+        replace_parameter(wrapped, places[name], values.to(device, dtype))
 
 
 @contextmanager
@@ -215,4 +210,4 @@ def _take_whole(network: Network, path: Path) -> None:
         if name not in parameters or parameters[name].shape != values.shape:
             raise CheckpointError(f"{path} holds {name}, which this model does not have.")
         target = parameters[name]
-        _replace(network, name, values.to(target.device, target.dtype))
+        replace_parameter(network, name, values.to(target.device, target.dtype))

@@ -20,7 +20,7 @@ from queue import SimpleQueue
 
 import torch
 
-from deepseek_ocr import adapters, memory, model, operators, prompts
+from deepseek_ocr import adapters, devices, footprint, memory, model, operators, prompts
 from deepseek_ocr import kernels as fast_paths
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.decoding import Decoder, PlainDecoder
@@ -121,10 +121,10 @@ class OcrEngine:
         `strict` an operator that a device would hand to the CPU is an error, found by a rehearsal;
         without, such operators are counted in a warning.
 
-        Raises `CheckpointError`, `DeviceError` and `SettingsError`.
+        Raises `CheckpointError`, `DeviceError` (with what would fit, if memory runs out) and
+        `SettingsError`.
         """
         chosen = choice.parse(kernels)
-        choice.check_quant(quant)
         folder = Path(folder)
         config = read_config(folder)
         codec = prompts.load_codec(
@@ -133,14 +133,24 @@ class OcrEngine:
             end_ids=_as_set(config.text_config.eos_token_id),
             image_id=config.image_token_id,
         )
-        network = model.load_network(folder, device, dtype, vision_device)
-        if adapter is not None:
-            network = adapters.merge_adapter(network, Path(adapter))
-        selection = fast_paths.prepare(network, chosen)
-        operators.rehearse(network, strict)
-        context: int = network.config.text_config.max_position_embeddings
-        decoders = Decoders(network, selection.paths, context)
-        engine = cls(network, codec, limits, decoders.make, slots, resize=resizing.choose(chosen))
+        adapt = None if adapter is None else partial(adapters.merge_adapter, folder=Path(adapter))
+        target = devices.choose_device(device)
+        context: int = config.text_config.max_position_embeddings
+        free: int | None = None
+        try:
+            free = memory.free_bytes(target)
+            network = model.load_network(folder, target, dtype, vision_device, quant, adapt)
+            selection = fast_paths.prepare(network, chosen)
+            operators.rehearse(network, strict)
+            decoders = Decoders(network, selection.paths, context)
+            engine = cls(
+                network, codec, limits, decoders.make, slots, resize=resizing.choose(chosen)
+            )
+        except Exception as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            load = footprint.load_for(target, dtype, quant, slots, vision_device)
+            raise footprint.refused_at_load(error, config, target, load, free) from error
         engine.rehearsal = outcome_of(network, selection, decoders.path, engine.slots)
         log.info("%s", engine.rehearsal)
         return engine

@@ -6,14 +6,15 @@ takes the most: fast paths that never build SAM's position bias take less in vis
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from deepseek_ocr import memory, model
-from deepseek_ocr.errors import GenerationError
+from deepseek_ocr import devices, memory, model
+from deepseek_ocr.errors import DeviceError, GenerationError
+from deepseek_ocr.kernels import quantized, rows
 from deepseek_ocr.settings import CropSettings
 
 CONTEXT_BYTES = 600 * 10**6
@@ -33,18 +34,28 @@ and their sum with weights, and the hidden layer of the MLP (4) before and after
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by what they are for; `cache` is of all slots, `vision` of the largest batch of
-    views."""
+    """Bytes by what they are for.
+
+    - `cache`: of all slots; `vision`: of the largest batch of views
+    - `widened`: 16 bits (or 32) of the largest matrix that is held in 8, while it is multiplied
+    - `loading`: beside the weights while they are read, a block of rows that is quantised; tensors
+      that are not quantised go straight to their place
+    - `context`: what the device's libraries take for themselves
+    """
 
     weights: int
     vision: int
     cache: int
+    widened: int
+    loading: int
     context: int
 
     @property
     def total(self) -> int:
-        """All of them."""
-        return self.weights + self.vision + self.cache + self.context
+        """The most that is taken at once: loading, or reading pages. An adapter that is merged on
+        the device (no quant) takes more for a moment."""
+        running = self.cache + max(self.vision, self.widened)
+        return self.weights + max(running, self.loading) + self.context
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,27 @@ class Load:
     context: int = CONTEXT_BYTES
 
 
+def load_for(
+    device: torch.device,
+    dtype: str | torch.dtype = "auto",
+    quant: str = "none",
+    slots: int = 0,
+    vision_device: str | torch.device | None = None,
+) -> Load:
+    """What these settings of `OcrEngine.load` put on `device`; 0 slots count as one.
+
+    Raises `DeviceError`.
+    """
+    apart = vision_device is not None and devices.choose_device(vision_device) != device
+    return Load(
+        devices.choose_dtype(dtype, device),
+        max(1, slots),
+        quant,
+        ("decoder",) if apart else Load().parts,
+        context=0 if device.type == "cpu" else CONTEXT_BYTES,
+    )
+
+
 class Footprint:
     """How much memory a network takes: weights, its largest batch of views, its cache.
 
@@ -74,25 +106,37 @@ class Footprint:
     def __init__(self, config: Any) -> None:
         self._config = config
         self.vision = self.matrices = self.rest = 0
-        for name, parameter in model.empty_network(config).named_parameters():
+        self._scales = self._largest = self._quantising = 0
+        network = model.empty_network(config)
+        in_8_bits = tuple(f"{name}." for name in quantized.matrices(network))
+        for name, parameter in network.named_parameters():
             count = parameter.numel()
-            if not name.startswith(("model.language_model.", "lm_head.")):
-                self.vision += count
-            elif ".layers." in name and parameter.dim() > 1 and ".gate.weight" not in name:
+            if name.startswith(in_8_bits):
                 self.matrices += count
-            else:
+                self._scales += count // parameter.shape[-1]
+                self._largest = max(self._largest, count)
+                self._quantising = max(self._quantising, rows.working_bytes(parameter.shape))
+            elif name.startswith("model.language_model."):
                 self.rest += count
+            else:
+                self.vision += count
 
     def estimate(self, crop: CropSettings, load: Load = Load()) -> Estimate:
-        """Most memory that reading pages cut by `crop` takes."""
+        """Most memory that loading, or reading pages cut by `crop`, takes."""
         size, weights, vision, cache = load.dtype.itemsize, 0, 0, 0
+        widened = loading = 0
         if "vision" in load.parts:
             weights += size * self.vision
             vision = self._vision_peak(crop, size)
         if "decoder" in load.parts:
-            weights += self.matrices * (1 if load.quant == "int8" else size) + self.rest * size
+            weights += self.rest * size
             cache = load.slots * self.cache_per_page(size)
-        return Estimate(weights, vision, cache, load.context)
+            if load.quant == "int8":
+                weights += self.matrices + self._scales * torch.float32.itemsize
+                widened, loading = self._largest * size, self._quantising
+            else:
+                weights += self.matrices * size
+        return Estimate(weights, vision, cache, widened, loading, load.context)
 
     def cache_per_page(self, size: int) -> int:
         """Bytes of keys and values of a page that fills the context, `size` bytes a number."""
@@ -130,23 +174,38 @@ def too_little(
 
     `presets` are the names that a user may choose, with what they mean.
     """
-
-    def total(crop: CropSettings, **changes: Any) -> int:
-        return footprint.estimate(crop, replace(load, **changes)).total
-
-    needed = total(crop)
+    needed = footprint.estimate(crop, load).total
     if needed <= free:
         return None
-    ways = [(f"--size {name}", total(preset)) for name, preset in presets.items()]
-    if load.slots > 1:
-        ways.append(("--slots 1", total(crop, slots=1)))
-    if load.quant == "none":
-        ways.append(("--quant int8", total(crop, quant="int8")))
-    ways.append(("--vision-device cpu", total(crop, parts=("decoder",))))
-    ways.append(("--quant int8 --vision-device cpu", total(crop, quant="int8", parts=("decoder",))))
+    ways = [
+        (f"--size {name}", footprint.estimate(preset, load).total)
+        for name, preset in presets.items()
+    ]
+    for settings, smaller in _smaller_loads(load):
+        flags = " ".join(f"--{setting.replace('_', '-')}" for setting in settings)
+        ways.append((flags, footprint.estimate(crop, smaller).total))
     fitting = [f"{way} ({in_gb(size)})" for way, size in ways if size <= free]
     what = f"What fits: {', '.join(fitting)}." if fitting else "Use --device cpu."
     return f"This takes up to {in_gb(needed)} and there are {in_gb(free)} free. {what}"
+
+
+_SMALLER: dict[tuple[str, ...], dict[str, Any]] = {
+    ("slots 1",): {"slots": 1},
+    ("quant int8",): {"quant": "int8"},
+    ("vision_device cpu",): {"parts": ("decoder",)},
+    ("quant int8", "vision_device cpu"): {"quant": "int8", "parts": ("decoder",)},
+}
+"""Settings that take less memory, and what each changes in a `Load`."""
+
+
+def _smaller_loads(load: Load) -> Iterator[tuple[tuple[str, ...], Load]]:
+    """Settings under which less than `load` is put on the device, and what it is then."""
+    seen = {load}
+    for settings, changes in _SMALLER.items():
+        smaller = replace(load, **changes)
+        if smaller not in seen:
+            seen.add(smaller)
+            yield settings, smaller
 
 
 def table(
@@ -177,6 +236,38 @@ def in_gb(count: int) -> str:
 # --- when it runs out ----------------------------------------------------------------------------
 
 
+def refused_at_load(
+    error: Exception, config: Any, device: torch.device, load: Load, free: int | None
+) -> DeviceError:
+    """What to raise if memory ran out while the network of `config` was put on `device`: what it
+    takes there, and what would fit.
+
+    `free` is how many bytes there were before; None if nobody can say. What fits also reads pages
+    of the default crop setting.
+    """
+    if device.type != "cpu" and memory.is_of_the_system(error):
+        return DeviceError(
+            f"The system ran out of memory while the model was loaded to {str(device)!r} "
+            f"({_first_words(error)}). Free memory, or use a machine with more."
+        )
+    footprint, crop = Footprint(config), CropSettings()
+    estimate = footprint.estimate(crop, load)
+    ways = [
+        f"{' with '.join(settings)} ({in_gb(size)})"
+        for settings, smaller in _smaller_loads(load)
+        if not (device.type == "cpu" and "vision_device cpu" in settings)
+        if (size := footprint.estimate(crop, smaller).total)
+        <= (estimate.total if free is None else free)
+    ]
+    what = f"What should fit: {', '.join(ways)}." if ways else "Free memory or use another device."
+    room = "" if free is None else f"; {in_gb(free)} were free before"
+    return DeviceError(
+        f"Device {str(device)!r} ran out of memory while the model was loaded "
+        f"({_first_words(error)}). Its weights take {in_gb(estimate.weights)} there, reading pages "
+        f"up to {in_gb(estimate.total)} in all{room}. {what}"
+    )
+
+
 def explained(error: Exception, device: torch.device, crop: CropSettings) -> Exception:
     """What to raise in place of `error` for a page cut by `crop`: where memory ran out, a
     `GenerationError` that names the preset to try; else `error` itself."""
@@ -188,11 +279,15 @@ def explained(error: Exception, device: torch.device, crop: CropSettings) -> Exc
         if preset
         else "set quant to int8 or vision_device to cpu, or use a device with more memory"
     )
-    first = str(error).split("\n", 1)[0].split(" If ", 1)[0].rstrip(". ")
-    first = first or type(error).__name__
     return GenerationError(
-        f"Device {str(device)!r} has no memory left for this page ({first}); {what}."
+        f"Device {str(device)!r} has no memory left for this page ({_first_words(error)}); {what}."
     )
+
+
+def _first_words(error: Exception) -> str:
+    """What an error says, without advice about the allocator."""
+    first = str(error).split("\n", 1)[0].split(" If ", 1)[0].rstrip(". ")
+    return first or type(error).__name__
 
 
 def _smaller_preset(crop: CropSettings) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -86,12 +88,33 @@ def _allowed(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
         return None
 
 
+_REFUSED = re.compile(
+    r"out of memory"  # "CUDA out of memory", "CUDA error: out of memory", MPS, NPU
+    r"|\b[A-Z]+_(\w+_)?ALLOC(ATION)?_FAILED\b"  # CUBLAS_STATUS_ALLOC_FAILED, cuDNN, cuFFT …
+    r"|DefaultCPUAllocator: (can't allocate memory|not enough memory)"  # Linux and macOS, Windows
+    r"|std::bad_alloc"
+)
+"""What torch says in a `RuntimeError` if memory is refused."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """True where `error` is a device or the system refusing memory."""
+    """True if `error` is a device or the system refusing memory.
+
+    Known by its type, by the system's error number (a failed `mmap`), or by torch's exact words:
+    other errors speak of allocation too.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "alloc" in text)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and _REFUSED.search(str(error)) is not None
+
+
+def is_of_the_system(error: BaseException) -> bool:
+    """True if it was the system, not a device, that refused memory."""
+    if isinstance(error, MemoryError | OSError):
+        return True
+    return "DefaultCPUAllocator" in str(error) or "std::bad_alloc" in str(error)
 
 
 def give_back(device: torch.device) -> None:

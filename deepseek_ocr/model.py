@@ -24,6 +24,8 @@ from deepseek_ocr import devices, hugepages
 from deepseek_ocr.checkpoint import TensorFiles, plan, read_config
 from deepseek_ocr.errors import CheckpointError, DeviceError, InputError
 from deepseek_ocr.images import Views
+from deepseek_ocr.kernels import choice, quantized
+from deepseek_ocr.kernels.rows import quantize_into
 
 Network: TypeAlias = UnlimitedOcrForConditionalGeneration
 """The library's class, under the name this project uses for it."""
@@ -34,6 +36,8 @@ def load_network(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     vision_device: str | torch.device | None = None,
+    quant: str = "none",
+    adapt: Callable[[Network], Network] | None = None,
 ) -> Network:
     """The network of the checkpoint in `folder`, in evaluation mode, gradients off.
 
@@ -45,20 +49,33 @@ def load_network(
     `vision_device` is where the encoders and the projector go, if not where the decoder is; on a
     device of another kind they have the type that it does well (`devices.vision_dtype`).
 
-    Raises `CheckpointError` (folder, config, tensors) and `DeviceError`.
+    With `quant` "int8" the decoder's matrices are quantised as they are read
+    (`kernels.quantized`): only their 8 bits, and a block of rows, ever lie on the device. `adapt`
+    changes the weights before that, as merging an adapter does; the decoder that it is given lies
+    on the CPU then.
+
+    Raises `CheckpointError` (folder, config, tensors), `DeviceError`, and `SettingsError` for an
+    unknown `quant`.
     """
+    choice.check_quant(quant)
     folder = Path(folder)
     target = devices.choose_device(device)
     kind = devices.choose_dtype(dtype, target)
     vision = target if vision_device is None else devices.choose_device(vision_device)
-    places = {"": (target, kind)}
+    adapted_first = quant == "int8" and adapt is not None
+    places = {"": (torch.device("cpu") if adapted_first else target, kind)}
     for part in _VISION:
         places[part] = (vision, devices.vision_dtype(kind, vision, target))
     if not folder.is_dir():
         raise CheckpointError(f"There is no folder {folder}; give the folder of a checkpoint.")
     network = empty_network(read_config(folder))
-    _fill(network, folder, places)
+    _fill(network, folder, places, "none" if adapted_first else quant)
     rebuild_buffers(network, target)
+    if adapt is not None:
+        network = adapt(network)
+    if adapted_first:
+        quantized.quantize_decoder(network, target)
+        _move_rest(network, target)
     network.model.language_model.set_attn_implementation("sdpa")
     _keep_position_tables(network)
     _keep_relative_tables(network)
@@ -90,11 +107,19 @@ Places: TypeAlias = Mapping[str, tuple[torch.device, torch.dtype]]
 """Where parameters go and in which type, by how their names begin."""
 
 
-def _fill(network: Network, folder: Path, places: Places) -> None:
+def _fill(network: Network, folder: Path, places: Places, quant: str) -> None:
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     files = TensorFiles(folder)
-    for name, pieces in plan(files, shapes).items():
+    planned = plan(files, shapes)
+    in_8_bits = quantized.empty_decoder(network, places[""][0]) if quant == "int8" else {}
+    for name, pieces in planned.items():
         device, dtype = places[max(filter(name.startswith, places), key=len)]
+        if rows := in_8_bits.get(name):
+            for piece in pieces:
+                quantize_into(rows[piece.target], files.read(piece.tensor, piece.rows), dtype)
+            assert rows.scales is not None
+            _check_range(name, dtype, rows.scales)
+            continue
         if len(pieces) == 1 and not (device.type == "cpu" and name.startswith(_EACH_TOKEN)):
             # Where nothing has to change, this stays the file's own memory-mapped pages, which
             # the system loads when they are needed and shares between processes.
@@ -103,10 +128,31 @@ def _fill(network: Network, folder: Path, places: Places) -> None:
             values = hugepages.empty(shapes[name], dtype, device)
             for piece in pieces:
                 values[piece.target].copy_(files.read(piece.tensor, piece.rows))
-        if dtype == torch.float16 and not bool(torch.isfinite(values).all()):
-            raise DeviceError(f"{name} does not fit float16; use the dtype bfloat16 or float32.")
-        owner, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
+        _check_range(name, dtype, values)
+        replace_parameter(network, name, values)
+
+
+def _check_range(name: str, dtype: torch.dtype, values: torch.Tensor) -> None:
+    """Raises `DeviceError` if `values`, or their scales, are not finite in float16."""
+    if dtype != torch.float16:
+        return
+    ends = torch.stack((values.amin(), values.amax()))  # without a copy of all values
+    if not bool(torch.isfinite(ends).all()):
+        raise DeviceError(f"{name} does not fit float16; use the dtype bfloat16 or float32.")
+
+
+def replace_parameter(module: nn.Module, name: str, values: torch.Tensor) -> None:
+    """Make `values` the parameter of `module` called `name`: not a copy into the old one, which may
+    be the checkpoint's own file, or nothing but a shape."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
+
+
+def _move_rest(network: Network, device: torch.device) -> None:
+    """Move what is left of the decoder's parameters to `device`."""
+    for name, parameter in list(network.named_parameters()):
+        if not name.startswith(_VISION):
+            replace_parameter(network, name, parameter.to(device))
 
 
 def rebuild_buffers(network: Network, device: torch.device) -> None:

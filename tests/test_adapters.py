@@ -13,10 +13,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from deepseek_ocr.adapters import CONFIG, TENSORS, merge_adapter, quiet_peft
-from deepseek_ocr.errors import CheckpointError
+from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.errors import CheckpointError, DeviceError
+from deepseek_ocr.kernels import quantized
 from deepseek_ocr.model import Network, load_network
 from deepseek_ocr.prompts import Codec
+from deepseek_ocr.settings import CropSettings, DecodeSettings
 from tests.conftest import POCKET
+from tests.test_quantized import assert_same
 from tests.test_training import pocket_batch
 from training import lora
 from training.objective import Objective, hidden_states
@@ -219,3 +223,38 @@ def test_adapters_of_other_ranks_and_scales_are_merged(
     merged = merge_adapter(load_network(POCKET, "cpu", "float32"), tmp_path / "adapter")
     for name, value in merged.named_parameters():
         torch.testing.assert_close(value, expected[name], msg=name)
+
+
+def test_an_adapter_is_merged_before_8_bits_are_made_of_it(
+    network: Network, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    random_adapter(
+        network, adapter, target_modules=lora.target_modules(network),
+        target_parameters=["experts.gate_up_proj", "experts.down_proj"],
+    )  # fmt: skip
+    expected = merge_adapter(load_network(POCKET, "cpu", "bfloat16"), adapter)
+    quantized.quantize_decoder(expected)
+    engine = OcrEngine.load(
+        POCKET, "cpu", "bfloat16", adapter=adapter, quant="int8", kernels="plain"
+    )
+    assert_same(engine.network, expected)
+    with pytest.raises(AssertionError):
+        assert_same(load_network(POCKET, "cpu", "bfloat16", quant="int8"), expected)
+    page = engine.read(POCKET.parent.parent / "examples/invoice.png", "Free OCR.",
+                       CropSettings(512, 512, False), DecodeSettings(max_new_tokens=3))  # fmt: skip
+    engine.close()
+    assert page.finish_reason in ("length", "stop")
+
+
+def test_running_out_of_memory_is_no_fault_of_the_adapter(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random_adapter(network, tmp_path, target_modules=["q_proj"])
+
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.")
+
+    monkeypatch.setattr("deepseek_ocr.adapters._fill", refuse)
+    with pytest.raises(DeviceError, match="'cpu' ran out of memory while the model was loaded"):
+        OcrEngine.load(POCKET, "cpu", adapter=tmp_path)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from deepseek_ocr.engine import Delta, Failure, OcrEngine, Page, Reading
-from deepseek_ocr.errors import ImageError, InputError, PromptError
+from deepseek_ocr.errors import DeviceError, ImageError, InputError, PromptError
 from deepseek_ocr.grounding import Confidence
 from deepseek_ocr.images import make_views, open_image
 from deepseek_ocr.model import embed
@@ -289,3 +289,43 @@ def test_a_page_is_read_with_weights_of_8_bits(kernels: str) -> None:
     texts = {name: engine.read(example(name), "Free OCR.", TINY).text for name in EXAMPLES}
     engine.close()
     assert texts == EXAMPLES
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "deepseek_ocr.checkpoint.TensorFiles.read",
+        "deepseek_ocr.kernels.prepare",
+        "deepseek_ocr.operators.rehearse",
+    ],
+)
+def test_memory_that_runs_out_at_load_is_explained(
+    monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(stage, fail)
+    monkeypatch.setattr("deepseek_ocr.memory.free_bytes", lambda device: 10**9)
+    failure: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB.")
+    with pytest.raises(DeviceError) as caught:
+        OcrEngine.load(POCKET, "cpu", "float32", slots=3)
+    told = str(caught.value)
+    assert "'cpu' ran out of memory" in told
+    assert "CUDA out of memory. Tried to allocate 1.50 GiB" in told
+    assert "1.0 GB were free before" in told
+    assert "slots 1 (" in told
+    assert "--" not in told
+    assert caught.value.__cause__ is failure
+    failure = RuntimeError("shape mismatch")
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        OcrEngine.load(POCKET, "cpu", "float32")
+
+
+def test_a_device_too_full_to_be_asked_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: torch.device) -> int:
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be …")
+
+    monkeypatch.setattr("deepseek_ocr.memory.free_bytes", full)
+    with pytest.raises(DeviceError, match=r"loaded \(CUDA error: out of memory\)\. Its weights"):
+        OcrEngine.load(POCKET, "cpu", "float32")

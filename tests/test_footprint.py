@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,16 @@ import tasks
 from benchmarks.random_checkpoint import FULL_SIZE
 from deepseek_ocr import model
 from deepseek_ocr.checkpoint import read_config
-from deepseek_ocr.errors import GenerationError
-from deepseek_ocr.footprint import Footprint, Load, explained, table, too_little
+from deepseek_ocr.errors import DeviceError, GenerationError
+from deepseek_ocr.footprint import (
+    Estimate,
+    Footprint,
+    Load,
+    explained,
+    refused_at_load,
+    table,
+    too_little,
+)
 from deepseek_ocr.images import Views
 from deepseek_ocr.settings import CropSettings
 from tests.conftest import GOLDEN
@@ -27,17 +36,18 @@ GB = 10**9
 
 
 class Peak(TorchDispatchMode):
-    """Most bytes of tensors made within it that were alive at once."""
+    """Most bytes of tensors made within it, on devices of one kind, that were alive at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "cpu") -> None:
         super().__init__()
         self.alive = self.most = 0
+        self._kind = kind
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and value.device.type == self._kind:
                 self._add(value.untyped_storage())
         return result
 
@@ -122,7 +132,7 @@ def test_what_does_not_fit_is_told_with_what_does(full: Footprint) -> None:
     assert "--vision-device cpu" in eight
     six = told(6)
     assert six
-    assert "What fits: --quant int8 --vision-device cpu" in six
+    assert "What fits: --quant int8 --vision-device cpu (4.5 GB)." in six
     assert "--device cpu" in str(told(2))
     many = told(16, slots=30)
     assert many
@@ -138,6 +148,52 @@ def test_the_table_grows_with_preset_type_and_slots(full: Footprint) -> None:
         assert row[2] < row[0] < row[4]  # int8, 16 bits, float32
         assert row[0] < row[1]
     assert numbers["tiny"] < numbers["small"] < numbers["base"] < numbers["large"]
+
+
+def test_what_int8_takes(full: Footprint) -> None:
+    load = Load(quant="int8", parts=("decoder",))
+    estimate = full.estimate(PRESETS["gundam"], load)
+    embeddings, head = 129280 * 1280, 129280 * 1280
+    assert full.matrices > head
+    assert full.rest - embeddings < 10**7  # norms and routers
+    assert 0 < estimate.weights - full.matrices - 2 * full.rest < 0.01 * full.matrices  # scales
+    assert estimate.widened == 2 * head
+    assert 0 < estimate.loading < estimate.widened
+    assert estimate.total == (
+        estimate.weights + estimate.cache + estimate.widened + estimate.context
+    )
+
+
+def test_a_load_larger_than_any_page_counts() -> None:
+    estimate = Estimate(weights=10, vision=3, cache=2, widened=4, loading=7, context=1)
+    assert estimate.total == 18
+    assert replace(estimate, loading=5).total == 17
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("quant", ["none", "int8"])
+@pytest.mark.parametrize("adapted", [False, True], ids=["alone", "adapter"])
+def test_loading_takes_what_the_estimate_says(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, quant: str, adapted: bool
+) -> None:
+    """On a device that only counts: the decoder is never there in 16 bits if 8 were wanted."""
+    monkeypatch.setattr("deepseek_ocr.kernels.rows._BLOCK", 50)
+    folder, target = GOLDEN / "checkpoint", torch.device("meta")
+    footprint = Footprint(read_config(folder))
+    estimate = footprint.estimate(CropSettings(), Load(dtype, quant=quant, context=0))
+    empty = model.empty_network(read_config(folder))
+    monkeypatch.setattr(model, "empty_network", lambda config: empty)
+    monkeypatch.setattr(model, "rebuild_buffers", lambda network, device: None)
+    monkeypatch.setattr("deepseek_ocr.devices.choose_device", lambda name: target)
+    with Peak("meta") as peak:
+        network = model.load_network(
+            folder, dtype=dtype, quant=quant, adapt=(lambda network: network) if adapted else None
+        )
+    assert estimate.loading < footprint.matrices / 4
+    last = 0 if adapted else estimate.loading / 2  # with an adapter what is quantised comes first
+    assert estimate.weights + last <= peak.most
+    assert peak.most <= estimate.weights + estimate.loading
+    assert {parameter.device for parameter in network.parameters()} == {target}
 
 
 OUT = [
@@ -162,6 +218,26 @@ def test_out_of_memory_names_the_preset_to_try(error: Exception) -> None:
         assert isinstance(told, GenerationError)
         assert f"try the preset {preset.capitalize()}," in str(told)
     assert "set quant to int8" in str(explained(error, device, PRESETS["tiny"]))
+
+
+def test_running_out_at_load_says_what_is_taken_and_what_would_fit(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(FULL_SIZE))
+    config, cuda, cpu = read_config(tmp_path), torch.device("cuda:1"), torch.device("cpu")
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB. If reserved …")
+    told = refused_at_load(error, config, cuda, Load(), 8 * GB)
+    assert isinstance(told, DeviceError)
+    assert str(told) == (
+        "Device 'cuda:1' ran out of memory while the model was loaded (CUDA out of memory. Tried "
+        "to allocate 1 GiB). Its weights take 6.7 GB there, reading pages up to 9.2 GB in all; "
+        "8.0 GB were free before. What should fit: quant int8 (6.5 GB), vision_device cpu (7.0 "
+        "GB), quant int8 with vision_device cpu (4.5 GB)."
+    )
+    small = str(refused_at_load(error, config, cuda, Load(quant="int8"), 2 * GB))
+    assert small.endswith("2.0 GB were free before. Free memory or use another device.")
+    of_cpu = str(refused_at_load(MemoryError(), config, cpu, Load(context=0), None))
+    assert of_cpu.endswith("in all. What should fit: quant int8 (5.9 GB).")
+    apart = str(refused_at_load(MemoryError(), config, cuda, Load(), 80 * GB))
+    assert apart.startswith("The system ran out of memory while the model was loaded to 'cuda:1'")
 
 
 def test_other_errors_stay_what_they_are() -> None:

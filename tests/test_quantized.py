@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from deepseek_ocr import kernels
 from deepseek_ocr.decoding import PlainDecoder
+from deepseek_ocr.errors import DeviceError
 from deepseek_ocr.kernels import choice, compiling, decoder, quantized, rows
 from deepseek_ocr.kernels.decoder import FastDecoder
 from deepseek_ocr.model import Network, load_network, vision_tokens
-from tests.conftest import GOLDEN, golden_views
+from tests.conftest import GOLDEN, POCKET, golden_views
 from tests.test_golden import Golden, relative_error
 
 INPUTS_OF_16_BITS = 5e-4
@@ -21,8 +26,8 @@ BFLOAT16 = 0.02
 """Of the norm of all logits: both round every product to 8 bits, each in its own places."""
 
 
-def loaded(kind: str = "float32") -> Network:
-    return load_network(GOLDEN / "checkpoint", "cpu", kind)
+def loaded(kind: str = "float32", quant: str = "none") -> Network:
+    return load_network(GOLDEN / "checkpoint", "cpu", kind, quant=quant)
 
 
 def by_hand(weight: torch.Tensor) -> torch.Tensor:
@@ -52,6 +57,13 @@ def test_rows_against_a_reference_made_by_hand() -> None:
 def test_rows_of_zeros_and_of_halves_of_a_step() -> None:
     packed = rows.quantize(torch.tensor([[0.0, 0.0], [127.0, 0.4]]))
     assert packed.values.tolist() == [[0, 0], [127, 0]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_row_that_is_not_finite_says_so(value: float) -> None:
+    packed = rows.quantize(torch.tensor([[1.0, value], [127.0, 1.0]]))
+    assert packed.scales is not None
+    assert packed.scales.isfinite().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("block", [1, 3, 1000])
@@ -127,9 +139,59 @@ def write_back(plain: Network, network: Network) -> None:
                 theirs.copy_(ours.values * ours.scales[..., None])
 
 
+@pytest.mark.parametrize("folder", [GOLDEN / "checkpoint", POCKET], ids=["golden", "pocket"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+def test_quantised_while_it_is_read_is_what_quantising_the_loaded_network_gives(
+    folder: Path, kind: str
+) -> None:
+    expected = load_network(folder, "cpu", kind)
+    quantized.quantize_decoder(expected)
+    assert_same(load_network(folder, "cpu", kind, quant="int8"), expected)
+
+
+def assert_same(network: Network, expected: Network) -> None:
+    """Bit by bit, what has 8 bits and what has not."""
+    ours, theirs = (held(one) for one in (network, expected))
+    assert ours.keys() == theirs.keys()
+    assert any(values.dtype == torch.int8 for values in ours.values())
+    assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
+
+
+def held(network: Network) -> dict[str, torch.Tensor]:
+    """All that `network` holds by name: parameters, buffers, values and scales."""
+    found = dict(network.named_parameters()) | dict(network.named_buffers())
+    for name, module in network.named_modules():
+        for leaf, part in vars(module).items():
+            if isinstance(part, rows.Rows):
+                assert part.scales is not None
+                found |= {f"{name}.{leaf}": part.values, f"{name}.{leaf}.scales": part.scales}
+    return found
+
+
+@pytest.mark.parametrize("quant", ["none", "int8"])
+@pytest.mark.parametrize(
+    ("tensor", "parameter"),
+    [
+        ("model.layers.2.mlp.experts.7.up_proj.weight", "layers.2.mlp.experts.gate_up_proj"),
+        ("lm_head.weight", "lm_head.weight"),
+        ("model.embed_tokens.weight", "embed_tokens.weight"),
+    ],
+)
+@pytest.mark.parametrize("value", [7e4, float("nan")])
+def test_weights_that_do_not_fit_float16_are_refused(
+    tmp_path: Path, quant: str, tensor: str, parameter: str, value: float
+) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "checkpoint", tmp_path / "checkpoint"))
+    file = next(folder.glob("*.safetensors"))
+    tensors = load_file(file)
+    tensors[tensor][3, 5] = value
+    save_file(tensors, file)
+    with pytest.raises(DeviceError, match=f"{parameter} does not fit float16; use"):
+        load_network(folder, "cpu", "float16", quant=quant)
+
+
 def test_what_is_quantised_and_what_stays(golden: Golden) -> None:
-    network, before = loaded(), loaded()
-    kernels.make_decoder(network, choice.parse("auto"), "int8", 1, 64)
+    network, before = loaded(quant="int8"), loaded()
     kept = {name for name, _ in network.named_parameters()}
     gone = {name for name, _ in before.named_parameters()} - kept
     assert all(
@@ -165,16 +227,16 @@ def decoder_bytes(network: Network) -> int:
 
 
 def test_a_second_decoder_over_a_quantised_network() -> None:
-    network = loaded()
+    network = loaded(quant="int8")
     for slots in (4, 2):
-        made = kernels.make_decoder(network, choice.parse("auto"), "int8", slots, 64)
+        made = kernels.make_decoder(network, choice.parse("auto"), slots, 64)
         assert made.slots == slots
         made.prefill(0, torch.randn(1, 3, 160))
         assert made.step([0], [4]).isfinite().all()
 
 
 def test_the_plain_class_decodes_8_bits_too() -> None:
-    network = loaded()
-    made = kernels.make_decoder(network, choice.parse("plain"), "int8", 1, 64)
+    network = loaded(quant="int8")
+    made = kernels.make_decoder(network, choice.parse("plain"), 1, 64)
     assert isinstance(made, PlainDecoder)
     assert made.prefill(0, torch.randn(1, 3, 160)).isfinite().all()

@@ -9,14 +9,16 @@ summed in float32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from deepseek_ocr.kernels.rows import STEPS, Rows, linear
-from deepseek_ocr.model import Network
+
+if TYPE_CHECKING:  # the loader in `model` uses this module
+    from deepseek_ocr.model import Network
 
 GATHERED = 2
 """Rows up to which the weights of the chosen experts are gathered on a GPU; steps have 1, 2, 4, 8 …
