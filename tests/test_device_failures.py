@@ -3,23 +3,37 @@ nothing waits for ever."""
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+import tasks
 from deepseek_ocr import devices
+from deepseek_ocr.document_reader import DocumentReader
+from deepseek_ocr.documents import Plan, read_documents
 from deepseek_ocr.engine import EngineStatus, Failure, OcrEngine, Page, Reading
-from deepseek_ocr.errors import DeviceError
+from deepseek_ocr.errors import DeviceError, OcrError
 from deepseek_ocr.model import Network
+from deepseek_ocr.records import PageRecord
+from deepseek_ocr.rendering import Renderer
+from deepseek_ocr.settings import Attempt, DecodeSettings, RenderSettings
+from deepseek_ocr.sources import find
+from deepseek_ocr.store import Store, read_manifests
+from tests import papers
 from tests.conftest import ROOT
 from tests.failing_device import ILLEGAL, TOLD, Card, OnCard, error
-from tests.tiny_engine import Held, engine_with, ids_alone, ids_of, page
+from tests.scripted import ScriptedEngine
+from tests.tiny_engine import SMALL, Held, engine_with, ids_alone, ids_of, page
 
 
 @pytest.fixture
@@ -224,3 +238,79 @@ def test_the_program_ends_by_itself() -> None:
     assert done.returncode == 0
     assert done.stdout.splitlines() == [TOLD] * 9
     assert done.stderr.splitlines() == [TOLD]
+
+
+# --- documents ------------------------------------------------------------------------------------
+
+
+class Mortal(ScriptedEngine):
+    """An engine whose device fails after so many pages."""
+
+    def __init__(self, most: int, delay: float = 0.0) -> None:
+        super().__init__(delay)
+        self._most = most
+        self.is_running = True
+
+    def read_many(self, pages: Iterable[Page]) -> Iterator[Reading | Failure]:
+        for asked in pages:
+            self.is_running = self.is_running and self._most > 0
+            self._most -= 1
+            yield self._read(asked) if self.is_running else Failure(DeviceError(TOLD))
+
+
+@pytest.mark.parametrize(
+    ("engines", "failed"),
+    [
+        ([Mortal(2), ScriptedEngine(0.05)], 1),
+        ([Mortal(3)], 27),
+        ([Mortal(4), Mortal(5), Mortal(0)], 21),
+    ],
+)
+def test_a_run_loses_no_page(tmp_path: Path, engines: list[ScriptedEngine], failed: int) -> None:
+    """What an engine does not read another does; if there is none, the pages are listed."""
+    path = papers.pdf(tmp_path / "a.pdf", range(1, 31))
+    plan = Plan("Free OCR.", tasks.attempts(SMALL, DecodeSettings()), formats=("json",))
+    inputs = find([str(path)]).inputs
+    with (
+        Store(tmp_path / "out") as store,
+        Renderer(RenderSettings(dpi=36)) as renderer,
+    ):
+        tally = read_documents(inputs, engines, plan, store, renderer)
+    assert (tally.read, tally.failed) == (30 - failed, failed)
+    told = [line for line in read_manifests(tmp_path / "out") if line["outcome"] == "failed"]
+    assert [line["reason"] for line in told] == [TOLD] * failed
+
+
+def test_predictions_in_flight_fail_with_the_reason(
+    tiny: Network, card: Card, tmp_path: Path
+) -> None:
+    """And the platform learns that the container must be started again."""
+    from predict import Predictor, metrics  # needs Cog
+
+    engine, decoder = engine_on(card, tiny, 2)
+    decoder.before = fails_when(card, 2)  # type: ignore[assignment]
+    path = tmp_path / "pages.tiff"
+    picture = Image.new("RGB", (64, 64), "white")
+    picture.save(path, save_all=True, append_images=[picture] * 5)
+    attempt = Attempt("first", SMALL, DecodeSettings(max_new_tokens=300, stop_on_loop=False))
+    predictor = Predictor()
+    with closing(DocumentReader(engine)) as reader:
+        predictor.reader = reader
+        assert predictor.healthcheck()
+        document, numbers = reader.open(path, "pages")
+
+        async def predictions() -> list[list[PageRecord]]:
+            readings = (
+                reader.read(document, numbers, "Free OCR.", (attempt,), lambda _: None)
+                for _ in range(2)
+            )
+            return await asyncio.gather(*readings)
+
+        for records in asyncio.run(predictions()):
+            with pytest.raises(OcrError) as caught:
+                metrics(records)
+            assert str(caught.value) == TOLD
+            assert {record.error for record in records} == {TOLD}
+        assert not predictor.healthcheck()
+        (record,) = reader.stream(document, [1], "Free OCR.", attempt)
+        assert record.error == TOLD  # type: ignore[union-attr]
