@@ -181,6 +181,8 @@ def _text_pdf(path: Path, pages: int) -> Path:
 class _Instant:
     """An engine that says what page it is given, so that memory is the pipeline's alone."""
 
+    is_running = True
+
     def read_many(self, pages: Iterable[Page]) -> Iterator[Reading | Failure]:
         text = "<|ref|>text<|/ref|><|det|>[[1, 1, 998, 998]]<|/det|>\n" + "words of a page " * 100
         for page in pages:

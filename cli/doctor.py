@@ -111,12 +111,13 @@ def _torch(job: Job) -> Iterator[Finding]:
 
 
 def _devices(job: Job) -> Iterator[Finding]:
-    from deepseek_ocr import devices, processors
+    from deepseek_ocr import devices, nvidia, processors
 
     for kind, why in devices.absent().items():
-        wanted = kind == "npu" and importlib.util.find_spec("torch_npu") is not None
-        if wanted:
+        if kind == "npu" and importlib.util.find_spec("torch_npu") is not None:
             yield Finding(kind, "installed and not usable", why)
+        if kind == "cuda" and (driver := nvidia.driver_version()) is not None:
+            yield Finding(kind, f"the NVIDIA driver {driver} is here, and torch uses no card", why)
     device = devices.choose_device(job.settings.device)
     dtype = devices.choose_dtype(job.settings.dtype, device)
     about = devices.describe(device)

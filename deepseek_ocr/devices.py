@@ -5,6 +5,7 @@ Nothing is probed at import; every function looks when it is called.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from deepseek_ocr import processors, toolkit
+from deepseek_ocr import nvidia, processors, toolkit
 from deepseek_ocr.errors import DeviceError
 
 _LOG = logging.getLogger(__name__)
@@ -77,12 +78,17 @@ def available() -> list[str]:
 def choose_device(name: str | torch.device = "auto") -> torch.device:
     """The device called `name`: "auto", "cpu", "cuda", "cuda:1", "mps", "npu", "npu:0".
 
-    Raises `DeviceError` where a device asked for by name is not there, saying what is.
+    The log warns once of "auto" that takes the CPU although the machine has an NVIDIA driver.
+
+    Raises `DeviceError` where a device asked for by name is not there, saying what is and why, and
+    for a card for which this torch has no kernels.
     """
     name = str(name).strip().lower()
     present = available()
     if name == "auto":
-        return torch.device(present[0])
+        if present[0] == "cpu" and nvidia.expects_card():
+            _warn_once(f"reading on the CPU: {nvidia.problem()}")
+        return _usable(torch.device(present[0]))
     kind, _, index = name.partition(":")
     if not re.fullmatch(rf"({'|'.join(PREFERENCE)})(:(0|[1-9][0-9]{{0,2}}))?", name):
         raise DeviceError(
@@ -90,17 +96,28 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
             "or a number behind one of them as in cuda:1."
         )
     if kind not in present:
-        why = f" {_npu_problem()}" if kind == "npu" else ""
         raise DeviceError(
             f"Device {name!r} is not available here; this machine has {', '.join(present)}. "
-            f"Choose one of these or auto.{why}"
+            f"Choose one of these or auto. Why it is not: {absent()[kind].rstrip('.')}."
         )
     if index and int(index) >= _count(kind):
         raise DeviceError(
             f"Device {name!r} is not available here; there are {_count(kind)} of kind {kind}, "
             "counted from 0."
         )
-    return torch.device(name)
+    return _usable(torch.device(name))
+
+
+def _usable(device: torch.device) -> torch.device:
+    """`device`, if this torch can compute on it. Raises `DeviceError`."""
+    if device.type == "cuda" and (why := nvidia.card_problem(device)) is not None:
+        raise DeviceError(f"Device {str(device)!r} cannot be used: {why}.")
+    return device
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    _LOG.warning(text)
 
 
 def _count(kind: str) -> int:
@@ -194,6 +211,43 @@ def synchronize(device: torch.device) -> None:
         _npu().synchronize()
 
 
+def failure(device: torch.device) -> DeviceError | None:
+    """What to say if `device` does nothing more in this process; None if it goes on working.
+
+    After some errors (an illegal memory access, a device-side assertion, an unspecified launch
+    failure) CUDA refuses everything that it is asked until the process ends, so it is asked. A lack
+    of memory passes, and so does what is forbidden while a CUDA graph is being captured
+    (cudaErrorStreamCapture…). Source: the notes on each value of cudaError_t in NVIDIA's
+    documentation of the CUDA runtime.
+    """
+    try:
+        synchronize(device)
+    except Exception as problem:
+        text = str(problem)
+        passes = isinstance(problem, torch.OutOfMemoryError) or "out of memory" in text
+        if passes or "captur" in text.lower():
+            return None
+        what = (text.strip() or type(problem).__name__).splitlines()[0].rstrip(".")
+        return DeviceError(f"Device {str(device)!r} failed ({what}); restart the program.")
+    return None
+
+
+def configure(device: torch.device) -> None:
+    """Set what torch decides once for the whole process, if `device` is an NVIDIA card.
+
+    Sums of 16-bit products are kept in float32 (torch's default lets cuBLAS add partial sums in 16
+    bits, where float16 overflows sooner), and attention never goes through cuDNN, which makes a
+    plan for each new shape, such as each new length of a prompt, and was not measured here. TF32
+    stays as torch has it: off. Other programs in this process see these settings too.
+    """
+    if device.type != "cuda":
+        return
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_fp16_reduced_precision_reduction = False
+    matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def release(device: torch.device) -> None:
     """Give back what the allocator keeps between pages, where other programs live off the same
     memory (Apple). Elsewhere it stays, because the next page wants it again."""
@@ -258,9 +312,7 @@ def every() -> list[torch.device]:
 def absent() -> dict[str, str]:
     """Kinds of device that are not here, and why."""
     reasons = {
-        "cuda": "torch sees no NVIDIA card"
-        if torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
-        else "this build of torch is without CUDA",
+        "cuda": nvidia.problem(),
         "npu": _npu_problem() or "",
         "mps": "torch sees no Apple GPU"
         if torch.backends.mps.is_built()
@@ -273,7 +325,8 @@ def absent() -> dict[str, str]:
 def _name(device: torch.device) -> str:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        return f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+        lacking = ", for which this torch has no kernels" if nvidia.card_problem(device) else ""
+        return f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}{lacking}"
     if device.type == "npu":
         return str(_npu().get_device_name(device.index or 0))
     if device.type == "mps":

@@ -24,7 +24,7 @@ from PIL import Image
 
 from deepseek_ocr.documents import record_of
 from deepseek_ocr.engine import Delta, Failure, Handle, OcrEngine, Page, Reading
-from deepseek_ocr.errors import CancelledError, InputError
+from deepseek_ocr.errors import CancelledError, DeviceError, InputError
 from deepseek_ocr.handles import result_of
 from deepseek_ocr.reading import ReadPage, read_page
 from deepseek_ocr.records import PageRecord, page_record
@@ -139,7 +139,7 @@ class DocumentReader:
         async def read(attempt: Attempt) -> Reading | Failure:
             try:
                 handle = self._submit(page.rendered.image, prompt, attempt)
-            except CancelledError as error:  # the engine was closed
+            except (CancelledError, DeviceError) as error:  # it was closed, or its device failed
                 return Failure(error)
             return await handle.wait()
 

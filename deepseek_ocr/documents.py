@@ -133,6 +133,10 @@ class _Wanted:
     error: str = ""
 
 
+_Pictures = Iterator["tuple[_Wanted, Rendered | DocumentError | None]"]
+"""The pages of a run, each with its picture, why there is none, or None if it needs none."""
+
+
 def read_documents(
     inputs: Sequence[Input],
     engines: Sequence[Engine],
@@ -238,14 +242,16 @@ class _Run:
     def _read_on_all(self, engines: Sequence[Engine], pictures: _Shared) -> None:
         """Read on several engines, each in a thread; an interruption lets each end a page.
 
-        No thread reads before all are started: one whose start is interrupted is not joined.
+        An engine whose device failed takes no more pages, so that the others read them; if all
+        fail, so do the pages that are left. No thread reads before all are started: one whose
+        start is interrupted is not joined.
         """
         started = threading.Event()
 
         def read_on(engine: Engine) -> None:
             started.wait()
             if not self._stopped.is_set():
-                self._read_on(engine, pictures)
+                self._read_on(engine, _while_running(engine, pictures))
 
         with ThreadPoolExecutor(len(engines), "engine") as pool:
             try:
@@ -259,8 +265,9 @@ class _Run:
                 self._stopped.set()
                 started.set()
                 raise
+        self._read_on(engines[0], pictures)  # nothing, unless all have failed
 
-    def _read_on(self, engine: Engine, pictures: _Shared) -> None:
+    def _read_on(self, engine: Engine, pictures: _Pictures) -> None:
         pages = read_pages(engine, self._readable(pictures), self._plan.prompt, self._plan.attempts)
         for page in pages:
             document = page.wanted.document
@@ -269,7 +276,7 @@ class _Run:
             if self._stopped.is_set():
                 return  # what the engine has taken ahead is for the next run
 
-    def _readable(self, pictures: _Shared) -> Iterator[tuple[_Wanted, Rendered]]:
+    def _readable(self, pictures: _Pictures) -> Iterator[tuple[_Wanted, Rendered]]:
         """The pages that have a picture; what has none is settled on the way."""
         for wanted, picture in pictures:
             if isinstance(picture, Rendered):
@@ -375,10 +382,19 @@ def _count_pages(tally: Tally, pdfs: Mapping[str, exports.PdfPages]) -> None:
         tally.replaced += len(pages.replaced)
 
 
+def _while_running(engine: Engine, pictures: _Pictures) -> _Pictures:
+    """What `engine` may take: nothing more once its device has failed."""
+    while engine.is_running:
+        try:
+            yield next(pictures)
+        except StopIteration:
+            return
+
+
 class _Shared:
     """An iterator that several threads take from."""
 
-    def __init__(self, pictures: Iterator[tuple[_Wanted, Rendered | DocumentError | None]]) -> None:
+    def __init__(self, pictures: _Pictures) -> None:
         self._pictures = pictures
         self._lock = threading.Lock()
 

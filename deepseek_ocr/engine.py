@@ -24,8 +24,8 @@ from deepseek_ocr import adapters, devices, footprint, memory, model, operators,
 from deepseek_ocr import kernels as fast_paths
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.decoding import Decoder, PlainDecoder
-from deepseek_ocr.errors import SettingsError
-from deepseek_ocr.handles import Handle, OnEvent, wait_for
+from deepseek_ocr.errors import DeviceError, SettingsError
+from deepseek_ocr.handles import Handle, OnEvent, failed, wait_for
 from deepseek_ocr.images import ImageLimits, Resize, Source, Views, by_pillow
 from deepseek_ocr.kernels import choice, resizing
 from deepseek_ocr.kernels.decoder import Decoders
@@ -174,8 +174,8 @@ class OcrEngine:
 
     @property
     def is_running(self) -> bool:
-        """False when no page can be read any more: the engine was closed, its thread ended, or the
-        device failed (CUDA answers nothing more after some errors). Restart the program then."""
+        """False when no page can be read any more: the engine was closed, its thread ended, or a
+        device failed for good (`devices.failure`), which closes the engine."""
         return self._scheduler.is_running
 
     @property
@@ -203,7 +203,7 @@ class OcrEngine:
         thread that computes calls it, so it must not block. Pages begin in the order in which
         they are prepared, which is about the one in which they came.
 
-        Raises `CancelledError` where the engine is closed.
+        Raises `CancelledError` where the engine is closed, `DeviceError` where its device failed.
         """
         job = self._scheduler.submit(page, on_event)
         return Handle(job, partial(self._scheduler.cancel, job), self)
@@ -232,7 +232,8 @@ class OcrEngine:
         The texts of the deltas join to `Reading.text`. Closing the iterator cancels. `prompt`
         holds `<image>` where the page goes; in front if it does not say.
 
-        Raises `ImageError`, `PromptError` and `GenerationError`.
+        Raises `ImageError`, `PromptError`, `GenerationError`, and `DeviceError` where the device
+        fails.
         """
         handle = self.submit(Page(image, prompt, crop, decode))
         try:
@@ -244,7 +245,8 @@ class OcrEngine:
     def read_many(self, pages: Iterable[Page]) -> Iterator[Reading | Failure]:
         """Read pages as they come, in order, each to a `Reading` or a `Failure`.
 
-        A page that fails does not stop the others. Pages are taken from `pages` in the caller's
+        A page that fails does not stop the others; if the device fails, all that are left fail with
+        the same `DeviceError`. Pages are taken from `pages` in the caller's
         thread, a bounded number ahead: enough to keep every slot busy and the next pages prepared,
         and as many again whose readings wait for their turn. Closing the iterator cancels.
         """
@@ -265,7 +267,7 @@ class OcrEngine:
                     yield window.popleft().outcome()
                 elif more and in_flight < ahead and len(window) < 2 * ahead:
                     try:
-                        window.append(self.submit(next(source), note))
+                        window.append(self._submit_or_fail(next(source), note))
                     except StopIteration:
                         more = False
                     except Exception as error:  # after what was taken in before it
@@ -277,6 +279,13 @@ class OcrEngine:
                 handle.cancel()
         if broken is not None:
             raise broken
+
+    def _submit_or_fail(self, page: Page, on_event: OnEvent) -> Handle:
+        """As `submit`; where the device failed, the page has ended with that."""
+        try:
+            return self.submit(page, on_event)
+        except DeviceError as error:
+            return failed(page, error, self)
 
 
 def _as_set(ids: int | list[int]) -> frozenset[int]:

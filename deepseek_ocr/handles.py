@@ -122,6 +122,13 @@ class Handle:
         return self._job.future.done()
 
 
+def failed(page: Page, error: Exception, engine: object) -> Handle:
+    """The handle of a page that `engine` did not take, for the reason `error`."""
+    job = Job(page, None)
+    job.end(error)
+    return Handle(job, lambda: None, engine)
+
+
 def wait_for(queue: SimpleQueue[Item]) -> Item:
     """The next item, waited for in short turns: a thread that waits in one go does not hear of an
     interruption on every system, nor of an exception that another thread sends it."""

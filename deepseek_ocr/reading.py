@@ -28,6 +28,10 @@ _PLAIN_SPREAD = 24
 class Engine(Protocol):
     """What is needed of an engine: `engine.OcrEngine`, or whatever reads pages in order."""
 
+    @property
+    def is_running(self) -> bool:
+        """False when no page can be read any more; those that are handed in then fail."""
+
     def read_many(self, pages: Iterable[Page]) -> Iterator[Reading | Failure]:
         """A reading or a failure for every page, in order."""
 

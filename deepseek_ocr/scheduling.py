@@ -23,7 +23,7 @@ import torch
 
 from deepseek_ocr import devices, footprint, generation, memory, precision
 from deepseek_ocr.decoding import Decoder
-from deepseek_ocr.errors import CancelledError, GenerationError, OcrError
+from deepseek_ocr.errors import CancelledError, DeviceError, GenerationError, OcrError
 from deepseek_ocr.handles import Job, OnEvent, portable
 from deepseek_ocr.model import Network
 from deepseek_ocr.pages import Page, Reading
@@ -68,7 +68,7 @@ class Scheduler:
         self._door = threading.RLock()  # a finalizer may run anywhere
         self._worker: threading.Thread | None = None
         self._closed = False  # under the door's lock: nothing comes in behind the last message
-        self._device_failed = False
+        self._failure: DeviceError | None = None  # of the device, for good; set with `_closed`
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
         # The worker's own.
@@ -95,7 +95,7 @@ class Scheduler:
         """False when no page can be read any more: it was closed, its thread ended, or the device
         failed."""
         ended = self._worker is not None and not self._worker.is_alive()
-        return not (self._closed or ended or self._device_failed)
+        return not (self._closed or ended)
 
     @property
     def ahead(self) -> int:
@@ -103,9 +103,12 @@ class Scheduler:
         return self._slots + self._helpers.count
 
     def submit(self, page: Page, on_event: OnEvent | None) -> Job:
-        """Take a page in. Raises `CancelledError` when closed."""
+        """Take a page in. Raises `CancelledError` when closed, `DeviceError` when the device
+        failed."""
         job = Job(page, on_event)
         with self._door:
+            if self._failure is not None:
+                raise DeviceError(str(self._failure))
             if self._closed:
                 raise CancelledError("This engine is closed; load another one.")
             if self._worker is None:
@@ -169,13 +172,15 @@ class Scheduler:
         except BaseException:  # the thread ends, and nothing may wait for it
             self.close()
             self._give_up()
-            raise
+            if self._failure is None:  # else the log says it already
+                raise
 
     def _listen_and_turn(self) -> None:
         try:
             self._listen()
             self._turn()
         except Exception as error:  # a fault of this file must not leave callers waiting
+            self._check_device(error)
             self._end_all(error)
 
     def _listen(self) -> None:
@@ -209,7 +214,7 @@ class Scheduler:
     def _end(self, job: Job, outcome: Reading | Exception) -> None:
         """End a page wherever it is."""
         if isinstance(outcome, Exception) and not isinstance(outcome, OcrError):
-            self._check_device()
+            self._check_device(outcome)
         for line in (self._waiting, self._ready):
             if job in line:
                 line.remove(job)
@@ -229,12 +234,24 @@ class Scheduler:
             self._decoder.free(slot)
         devices.release(self._network.device)
 
-    def _check_device(self) -> None:
-        """Notice a device that answers nothing more: an error of CUDA ends its context for good."""
-        problem = self._attempt(partial(devices.synchronize, self._network.device))
-        if problem is not None and not self._device_failed:
-            self._device_failed = True
-            log.error("the device failed (%s); restart the program", problem)
+    def _check_device(self, problem: Exception) -> None:
+        """Find out whether a device failed for good with `problem`; if so, nothing more is read.
+
+        Raises `DeviceError` then, which ends the worker, and with it every page.
+        """
+        if self._failure is None:
+            failure = next(filter(None, map(devices.failure, self._devices())), None)
+            if failure is None:
+                return
+            log.error("%s", failure)
+            failure.__cause__ = portable(problem)
+            with self._door:
+                self._failure, self._closed = failure, True
+        raise self._failure
+
+    def _devices(self) -> set[torch.device]:
+        """Where the network is; its encoders may have a device of their own."""
+        return {parameter.device for parameter in self._network.parameters()}
 
     def _end_all(self, error: Exception) -> None:
         for job in list(self._jobs):
@@ -242,8 +259,11 @@ class Scheduler:
 
     def _give_up(self) -> None:
         self._running = False
-        self._end_all(CancelledError("The engine was closed before the page was read."))
+        self._active.clear()  # a device that failed does not even take memory back
         self._decoder = None
+        self._end_all(
+            self._failure or CancelledError("The engine was closed before the page was read.")
+        )
         self._helpers.stop()
 
     # --- the worker: reading --------------------------------------------------------------------
@@ -337,10 +357,15 @@ class Scheduler:
     # --- the worker: when something goes wrong --------------------------------------------------
 
     def _attempt(self, action: Callable[[], None]) -> Exception | None:
-        """What `action` raises, without the tensors that its frames hold."""
+        """What `action` raises, without the tensors that its frames hold.
+
+        Raises `DeviceError` if a device failed for good.
+        """
         try:
             action()
         except Exception as error:
+            if not isinstance(error, OcrError) or error is self._failure:
+                self._check_device(error)
             return portable(error)
         return None
 

@@ -23,14 +23,18 @@ from serving import (
     schema,
     web,
 )
+from serving.errors import ApiError, EngineFailedError
 from serving.middleware import Guard
 from serving.state import Engines, State
+
+_LOOK_S = 0.2
+"""Seconds between looks at whether the engines still read."""
 
 
 def create_app(state: State, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
     """The server's application over `state`; its models are loaded once it runs.
 
-    `on_failure` is called where they cannot be loaded.
+    `on_failure` is called if they cannot be loaded, and if an engine reads no more pages.
     """
 
     @asynccontextmanager
@@ -40,9 +44,8 @@ def create_app(state: State, on_failure: Callable[[], None] = lambda: None) -> F
             yield
             loading.cancel()
             state.close_queues()
-        for pool in state.pools.values():
-            for engine in pool.engines:
-                await asyncio.to_thread(engine.close)
+        for engine in state.engines:
+            await asyncio.to_thread(engine.close)
 
     app = FastAPI(
         title="DeepSeek-OCR",
@@ -80,12 +83,26 @@ async def _load(state: State, on_failure: Callable[[], None]) -> None:
     try:
         engines = await asyncio.wrap_future(_loading(state.load))
     except Exception as error:
-        state.failed = True
+        state.failed = ApiError(
+            503, "The model could not be loaded; the server's log says why.", "failed"
+        )
         logs.failure(f"the model could not be loaded: {error}", error)
         on_failure()
         return
     state.open_pools(engines)
     logs.event("ready", models=list(engines))
+    await _watch(state, on_failure)
+
+
+async def _watch(state: State, on_failure: Callable[[], None]) -> None:
+    """Wait until an engine reads no more pages although nobody stopped it."""
+    while state.ready:
+        await asyncio.sleep(_LOOK_S)
+    if isinstance(state.problem, EngineFailedError):
+        state.failed = state.problem
+        stopped = [str(engine.device) for engine in state.engines if not engine.is_running]
+        logs.event("an engine failed; the server ends", devices=stopped)
+        on_failure()
 
 
 def _loading(load: Callable[[], Engines]) -> Future[Engines]:

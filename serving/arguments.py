@@ -24,7 +24,8 @@ Every setting can also stand in the file (--init-config writes one) or in a vari
 --max-pages is DEEPSEEK_OCR_MAX_PAGES, several values are parted by commas, and keys, which others
 on this machine can read off a command line, are DEEPSEEK_OCR_API_KEYS.
 
-exit status: 0 told to stop, 1 the model could not be loaded, 2 could not start
+exit status: 0 told to stop, 1 the model could not be loaded or a device failed (start it again),
+2 could not start
 """
 
 _SEVERAL = {"models": "model", "api_keys": "api-key", "cors": "cors", "devices": "devices"}

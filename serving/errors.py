@@ -76,6 +76,19 @@ class ClosingError(ApiError):
         )
 
 
+class EngineFailedError(ClosingError):
+    """An engine reads no more pages, so the server ends and has to be started again."""
+
+    def __init__(self) -> None:
+        ApiError.__init__(
+            self,
+            503,
+            "The server can read no more pages and ends; its log says why. Try again when it is "
+            "back.",
+            "engine_failed",
+        )
+
+
 class NotReadyError(ApiError):
     """The model is not loaded yet."""
 

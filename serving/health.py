@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends
 from starlette.responses import JSONResponse, Response
 
 from serving import metrics
-from serving.errors import ApiError, ClosingError, NotReadyError
 from serving.state import State, state_of
 
 router = APIRouter()
@@ -17,20 +16,18 @@ router = APIRouter()
 @router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> dict[str, str]:
-    """Answers as long as the server runs."""
+    """Answers as long as the server runs: 200, also while it ends after an engine failed, which
+    needs nobody to kill it."""
     return {"status": "ok"}
 
 
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(state: Annotated[State, Depends(state_of)]) -> JSONResponse:
-    """200 while pages can be read; 503 while the model is loaded and while shutting down."""
-    if state.closing:
-        raise ClosingError
-    if state.failed:
-        raise ApiError(503, "The model could not be loaded; the server's log says why.", "failed")
-    if not state.ready:
-        raise NotReadyError
+    """200 while pages can be read; 503 while the model is loaded, while shutting down, and as soon
+    as the device of an engine fails."""
+    if state.problem is not None:
+        raise state.problem
     return JSONResponse({"status": "ready", "models": list(state.pools)})
 
 

@@ -131,9 +131,10 @@ class _Server(uvicorn.Server):
 
 
 def run(state: State, listener: socket.socket) -> int:
-    """Serve on `listener` until SIGTERM or SIGINT; the exit status."""
+    """Serve on `listener` until SIGTERM or SIGINT, or until a model cannot be loaded or an engine
+    fails; the exit status."""
     config = uvicorn.Config(
-        create_app(state, lambda: setattr(server, "should_exit", True)),
+        create_app(state, lambda: _leave(server, state)),
         http=BoundedHeads,
         ws="none",
         log_config=None,
@@ -146,10 +147,21 @@ def run(state: State, listener: socket.socket) -> int:
     server = _Server(config)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_serve(server, state, listener))
-    if not (state.pools or state.failed):  # Python's own end could crash a thread that still loads
+    status = FAILED if state.failed else ENDED
+    still_loading = not (state.pools or state.failed)
+    if still_loading or (state.pools and state.failed):  # a thread, or memory of a device that
+        # failed, with which Python's own end could crash
         logging.shutdown()
-        os._exit(ENDED)
-    return FAILED if state.failed else ENDED
+        os._exit(status)
+    return status
+
+
+def _leave(server: _Server, state: State) -> None:
+    """Refuse what waits and let pages being read end, for so long; then the server ends."""
+    state.close_queues()
+    server.should_exit = True
+    loop = asyncio.get_running_loop()
+    loop.call_later(state.server.shutdown_seconds, state.give_up)
 
 
 async def _serve(server: _Server, state: State, listener: socket.socket) -> None:
@@ -161,9 +173,7 @@ async def _serve(server: _Server, state: State, listener: socket.socket) -> None
             server.force_exit = True
             return
         logs.event("stopping", seconds=state.server.shutdown_seconds)
-        state.close_queues()
-        server.should_exit = True
-        loop.call_later(state.server.shutdown_seconds, state.give_up)
+        _leave(server, state)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)

@@ -58,7 +58,7 @@ class Guard:
             check_origin(headers, scope, self._state)
             scope["deepseek_ocr.client"] = self._client(scope, headers)
             if self._state.closing and scope["path"] not in _WHILE_CLOSING:
-                raise ClosingError
+                raise self._state.failed or ClosingError()
             with closing(_Body(receive, headers, self._state, exchange)) as body:
                 scope["deepseek_ocr.hold"] = body.hold
                 await self._app(scope, body.receive, exchange.send)

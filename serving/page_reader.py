@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from deepseek_ocr.documents import Plan
 from deepseek_ocr.engine import Failure, Page, Reading
+from deepseek_ocr.errors import DeviceError
 from deepseek_ocr.reading import ReadPage, read_page
 from deepseek_ocr.rendering import Rendered
 from deepseek_ocr.settings import Attempt
@@ -35,7 +36,8 @@ class Reader:
         """Read a page by as many tries as it needs.
 
         Cancelling the task ends it within a token. Raises `ClosingError` where the server stops
-        before it is read.
+        before it is read. A page during which a device fails has failed: it may be what the device
+        failed of, and must not end every server that is started for it.
         """
         page = ReadPage(number, rendered)
 
@@ -70,7 +72,7 @@ class Reader:
         except (QueueFullError, ClosingError):
             raise
         except Exception as error:  # every page that goes in comes out
-            if self.state.closing:  # the engine was stopped under it
+            if self.state.closing and not isinstance(error, DeviceError):  # stopped under it
                 raise ClosingError from error
             return Failure(error)
         raise AssertionError("an engine ends with a reading")

@@ -18,7 +18,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from deepseek_ocr.engine import Delta, Failure, Handle, Page, Reading
+from deepseek_ocr.errors import DeviceError
 from serving.admission import Visit
+from serving.errors import EngineFailedError
 from serving.state import Pool, State
 
 Event = Delta | Reading | Failure
@@ -80,6 +82,8 @@ class Flight:
         engine = self._pool.engines[turn.result()]
         try:
             self._handle = engine.submit(self._page, self._from_worker)
+        except DeviceError:  # which failed before this page was begun
+            self._receive(Failure(EngineFailedError()))
         except Exception as error:
             self._receive(Failure(error))
 

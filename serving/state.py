@@ -16,7 +16,7 @@ from deepseek_ocr.engine import OcrEngine
 from deepseek_ocr.images import ImageLimits
 from serving.admission import Admission
 from serving.auth import Keys
-from serving.errors import ApiError, ClosingError, NotReadyError
+from serving.errors import ApiError, ClosingError, EngineFailedError, NotReadyError
 from serving.fetcher import Fetcher
 from serving.metrics import Metrics
 
@@ -48,7 +48,8 @@ class State:
     - `settings`, `server`: what both programs share, and what is the server's alone
     - `names`: of the models, known before they are loaded: name → checkpoint name or folder
     - `load`: loads them all, in a thread; seconds to minutes
-    - `pools`: by name, filled when `load` is done; `failed`: true where it could not
+    - `pools`: by name, filled when `load` is done
+    - `failed`: what is answered after `load` or an engine failed, which ends the server
     - `fetcher`: None unless addresses may be fetched
     - `closing`: true from the signal to stop until the end; `started`: seconds since 1970
     - `held`: bytes of the requests that are being answered
@@ -62,7 +63,7 @@ class State:
     fetcher: Fetcher | None = None
     metrics: Metrics = field(default_factory=Metrics)
     pools: dict[str, Pool] = field(default_factory=dict)
-    failed: bool = False
+    failed: ApiError | None = None
     closing: bool = False
     held: int = 0
     started: int = field(default_factory=lambda: int(time.time()))
@@ -75,7 +76,29 @@ class State:
     @property
     def ready(self) -> bool:
         """True while pages can be read."""
-        return bool(self.pools) and not self.closing
+        return self.problem is None
+
+    @property
+    def problem(self) -> ApiError | None:
+        """Why pages cannot be read now, as it is answered (503); None if they can.
+
+        One engine that reads no more is enough, also beside others: it would go on being given
+        pages.
+        """
+        if self.failed is not None:
+            return self.failed
+        if self.closing:
+            return ClosingError()
+        if not self.pools:
+            return NotReadyError()
+        if not all(engine.is_running for engine in self.engines):
+            return EngineFailedError()
+        return None
+
+    @property
+    def engines(self) -> tuple[OcrEngine, ...]:
+        """Those of all models."""
+        return tuple(engine for pool in self.pools.values() for engine in pool.engines)
 
     def open_pools(self, engines: Engines) -> None:
         """Put a queue before each of the loaded models. Belongs to the event loop."""
@@ -93,9 +116,8 @@ class State:
 
     def give_up(self) -> None:
         """End the pages that are still being read; their clients are told."""
-        for pool in self.pools.values():
-            for engine in pool.engines:
-                threading.Thread(target=engine.close, daemon=True).start()
+        for engine in self.engines:
+            threading.Thread(target=engine.close, daemon=True).start()
 
     def check_name(self, model: str) -> tuple[str, str]:
         """`model` as a loaded checkpoint's name and a preset's short name ("" for its own).
@@ -117,14 +139,11 @@ class State:
         """The pool of `model` and the preset its name asks for (`deepseek-ocr:tiny`), else the
         preset it is best at.
 
-        Raises `ApiError` 404 for an unknown name, 503 before the models are loaded and while
-        closing.
+        Raises `ApiError` 404 for an unknown name, and `problem` if there is one.
         """
         name, preset = self.check_name(model)
-        if self.closing:
-            raise ClosingError
-        if name not in self.pools:
-            raise NotReadyError
+        if self.problem is not None:
+            raise self.problem
         pool = self.pools[name]
         return pool, tasks.resolution_name(preset) if preset else pool.known.resolution
 

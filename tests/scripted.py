@@ -51,7 +51,7 @@ def text_of(number: int) -> str:
 class ScriptedEngine:
     """Reads pages of one colour, `delay` seconds each; appends to `log` what it was asked for."""
 
-    device, dtype = "cpu", "torch.float32"
+    device, dtype, is_running = "cpu", "torch.float32", True
 
     def __init__(self, delay: float = 0.0, log: Path | None = None) -> None:
         self._delay, self._log = delay, log

@@ -106,6 +106,7 @@ class KnownEngine:
         self._log, self._gate = folder / "read.txt", folder / "gate"
         self._free = threading.Semaphore(slots)
         self.active = 0
+        self.is_running = True
 
     def submit(self, page: Page, on_event: Callable[[Any], None]) -> _Handle:
         handle = _Handle()

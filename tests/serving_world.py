@@ -83,10 +83,20 @@ class Server:
         try:
             return self.process.wait(seconds)
         finally:
-            self.process.kill()
-            self._reader.join()
-            assert self.process.stderr is not None
-            self.process.stderr.close()
+            self._close()
+
+    def ended(self, seconds: float = 60) -> int:
+        """Its exit status, once it has ended by itself."""
+        try:
+            return self.process.wait(seconds)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self.process.kill()
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
     def _read(self) -> None:
         assert self.process.stderr is not None

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from deepseek_ocr.document_reader import DocumentReader
-from deepseek_ocr.engine import OcrEngine
 from deepseek_ocr.errors import CancelledError, DocumentError, InputError
 from deepseek_ocr.model import Network
 from deepseek_ocr.pages import Delta, Failure, Page, Reading
@@ -435,30 +434,3 @@ def test_a_thread_that_ends_leaves_nobody_waiting(tiny: Network) -> None:
     with pytest.raises(CancelledError):
         engine.submit(page(1))
     engine.close()  # the thread has ended, and said why
-
-
-@pytest.mark.parametrize("lost", [True, False])
-def test_a_device_that_failed_for_good_is_noticed(
-    tiny: Network, monkeypatch: pytest.MonkeyPatch, lost: bool
-) -> None:
-    """As CUDA does after some errors: whatever is asked of the device raises from then on."""
-    decoder = Held(tiny, 1, free=True)
-    engine: OcrEngine = engine_with(tiny, lambda _: decoder, 1)
-    error = RuntimeError("CUDA error: an illegal memory access was encountered")
-    failing = [True]
-
-    def synchronize(device: object) -> None:
-        if failing and lost:
-            raise error
-
-    def step(_: object) -> None:
-        if failing:
-            monkeypatch.setattr("deepseek_ocr.devices.synchronize", synchronize)
-            raise error
-
-    decoder.before = step
-    with pytest.raises(RuntimeError, match="illegal memory access"):
-        engine.submit(page(1)).result(60)
-    assert engine.is_running is not lost
-    failing.clear()
-    engine.close()

@@ -52,6 +52,7 @@ ROWS = [
         "deepseek_ocr.devices",
         "deepseek_ocr.footprint",
         "deepseek_ocr.hugepages",
+        "deepseek_ocr.nvidia",
         "deepseek_ocr.operators",
         "deepseek_ocr.precision",
         "deepseek_ocr.processors",

@@ -258,7 +258,7 @@ async def test_what_is_fetched_counts_with_the_requests_in_memory() -> None:
     held any more."""
 
     class Idle:
-        slots = 1
+        slots, is_running = 1, True
 
     state = State(
         Settings(), ServerSettings(max_held_mb=1), Keys(()), {"pocket": "pocket"}, dict,

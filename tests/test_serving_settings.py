@@ -184,7 +184,7 @@ def test_what_goes_wrong_inside_is_not_shown_outside() -> None:
     """An engine that breaks in a way nobody foresaw: the client gets a sentence and no trace."""
 
     class Broken:
-        slots = 1
+        slots, is_running = 1, True
 
         def submit(self, *_: object) -> None:
             raise RuntimeError("secret: /home/somebody/file.py")
@@ -208,7 +208,7 @@ def test_what_goes_wrong_in_the_engine_is_in_the_log(caplog: pytest.LogCaptureFi
     """Under the answer's id, whole and streamed; whoever runs the server must see it."""
 
     class Failing:
-        slots = 1
+        slots, is_running = 1, True
 
         def submit(self, _: object, on_event: Callable[[Failure], None]) -> None:
             on_event(Failure(GenerationError("The network's output is not a finite number.")))
