@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import logging
 import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,6 +210,12 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
     elif device.type == "npu":
         _npu().synchronize()
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Within, `device` is the card of this thread, if it is one: libraries and captures of graphs
+    go by that and not by their tensors."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def failure(device: torch.device) -> DeviceError | None:

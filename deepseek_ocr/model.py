@@ -68,6 +68,8 @@ def load_network(
         places[part] = (vision, devices.vision_dtype(kind, vision, target))
     if not folder.is_dir():
         raise CheckpointError(f"There is no folder {folder}; give the folder of a checkpoint.")
+    for place, _ in places.values():
+        devices.configure(place)
     network = empty_network(read_config(folder))
     _fill(network, folder, places, "none" if adapted_first else quant)
     rebuild_buffers(network, target)

@@ -165,8 +165,7 @@ class Scheduler:
         try:
             with ExitStack() as stack:
                 stack.enter_context(self._within())
-                if self._network.device.type == "cuda":
-                    stack.enter_context(torch.cuda.device(self._network.device))
+                stack.enter_context(devices.current(self._network.device))
                 while self._running:
                     self._listen_and_turn()
         except BaseException:  # the thread ends, and nothing may wait for it

@@ -60,9 +60,9 @@ def play_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("task", "pages", "figure", "least", "most"),
     [
-        ("Free OCR", 40, "cer", 0.0, 0.035),
-        ("Convert to Markdown", 20, "iou", 0.82, 1.0),
-        ("Locate Object by Reference", 20, "hit", 0.85, 1.0),
+        ("Free OCR", 20, "cer", 0.0, 0.035),
+        ("Convert to Markdown", 10, "iou", 0.82, 1.0),
+        ("Locate Object by Reference", 10, "hit", 0.85, 1.0),
     ],
 )
 def test_clean_pages_are_read_by_every_path(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deepseek_ocr import memory
+from deepseek_ocr import devices, memory
 from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.errors import PromptError
 from deepseek_ocr.kernels import experts, graphs, native, steps, weights
@@ -138,7 +138,8 @@ class Decoders:
         """
         while self._paths:
             try:
-                return FastDecoder(self._network, slots, self._context, self._paths[0])
+                with devices.current(self._network.device):
+                    return FastDecoder(self._network, slots, self._context, self._paths[0])
             except Exception as error:
                 if memory.is_out_of_memory(error):
                     raise

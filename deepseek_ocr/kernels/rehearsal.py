@@ -12,7 +12,6 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -140,10 +139,6 @@ def select(network: Network, chosen: frozenset[str]) -> Selection:
     return Selection(encoders, attention, paths, max(far or 0.0, farther))
 
 
-def _current(device: torch.device) -> AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
 # --- encoders ------------------------------------------------------------------------------------
 
 
@@ -166,7 +161,7 @@ def select_vision(network: Network, chosen: frozenset[str]) -> tuple[str, float 
     def encode() -> list[Row]:
         return [Row(0, 1, model.vision_tokens(network, views).flatten().float().cpu())]
 
-    with _current(weight.device):
+    with devices.current(weight.device):
         expected = _by_class(weight.device, encode)
         vision.prepare(network, chosen)
         candidate = Candidate("the folded attention of the encoders", encode)
@@ -196,7 +191,7 @@ def select_decoder(
 
     Raises what `select` raises.
     """
-    with _current(network.device):
+    with devices.current(network.device):
         return _select_decoder(network, attentions, paths)
 
 
@@ -206,19 +201,17 @@ def _select_decoder(
     weight = network.get_input_embeddings().weight
     text = network.model.language_model
 
-    def read_prompts(attention: str) -> list[Row]:
+    def by_class(attention: str) -> list[Row]:
         text.set_attn_implementation(attention)
-        return play(PlainDecoder(network, len(LENGTHS)), network, steps=())
+        return play(PlainDecoder(network, len(LENGTHS)), network)
 
     def decode(path: Path) -> list[Row]:
         return play(FastDecoder(network, len(LENGTHS), CONTEXT, path), network)
 
-    text.set_attn_implementation("eager")  # the class in torch's simplest operations
-    expected = _by_class(weight.device, lambda: play(PlainDecoder(network, len(LENGTHS)), network))
+    # "eager" is the class in torch's simplest operations.
+    expected = _by_class(weight.device, partial(by_class, "eager"))
     at, far = first_right(
-        [Candidate(name, partial(read_prompts, name)) for name in attentions],
-        expected[: len(LENGTHS)],
-        weight,
+        [Candidate(name, partial(by_class, name)) for name in attentions], expected, weight
     )
     attention = "eager" if at is None else attentions[at]
     text.set_attn_implementation(attention)
@@ -233,8 +226,8 @@ STEPS = (EVERY, EVERY, (1, 3), (0,), (0, 1), EVERY, (2, 3), (0,), (0, 1), (1, 0)
 """Slots of each step; the others are idle."""
 
 
-def play(one: Decoder, network: Network, steps: Sequence[Sequence[int]] = STEPS) -> list[Row]:
-    """Prompts into all slots, then `steps`, with a shorter prompt in the longest slot in between;
+def play(one: Decoder, network: Network) -> list[Row]:
+    """Prompts into all slots, then `STEPS`, with a shorter prompt in the longest slot in between;
     each step has ids of its own. Rows of a prompt have `rows` 0."""
     table, numbers = network.get_input_embeddings(), torch.Generator().manual_seed(0)
     found: list[Row] = []
@@ -248,8 +241,8 @@ def play(one: Decoder, network: Network, steps: Sequence[Sequence[int]] = STEPS)
 
     for slot, length in enumerate(LENGTHS):
         prefill(slot, length)
-    for at, slots in enumerate(steps):
-        if at == len(steps) // 2:
+    for at, slots in enumerate(STEPS):
+        if at == len(STEPS) // 2:
             longest = LENGTHS.index(max(LENGTHS))
             one.free(longest)
             prefill(longest, SHORTER)
@@ -321,13 +314,9 @@ def _by_class(device: torch.device, run: Callable[[], list[Row]]) -> list[Row]:
 
 
 def _check(device: torch.device, name: str) -> None:
-    """Raises `DeviceError` if the device answers nothing more."""
-    try:
-        devices.synchronize(device)
-    except RuntimeError as error:
-        raise DeviceError(
-            f"{device} failed when {name} was tried ({first_line(error)}); start again without it."
-        ) from error
+    """Raises `DeviceError` if the device does nothing more after `name` was tried."""
+    if (failure := devices.failure(device)) is not None:
+        raise DeviceError(f"{failure} It failed when {name} was tried; leave it out then.")
 
 
 def first_line(error: BaseException) -> str:
