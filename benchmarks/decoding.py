@@ -12,7 +12,7 @@ import torch
 
 from deepseek_ocr import devices
 from deepseek_ocr.decoding import Decoder, PlainDecoder
-from deepseek_ocr.kernels import compiling, decoder, weights
+from deepseek_ocr.kernels import decoder, native, weights
 from deepseek_ocr.model import Network
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
@@ -87,7 +87,7 @@ def ways(network: Network) -> Iterator[tuple[str, decoder.Path]]:
     yield "torch", decoder.TORCH
     if network.device.type == "cuda":
         yield "graphs", decoder.GRAPHS
-    elif network.device.type == "cpu" and compiling.library() is not None:
+    elif native.can_run(network.device, network.dtype):
         yield "compiled", decoder.NATIVE
 
 

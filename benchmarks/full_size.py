@@ -34,6 +34,8 @@ PROMPT = 913
 STEPS = 32
 """Tokens that are decoded each time the clock runs."""
 
+PRESETS = tuple(tasks.RESOLUTION_SHORT_NAMES)
+
 A4 = (1240, 1754)
 """Pixels of an A4 page at 150 dpi: a global view and six tiles at Gundam."""
 
@@ -184,12 +186,17 @@ def _read_in_turn(engine: OcrEngine, asked: list[Page]) -> Figures:
 # --- vision and prompts ---------------------------------------------------------------------------
 
 
+def a4_views() -> Views:
+    """What an A4 page becomes at Gundam: a global view and six tiles, here of noise."""
+    return Views(torch.rand(3, 1024, 1024), torch.rand(6, 3, 640, 640), (2, 3))
+
+
 def stages_of_a_page(settings: Settings, rows: Rows) -> None:
     """The part: vision and prefill of an A4 page, the plain class and this project in turn."""
     ways = _ways(settings)
     device, repeat = ways.ours.device, settings.repeat
     peak = machine.matrix_peak(device, ways.ours.dtype)
-    views = Views(torch.rand(3, 1024, 1024), torch.rand(6, 3, 640, 640), (2, 3))
+    views = a4_views()
 
     def vision() -> Figures:
         plain, ours = stages.in_turn(
@@ -225,7 +232,7 @@ def memory(settings: Settings, rows: Rows) -> None:
     chosen = choice.parse("auto")
     kernels.prepare(network, chosen)
     sizes = Footprint(network.config)
-    for name in tasks.RESOLUTION_SHORT_NAMES:
+    for name in PRESETS:
         crop = tasks.crop_for(name)
         expected = sizes.estimate(crop, Load(network.dtype)).vision
         rows.add(f"vision, {name}", partial(_vision_peak, network, crop, expected), needs=2)

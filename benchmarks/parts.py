@@ -188,7 +188,7 @@ def run(
         keep()
         limit, most = math.inf, math.inf
         if part.counted:
-            limit = min(left, part.share * seconds)
+            limit = min(max(left - GRACE, left / 2), part.share * seconds)
             most = min(left, limit + GRACE)
         found = _run_alone(part, settings, limit, most)
         report["parts"][part.name] = found
