@@ -17,7 +17,7 @@ import tasks
 from benchmarks import decoding, machine, random_checkpoint, run, stages
 from benchmarks.decoding import Limits
 from benchmarks.parts import Figures, Rows, Settings
-from deepseek_ocr import devices, footprint, kernels, model
+from deepseek_ocr import devices, footprint, kernels, memory, model
 from deepseek_ocr.decoding import PlainDecoder
 from deepseek_ocr.engine import Failure, OcrEngine, Page
 from deepseek_ocr.footprint import Footprint, Load
@@ -109,6 +109,10 @@ def decode(settings: Settings, rows: Rows) -> None:
         for pages in settings.pages:
 
             def measured(name: str = name, path: Any = path, pages: int = pages) -> Figures:
+                cache = pages * Footprint(network.config).cache_per_page(network.dtype.itemsize)
+                context = network.config.text_config.max_position_embeddings
+                if lacking := _lacking(network.device, cache * task.context // context):
+                    return lacking
                 one = FastDecoder(network, pages, task.context, path)
                 return _row(name, one, task, network, limits, rate)
 
@@ -226,7 +230,7 @@ def stages_of_a_page(settings: Settings, rows: Rows) -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def memory(settings: Settings, rows: Rows) -> None:
+def memory_use(settings: Settings, rows: Rows) -> None:
     """The part: bytes by preset and by number of pages at once, against `footprint`'s estimate."""
     network = model.load_network(settings.checkpoint, settings.device, settings.dtype)
     chosen = choice.parse("auto")
@@ -261,6 +265,8 @@ def _vision_peak(network: model.Network, crop: CropSettings, expected: int) -> F
 def _slots(network: model.Network, slots: int, estimate: footprint.Estimate) -> Figures:
     """What a decoder with `slots` slots takes, and all that the device holds with it."""
     context = network.config.text_config.max_position_embeddings
+    if lacking := _lacking(network.device, estimate.cache):
+        return lacking
     before = _allocated(network.device)
     one = kernels.make_decoder(network, choice.parse("auto"), "none", slots, context)
     made = _allocated(network.device)
@@ -281,6 +287,16 @@ def _slots(network: model.Network, slots: int, estimate: footprint.Estimate) -> 
         "total_bytes": made + peak,
         "total_estimate": estimate.total,
     }
+
+
+def _lacking(device: torch.device, needed: int) -> Figures | None:
+    """Why there is no row of what needs so many bytes; None if they are free."""
+    memory.give_back(device)  # what earlier rows held counts as free
+    free = memory.free_bytes(device)
+    if free is None or needed < free:
+        return None
+    needs, there = footprint.in_gb(needed), footprint.in_gb(free)
+    return {"left_out": f"needs {needs}, {there} are free"}
 
 
 def _allocated(device: torch.device) -> int:

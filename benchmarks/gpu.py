@@ -63,7 +63,7 @@ PARTS = (
     Part("decoding", full_size.decode, 0.35),
     Part("pages", full_size.pages, 0.35),
     Part("stages", full_size.stages_of_a_page, 0.2),
-    Part("memory", full_size.memory, 0.2),
+    Part("memory", full_size.memory_use, 0.2),
 )
 """All parts, by value: if time runs out, it is the last that are left out."""
 

@@ -247,7 +247,7 @@ def test_stages_and_memory(
     monkeypatch.setattr(full_size, "a4_views", small_views)
     monkeypatch.setattr(full_size, "PRESETS", ("tiny",))
     full_size.stages_of_a_page(settings, rows)
-    full_size.memory(settings, rows)
+    full_size.memory_use(settings, rows)
     kept = found(tmp_path)
     assert [row for row in kept.values() if "error" in row] == []
     assert kept["vision, A4 at Gundam"]["ratio"] > 0
