@@ -5,11 +5,14 @@
 # make bench   full-size random model on this machine, the library's plain class and ours
 # make evaluate    read synthetic pages with the bundled model and measure how well
 # make pocket  train a model like the bundled one from nothing, into build/pocket-5: hours
+# make gpu-report    for owners of an NVIDIA card: six minutes, then build/gpu-report.json to send
 # make verify-checkpoint    for owners of the real weights: load, read three pages, write a report
 #
 # Everything runs in .venv, which is made when needed. On a machine without a GPU, PyTorch's CPU
 # build saves several GB:
 #     make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# A Python that has requirements.txt's packages and torch for your card is used as it is by
+#     make gpu-report GPU_PYTHON=python3
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -18,17 +21,20 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 BENCH ?=
+GPU ?=
+GPU_PYTHON ?= $(BIN)/python
 VERIFY ?=
 PAGES ?= 100
 SEED ?= 1000003
 MODEL ?= pocket
 MEASURES ?= ocr:tiny ocr:small ocr:base ocr:gundam markdown:tiny locate:tiny
 
-.PHONY: help demo test test-container check format bench evaluate pocket verify-checkpoint clean
+.PHONY: help demo test test-container check format bench evaluate pocket gpu-report \
+	verify-checkpoint clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -8
+	@sed -n 's/^# //p' Makefile | head -9
 
 $(READY): requirements-local.txt requirements-serve.txt tests/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -82,6 +88,10 @@ pocket: $(READY)
 		$(BIN)/python -m training.pocket --stage $$stage --output build/pocket-$$stage \
 			--start $$before/model --heads $$before/heads.safetensors || exit; \
 	done
+
+gpu-report: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))
+	mkdir -p build
+	$(GPU_PYTHON) -m benchmarks.gpu --json build/gpu-report.json $(GPU)
 
 verify-checkpoint: $(READY)
 	$(BIN)/python -m cli.verify $(VERIFY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import platform
 import subprocess
 import time
@@ -20,6 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 _PEAK_RESET = Path("/proc/self/clear_refs")
 
 
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "flash-attn", "triton")
+
+
 def describe(device: torch.device) -> dict[str, Any]:
     """Machine, versions and revision, for the figures to be told apart by."""
     return {
@@ -31,6 +35,46 @@ def describe(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "revision": _revision(),
     }
+
+
+def packages() -> dict[str, str | None]:
+    """Versions of the packages that decide what runs on a card; None: not installed."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def card(device: torch.device) -> dict[str, Any] | None:
+    """An NVIDIA card: name, compute capability, memory in bytes, and the versions of its driver,
+    of CUDA and of cuDNN; None for any other device."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    major, minor = torch.cuda.get_device_capability(device)
+    return {
+        "name": torch.cuda.get_device_name(device),
+        "capability": f"{major}.{minor}",
+        "total_bytes": total,
+        "free_bytes": free,
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+    }
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver by `nvidia-smi`; None if that does not say."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.partition("\n")[0].strip() or None
 
 
 def _processor() -> str:
@@ -49,36 +93,61 @@ def _revision() -> str:
     return done.stdout.strip()
 
 
-def bandwidth(device: torch.device, megabytes: int = 400) -> float:
-    """Bytes a second that can be read: the best of several sums over more than the caches hold."""
-    values = torch.ones(megabytes * 250_000, device=device)
-    return values.nbytes / _fastest(device, values.sum)
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second between the device and its memory.
+
+    On an NVIDIA card: a copy of 4 GB, less where a third of what is free is less, read and written
+    bytes both counted. Elsewhere: a sum over 400 MB, more than the caches hold.
+    """
+    if device.type == "cuda":
+        size = min(4 * 10**9, torch.cuda.mem_get_info(device)[0] // 3)
+        source = torch.zeros(size, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        return 2 * size / seconds_of(device, lambda: target.copy_(source))
+    values = torch.ones(100_000_000, device=device)
+    return values.nbytes / seconds_of(device, values.sum)
 
 
-def matrix_peak(device: torch.device, dtype: torch.dtype, side: int = 0) -> float:
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second in a large matrix product, an addition and a multiplication each one.
 
-    On the CPU the shape is that of the vision encoder's widest layer.
+    On the CPU the shape is that of the vision encoder's widest layer, elsewhere 8192 each way.
     """
-    rows, inner, out = (side, side, side) if side else (4096, 768, 3072)
-    if device.type != "cpu" and not side:
-        rows, inner, out = 8192, 8192, 8192
-    left = torch.randn(rows, inner, device=device).to(dtype)
-    weight = torch.randn(out, inner, device=device).to(dtype)
-    seconds = _fastest(device, lambda: torch.nn.functional.linear(left, weight))
+    rows, inner, out = (4096, 768, 3072) if device.type == "cpu" else (8192, 8192, 8192)
+    left = torch.randn(rows, inner, device=device, dtype=dtype)
+    weight = torch.randn(out, inner, device=device, dtype=dtype)
+    seconds = seconds_of(device, lambda: torch.nn.functional.linear(left, weight))
     return 2 * rows * inner * out / seconds
 
 
 @torch.inference_mode()
-def _fastest(device: torch.device, call: Callable[[], object], turns: int = 7) -> float:
+def seconds_of(device: torch.device, call: Callable[[], object]) -> float:
+    """Seconds of one short `call`: on an NVIDIA card the mean of ten in a row between two events of
+    its own clock, after three that do not count; elsewhere the least of seven."""
+    if device.type == "cuda":
+        return _by_events(device, call)
     best = float("inf")
-    for _ in range(turns):
+    for _ in range(7):
         devices.synchronize(device)
         start = time.perf_counter()
         call()
         devices.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def _by_events(device: torch.device, call: Callable[[], object], repeat: int = 10) -> float:
+    with torch.cuda.device(device):
+        for _ in range(3):
+            call()
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start.record()
+        for _ in range(repeat):
+            call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1000 / repeat
 
 
 def peak_memory(device: torch.device, call: Callable[[], object]) -> int:

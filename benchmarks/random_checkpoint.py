@@ -3,7 +3,7 @@
     python -m benchmarks.random_checkpoint FOLDER
 
 It stands for the real one wherever only shapes and speed matter. What it writes as text means
-nothing. It has no tokenizer.
+nothing: its tokenizer has a made-up word for every token.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from deepseek_ocr.checkpoint import official_pieces, read_config
 from deepseek_ocr.model import empty_network
+from deepseek_ocr.prompts import IMAGE
 
 FULL_SIZE: dict[str, Any] = {
     "model_type": "DeepseekOCR",
@@ -66,6 +68,9 @@ FULL_SIZE: dict[str, Any] = {
 
 FILE = "model-00001-of-000001.safetensors"
 
+_POSITION_IDS = "model.vision_model.embeddings.position_ids"
+"""A table that the official file holds and nothing uses; vLLM and llama.cpp refuse it."""
+
 
 def official_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors of the official file for the config in `folder`.
@@ -84,26 +89,40 @@ def official_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     shapes[f"{embeddings}.patch_embedding.weight"] = (
         clip.hidden_size, 3, clip.patch_size, clip.patch_size,
     )  # fmt: skip
-    shapes[f"{embeddings}.position_ids"] = (1, positions)
+    shapes[_POSITION_IDS] = (1, positions)
     return shapes
 
 
 def write(folder: Path, config: dict[str, Any] | None = None, seed: int = 0) -> None:
-    """Write `config` and random bfloat16 weights for it into `folder`; replaces what is there."""
+    """Write `config`, random bfloat16 weights for it and a tokenizer into `folder`; replaces what
+    is there. CLIP's position ids, which nothing uses, are left out."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config or FULL_SIZE, indent=1))
     shapes = official_shapes(folder)
+    del shapes[_POSITION_IDS]
     torch.manual_seed(seed)
     tensors = {name: _random(name, shape) for name, shape in shapes.items()}
     save_file(tensors, folder / FILE, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, FILE)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_tokenizer(folder)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer for the config in `folder`: w0, w1, w2 … for the ids, and the image
+    placeholder where the config has it. Of a prompt it knows nothing else: each word is w2."""
+    config = read_config(folder)
+    words = {f"w{id_}": id_ for id_ in range(config.text_config.vocab_size)}
+    del words[f"w{config.image_token_id}"]
+    words[IMAGE] = config.image_token_id
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w2"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens([AddedToken(IMAGE, special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def _random(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Values of the size that trained weights have, so that nothing overflows."""
-    if name.endswith("position_ids"):
-        return torch.arange(shape[-1])[None]
     if name.endswith("bias"):
         return torch.zeros(shape, dtype=torch.bfloat16)
     if "norm" in name or ".neck.1." in name or ".neck.3." in name:

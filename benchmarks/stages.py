@@ -15,8 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deepseek_ocr import devices, images, kernels, model
 from deepseek_ocr.checkpoint import read_config
-from deepseek_ocr.decoding import Decoder, PlainDecoder
+from deepseek_ocr.decoding import Decoder
+from deepseek_ocr.kernels.decoder import Decoders
 from deepseek_ocr.kernels.quantized import Int8Experts, Int8Linear, quantize_decoder
+from deepseek_ocr.kernels.rehearsal import Selection
 from deepseek_ocr.kernels.rows import Rows
 
 PROMPT_TAIL = 9
@@ -30,14 +32,11 @@ class Ways:
     plain: model.Network
     ours: model.Network
     chosen: frozenset[str]
+    selection: Selection
 
     def decoder(self, slots: int, context: int) -> Decoder:
         """Our decoder with so many slots."""
-        make = getattr(kernels, "make_decoder", None)
-        if make is None:
-            return PlainDecoder(self.ours, slots)
-        made: Decoder = make(self.ours, self.chosen, slots, context)
-        return made
+        return Decoders(self.ours, self.selection.paths, context).make(slots)
 
 
 def load(folder: Path, device: str, dtype: str, chosen: frozenset[str], quant: str) -> Ways:
@@ -50,8 +49,7 @@ def load(folder: Path, device: str, dtype: str, chosen: frozenset[str], quant: s
     model.rebuild_buffers(plain, ours.device)
     if quant == "int8":
         quantize_decoder(ours)
-    kernels.prepare(ours, chosen)
-    return Ways(plain.eval(), ours, chosen)
+    return Ways(plain.eval(), ours, chosen, kernels.prepare(ours, chosen))
 
 
 def in_turn(calls: list[Callable[[], Any]], repeat: int, device: torch.device) -> list[float]:

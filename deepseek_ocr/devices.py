@@ -244,8 +244,9 @@ def configure(device: torch.device) -> None:
 
     Sums of 16-bit products are kept in float32 (torch's default lets cuBLAS add partial sums in 16
     bits, where float16 overflows sooner), and attention never goes through cuDNN, which makes a
-    plan for each new shape, such as each new length of a prompt, and was not measured here. TF32
-    stays as torch has it: off. Other programs in this process see these settings too.
+    plan for each new shape, such as each new length of a prompt, and was not measured here. float32
+    is float32: TF32 (10 bits) stays off for matrix products and is switched off for convolutions.
+    Other programs in this process see these settings too.
     """
     if device.type != "cuda":
         return
@@ -253,6 +254,7 @@ def configure(device: torch.device) -> None:
     matmul.allow_fp16_reduced_precision_reduction = False
     matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def release(device: torch.device) -> None:

@@ -14,21 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 import weights
 from deepseek_ocr.engine import OcrEngine
-from deepseek_ocr.images import Views
 from deepseek_ocr.kernels import compiling
 from deepseek_ocr.model import Network, load_network
 from deepseek_ocr.prompts import Codec
+from tests.goldens import GOLDEN, load_golden
 
 if TYPE_CHECKING:
     from tests.serving_world import Server
 
 ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = ROOT / "tests" / "golden"
 POCKET = ROOT / "checkpoints" / "pocket"
 
 REFERENCE = os.environ.get("OCR_REFERENCE")
@@ -147,7 +145,7 @@ def tiny() -> Network:
 @pytest.fixture(scope="session")
 def golden() -> dict[str, torch.Tensor]:
     """What the official implementation computed with the golden checkpoint."""
-    return load_file(GOLDEN / "model_outputs.safetensors")
+    return load_golden()
 
 
 @pytest.fixture(scope="session")
@@ -177,24 +175,6 @@ def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     arguments = ("--model", "pocket", "--model", str(endless), "--allow-urls")
     with serving_world.serving(*arguments) as running:
         yield running
-
-
-VIEW_SIZES = {"tiny": 512, "small": 640, "base": 1024, "large": 1280}
-
-
-def golden_views(golden: dict[str, torch.Tensor], name: str) -> Views:
-    """The views whose features are stored under `name` (tiny, …, gundam_2x3)."""
-    if not name.startswith("gundam_"):
-        page = _enlarge(golden[f"{name}.input_16x16"][0], VIEW_SIZES[name])
-        return Views(page, torch.empty(0, 3, 640, 640), (1, 1))
-    columns, rows = (int(number) for number in name.removeprefix("gundam_").split("x"))
-    page = _enlarge(golden["base.input_16x16"][0], 1024)
-    return Views(page, _enlarge(golden[f"{name}.tiles_input_16x16"], 640), (columns, rows))
-
-
-def _enlarge(small: torch.Tensor, side: int) -> torch.Tensor:
-    times = side // small.shape[-1]
-    return small.repeat_interleave(times, -1).repeat_interleave(times, -2)
 
 
 def _serving(factory: pytest.TempPathFactory, name: str, *options: str, keys: str = "") -> Any:

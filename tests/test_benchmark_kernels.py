@@ -57,3 +57,25 @@ def test_a_wrong_way_fails_the_run(
     flags = ("--checkpoint", str(checkpoint), "--dtype", "float32", "--pages", "1")
     assert run(monkeypatch, *flags, "--quant", "none") == 1
     assert "WRONG: Row(way='torch'" in capsys.readouterr().out
+
+
+def test_a_way_that_fails_is_told_and_the_others_are_measured(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = steps.TorchSteps.__call__
+
+    def refusing(self: steps.TorchSteps, slots: list[int], ids: list[int]) -> torch.Tensor:
+        if len(slots) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return right(self, slots, ids)
+
+    monkeypatch.setattr(steps.TorchSteps, "__call__", refusing)
+    report = tmp_path / "figures.json"
+    flags = ("--checkpoint", str(checkpoint), "--dtype", "float32", "--pages", "1,3,2")
+    assert run(monkeypatch, *flags, "--quant", "none", "--json", str(report)) == 1
+    figures = json.loads(report.read_text())
+    assert figures["failed"] == [
+        {"way": "torch", "quant": "none", "pages": 3,
+         "error": "OutOfMemoryError: CUDA out of memory."}
+    ]  # fmt: skip
+    assert {1, 2} <= {row["pages"] for row in figures["rows"] if row["way"] == "torch"}

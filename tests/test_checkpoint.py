@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from benchmarks.random_checkpoint import FULL_SIZE, official_shapes, write
@@ -265,5 +266,8 @@ def test_full_size_names_and_shapes_are_the_official_ones(tmp_path: Path) -> Non
 def test_the_random_checkpoint_script_writes_what_loads(tmp_path: Path) -> None:
     small = json.loads((GOLDEN / "checkpoint" / "config.json").read_text())
     write(tmp_path, small)
-    network = load_network(tmp_path, "cpu", "bfloat16")
-    assert sum(p.numel() for p in network.parameters()) > 1_000_000
+    engine = OcrEngine.load(tmp_path, "cpu", "bfloat16")
+    assert sum(p.numel() for p in engine.network.parameters()) > 1_000_000
+    assert engine.codec.decode([7, 9]) == "w7 w9"
+    with safe_open(tmp_path / WEIGHTS, "pt") as file:
+        assert not [name for name in file.keys() if "position_ids" in name]  # noqa: SIM118

@@ -16,7 +16,7 @@ from deepseek_ocr.kernels import compiling, decoder, quantized
 from deepseek_ocr.kernels.decoder import FastDecoder
 from deepseek_ocr.model import load_network
 from tests.conftest import GOLDEN, ROOT
-from tests.test_golden import relative_error
+from tests.goldens import relative_error
 
 SOURCE = Path(compiling.__file__).with_name("decode.cpp")
 

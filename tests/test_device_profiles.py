@@ -27,8 +27,8 @@ from deepseek_ocr.errors import DeviceError, GenerationError
 from deepseek_ocr.images import make_views
 from deepseek_ocr.kernels import convolutions
 from deepseek_ocr.settings import CropSettings, DecodeSettings
-from tests.conftest import GOLDEN, POCKET, ROOT, golden_views
-from tests.test_golden import relative_error
+from tests.conftest import GOLDEN, POCKET, ROOT
+from tests.goldens import golden_views, relative_error
 
 PROFILES = {
     # CANN 8.3 has no working Conv2D and no masked_scatter (the users' existing port).

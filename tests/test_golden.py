@@ -6,15 +6,11 @@ import pytest
 import torch
 
 from deepseek_ocr import generation
-from deepseek_ocr.model import Network, embed, load_network, vision_tokens
+from deepseek_ocr.model import Network, load_network, vision_tokens
 from deepseek_ocr.settings import DecodeSettings
-from tests.conftest import GOLDEN, golden_views
+from tests.goldens import CASES, GOLDEN, VIEWS, Golden, embedded, golden_views, relative_error
 
 TOLERANCE = 1e-5
-
-Golden = dict[str, torch.Tensor]
-
-CASES = {"case_tiny": "tiny", "case_small": "small", "case_gundam": "gundam_2x1"}
 
 GUARDS = {
     "norepeat0": (0, 0, frozenset[int]()),
@@ -22,18 +18,6 @@ GUARDS = {
     "norepeat20": (20, 0, frozenset[int]()),
     "window6_24": (6, 24, frozenset({7, 8})),
 }
-
-
-def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).norm() / theirs.norm())
-
-
-def embedded(tiny: Network, golden: Golden, case: str) -> tuple[list[int], torch.Tensor]:
-    ids = golden[f"{case}.input_ids"][0].tolist()
-    mask = golden[f"{case}.images_seq_mask"][0].tolist()
-    rows = vision_tokens(tiny, golden_views(golden, CASES[case]))
-    return ids, embed(tiny, ids, rows, mask.index(True))
 
 
 @pytest.mark.parametrize("name", ["tiny", "base"])
@@ -47,9 +31,7 @@ def test_features_of_each_encoder(tiny: Network, golden: Golden, name: str) -> N
     assert relative_error(clip, golden[f"{name}.clip"]) < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "name", ["tiny", "small", "base", "large", "gundam_1x2", "gundam_2x1", "gundam_2x3"]
-)
+@pytest.mark.parametrize("name", VIEWS)
 def test_vision_tokens(tiny: Network, golden: Golden, name: str) -> None:
     views = golden_views(golden, name)
     rows = vision_tokens(tiny, views)

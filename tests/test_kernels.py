@@ -23,8 +23,8 @@ from deepseek_ocr.kernels.quantized import quantize_decoder
 from deepseek_ocr.kernels.rows import quantize
 from deepseek_ocr.model import Network, load_network
 from tests.conftest import GOLDEN, ROOT
+from tests.goldens import CASES, Golden, embedded, relative_error
 from tests.recorder import Recorder
-from tests.test_golden import CASES, Golden, embedded, relative_error
 
 FLOAT32 = 1e-5
 BFLOAT16 = 0.02
@@ -234,7 +234,7 @@ import torch
 from deepseek_ocr.decoding import PlainDecoder
 from deepseek_ocr.model import load_network
 from tests.conftest import GOLDEN
-from tests.test_golden import relative_error
+from tests.goldens import relative_error
 from tests.test_kernels import fast, prompt
 
 torch.set_num_threads(3)

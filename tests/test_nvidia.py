@@ -193,12 +193,13 @@ def test_which_cards_code_runs_on(
 # --- settings of the process ----------------------------------------------------------------------
 
 
-def settings() -> tuple[bool, bool, bool, bool, str]:
+def settings() -> tuple[bool, bool, bool, bool, bool, str]:
     matmul = torch.backends.cuda.matmul
     return (
         matmul.allow_fp16_reduced_precision_reduction,
         matmul.allow_bf16_reduced_precision_reduction,
         torch.backends.cuda.cudnn_sdp_enabled(),
+        torch.backends.cudnn.allow_tf32,
         matmul.allow_tf32,
         torch.get_float32_matmul_precision(),
     )
@@ -206,12 +207,13 @@ def settings() -> tuple[bool, bool, bool, bool, str]:
 
 @pytest.fixture
 def as_torch_has_it() -> Iterator[None]:
-    fp16, bf16, cudnn, _, _ = settings()
+    fp16, bf16, cudnn, convolutions, _, _ = settings()
     matmul = torch.backends.cuda.matmul
     yield
     matmul.allow_fp16_reduced_precision_reduction = fp16
     matmul.allow_bf16_reduced_precision_reduction = bf16
     torch.backends.cuda.enable_cudnn_sdp(cudnn)
+    torch.backends.cudnn.allow_tf32 = convolutions
 
 
 @pytest.mark.usefixtures("as_torch_has_it")
@@ -220,10 +222,11 @@ def test_a_card_sets_what_the_process_decides_once() -> None:
     matmul.allow_fp16_reduced_precision_reduction = True
     matmul.allow_bf16_reduced_precision_reduction = True
     torch.backends.cuda.enable_cudnn_sdp(True)
+    torch.backends.cudnn.allow_tf32 = True
     before = settings()
-    assert before == (True, True, True, False, "highest")
+    assert before == (True, True, True, True, False, "highest")
     for kind in ("cpu", "mps"):
         devices.configure(torch.device(kind))
     assert settings() == before
     devices.configure(torch.device("cuda:1"))
-    assert settings() == (False, False, False, False, "highest")
+    assert settings() == (False, False, False, False, False, "highest")

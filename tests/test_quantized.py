@@ -15,8 +15,8 @@ from deepseek_ocr.errors import DeviceError
 from deepseek_ocr.kernels import choice, compiling, decoder, quantized, rows
 from deepseek_ocr.kernels.decoder import FastDecoder
 from deepseek_ocr.model import Network, load_network, vision_tokens
-from tests.conftest import GOLDEN, POCKET, golden_views
-from tests.test_golden import Golden, relative_error
+from tests.conftest import GOLDEN, POCKET
+from tests.goldens import Golden, golden_views, relative_error
 
 INPUTS_OF_16_BITS = 5e-4
 """The compiled kernel takes inputs in steps of 1/32767 of the largest."""

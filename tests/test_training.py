@@ -19,8 +19,8 @@ from deepseek_ocr.errors import GenerationError
 from deepseek_ocr.images import Views
 from deepseek_ocr.model import Network, load_network
 from deepseek_ocr.prompts import Codec
-from tests.conftest import GOLDEN, POCKET, byte_tokenizer, golden_views
-from tests.test_golden import CASES, relative_error
+from tests.conftest import GOLDEN, POCKET, byte_tokenizer
+from tests.goldens import CASES, golden_views, relative_error
 from training import dataset
 from training.batches import IGNORED, Batch, ExampleError, collate, encode_example
 from training.checkpoints import (

@@ -13,7 +13,8 @@ from deepseek_ocr.images import Views
 from deepseek_ocr.kernels import compiled_attention, compiling, sam_attention, vision
 from deepseek_ocr.kernels.sam_attention import Heads, Positions
 from deepseek_ocr.model import Network, load_network, vision_tokens
-from tests.conftest import GOLDEN, POCKET, golden_views
+from tests.conftest import GOLDEN, POCKET
+from tests.goldens import golden_views
 
 ALL = frozenset(["vision", "compiled"])
 

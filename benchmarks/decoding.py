@@ -1,0 +1,217 @@
+"""Ways of decoding, each compared with the library's plain class and timed; for
+`benchmarks.kernels` and `benchmarks.gpu`."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from deepseek_ocr import devices
+from deepseek_ocr.decoding import Decoder, PlainDecoder
+from deepseek_ocr.kernels import decoder, native, weights
+from deepseek_ocr.kernels.rehearsal import TOLERANCES
+from deepseek_ocr.model import Network
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the device was measured to do at most: bytes of memory and operations a second."""
+
+    bytes_per_second: float
+    operations_per_second: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every way is given, and what the plain class made of it.
+
+    - `prompt` `[1, L, hidden]`; `told`: tokens that follow it one by one, so that all see the same
+    - `repeat`: how often decoding `len(told)` tokens is timed; the median counts
+    - `expected` `[len(told), 1, V]`: logits behind each token; `best` `[len(told), 1]`: the
+      likeliest tokens before anything was quantised
+    """
+
+    prompt: torch.Tensor
+    told: tuple[int, ...]
+    repeat: int
+    expected: torch.Tensor
+    best: torch.Tensor
+
+    @property
+    def context(self) -> int:
+        """Tokens of room that a slot needs, in whole blocks of 512."""
+        return -(-(self.prompt.shape[1] + self.most_tokens + 2) // 512) * 512
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens behind the prompt in the end: those that are compared, two that warm up, and those
+        that are timed."""
+        return (1 + self.repeat) * len(self.told) + 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """Decoding by one way, tokens a second over all pages.
+
+    - `share_of_memory`: of the speed at which a step reads the weights it needs, and what every
+      page has in its cache, once; `share_of_peak`: of the device's matrix products
+    - `agreement`: the median over steps of the relative difference of the logits, in the first or
+      the last slot, from the plain class over the same weights; None of that class itself
+    - `top1`: how often the likeliest token is that of the plain class before anything was quantised
+    """
+
+    way: str
+    quant: str
+    pages: int
+    tokens_per_s: float
+    share_of_memory: float
+    share_of_peak: float
+    agreement: float | None
+    top1: float
+
+    def agrees(self, dtype: torch.dtype) -> bool:
+        """Whether the difference is within what rounding in `dtype` explains."""
+        return self.agreement is None or self.agreement <= TOLERANCES[dtype]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.way:10}{self.quant:6}{self.pages:4} pages{self.tokens_per_s:10.1f} tok/s, "
+            f"{self.share_of_memory:4.0%} of the memory's limit, {self.share_of_peak:4.0%} of the "
+            f"matrix peak, difference {self.agreement or 0:.1e}, top-1 {self.top1:.0%}"
+        )
+
+
+def ways(network: Network) -> Iterator[tuple[str, decoder.Path]]:
+    """The fast ways that the network's device has."""
+    yield "torch", decoder.TORCH
+    if network.device.type == "cuda":
+        yield "graphs", decoder.GRAPHS
+    elif native.can_run(network.device, network.dtype):
+        yield "compiled", decoder.NATIVE
+
+
+def prompt_of(network: Network, tokens: int) -> torch.Tensor:
+    """Embeddings `[1, tokens, hidden]` of about the size that vision tokens have."""
+    hidden = network.config.text_config.hidden_size
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1, tokens, hidden, generator=generator) * 0.02
+    return values.to(network.device, network.dtype)
+
+
+def task_of(
+    network: Network, length: int, tokens: int, repeat: int, best: torch.Tensor | None = None
+) -> Task:
+    """A prompt of `length` tokens and `tokens` more, read by the plain class over `network`; `best`
+    is that of the task before anything was quantised, if there was one."""
+    prompt = prompt_of(network, length)
+    numbers = torch.Generator().manual_seed(1)
+    vocabulary = network.config.text_config.vocab_size
+    told = tuple(torch.randint(vocabulary, (tokens,), generator=numbers).tolist())
+    expected = follow(PlainDecoder(network), prompt, told)[:, :1]
+    return Task(prompt, told, repeat, expected, expected.argmax(2) if best is None else best)
+
+
+def follow(one: Decoder, prompt: torch.Tensor, told: tuple[int, ...]) -> torch.Tensor:
+    """Logits `[len(told), 2, V]` behind each of the tokens in the first and the last slot of `one`,
+    on the CPU; all slots are given the same, and keep it."""
+    slots = range(one.slots)
+    for slot in slots:
+        one.prefill(slot, prompt)
+    return torch.stack(
+        [one.step(slots, [token] * one.slots)[[0, -1]].cpu() for token in told]
+    )  # fmt: skip
+
+
+def measure(
+    name: str, one: Decoder, task: Task, network: Network, limits: Limits, quant: str = "none"
+) -> Row:
+    """What the way called `name` does with all slots of `one` over the weights of `network`."""
+    logits = follow(one, task.prompt, task.told)
+    errors = (logits - task.expected).norm(dim=2) / task.expected.norm(dim=2)
+    same = (logits.argmax(2) == task.best).float().mean()
+    pages = one.slots
+    speed = _tokens_per_second(one, task, network.device)
+    needed = needed_by_step(network, pages, task.prompt.shape[1])
+    return Row(
+        name,
+        quant,
+        pages,
+        speed,
+        share_of_memory=speed / pages * needed.bytes_read / limits.bytes_per_second,
+        share_of_peak=speed / pages * needed.operations / limits.operations_per_second,
+        agreement=None if name == "plain" else float(errors.amax(1).median()),
+        top1=float(same),
+    )
+
+
+def _tokens_per_second(one: Decoder, task: Task, device: torch.device) -> float:
+    """Tokens a second over all slots of `one`, which hold a prompt, greedy, one transfer of ids a
+    step; the median.
+
+    Before it is timed a step is made at the last length and at the first, as libraries choose
+    other kernels for each.
+    """
+    slots, ids = list(range(one.slots)), list(range(3, 3 + one.slots))
+    behind = task.prompt[:, -1:].expand(-1, task.most_tokens, -1)
+    for prompt in (torch.cat([task.prompt, behind], dim=1), task.prompt):
+        one.prefill(0, prompt)
+        one.step(slots, ids)
+    speeds = []
+    for _ in range(task.repeat):
+        devices.synchronize(device)
+        start = time.perf_counter()
+        for _ in task.told:
+            ids = one.step(slots, ids).argmax(-1).tolist()
+        devices.synchronize(device)
+        speeds.append(one.slots * len(task.told) / (time.perf_counter() - start))
+    return statistics.median(speeds)
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What one step cannot do without: bytes it reads, operations of its matrix products."""
+
+    bytes_read: float
+    operations: float
+
+
+def needed_by_step(network: Network, pages: int, length: int) -> Needed:
+    """What a step of `pages` pages of `length` tokens needs.
+
+    Of the experts those are read that so many distinct random choices hit on average. Products
+    within the attention are not counted.
+    """
+    read = weights.read(network, 1)
+    total: float = _size(read.head) + sum(_size(layer) for layer in read.layers)
+    numbers: float = _numbers(read.head) + sum(_numbers(layer) for layer in read.layers)
+    for layer in read.layers:
+        if layer.experts is None:
+            continue
+        routed = (layer.experts.inner, layer.experts.outer)
+        chosen = read.chosen / len(layer.experts.router)
+        total -= (1 - chosen) ** pages * sum(map(_size, routed))
+        numbers -= (1 - chosen) * sum(map(_numbers, routed))
+    text = network.config.text_config
+    cache = 2 * len(read.layers) * text.hidden_size * length * network.dtype.itemsize
+    return Needed(total + pages * cache, 2 * pages * numbers)
+
+
+def _size(part: object) -> int:
+    """Bytes of all tensors in a frozen value."""
+    return sum(tensor.nbytes for tensor in _tensors(part))
+
+
+def _numbers(part: object) -> int:
+    """How many numbers the matrices in a frozen value have."""
+    return sum(tensor.numel() for tensor in _tensors(part) if tensor.dim() > 1)
+
+
+def _tensors(part: object) -> Iterator[torch.Tensor]:
+    if isinstance(part, torch.Tensor):
+        yield part
+    for inner in getattr(part, "__dict__", {}).values():
+        yield from _tensors(inner)

@@ -1,0 +1,312 @@
+"""What a full-size network of random weights costs on a device: starting, decoding, whole pages,
+vision and prompts, memory."""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import tasks
+from benchmarks import decoding, machine, random_checkpoint, run, stages
+from benchmarks.decoding import Limits
+from benchmarks.parts import Figures, Rows, Settings
+from deepseek_ocr import devices, footprint, kernels, memory, model
+from deepseek_ocr.decoding import PlainDecoder
+from deepseek_ocr.engine import Failure, OcrEngine, Page
+from deepseek_ocr.footprint import Footprint, Load
+from deepseek_ocr.images import Views
+from deepseek_ocr.kernels import choice
+from deepseek_ocr.kernels.decoder import GRAPHS, Decoders, FastDecoder
+from deepseek_ocr.kernels.rehearsal import TOLERANCES
+from deepseek_ocr.settings import CropSettings, DecodeSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PROMPT = 913
+"""Tokens of an A4 page at Gundam with the Markdown prompt."""
+
+STEPS = 32
+"""Tokens that are decoded each time the clock runs."""
+
+PRESETS = tuple(tasks.RESOLUTION_SHORT_NAMES)
+
+A4 = (1240, 1754)
+"""Pixels of an A4 page at 150 dpi: a global view and six tiles at Gundam."""
+
+
+def write_checkpoint(settings: Settings, rows: Rows) -> None:
+    """The part: write the random checkpoint where there is none."""
+
+    def written() -> Figures:
+        here = (settings.checkpoint / random_checkpoint.FILE).is_file()
+        run.provide(settings.checkpoint)
+        if not (settings.checkpoint / "tokenizer.json").is_file():  # older ones have none
+            random_checkpoint.write_tokenizer(settings.checkpoint)
+        return {"checkpoint": str(settings.checkpoint), "was_there": here}
+
+    rows.add("checkpoint", written)
+
+
+# --- starting -------------------------------------------------------------------------------------
+
+
+def rehearsal(engine: OcrEngine) -> Figures:
+    """By what the engine is run, as its rehearsal at load found; `wrong` if a CUDA card decodes
+    without graphs."""
+    assert engine.rehearsal is not None
+    figures: Figures = {"line": str(engine.rehearsal), **asdict(engine.rehearsal)}
+    if engine.device.type == "cuda" and engine.rehearsal.decoder != GRAPHS.name:
+        figures["wrong"] = f"decodes by {engine.rehearsal.decoder}, not by {GRAPHS.name}"
+    return figures
+
+
+def start(settings: Settings, rows: Rows) -> None:
+    """The part: from the folder to the first page's text."""
+    began = time.perf_counter()
+    engine = OcrEngine.load(settings.checkpoint, settings.device, settings.dtype)
+    loaded = time.perf_counter() - began
+    rows.add("load", lambda: {"seconds_to_load": loaded, "slots": engine.slots})
+    rows.add("rehearsal", partial(rehearsal, engine))
+
+    def first(crop: CropSettings) -> Figures:
+        began = time.perf_counter()
+        reading = engine.read(*_page(0, crop, 8))
+        return {"seconds_to_read": time.perf_counter() - began, **asdict(reading.timings)}
+
+    for name in ("tiny", "gundam"):
+        rows.add(f"first page, {name}", partial(first, tasks.crop_for(name)))
+    rows.add("second page, gundam", partial(first, tasks.crop_for("gundam")))
+    engine.close()
+
+
+# --- decoding -------------------------------------------------------------------------------------
+
+
+def decode(settings: Settings, rows: Rows) -> None:
+    """The part: tokens a second by every way at every number of pages in flight, against the plain
+    class; both over one set of weights."""
+    ways = _ways(settings)
+    network = ways.ours
+    limits = Limits(
+        machine.bandwidth(network.device), machine.matrix_peak(network.device, network.dtype)
+    )
+    rows.add("limits", lambda: dict(asdict(limits)))
+    length = min(PROMPT, network.config.text_config.max_position_embeddings // 2)
+    task = decoding.task_of(ways.plain, length, STEPS, settings.repeat)
+    plain = PlainDecoder(ways.plain)
+    row = rows.add("plain, 1 page", partial(_row, "plain", plain, task, ways.plain, limits, None))
+    rate = row["tokens_per_s"] if row else None
+    # What ships first: if time runs out, it is the slower ways that are left out.
+    for name, path in reversed(list(decoding.ways(network))):
+        for pages in settings.pages:
+
+            def measured(name: str = name, path: Any = path, pages: int = pages) -> Figures:
+                cache = pages * Footprint(network.config).cache_per_page(network.dtype.itemsize)
+                context = network.config.text_config.max_position_embeddings
+                if lacking := _lacking(network.device, cache * task.context // context):
+                    return lacking
+                one = FastDecoder(network, pages, task.context, path)
+                return _row(name, one, task, network, limits, rate)
+
+            rows.add(f"{name}, {pages} pages", measured, needs=5)
+
+
+def _row(
+    name: str, one: Any, task: decoding.Task, network: model.Network, limits: Limits,
+    plain: float | None,
+) -> Figures:  # fmt: skip
+    row = decoding.measure(name, one, task, network, limits)
+    figures = asdict(row) | ({"times_plain": row.tokens_per_s / plain} if plain else {})
+    if not row.agrees(network.dtype):
+        tolerance = TOLERANCES[network.dtype]
+        figures["wrong"] = f"logits differ by {row.agreement:.2g}, {tolerance} at most was expected"
+    return figures
+
+
+def _ways(settings: Settings) -> stages.Ways:
+    chosen = choice.parse("auto")
+    return stages.load(settings.checkpoint, settings.device, settings.dtype, chosen, "none")
+
+
+# --- whole pages ----------------------------------------------------------------------------------
+
+
+def pages(settings: Settings, rows: Rows) -> None:
+    """The part: pages a second from picture to text through `OcrEngine.read_many`, twice: the first
+    time pays for first-time work."""
+    engine = OcrEngine.load(settings.checkpoint, settings.device, settings.dtype)
+    crop = tasks.crop_for("gundam")
+    asked = [Page(*_page(number, crop, settings.tokens)) for number in range(settings.read)]
+    alone = asked[:4]
+    for name, some in (("first time", asked), ("second time", asked)):
+        rows.add(f"{len(some)} pages at once, {name}", partial(_read_many, engine, some), needs=5)
+    rows.add(f"{len(alone)} pages one by one", partial(_read_in_turn, engine, alone), needs=5)
+    engine.close()
+
+
+def _page(
+    number: int, crop: CropSettings, tokens: int
+) -> tuple[Image.Image, str, CropSettings, DecodeSettings]:
+    """An A4 picture that differs from the others, and how it is read: to so many tokens."""
+    with Image.open(ROOT / "examples" / "letter.png") as letter:
+        noise = Image.effect_noise(A4, 32 + number)
+        picture = Image.blend(letter.convert("L"), noise, 0.3).convert("RGB")
+    decode = DecodeSettings(max_new_tokens=tokens, stop_on_loop=False)
+    return picture, tasks.prompt_for("markdown"), crop, decode
+
+
+def _read_many(engine: OcrEngine, asked: list[Page]) -> Figures:
+    began = time.perf_counter()
+    outcomes = list(engine.read_many(asked))
+    seconds = time.perf_counter() - began
+    for outcome in outcomes:
+        if isinstance(outcome, Failure):
+            raise outcome.error
+    tokens = sum(outcome.counts.output for outcome in outcomes if not isinstance(outcome, Failure))
+    return {
+        "pages_per_s": len(asked) / seconds,
+        "tokens_per_s": tokens / seconds,
+        "tokens_per_page": tokens / len(asked),
+        "slots": engine.slots,
+    }
+
+
+def _read_in_turn(engine: OcrEngine, asked: list[Page]) -> Figures:
+    began = time.perf_counter()
+    readings = [engine.read(one.image, one.prompt, one.crop, one.decode) for one in asked]
+    seconds = time.perf_counter() - began
+    last = asdict(readings[-1].timings)
+    return {"pages_per_s": len(asked) / seconds, "last": last}
+
+
+# --- vision and prompts ---------------------------------------------------------------------------
+
+
+def a4_views() -> Views:
+    """What an A4 page becomes at Gundam: a global view and six tiles, here of noise."""
+    return Views(torch.rand(3, 1024, 1024), torch.rand(6, 3, 640, 640), (2, 3))
+
+
+def stages_of_a_page(settings: Settings, rows: Rows) -> None:
+    """The part: vision and prefill of an A4 page, the plain class and this project in turn."""
+    ways = _ways(settings)
+    device, repeat = ways.ours.device, settings.repeat
+    peak = machine.matrix_peak(device, ways.ours.dtype)
+    views = a4_views()
+
+    def vision() -> Figures:
+        plain, ours = stages.in_turn(
+            [
+                partial(stages.plain_vision, ways.plain, views),
+                partial(model.vision_tokens, ways.ours, views),
+            ],
+            repeat,
+            device,
+        )
+        share = stages.operations(ways.plain, views) / ours / peak
+        return {"plain_s": plain, "ours_s": ours, "ratio": plain / ours, "share_of_peak": share}
+
+    def prefill() -> Figures:
+        length = min(PROMPT, ways.ours.config.text_config.max_position_embeddings // 2)
+        prompt = decoding.prompt_of(ways.ours, length)
+        slower, faster = PlainDecoder(ways.plain), ways.decoder(1, length)
+        plain, ours = stages.in_turn(
+            [partial(slower.prefill, 0, prompt), partial(faster.prefill, 0, prompt)], repeat, device
+        )
+        return {"tokens": length, "plain_s": plain, "ours_s": ours, "ratio": plain / ours}
+
+    rows.add("vision, A4 at Gundam", vision, needs=5)
+    rows.add("prefill", prefill, needs=5)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def memory_use(settings: Settings, rows: Rows) -> None:
+    """The part: bytes by preset and by number of pages at once, against `footprint`'s estimate."""
+    network = model.load_network(settings.checkpoint, settings.device, settings.dtype)
+    selection = kernels.prepare(network, choice.parse("auto"))
+    context = network.config.text_config.max_position_embeddings
+    decoders = Decoders(network, selection.paths, context)
+    sizes = Footprint(network.config)
+    for name in PRESETS:
+        crop = tasks.crop_for(name)
+        expected = sizes.estimate(crop, Load(network.dtype)).vision
+        rows.add(f"vision, {name}", partial(_vision_peak, network, crop, expected), needs=2)
+    for slots in settings.pages:
+        load = Load(network.dtype, slots, context=0)
+        estimate = sizes.estimate(tasks.crop_for("gundam"), load)
+        rows.add(f"{slots} slots", partial(_slots, decoders, network, slots, estimate), needs=3)
+
+
+def _vision_peak(network: model.Network, crop: CropSettings, expected: int) -> Figures:
+    """The most that the views of a page take beside the weights: of Gundam with nine tiles."""
+    side = crop.base_size if crop.crop_mode else crop.image_size
+    tiles = footprint.MOST_TILES if crop.crop_mode else 0
+    views = Views(
+        torch.zeros(3, side, side), torch.zeros(tiles, 3, crop.image_size, crop.image_size),
+        (3, 3) if tiles else (1, 1),
+    )  # fmt: skip
+    model.vision_tokens(network, views)  # what is kept for good is not counted
+    peak = machine.peak_memory(network.device, lambda: model.vision_tokens(network, views))
+    figures: Figures = {"bytes": peak, "estimate": expected}
+    if network.device.type == "cuda" and peak > expected:
+        figures["wrong"] = "more than footprint.py says"
+    return figures
+
+
+def _slots(
+    decoders: Decoders, network: model.Network, slots: int, estimate: footprint.Estimate
+) -> Figures:
+    """What a decoder with `slots` slots takes, and all that the device holds with it. Of a card it
+    takes more than tensors: what the driver keeps of its graphs."""
+    if lacking := _lacking(network.device, estimate.cache):
+        return lacking
+    before, free = _allocated(network.device), devices.free_and_total(network.device)
+    began = time.perf_counter()
+    one = decoders.make(slots)
+    seconds = time.perf_counter() - began
+    made, left = _allocated(network.device), devices.free_and_total(network.device)
+    prompt = decoding.prompt_of(network, min(PROMPT, one.context // 2))
+
+    def read() -> None:
+        for slot in range(slots):
+            one.prefill(slot, prompt)
+        one.step(range(slots), range(3, 3 + slots))
+
+    peak = machine.peak_memory(network.device, read)
+    return {
+        "seconds_to_make": seconds,
+        "device_bytes": free[0] - left[0] if free and left else None,
+        "cache_bytes_per_slot": (made - before) / slots,
+        "cache_estimate_per_slot": estimate.cache / slots,
+        "weights_bytes": before,
+        "weights_estimate": estimate.weights,
+        "prefill_and_step_bytes": peak,
+        "total_bytes": made + peak,
+        "total_estimate": estimate.total,
+    }
+
+
+def _lacking(device: torch.device, needed: int) -> Figures | None:
+    """Why there is no row of what needs so many bytes; None if they are free."""
+    memory.give_back(device)  # what earlier rows held counts as free
+    free = memory.free_bytes(device)
+    if free is None or needed < free:
+        return None
+    needs, there = footprint.in_gb(needed), footprint.in_gb(free)
+    return {"left_out": f"needs {needs}, {there} are free"}
+
+
+def _allocated(device: torch.device) -> int:
+    """Bytes that tensors hold on an NVIDIA card; 0 elsewhere, where nobody counts."""
+    gc.collect()
+    devices.synchronize(device)
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

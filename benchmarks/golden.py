@@ -1,0 +1,134 @@
+"""Whether a device computes what the official implementation gave, by every way and in every type.
+
+The golden checkpoint and its outputs are those of `tests/test_golden.py`. Differences are relative:
+the norm of the difference over the norm of the official values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from benchmarks import decoding
+from benchmarks.parts import Figures, Rows, Settings
+from deepseek_ocr import kernels, model
+from deepseek_ocr.decoding import Decoder, PlainDecoder
+from deepseek_ocr.kernels import choice
+from deepseek_ocr.kernels.decoder import FastDecoder
+from tests.goldens import CASES, GOLDEN, VIEWS, Golden, embedded, golden_views, load_golden
+from tests.goldens import relative_error as error
+
+TYPES = ("float32", "bfloat16", "float16")
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03, "float16": 0.005, "int8": 0.06}
+"""Relative differences that rounding explains. float32 as in the tests, of every row; the others of
+the median over rows, as a rounding can tip the choice of an expert: about three times what a CPU
+gives (bfloat16 0.009, float16 0.0011, int8 in bfloat16 0.02)."""
+
+CONTEXT = 1024
+
+TAIL = 9
+"""Text tokens behind the page in every case; their logits and their loss are stored."""
+
+
+def check(settings: Settings, rows: Rows) -> None:
+    """The part: a row for every type, and in it for vision and for each way of decoding."""
+    golden = load_golden()
+    for dtype in TYPES:
+        _check_type(settings, rows, golden, dtype, "none")
+    _check_type(settings, rows, golden, "bfloat16", "int8")
+
+
+def _check_type(settings: Settings, rows: Rows, golden: Golden, dtype: str, quant: str) -> None:
+    name = dtype if quant == "none" else f"{quant} in {dtype}"
+    kind = dtype if quant == "none" else quant
+    plain = model.load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
+    ours = model.load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
+    kernels.prepare(ours, choice.parse("auto"))
+    if quant == "none":
+        rows.add(f"{name}, vision, plain", partial(_vision, plain, golden, TOLERANCE[dtype]))
+        rows.add(f"{name}, vision, fast", partial(_vision, ours, golden, TOLERANCE[dtype]))
+    for way, network, make in _decoders(plain, ours):
+        rows.add(f"{name}, decoding, {way}", partial(_decoding, network, make, golden, kind))
+
+
+Make = Callable[[], Decoder]
+
+
+def _decoders(
+    plain: model.Network, ours: model.Network
+) -> Iterator[tuple[str, model.Network, Make]]:
+    """Every way of decoding: its name, the network it reads pages with, what makes its decoder."""
+    yield "plain", plain, partial(PlainDecoder, plain)
+    for way, path in decoding.ways(ours):
+        yield way, ours, partial(FastDecoder, ours, 1, CONTEXT, path)
+
+
+def _vision(network: model.Network, golden: Golden, tolerance: float) -> Figures:
+    """The largest difference of the vision tokens of all stored views."""
+    found = {}
+    for name in VIEWS:
+        tokens = model.vision_tokens(network, golden_views(golden, name))
+        found[name] = error(tokens.float().cpu(), golden[f"{name}.vision_tokens"])
+    worst = max(found, key=lambda name: found[name])
+    figures: Figures = {"difference": found[worst], "of": worst, "tolerance": tolerance}
+    return figures | _verdict(found[worst], tolerance)
+
+
+def _verdict(difference: float, tolerance: float) -> Figures:
+    if difference <= tolerance:  # also false of what is no number
+        return {}
+    return {"wrong": f"differs by {difference:.2g}, {tolerance:.2g} at most was expected"}
+
+
+def _decoding(network: model.Network, make: Make, golden: Golden, kind: str) -> Figures:
+    """Logits behind prompts and steps, losses, and how many greedy ids are the official ones."""
+    decoder = make()
+    differences, losses, same, count = [], [], 0, 0
+    for case in CASES:
+        ids, embeddings = embedded(network, golden, case)
+        theirs = golden[f"{case}.logits_last16"]
+        text = ids[len(ids) - TAIL :]
+        logits = _given(decoder, embeddings[:, : len(ids) - TAIL], text)
+        differences += [error(*pair) for pair in zip(logits, theirs[-TAIL - 1 :], strict=True)]
+        loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(text))
+        losses.append(error(loss[None], golden[f"{case}.loss_labels_last9"]))
+        wanted = golden[f"{case}.greedy_norepeat0"].tolist()
+        written = _greedy(decoder, embeddings, len(wanted))
+        same += _common(written, wanted)
+        count += len(wanted)
+    differences.sort()
+    exact = kind == "float32"
+    difference = differences[-1] if exact else differences[len(differences) // 2]
+    figures = {
+        "difference": difference, "largest": differences[-1], "loss": max(losses),
+        "greedy": f"{same} of {count} ids", "tolerance": TOLERANCE[kind],
+    }  # fmt: skip
+    figures |= _verdict(max(difference, *losses), TOLERANCE[kind])
+    if exact and same < count and "wrong" not in figures:
+        figures["wrong"] = f"only {same} of {count} greedy ids are the official ones"
+    return figures
+
+
+def _given(decoder: Decoder, embeddings: torch.Tensor, text: list[int]) -> torch.Tensor:
+    """Logits `[1 + len(text), V]` behind the prompt and each token, on the CPU."""
+    logits = [decoder.prefill(0, embeddings).cpu().clone()]
+    logits += [decoder.step([0], [token])[0].cpu().clone() for token in text]
+    decoder.free(0)
+    return torch.stack(logits)
+
+
+def _greedy(decoder: Decoder, embeddings: torch.Tensor, count: int) -> list[int]:
+    ids = [int(decoder.prefill(0, embeddings).argmax())]
+    while len(ids) < count:
+        ids.append(int(decoder.step([0], ids[-1:]).argmax()))
+    decoder.free(0)
+    return ids
+
+
+def _common(written: list[int], wanted: list[int]) -> int:
+    """How many ids agree before the first that does not."""
+    pairs = enumerate(zip(written, wanted, strict=True))
+    return next((at for at, (one, other) in pairs if one != other), len(wanted))

@@ -1,0 +1,123 @@
+"""What an NVIDIA card does with this project, in one report of six minutes at most.
+
+    python -m benchmarks.gpu [--device cuda] [--json FILE] [--seconds 360]
+
+Is it right: the golden checkpoint in float32, bfloat16, float16 and int8 against the official
+outputs, and what the bundled model reads, by every choice of kernels. How fast is it: a full-size
+network of random weights (6.7 GB, written once, its time not counted) in tokens and pages a second
+against the library's plain class, and as a share of what the card was measured to do. What it
+takes: memory by preset and by pages at once.
+
+Every part runs in a process of its own, so that one that fails does not end the others; the file
+is written after each. Send the file and what was printed. Exit status: 0 all is well, 1 a part
+failed or something is wrong, 2 it could not start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import full_size, golden, machine, parts, quality
+from benchmarks.parts import Figures, Part, Rows, Settings
+from deepseek_ocr import devices
+from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.errors import OcrError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+WELL, WRONG, COULD_NOT_START = 0, 1, 2
+
+
+def about(settings: Settings, rows: Rows) -> None:
+    """The part: what the device is, and what it can do at most."""
+    device = devices.choose_device(settings.device)
+    dtype = devices.choose_dtype(settings.dtype, device)
+    rows.add("machine", lambda: machine.describe(device))
+    rows.add("packages", lambda: dict(machine.packages()))
+    rows.add("card", lambda: machine.card(device) or {"none": str(device)})
+    rows.add("bandwidth", lambda: {"gb_per_s": machine.bandwidth(device) / 1e9}, needs=2)
+
+    def peak() -> Figures:
+        return {"dtype": str(dtype), "tflop_per_s": machine.matrix_peak(device, dtype) / 1e12}
+
+    rows.add("matrix products", peak, needs=2)
+
+
+def rehearse(settings: Settings, rows: Rows) -> None:
+    """The part: what the bundled model's engine finds out at load."""
+    engine = OcrEngine.load(quality.POCKET, settings.device, settings.dtype)
+    rows.add("pocket", lambda: full_size.rehearsal(engine))
+    engine.close()
+
+
+PARTS = (
+    Part("card", about, 0.15),
+    Part("rehearsal", rehearse, 0.15),
+    Part("golden", golden.check, 0.25),
+    Part("quality", quality.check, 0.25),
+    Part("checkpoint", full_size.write_checkpoint, counted=False),
+    Part("start", full_size.start, 0.2),
+    Part("decoding", full_size.decode, 0.35),
+    Part("pages", full_size.pages, 0.35),
+    Part("stages", full_size.stages_of_a_page, 0.2),
+    Part("memory", full_size.memory_use, 0.2),
+)
+"""All parts, by value: if time runs out, it is the last that are left out."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    flags = _parser().parse_args(arguments)
+    try:
+        device = devices.choose_device(flags.device)
+        devices.choose_dtype(flags.dtype, device)
+    except OcrError as error:
+        sys.stderr.write(f"gpu: {error}\n")
+        return COULD_NOT_START
+    checkpoint = flags.checkpoint.resolve()
+    settings = Settings(
+        str(device), flags.dtype, checkpoint, flags.pages, flags.read, flags.tokens, flags.repeat
+    )
+    head = {"device": str(device), "dtype": flags.dtype, "budget_s": flags.seconds}
+    chosen = [part for part in PARTS if part.name in flags.only]
+    try:
+        report = parts.run(chosen, settings, flags.seconds, flags.json, head)
+    except OSError as error:
+        sys.stderr.write(f"gpu: the report cannot be written: {error}\n")
+        return COULD_NOT_START
+    found = parts.problems(report)
+    print("\n".join(f"!! {line}" for line in found) or "nothing is wrong")
+    return WRONG if found else WELL
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    names = [part.name for part in PARTS]
+    parser.add_argument("--device", default="cuda", help="default: cuda; auto, cuda:1, cpu")
+    parser.add_argument("--dtype", default="auto", help="of bundled and full-size model")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
+    parser.add_argument("--seconds", type=float, default=360, metavar="S", help="default: 360")
+    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER",
+                        default=ROOT / "build" / "random-checkpoint")  # fmt: skip
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="PART",
+                        help=f"some of: {', '.join(names)}")  # fmt: skip
+    parser.add_argument("--pages", type=_counts, default=(1, 8, 32, 64), metavar="N,N,…",
+                        help="in flight; default: 1,8,32,64")  # fmt: skip
+    parser.add_argument("--read", type=int, default=64, metavar="N", help="whole pages")
+    parser.add_argument("--tokens", type=int, default=200, metavar="N", help="of a whole page")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="the median counts")
+    return parser
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
