@@ -33,7 +33,8 @@ NO_TIME = "left out: no time"
 STOPPED = "stopped: no time"
 
 GRACE = 15.0
-"""Seconds beyond its own that a part has to finish the row it is at, before it is stopped."""
+"""Seconds beyond twice its own that a part has to start and to finish the row it is at, before it
+is stopped."""
 
 _LEAST = 5.0
 """Seconds that must be left for a part to begin: starting a process takes about as long."""
@@ -189,7 +190,7 @@ def run(
         limit, most = math.inf, math.inf
         if part.counted:
             limit = min(max(left - GRACE, left / 2), part.share * seconds)
-            most = min(left, limit + GRACE)
+            most = min(left, 2 * limit + GRACE)
         found = _run_alone(part, settings, limit, most)
         report["parts"][part.name] = found
         report["seconds"] += found["seconds"] if part.counted else 0
@@ -216,13 +217,13 @@ def problems(report: dict[str, Any]) -> list[str]:
 
 
 def _run_alone(part: Part, settings: Settings, limit: float, most: float) -> dict[str, Any]:
-    """What `part` found in a process of its own, which begins no row after `limit` seconds and is
-    stopped after `most`."""
+    """What `part` found in a process of its own, which begins no row `limit` seconds after its
+    imports and is stopped after `most` in all."""
     with tempfile.TemporaryDirectory(prefix="gpu-report-") as name:
         path, errors = Path(name) / "rows.json", Path(name) / "stderr"
-        began = time.time()
+        began = time.monotonic()
         process = multiprocessing.get_context("spawn").Process(
-            target=_in_child, args=(part, settings, path, errors, began + limit), daemon=True
+            target=_in_child, args=(part, settings, path, errors, limit), daemon=True
         )
         process.start()
         process.join(None if math.isinf(most) else most)
@@ -235,10 +236,10 @@ def _run_alone(part: Part, settings: Settings, limit: float, most: float) -> dic
             found |= json.loads(path.read_text())
         said = errors.read_text(errors="replace") if errors.exists() else ""
     sys.stderr.write(said)
-    found["seconds"] = time.time() - began
+    found["seconds"] = time.monotonic() - began
     if late:
         why = f"stopped after {most:.0f} s, in the row after those that are here"
-        if most < limit + GRACE:  # the budget's end, which may come in the middle of a row
+        if most < 2 * limit + GRACE:  # the budget's end, which may come in the middle of a row
             return {"status": STOPPED, **found, "notes": [*found["notes"], why]}
         found["error"] = {"type": "TimeoutError", "text": why}
     elif process.exitcode and "error" not in found:
@@ -258,12 +259,11 @@ def _ended(code: int) -> str:
         return f"The process was ended by signal {-code}."
 
 
-def _in_child(part: Part, settings: Settings, path: Path, errors: Path, end: float) -> None:
-    """Run a part until `end`, by the clock on the wall; what it and its libraries write on standard
-    error goes to a file."""
+def _in_child(part: Part, settings: Settings, path: Path, errors: Path, limit: float) -> None:
+    """Run a part; what it and its libraries write on standard error goes to a file."""
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
     faulthandler.enable()
-    rows = Rows(path, end - time.time(), partial(_recover, settings.device))
+    rows = Rows(path, limit, partial(_recover, settings.device))
     try:
         part.run(settings, rows)
     except Exception as error:  # the report has it

@@ -292,20 +292,28 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_the_whole_report(checkpoint: Path, tmp_path: Path) -> None:
-    """Within its budget, so that on a busy machine later parts may be left out."""
+@pytest.mark.timeout(600)
+def test_the_command_runs_parts_to_their_end(checkpoint: Path, tmp_path: Path) -> None:
+    """All but those that tests above run in one process; on a busy machine the last may be left
+    out."""
     output = tmp_path / "report.json"
-    done = command("--checkpoint", str(checkpoint), "--json", str(output), "--seconds", "90")
+    chosen = ["card", "checkpoint", "start", "decoding", "pages", "stages", "memory"]
+    done = command(
+        "--checkpoint", str(checkpoint), "--json", str(output), "--seconds", "200",
+        "--only", *chosen,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(output.read_text())
     assert report["complete"]
-    assert report["seconds"] < 100
-    assert list(report["parts"]) == [part.name for part in gpu.PARTS]
-    statuses = {part["status"] for part in report["parts"].values()}
-    assert statuses <= {"done", parts.NO_TIME, parts.STOPPED}
+    assert report["seconds"] < 210
+    assert list(report["parts"]) == chosen
+    statuses = [part["status"] for part in report["parts"].values()]
+    assert statuses[:3] == ["done"] * 3
+    assert set(statuses) <= {"done", parts.NO_TIME, parts.STOPPED}
     card = report["parts"]["card"]["rows"]
     assert card["machine"]["revision"]
     assert card["packages"]["torch"] == torch.__version__
+    assert report["parts"]["start"]["rows"]["load"]["seconds_to_load"] > 0
     assert "nothing is wrong" in done.stdout
 
 
