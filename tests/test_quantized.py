@@ -9,11 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deepseek_ocr import kernels
 from deepseek_ocr.decoding import PlainDecoder
 from deepseek_ocr.errors import DeviceError
 from deepseek_ocr.kernels import choice, compiling, decoder, quantized, rows
-from deepseek_ocr.kernels.decoder import FastDecoder
+from deepseek_ocr.kernels.decoder import Decoders, FastDecoder, paths_for
 from deepseek_ocr.model import Network, load_network, vision_tokens
 from tests.conftest import GOLDEN, POCKET
 from tests.goldens import Golden, golden_views, relative_error
@@ -228,8 +227,9 @@ def decoder_bytes(network: Network) -> int:
 
 def test_a_second_decoder_over_a_quantised_network() -> None:
     network = loaded(quant="int8")
+    decoders = Decoders(network, paths_for(network, choice.parse("auto")), 64)
     for slots in (4, 2):
-        made = kernels.make_decoder(network, choice.parse("auto"), slots, 64)
+        made = decoders.make(slots)
         assert made.slots == slots
         made.prefill(0, torch.randn(1, 3, 160))
         assert made.step([0], [4]).isfinite().all()
@@ -237,6 +237,6 @@ def test_a_second_decoder_over_a_quantised_network() -> None:
 
 def test_the_plain_class_decodes_8_bits_too() -> None:
     network = loaded(quant="int8")
-    made = kernels.make_decoder(network, choice.parse("plain"), 1, 64)
+    made = Decoders(network, (), 64).make(1)
     assert isinstance(made, PlainDecoder)
     assert made.prefill(0, torch.randn(1, 3, 160)).isfinite().all()
