@@ -30,8 +30,9 @@ READY = "ready"
 
 LEFT_OUT = (
     "adapters", "auxiliary", "ascend_examples", "benchmark*", "cli", "doctor",
-    "evaluate", "facts", "interactive", "journal", "metrics", "pocket", "predictions", "progress",
-    "project", "samples", "serving_*", "split", "synth", "training*", "verify",
+    "evaluate", "facts", "gpu_report", "interactive", "journal", "metrics", "nvidia", "pocket",
+    "predictions", "progress", "project", "quality", "samples", "serving_*", "split", "synth",
+    "training*", "verify",
 )  # fmt: skip
 """Names of test files about what is not in the container: command line, server, training."""
 

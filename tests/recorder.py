@@ -1,10 +1,15 @@
-"""A stand-in for what captures CUDA graphs, for where there is no card."""
+"""What a CUDA card computes otherwise, on the CPU: its ways through experts, its attention in the
+encoders, and steps "captured" by a stand-in."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from deepseek_ocr.kernels import experts, graphs, steps, vision
 from deepseek_ocr.kernels.graphs import Run
+
+CARD = torch.device("cuda")
 
 
 class Recorder:
@@ -17,3 +22,13 @@ class Recorder:
         """`run` itself."""
         run()
         return run
+
+
+def compute_as_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choose as on a card from now on; that it decodes by `decoder.GRAPHS` is the caller's part."""
+    way_for, attention = experts.way_for, vision.torch_attention
+    monkeypatch.setattr(graphs, "Recorder", Recorder)
+    monkeypatch.setattr(steps, "way_for", lambda device, rows: way_for(CARD, rows))
+    monkeypatch.setattr(
+        vision, "torch_attention", lambda device, dtype, window: attention(CARD, dtype, window)
+    )

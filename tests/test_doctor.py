@@ -92,6 +92,7 @@ def test_a_sound_installation_has_nothing_to_fix(capsys: pytest.CaptureFixture[s
     assert "!!" not in out
     for what in ("python", "packages", "torch", "device", "threads", "checkpoint", "reading"):
         assert f"  {what}: " in out
+    assert "fast paths: cpu in float32: decoding by " in out or "cpu in bfloat16: " in out
 
 
 def test_what_is_wrong_is_marked_with_what_to_do(

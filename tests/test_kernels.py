@@ -24,7 +24,7 @@ from deepseek_ocr.kernels.rows import quantize
 from deepseek_ocr.model import Network, load_network
 from tests.conftest import GOLDEN, ROOT
 from tests.goldens import CASES, Golden, embedded, relative_error
-from tests.recorder import Recorder
+from tests.recorder import Recorder, compute_as_a_card
 
 FLOAT32 = 1e-5
 BFLOAT16 = 0.02
@@ -33,12 +33,20 @@ BFLOAT16 = 0.02
 LENGTHS = (70, 5, 133, 1, 40)
 
 
-PATHS = {"native": decoder.NATIVE, "torch": decoder.TORCH, "graphs": decoder.GRAPHS}
+PATHS = {
+    "native": decoder.NATIVE,
+    "torch": decoder.TORCH,
+    "graphs": decoder.GRAPHS,
+    "card": decoder.GRAPHS,  # with a card's ways through the experts
+}
 
 
 @pytest.fixture(autouse=True)
-def recorder(monkeypatch: pytest.MonkeyPatch) -> None:
+def stand_in(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Graphs without a card, and its choices for the path "card"."""
     monkeypatch.setattr(graphs, "Recorder", Recorder)
+    if getattr(request.node, "callspec", None) and "card" in request.node.callspec.params.values():
+        compute_as_a_card(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +130,7 @@ def test_greedy_ids_of_the_goldens(
 
 @pytest.mark.parametrize("again", ["free", "prefill"])
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("path", ["torch", "graphs"])
+@pytest.mark.parametrize("path", ["torch", "card"])
 def test_a_page_that_ran_over_leaves_nothing_in_its_slot(
     networks: Callable[..., tuple[Network, Network]], path: str, kind: torch.dtype, again: str
 ) -> None:

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from deepseek_ocr.engine import OcrEngine
-from deepseek_ocr.kernels import decoder, experts, graphs, sam_attention, steps, vision
+from deepseek_ocr.kernels import decoder
 from tests.conftest import POCKET
-from tests.recorder import Recorder
+from tests.recorder import compute_as_a_card
 from tests.test_pocket import held_out_fonts, measured
 
 PATHS = {
@@ -36,25 +35,13 @@ def engine(request: pytest.FixtureRequest) -> Iterator[OcrEngine]:
     kernels, quant, dtype = PATHS[request.param]
     with pytest.MonkeyPatch.context() as monkeypatch:
         if request.param.startswith("card"):
-            play_a_card(monkeypatch)
+            compute_as_a_card(monkeypatch)
+            monkeypatch.setattr(decoder, "_paths_on", lambda *given: (decoder.GRAPHS,))
         loaded = OcrEngine.load(POCKET, "cpu", dtype, kernels=kernels, quant=quant)
         assert loaded.rehearsal is not None
         assert (loaded.rehearsal.decoder == "CUDA graphs") == request.param.startswith("card")
         yield loaded
         loaded.close()
-
-
-def play_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything that a CUDA card computes otherwise, on the CPU; graphs are called directly."""
-    card = torch.device("cuda")
-    way_for, attention_for = experts.way_for, vision.torch_attention
-    monkeypatch.setattr(graphs, "Recorder", Recorder)
-    monkeypatch.setattr(decoder, "_paths_on", lambda device, dtype, chosen: (decoder.GRAPHS,))
-    monkeypatch.setattr(steps, "way_for", lambda device, rows: way_for(card, rows))
-    monkeypatch.setattr(
-        vision, "torch_attention", lambda device, dtype, window: attention_for(card, dtype, window)
-    )
-    assert attention_for(card, torch.float16, 0) is sam_attention.fused
 
 
 @pytest.mark.parametrize(

@@ -34,20 +34,20 @@ from serving.arguments import parse
 start = parse()
 
 import pytest
-from deepseek_ocr import kernels
+from deepseek_ocr.kernels.decoder import Decoders
 from serving.main import main
 from tests.failing_device import Card, OnCard
 
 card = Card(pytest.MonkeyPatch())
 
 
-def make_decoder(network, chosen, quant, slots, context):
-    decoder = OnCard(network, slots, card)
+def make(decoders, slots):
+    decoder = OnCard(decoders._network, slots, card)
     decoder.before = lambda _: card.fail() if os.path.exists("fail") else None
     return decoder
 
 
-kernels.make_decoder = make_decoder
+Decoders.make = make
 raise SystemExit(main(start))
 """
 """The real program, on a device that fails at the next step once there is a file `fail`."""

@@ -15,6 +15,7 @@ from deepseek_ocr.kernels.sam_attention import Heads, Positions
 from deepseek_ocr.model import Network, load_network, vision_tokens
 from tests.conftest import GOLDEN, POCKET
 from tests.goldens import golden_views
+from tests.recorder import compute_as_a_card
 
 ALL = frozenset(["vision", "compiled"])
 
@@ -55,8 +56,13 @@ def test_fast_equals_plain(
     assert distance(ours, rows) < TOLERANCES[rows.dtype]
 
 
+@pytest.mark.parametrize("card", [False, True], ids=["cpu", "card"])
 @pytest.mark.parametrize("name", ["tiny", "gundam_2x1"])
-def test_fast_equals_the_official_code(golden: dict[str, torch.Tensor], name: str) -> None:
+def test_fast_equals_the_official_code(
+    golden: dict[str, torch.Tensor], name: str, card: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if card:
+        compute_as_a_card(monkeypatch)
     network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
     kernels.prepare(network, ALL)
     rows = vision_tokens(network, golden_views(golden, name))
