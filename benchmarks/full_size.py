@@ -23,7 +23,8 @@ from deepseek_ocr.engine import Failure, OcrEngine, Page
 from deepseek_ocr.footprint import Footprint, Load
 from deepseek_ocr.images import Views
 from deepseek_ocr.kernels import choice
-from deepseek_ocr.kernels.decoder import GRAPHS, Decoders, FastDecoder
+from deepseek_ocr.kernels.decoder import GRAPHS, FastDecoder
+from deepseek_ocr.kernels.decoders import Decoders
 from deepseek_ocr.kernels.rehearsal import TOLERANCES
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepseek_ocr import devices, images, kernels, model
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.decoding import Decoder
-from deepseek_ocr.kernels.decoder import Decoders
+from deepseek_ocr.kernels.decoders import Decoders
 from deepseek_ocr.kernels.quantized import Int8Experts, Int8Linear, quantize_decoder
 from deepseek_ocr.kernels.rehearsal import Selection
 from deepseek_ocr.kernels.rows import Rows

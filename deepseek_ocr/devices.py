@@ -205,7 +205,8 @@ def prompt_attention(device: torch.device, dtype: torch.dtype) -> tuple[str, ...
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all it was given, so that timings by stage are true."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        # Not the whole device: that would void a capture under way in another thread.
+        torch.cuda.current_stream(device).synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
     elif device.type == "npu":
@@ -279,7 +280,7 @@ def free_and_total(device: torch.device) -> tuple[int, int] | None:
     return None
 
 
-# --- what a person is told -----------------------------------------------------------------------
+# --- what people read ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from deepseek_ocr.errors import DeviceError, SettingsError
 from deepseek_ocr.handles import Handle, OnEvent, failed, wait_for
 from deepseek_ocr.images import ImageLimits, Resize, Source, Views, by_pillow
 from deepseek_ocr.kernels import choice, resizing
-from deepseek_ocr.kernels.decoder import Decoders
+from deepseek_ocr.kernels.decoders import Decoders
 from deepseek_ocr.kernels.rehearsal import Outcome, outcome_of
 from deepseek_ocr.pages import (
     Counts,
@@ -203,7 +203,7 @@ class OcrEngine:
         thread that computes calls it, so it must not block. Pages begin in the order in which
         they are prepared, which is about the one in which they came.
 
-        Raises `CancelledError` where the engine is closed, `DeviceError` where its device failed.
+        Raises `CancelledError` if the engine is closed, `DeviceError` if its device failed.
         """
         job = self._scheduler.submit(page, on_event)
         return Handle(job, partial(self._scheduler.cancel, job), self)
@@ -232,7 +232,7 @@ class OcrEngine:
         The texts of the deltas join to `Reading.text`. Closing the iterator cancels. `prompt`
         holds `<image>` where the page goes; in front if it does not say.
 
-        Raises `ImageError`, `PromptError`, `GenerationError`, and `DeviceError` where the device
+        Raises `ImageError`, `PromptError`, `GenerationError`, and `DeviceError` if the device
         fails.
         """
         handle = self.submit(Page(image, prompt, crop, decode))
@@ -281,7 +281,7 @@ class OcrEngine:
             raise broken
 
     def _submit_or_fail(self, page: Page, on_event: OnEvent) -> Handle:
-        """As `submit`; where the device failed, the page has ended with that."""
+        """As `submit`; if the device failed, the page has ended with that."""
         try:
             return self.submit(page, on_event)
         except DeviceError as error:

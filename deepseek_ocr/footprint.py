@@ -37,7 +37,8 @@ class Estimate:
     """Bytes by what they are for.
 
     - `cache`: of all slots; `vision`: of the largest batch of views
-    - `widened`: 16 bits (or 32) of the largest matrix that is held in 8, while it is multiplied
+    - `widened`: matrices held in 8 bits, in 16 (or 32) while they are multiplied: the largest of a
+      layer and that of the output head. CUDA graphs keep the room for both
     - `loading`: beside the weights while they are read, a block of rows that is quantised; tensors
       that are not quantised go straight to their place
     - `context`: what the device's libraries take for themselves
@@ -54,7 +55,7 @@ class Estimate:
     def total(self) -> int:
         """The most that is taken at once: loading, or reading pages. An adapter that is merged on
         the device (no quant) takes more for a moment."""
-        running = self.cache + max(self.vision, self.widened)
+        running = self.cache + self.vision + self.widened
         return self.weights + max(running, self.loading) + self.context
 
 
@@ -106,7 +107,7 @@ class Footprint:
     def __init__(self, config: Any) -> None:
         self._config = config
         self.vision = self.matrices = self.rest = 0
-        self._scales = self._largest = self._quantising = 0
+        self._scales = self._quantising = head = largest = 0
         network = model.empty_network(config)
         in_8_bits = tuple(f"{name}." for name in quantized.matrices(network))
         for name, parameter in network.named_parameters():
@@ -114,12 +115,16 @@ class Footprint:
             if name.startswith(in_8_bits):
                 self.matrices += count
                 self._scales += count // parameter.shape[-1]
-                self._largest = max(self._largest, count)
+                if name.startswith("lm_head."):
+                    head = count
+                else:
+                    largest = max(largest, count)
                 self._quantising = max(self._quantising, rows.working_bytes(parameter.shape))
             elif name.startswith("model.language_model."):
                 self.rest += count
             else:
                 self.vision += count
+        self._widened = largest + head
 
     def estimate(self, crop: CropSettings, load: Load = Load()) -> Estimate:
         """Most memory that loading, or reading pages cut by `crop`, takes."""
@@ -133,7 +138,7 @@ class Footprint:
             cache = load.slots * self.cache_per_page(size)
             if load.quant == "int8":
                 weights += self.matrices + self._scales * torch.float32.itemsize
-                widened, loading = self._largest * size, self._quantising
+                widened, loading = self._widened * size, self._quantising
             else:
                 weights += self.matrices * size
         return Estimate(weights, vision, cache, widened, loading, load.context)
@@ -242,7 +247,7 @@ def refused_at_load(
     """What to raise if memory ran out while the network of `config` was put on `device`: what it
     takes there, and what would fit.
 
-    `free` is how many bytes there were before; None if nobody can say. What fits also reads pages
+    `free` is how many bytes there were before; None if unknown. What fits also reads pages
     of the default crop setting.
     """
     if device.type != "cpu" and memory.is_of_the_system(error):

@@ -54,7 +54,7 @@ def choose_slots(network: Network) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that are free on `device`; None where nobody can say."""
+    """Bytes that are free on `device`; None if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "npu":

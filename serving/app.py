@@ -95,7 +95,7 @@ async def _load(state: State, on_failure: Callable[[], None]) -> None:
 
 
 async def _watch(state: State, on_failure: Callable[[], None]) -> None:
-    """Wait until an engine reads no more pages although nobody stopped it."""
+    """Wait until an engine reads no more pages although it was not closed."""
     while state.ready:
         await asyncio.sleep(_LOOK_S)
     if isinstance(state.problem, EngineFailedError):

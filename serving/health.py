@@ -16,8 +16,7 @@ router = APIRouter()
 @router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> dict[str, str]:
-    """Answers as long as the server runs: 200, also while it ends after an engine failed, which
-    needs nobody to kill it."""
+    """Answers 200 as long as the server runs, also while it ends after an engine failed."""
     return {"status": "ok"}
 
 

@@ -19,7 +19,7 @@ ILLEGAL = (
     "below might be incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
 )
 
-TOLD = (
+FAILED = (
     "Device 'cpu' failed (CUDA error: an illegal memory access was encountered); restart the "
     "program."
 )

@@ -31,7 +31,7 @@ from deepseek_ocr.sources import find
 from deepseek_ocr.store import Store, read_manifests
 from tests import papers
 from tests.conftest import ROOT
-from tests.failing_device import ILLEGAL, TOLD, Card, OnCard, error
+from tests.failing_device import FAILED, ILLEGAL, Card, OnCard, error
 from tests.scripted import ScriptedEngine
 from tests.tiny_engine import SMALL, Held, engine_with, ids_alone, ids_of, page
 
@@ -70,7 +70,7 @@ def test_every_page_ends_with_the_same_error_and_nothing_is_tried_again(
     for handle in handles:
         with pytest.raises(DeviceError) as caught:
             handle.result(60)
-        assert str(caught.value) == TOLD
+        assert str(caught.value) == FAILED
     assert not engine.is_running
     for thread in workers() - before:
         thread.join(60)
@@ -78,7 +78,7 @@ def test_every_page_ends_with_the_same_error_and_nothing_is_tried_again(
     assert [len(slots) for slots in decoder.steps].count(3) == 1
     assert decoder.prefills == [0, 1, 2]
     assert engine.status() == EngineStatus(3, 0, 0)
-    assert [record.getMessage() for record in caplog.records] == [TOLD]
+    assert [record.getMessage() for record in caplog.records] == [FAILED]
     for _ in range(2):
         with pytest.raises(DeviceError, match="restart the program"):
             engine.submit(page(1))
@@ -209,7 +209,7 @@ def test_many_pages_all_come_out(tiny: Network, card: Card) -> None:
     assert taken == list(range(20))
     assert len(outcomes) == 20
     failed = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-    assert {str(failure) for failure in failed} == {TOLD}
+    assert {str(failure) for failure in failed} == {FAILED}
     assert 0 < len(failed) < 20
     for number, outcome in enumerate(outcomes):
         if isinstance(outcome, Reading):
@@ -236,8 +236,8 @@ def test_the_program_ends_by_itself() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0
-    assert done.stdout.splitlines() == [TOLD] * 9
-    assert done.stderr.splitlines() == [TOLD]
+    assert done.stdout.splitlines() == [FAILED] * 9
+    assert done.stderr.splitlines() == [FAILED]
 
 
 # --- documents ------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class Mortal(ScriptedEngine):
         for asked in pages:
             self.is_running = self.is_running and self._most > 0
             self._most -= 1
-            yield self._read(asked) if self.is_running else Failure(DeviceError(TOLD))
+            yield self._read(asked) if self.is_running else Failure(DeviceError(FAILED))
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_a_run_loses_no_page(tmp_path: Path, engines: list[ScriptedEngine], fail
         tally = read_documents(inputs, engines, plan, store, renderer)
     assert (tally.read, tally.failed) == (30 - failed, failed)
     told = [line for line in read_manifests(tmp_path / "out") if line["outcome"] == "failed"]
-    assert [line["reason"] for line in told] == [TOLD] * failed
+    assert [line["reason"] for line in told] == [FAILED] * failed
 
 
 def test_predictions_in_flight_fail_with_the_reason(
@@ -309,8 +309,8 @@ def test_predictions_in_flight_fail_with_the_reason(
         for records in asyncio.run(predictions()):
             with pytest.raises(OcrError) as caught:
                 metrics(records)
-            assert str(caught.value) == TOLD
-            assert {record.error for record in records} == {TOLD}
+            assert str(caught.value) == FAILED
+            assert {record.error for record in records} == {FAILED}
         assert not predictor.healthcheck()
         (record,) = reader.stream(document, [1], "Free OCR.", attempt)
-        assert record.error == TOLD  # type: ignore[union-attr]
+        assert record.error == FAILED  # type: ignore[union-attr]

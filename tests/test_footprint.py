@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_told_with_what_does(full: Footprint) -> None:
     assert "--vision-device cpu" in eight
     six = told(6)
     assert six
-    assert "What fits: --quant int8 --vision-device cpu (4.5 GB)." in six
+    assert "What fits: --quant int8 --vision-device cpu (4.8 GB)." in six
     assert "--device cpu" in str(told(2))
     many = told(16, slots=30)
     assert many
@@ -229,8 +229,8 @@ def test_running_out_at_load_says_what_is_taken_and_what_would_fit(tmp_path: Pat
     assert str(told) == (
         "Device 'cuda:1' ran out of memory while the model was loaded (CUDA out of memory. Tried "
         "to allocate 1 GiB). Its weights take 6.7 GB there, reading pages up to 9.2 GB in all; "
-        "8.0 GB were free before. What should fit: quant int8 (6.5 GB), vision_device cpu (7.0 "
-        "GB), quant int8 with vision_device cpu (4.5 GB)."
+        "8.0 GB were free before. What should fit: quant int8 (7.1 GB), vision_device cpu (7.0 "
+        "GB), quant int8 with vision_device cpu (4.8 GB)."
     )
     small = str(refused_at_load(error, config, cuda, Load(quant="int8"), 2 * GB))
     assert small.endswith("2.0 GB were free before. Free memory or use another device.")

@@ -18,7 +18,8 @@ from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.errors import PromptError
 from deepseek_ocr.kernels import choice, compiling, decoder, experts, graphs, steps, weights
 from deepseek_ocr.kernels.cache import BLOCK
-from deepseek_ocr.kernels.decoder import Decoders, FastDecoder, Path
+from deepseek_ocr.kernels.decoder import FastDecoder, Path
+from deepseek_ocr.kernels.decoders import Decoders
 from deepseek_ocr.kernels.quantized import quantize_decoder
 from deepseek_ocr.kernels.rows import quantize
 from deepseek_ocr.model import Network, load_network
@@ -150,6 +151,23 @@ def test_a_page_that_ran_over_leaves_nothing_in_its_slot(
         one.prefill(1, good)
     found, _ = differences(plain, ours, [1], 3)
     assert max(found) < (FLOAT32 if kind == torch.float32 else 5e-3)
+
+
+@pytest.mark.parametrize("path", ["torch", "card"])
+def test_what_was_written_behind_the_end_of_an_idle_page_is_cleared_too(path: str) -> None:
+    plain_network, network = (load_network(GOLDEN / "checkpoint", "cpu", "float32") for _ in "12")
+    for one in (plain_network, network):
+        one.get_input_embeddings().weight.data[7] = torch.inf
+    plain, ours = PlainDecoder(plain_network, 5), fast(network, path)
+    for slot in (1, 2):
+        ours.prefill(slot, prompt(network, 10))
+    ours.step([1], [7])
+    ours.step([2], [9])  # slot 1 is computed along, with its last token
+    ours.free(1)
+    for one in (plain, ours):
+        one.prefill(1, prompt(network, 5))
+    found, _ = differences(plain, ours, [1], 3)
+    assert max(found) < FLOAT32
 
 
 @pytest.mark.parametrize("path", PATHS)

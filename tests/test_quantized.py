@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from deepseek_ocr.decoding import PlainDecoder
 from deepseek_ocr.errors import DeviceError
 from deepseek_ocr.kernels import choice, compiling, decoder, quantized, rows
-from deepseek_ocr.kernels.decoder import Decoders, FastDecoder, paths_for
+from deepseek_ocr.kernels.decoder import FastDecoder, paths_for
+from deepseek_ocr.kernels.decoders import Decoders
 from deepseek_ocr.model import Network, load_network, vision_tokens
 from tests.conftest import GOLDEN, POCKET
 from tests.goldens import Golden, golden_views, relative_error

@@ -1,4 +1,5 @@
-"""The rehearsal at load: a path that raises or is wrong gives way, want of memory does not count.
+"""The rehearsal at load: a path that raises or is wrong gives way; running out of memory is no
+verdict.
 
 The CPU plays the card: candidates are given by hand, and CUDA's part of a capture is a stand-in.
 """
@@ -8,19 +9,23 @@ from __future__ import annotations
 import logging
 import types
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.unlimited_ocr import modeling_unlimited_ocr as modeling
 
 from deepseek_ocr import devices, model
 from deepseek_ocr.decoding import PlainDecoder
 from deepseek_ocr.engine import OcrEngine
 from deepseek_ocr.errors import DeviceError
+from deepseek_ocr.images import Views
 from deepseek_ocr.kernels import choice, decoder, graphs, rehearsal, sam_attention, steps, vision
-from deepseek_ocr.kernels.decoder import GRAPHS, TORCH, Decoders, FastDecoder
+from deepseek_ocr.kernels.decoder import GRAPHS, TORCH, FastDecoder
+from deepseek_ocr.kernels.decoders import Decoders
 from deepseek_ocr.model import Network, load_network
 from tests.conftest import GOLDEN, POCKET
 from tests.recorder import Recorder
@@ -57,6 +62,7 @@ BOTH = [GRAPHS.name, TORCH.name]
 def test_what_is_right_is_taken(network: Network, caplog: pytest.LogCaptureFixture) -> None:
     attention, paths, far = rehearsal.select_decoder(network, ("sdpa",), (GRAPHS, TORCH))
     assert (attention, paths) == ("sdpa", (GRAPHS, TORCH))
+    assert far is not None
     assert 0 < far <= rehearsal.TOLERANCES[network.dtype] / 2
     assert not caplog.records
 
@@ -114,7 +120,7 @@ def test_an_attention_wrong_behind_one_row_leaves_the_class(
 
 
 @pytest.mark.usefixtures("recorder")
-@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 9])
 def test_experts_wrong_for_one_number_of_rows_are_found(
     single: Network, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +218,7 @@ def test_without_any_right_attention_the_simplest_is_left(
 
 
 def select_vision(network: Network, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(rehearsal, "VIEWS", ((640, 0), (512, 0)))
     monkeypatch.setattr(vision, "torch_attention", lambda *given: sam_attention.fused)
     return rehearsal.select_vision(network, frozenset(["vision"]))[0]
 
@@ -243,10 +250,26 @@ def test_a_folded_attention_that_is_wrong_is_taken_out_again(
     assert torch.equal(model.vision_tokens(single, views), model.vision_tokens(plain, views))
 
 
+def test_views_become_smaller_if_the_plain_class_has_no_memory_for_them(
+    single: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, sides = model.vision_tokens, []
+
+    def encode(network: Network, views: Views) -> torch.Tensor:
+        sides.append((views.global_view.shape[-1], len(views.tiles)))
+        if sides[-1][0] > 512:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 768.00 MiB.")
+        return plain(network, views)
+
+    monkeypatch.setattr(model, "vision_tokens", encode)
+    assert rehearsal.select_vision(single, frozenset(["vision"]))[0] == "folded"
+    assert sides == [(1024, 2), (640, 0), (512, 0), (512, 0)]
+
+
 # --- what is no verdict --------------------------------------------------------------------------
 
 
-def test_want_of_memory_is_no_verdict(
+def test_running_out_of_memory_is_no_verdict(
     single: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Full(Recorder):
@@ -289,6 +312,27 @@ def test_a_device_that_cannot_run_the_class_is_an_error(
         selected(single)
 
 
+def test_a_device_that_lacks_the_simplest_attention_is_held_against_the_class_s_own(
+    single: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lacks(*given: object, **options: object) -> torch.Tensor:
+        raise NotImplementedError("aten::softmax is not implemented for this device")
+
+    monkeypatch.setattr(modeling, "eager_attention_forward", lacks)
+    attention, paths, far = rehearsal.select_decoder(single, ("sdpa",), (TORCH,))
+    assert (attention, paths) == ("sdpa", (TORCH,))
+    assert far is not None
+    assert not caplog.records
+
+
+def test_nothing_is_given_up_if_the_class_itself_overflows(
+    single: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    single.lm_head.weight.data[0] = torch.inf
+    assert rehearsal.select_decoder(single, ("sdpa",), (TORCH,)) == ("sdpa", (TORCH,), None)
+    assert "fast paths cannot be compared" in caplog.text
+
+
 # --- at load -------------------------------------------------------------------------------------
 
 
@@ -313,6 +357,86 @@ def test_a_capture_that_fails_later_leaves_torch_s_operations_for_good(
     decoders.make(2)
     assert len(made) == 1
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, 100.0, 1.2], ids=["nan", "once", "a shape"])
+def test_graphs_of_shapes_that_the_rehearsal_does_not_have_are_checked(
+    single: Network, wrong: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One row of one graph is not finite, or far off; or all rows are a little off."""
+    right = steps.TorchSteps.run
+
+    def run(self: steps.TorchSteps, rows: int, span: int) -> torch.Tensor:
+        logits = right(self, rows, span)
+        if (rows, span) == (4, 1024):
+            logits[0 if wrong == 1.2 else 3 :] *= wrong
+        return logits
+
+    monkeypatch.setattr(graphs, "Recorder", Recorder)
+    monkeypatch.setattr(steps.TorchSteps, "run", run)
+    decoders = Decoders(single, (GRAPHS, TORCH), 2048)
+    decoders.make(8)
+    assert decoders.path is TORCH
+    assert "the graph of 4 rows and 1024 tokens differs by" in caplog.text
+
+
+@pytest.mark.usefixtures("recorder")
+def test_the_checked_graphs_leave_room_for_pages(single: Network) -> None:
+    decoders = Decoders(single, (GRAPHS,), 1024)
+    made = decoders.make(3)
+    assert decoders.path is GRAPHS
+    plain = PlainDecoder(single, 3)
+    prompt = torch.randn(1, 9, single.config.text_config.hidden_size)
+    for one in (plain, made):
+        one.prefill(1, prompt)
+    torch.testing.assert_close(made.step([1], [5]), plain.step([1], [5]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_device_that_fails_while_a_decoder_is_made_is_an_error(
+    single: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fatal(Recorder):
+        def capture(self, run: graphs.Run) -> graphs.Run:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    failure = DeviceError("Device 'cuda' failed (an illegal memory access); restart the program.")
+    monkeypatch.setattr(graphs, "Recorder", Fatal)
+    monkeypatch.setattr(devices, "failure", lambda device: failure)
+    with pytest.raises(DeviceError, match="restart the program"):
+        Decoders(single, (GRAPHS, TORCH), 64).make(2)
+
+
+def test_decoders_are_made_with_their_card_current(
+    single: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current: list[torch.device] = []
+
+    @contextmanager
+    def entered(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    class Asking(Recorder):
+        def capture(self, run: graphs.Run) -> graphs.Run:
+            assert current == [single.device]
+            return super().capture(run)
+
+    monkeypatch.setattr(graphs, "Recorder", Asking)
+    monkeypatch.setattr(devices, "current", entered)
+    decoders = Decoders(single, (GRAPHS,), 64)
+    decoders.make(1)
+    assert decoders.path is GRAPHS
+
+
+def test_one_row_far_off_is_found_among_many_that_are_right() -> None:
+    right = [rehearsal.Row(slot, 4, torch.tensor([1.0, 2.0])) for slot in range(4)] * 3
+    assert rehearsal.difference(right, right)[0] == 0
+    for wrong in (torch.tensor([9.0, 2.0]), torch.tensor([torch.nan, 2.0])):
+        rows = [*right[:-1], rehearsal.Row(3, 4, wrong)]
+        far, where = rehearsal.difference(rows, right)
+        assert rehearsal.disagreement(far, torch.bfloat16)
+        assert where.startswith("once in ")
 
 
 def test_the_outcome_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

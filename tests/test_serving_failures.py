@@ -17,7 +17,7 @@ from serving.app import create_app
 from serving.auth import Keys
 from serving.state import AHEAD, State
 from tests.conftest import POCKET, ROOT
-from tests.failing_device import TOLD
+from tests.failing_device import FAILED
 from tests.serving_world import FOREVER, FRUIT, Server, chat, endless_model, serving
 
 CHAT = "/v1/chat/completions"
@@ -34,7 +34,7 @@ from serving.arguments import parse
 start = parse()
 
 import pytest
-from deepseek_ocr.kernels.decoder import Decoders
+from deepseek_ocr.kernels.decoders import Decoders
 from serving.main import main
 from tests.failing_device import Card, OnCard
 
@@ -85,13 +85,13 @@ def test_everybody_is_told_and_the_server_ends_by_itself(program: Path, tmp_path
         streamed, others = asyncio.run(ask_until_it_fails(server, program / "fail"))
         assert server.ended() == 1
     *_, error, end = streamed
-    assert json.loads(error.removeprefix("data: "))["error"]["message"] == TOLD
+    assert json.loads(error.removeprefix("data: "))["error"]["message"] == FAILED
     assert end == "data: [DONE]"
     in_flight = [answer for answer in others if answer.status_code == 500]
     assert len(in_flight) == AHEAD
     for answer in in_flight:
         assert answer.json()["error"] == {
-            "message": TOLD, "type": "server_error", "param": None, "code": "engine_error",
+            "message": FAILED, "type": "server_error", "param": None, "code": "engine_error",
         }  # fmt: skip
     waiting = [answer for answer in others if answer.status_code == 503]
     assert len(waiting) == 2
@@ -99,7 +99,7 @@ def test_everybody_is_told_and_the_server_ends_by_itself(program: Path, tmp_path
         assert answer.json()["error"]["code"] == "engine_failed"
         assert "retry-after" in answer.headers
     events = [line["event"] for line in server.lines]
-    assert events.count(TOLD) == 1
+    assert events.count(FAILED) == 1
     assert events.count("an engine failed; the server ends") == 1
 
 
@@ -121,7 +121,7 @@ def test_documents_go_on_after_the_restart(program: Path, tmp_path: Path) -> Non
     assert 1 <= failed <= 2
     assert status["pages"]["read"] == 4 - failed
     reasons = [page["error"] for page in status["result"]["pages"] if "text" not in page]
-    assert reasons == [TOLD] * failed
+    assert reasons == [FAILED] * failed
 
 
 def until_done(server: Server, job: str) -> dict[str, Any]:

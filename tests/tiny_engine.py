@@ -15,7 +15,8 @@ from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.engine import OcrEngine, Page, Reading
 from deepseek_ocr.images import make_views, open_image
 from deepseek_ocr.kernels import choice
-from deepseek_ocr.kernels.decoder import Decoders, paths_for
+from deepseek_ocr.kernels.decoder import paths_for
+from deepseek_ocr.kernels.decoders import Decoders
 from deepseek_ocr.model import Network, embed, vision_tokens
 from deepseek_ocr.prompts import Codec, encode, with_image
 from deepseek_ocr.settings import CropSettings, DecodeSettings

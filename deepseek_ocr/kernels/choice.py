@@ -33,7 +33,7 @@ def parse(text: str) -> frozenset[str]:
     """Names of the fast paths to use: "auto" is all, "plain" none, "auto,-compiled" all but one,
     "vision,decoder" just these; "auto,unfold" forces what is otherwise done by need.
 
-    Raises `SettingsError` for a name nobody knows.
+    Raises `SettingsError` for an unknown name.
     """
     chosen: set[str] = set()
     for word in text.replace(" ", "").lower().split(","):

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from deepseek_ocr import devices, memory
-from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.errors import PromptError
 from deepseek_ocr.kernels import experts, graphs, native, steps, weights
 from deepseek_ocr.kernels.cache import SlotCache
@@ -43,7 +41,7 @@ class FastDecoder:
             len(read.layers), slots, read.heads, read.cosines.shape[1], context, read.embedding,
             zeroed=path.zeroed, whole=path.whole,
         )  # fmt: skip
-        self._steps = path.make_steps(read, self._cache)
+        self.steps = path.make_steps(read, self._cache)
 
     @property
     def room(self) -> int:
@@ -74,7 +72,7 @@ class FastDecoder:
         if max(lengths[slot] for slot in slots) >= self.context:
             raise PromptError(f"A page has filled the decoder's context of {self.context} tokens.")
         self._cache.reserve(min(max(lengths) + 1, self.context))
-        logits = self._steps(slots, ids)
+        logits = self.steps(slots, ids)
         for slot in slots:
             lengths[slot] += 1
         return logits
@@ -115,37 +113,3 @@ def _paths_on(device: torch.device, dtype: torch.dtype, chosen: frozenset[str]) 
     features = torch.backends.cpu.get_cpu_capability()
     wanted = "compiled" in chosen and COMPILED.get(features, False)
     return (NATIVE,) if wanted and native.can_run(device, dtype) else (TORCH,)
-
-
-class Decoders:
-    """Makes decoders of one network, by the first of `paths` that can be had, else by its class."""
-
-    def __init__(self, network: Network, paths: Sequence[Path], context: int) -> None:
-        """`context` is how many tokens a slot holds."""
-        self._network, self._context = network, context
-        self._paths = list(paths)
-
-    @property
-    def path(self) -> Path | None:
-        """How they decode; None: by the class."""
-        return self._paths[0] if self._paths else None
-
-    def make(self, slots: int) -> Decoder:
-        """A decoder with `slots` slots; again, with fewer, if memory ran out and the one before is
-        gone. A path that fails is given up for good, and the log says why.
-
-        Raises what a device without memory raises.
-        """
-        while self._paths:
-            try:
-                with devices.current(self._network.device):
-                    return FastDecoder(self._network, slots, self._context, self._paths[0])
-            except Exception as error:
-                if memory.is_out_of_memory(error):
-                    raise
-                failed = self._paths.pop(0)
-                _LOG.warning(
-                    "%s: going on without %s, more slowly: %s: %s", self._network.device,
-                    failed.name, type(error).__name__, str(error).partition("\n")[0],
-                )  # fmt: skip
-        return PlainDecoder(self._network, slots)

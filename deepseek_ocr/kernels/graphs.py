@@ -7,6 +7,7 @@ of the pool.
 
 from __future__ import annotations
 
+import gc
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,8 +28,9 @@ _CAPTURING = threading.Lock()
 _WAITS = "called a synchronizing CUDA operation"
 """How torch's warning about an operation that makes the host wait begins."""
 
-_FIXED = "2.12"
-"""The first torch whose allocator knows that a failed capture has ended (pytorch#180395)."""
+_KEEPS_POOLS = "2.14"
+"""Versions of torch before this one never give the pool of a failed capture back
+(pytorch#190308); 2.13 was the last to be looked at."""
 
 
 @contextmanager
@@ -65,6 +67,7 @@ class Recorder:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
+        self._scratch = torch.zeros(1, device=device)
 
     def capture(self, run: Run) -> Run:
         """`run`, which works in buffers that stay where they are, as one graph.
@@ -94,25 +97,35 @@ class Recorder:
         torch.cuda.empty_cache()  # so that the pool finds room
 
     def _record(self, graph: torch.cuda.CUDAGraph, run: Run) -> None:
-        # Thread-local: other threads may allocate memory or load a model meanwhile.
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
+            # Thread-local: other threads may allocate memory or load a model meanwhile.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             run()
-        except BaseException:
-            with suppress(RuntimeError):  # the capture is void; the first error says why
-                self._end(graph)
+        except BaseException:  # it says why; that a void capture raises when it ends does not
+            with suppress(RuntimeError):
+                graph.capture_end()
+            self._clean_up()
             raise
-        self._end(graph)
-
-    def _end(self, graph: torch.cuda.CUDAGraph) -> None:
         try:
             graph.capture_end()
-        except RuntimeError:
-            if torch.__version__ < _FIXED:
-                with suppress(RuntimeError):  # it had left the pool already
-                    torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
-                    torch._C._cuda_releasePool(torch.cuda.current_device(), self._pool)
+        except BaseException:
+            self._clean_up()
             raise
+
+    def _clean_up(self) -> None:
+        """Undo what a failed capture leaves behind, as far as this torch has not done it."""
+        index = torch.cuda.current_device()
+        with suppress(RuntimeError):  # from 2.12 or 2.13 on it has ended (pytorch#180395)
+            torch._C._cuda_endAllocateToPool(index, self._pool)
+        if torch.__version__ < _KEEPS_POOLS:
+            with suppress(RuntimeError):
+                torch._C._cuda_releasePool(index, self._pool)
+        # Random numbers count as being captured until a capture ends well (pytorch#172390).
+        with suppress(RuntimeError):
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(capture_error_mode="thread_local")
+            self._scratch.zero_()
+            graph.capture_end()
 
 
 class GraphSteps(TorchSteps):
@@ -124,12 +137,16 @@ class GraphSteps(TorchSteps):
         slots, recorder = len(cache.lengths), Recorder(weights.device)
         self._rows, self._spans = _powers(1, slots), _powers(SPAN, cache.capacity)
         self._logits = torch.empty(slots, weights.head.values.shape[0], device=weights.device)
-        with torch.inference_mode():
+        with _without_collections():
             self._replays = {
                 (rows, span): recorder.capture(partial(self._compute, rows, span))
                 for rows in reversed(self._rows)  # the largest first, so that the pool grows once
                 for span in reversed(self._spans)
             }
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """Numbers of rows and spans that were captured."""
+        return list(self._replays)
 
     def rows(self, needed: int) -> int:
         """See `TorchSteps.rows`."""
@@ -144,8 +161,31 @@ class GraphSteps(TorchSteps):
         self._replays[rows, span]()
         return self._logits[:rows]
 
+    @torch.inference_mode()
+    def first_tokens(self, ids: torch.Tensor, span: int) -> torch.Tensor:
+        """Logits `[rows, V]` if `ids [rows]` are the first tokens of as many pages, by the graph of
+        that shape; no slot may hold a page."""
+        self._given[0, : len(ids)] = ids
+        self._given[1] = 0
+        return self.run(len(ids), span)
+
+    @torch.inference_mode()
     def _compute(self, rows: int, span: int) -> None:
         self._logits[:rows] = super().run(rows, span)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Collects garbage before and not meanwhile: a graph that is destroyed during a capture voids
+    it."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _powers(first: int, last: int) -> list[int]:

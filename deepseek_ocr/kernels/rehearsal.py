@@ -2,7 +2,7 @@
 
 The tests hold every path against the class on a CPU; what a card, its driver and this version of
 torch make of it shows only there. A path that raises or disagrees gives way to the next one, and
-the log says so in a line. Want of memory is no verdict: it is raised.
+the log says so in a line. Running out of memory is raised, not judged.
 """
 
 from __future__ import annotations
@@ -35,17 +35,40 @@ steps of a slot, and of a number of rows, since a rounding can tip the choice of
 GROSS = 0.5
 """Relative difference that no single row may have: a tipped expert changes less."""
 
-LENGTHS = (19, 3, 40, 1, 7)
-"""Tokens of the prompts in the slots."""
+LENGTHS = (19, 3, 600, 1, 7, 40, 2, 30, 5)
+"""Tokens of the prompts in the slots; one is beyond the first span of a graph."""
 
 SHORTER = 5
 """Tokens of the prompt that takes the place of the longest one."""
 
-CONTEXT = 64
+CONTEXT = 640
 """Tokens that a slot holds."""
 
-VIEW = 640
-"""Side of the view that goes through the encoders, px: that of a tile."""
+EVERY = tuple(range(len(LENGTHS)))
+SOME, FOUR, TWO, ONE = tuple(range(4, 8)), (0, 1, 2, 3), (0, 1), (0,)
+STEPS = (
+    EVERY,
+    EVERY,
+    ONE,
+    TWO,
+    SOME,
+    FOUR,
+    ONE,
+    (1, 3),
+    TWO,
+    ONE,
+    SOME,
+    (1, 0),
+    ONE,
+    FOUR,
+    ONE,
+    EVERY,
+)
+"""Slots of each step; the others are idle."""
+
+VIEWS = ((1024, 640), (640, 0), (512, 0))
+"""Sides of the global view and of two tiles (0: none) that go through the encoders, px; the next
+ones if there is no memory for the plain class."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +129,8 @@ def outcome_of(network: Network, selection: Selection, path: Path | None, slots:
 
 @dataclass(frozen=True)
 class Row:
-    """What was computed for `slot` together with other rows, `rows` in all: `values [V]`
-    (float32, on the CPU)."""
+    """What was computed for `slot`, with the slots before it and others, `rows` in all (0: a
+    prompt): `values [V]` (float32, on the CPU)."""
 
     slot: int
     rows: int
@@ -136,7 +159,7 @@ def select(network: Network, chosen: frozenset[str]) -> Selection:
     attentions = attentions if "flash" in chosen else attentions[-1:]
     attention, paths, farther = select_decoder(network, attentions, paths)
     memory.give_back(network.device)
-    return Selection(encoders, attention, paths, max(far or 0.0, farther))
+    return Selection(encoders, attention, paths, _larger(far, farther))
 
 
 # --- encoders ------------------------------------------------------------------------------------
@@ -156,15 +179,14 @@ def select_vision(network: Network, chosen: frozenset[str]) -> tuple[str, float 
     """Which attention the encoders have afterwards, "folded" or "plain", and its difference from
     the class. Raises what `select` raises."""
     weight = network.model.vision_tower.sam_encoder.patch_embed.projection.weight
-    views = views_of(VIEW)
 
-    def encode() -> list[Row]:
+    def encode(views: Views) -> list[Row]:
         return [Row(0, 1, model.vision_tokens(network, views).flatten().float().cpu())]
 
     with devices.current(weight.device):
-        expected = _by_class(weight.device, encode)
+        views, expected = _largest(weight.device, encode)
         vision.prepare(network, chosen)
-        candidate = Candidate("the folded attention of the encoders", encode)
+        candidate = Candidate("the folded attention of the encoders", partial(encode, views))
         at, far = first_right([candidate], expected, weight)
     if at is None:
         vision.remove_attention(network)
@@ -172,32 +194,43 @@ def select_vision(network: Network, chosen: frozenset[str]) -> tuple[str, float 
     return "folded", far
 
 
-def views_of(side: int) -> Views:
-    """One view `[3, side, side]` without two equal cells."""
+def _largest(device: torch.device, encode: Callable[[Views], list[Row]]) -> tuple[Views, list[Row]]:
+    """The first of `VIEWS` for which there is memory, and what the plain class makes of it."""
+    for sides in VIEWS:
+        views = views_of(*sides)
+        try:
+            return views, _by_class(device, partial(encode, views))
+        except Exception as error:
+            if not memory.is_out_of_memory(error) or sides == VIEWS[-1]:
+                raise
+        memory.give_back(device)
+    raise AssertionError("there are views")
+
+
+def views_of(side: int, tile: int = 0) -> Views:
+    """A global view `[3, side, side]`, and two tiles unless their side is 0; no equal cells."""
+    if not tile:
+        return Views(_picture(side), torch.empty(0, 3, side, side), (1, 1))
+    return Views(_picture(side), torch.stack([_picture(tile), -_picture(tile)]), (2, 1))
+
+
+def _picture(side: int) -> torch.Tensor:
     across = torch.linspace(-1, 1, side).expand(side, side)
-    picture = torch.stack([across, across.T, across * across.T])
-    return Views(picture, torch.empty(0, 3, side, side), (1, 1))
+    return torch.stack([across, across.T, across * across.T])
 
 
 # --- decoder -------------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
 def select_decoder(
     network: Network, attentions: Sequence[str], paths: tuple[Path, ...]
-) -> tuple[str, tuple[Path, ...], float]:
+) -> tuple[str, tuple[Path, ...], float | None]:
     """The first of `attentions` that is right for prompts ("eager" if none is), those of `paths`
-    from the first on that is right, and their difference from the class.
+    from the first on that is right, and their difference from the class; None if nothing is right,
+    or the class itself computes nothing finite, with which nothing can be compared.
 
     Raises what `select` raises.
     """
-    with devices.current(network.device):
-        return _select_decoder(network, attentions, paths)
-
-
-def _select_decoder(
-    network: Network, attentions: Sequence[str], paths: tuple[Path, ...]
-) -> tuple[str, tuple[Path, ...], float]:
     weight = network.get_input_embeddings().weight
     text = network.model.language_model
 
@@ -208,22 +241,37 @@ def _select_decoder(
     def decode(path: Path) -> list[Row]:
         return play(FastDecoder(network, len(LENGTHS), CONTEXT, path), network)
 
-    # "eager" is the class in torch's simplest operations.
-    expected = _by_class(weight.device, partial(by_class, "eager"))
-    at, far = first_right(
-        [Candidate(name, partial(by_class, name)) for name in attentions], expected, weight
-    )
-    attention = "eager" if at is None else attentions[at]
-    text.set_attn_implementation(attention)
-    at, farther = first_right(
-        [Candidate(path.name, partial(decode, path)) for path in paths], expected, weight
-    )
-    return attention, () if at is None else paths[at:], max(far, farther)
+    with devices.current(weight.device):
+        expected = _reference(weight.device, by_class)
+        if not any(map(_is_finite, expected)):
+            _LOG.warning(
+                "%s: fast paths cannot be compared: the plain class overflows in %s",
+                weight.device, weight.dtype,
+            )  # fmt: skip
+            text.set_attn_implementation(attentions[-1])
+            return attentions[-1], paths, None
+        at, far = first_right(
+            [Candidate(name, partial(by_class, name)) for name in attentions], expected, weight
+        )
+        attention = "eager" if at is None else attentions[at]
+        text.set_attn_implementation(attention)
+        at, farther = first_right(
+            [Candidate(path.name, partial(decode, path)) for path in paths], expected, weight
+        )
+    return attention, () if at is None else paths[at:], _larger(far, farther)
 
 
-EVERY = tuple(range(len(LENGTHS)))
-STEPS = (EVERY, EVERY, (1, 3), (0,), (0, 1), EVERY, (2, 3), (0,), (0, 1), (1, 0), (0,), EVERY)
-"""Slots of each step; the others are idle."""
+def _reference(device: torch.device, by_class: Callable[[str], list[Row]]) -> list[Row]:
+    """What the plain class computes in torch's simplest operations; in its own, if a device lacks
+    one of those, or if they overflow, which float16 does in them sooner."""
+    try:
+        rows = by_class("eager")
+        if any(map(_is_finite, rows)):
+            return rows
+    except Exception as error:
+        if memory.is_out_of_memory(error):
+            raise
+    return _by_class(device, partial(by_class, "sdpa"))
 
 
 def play(one: Decoder, network: Network) -> list[Row]:
@@ -247,7 +295,8 @@ def play(one: Decoder, network: Network) -> list[Row]:
             one.free(longest)
             prefill(longest, SHORTER)
         logits = one.step(slots, ids(len(slots)).tolist()).to("cpu", copy=True)
-        found += [Row(slot, len(slots), row) for slot, row in zip(slots, logits, strict=True)]
+        rows = max(slots) + 1
+        found += [Row(slot, rows, row) for slot, row in zip(slots, logits, strict=True)]
     for slot in EVERY:
         one.free(slot)
     return found
@@ -258,46 +307,60 @@ def play(one: Decoder, network: Network) -> list[Row]:
 
 def first_right(
     candidates: Sequence[Candidate], expected: Sequence[Row], weight: torch.Tensor
-) -> tuple[int | None, float]:
-    """Number of the first candidate that agrees with `expected`, and its difference; None and 0 if
+) -> tuple[int | None, float | None]:
+    """Number of the first candidate that agrees with `expected`, and its difference; None twice if
     none does. `weight` has the device and the type.
 
     Raises `DeviceError` if the device fails for good, and what a device without memory raises.
     """
     for at, candidate in enumerate(candidates):
         try:
-            far = difference(candidate.run(), expected)
+            far, where = difference(candidate.run(), expected)
         except Exception as error:
             if memory.is_out_of_memory(error):
                 raise
-            why = f"{type(error).__name__}: {first_line(error)}"
-        else:
-            if far <= TOLERANCES[weight.dtype]:
-                return at, far
-            why = f"differs by {far:.2g} from the plain class"
-        _LOG.warning("%s: going on without %s, more slowly: %s", weight.device, candidate.name, why)
-        _check(weight.device, candidate.name)
-    return None, 0.0
+            give_up(weight.device, candidate.name, reason(error))
+            continue
+        if not disagreement(far, weight.dtype):
+            return at, far
+        give_up(
+            weight.device, candidate.name, f"differs by {far:.2g} from the plain class ({where})"
+        )
+    return None, None
 
 
-def difference(rows: Sequence[Row], expected: Sequence[Row]) -> float:
-    """The largest median of the relative differences within a slot and a number of rows; the
-    largest of all if that is gross. Rows that the class itself does not compute are left out."""
-    groups: dict[tuple[str, int], list[float]] = defaultdict(list)
+def disagreement(far: float, dtype: torch.dtype) -> bool:
+    """Whether a difference is more than roundings in `dtype` make."""
+    return not far <= TOLERANCES[dtype]
+
+
+def difference(rows: Sequence[Row], expected: Sequence[Row]) -> tuple[float, str]:
+    """The largest median of the relative differences within a slot and a number of rows, and which
+    that is; the largest of all differences if that is gross. Rows in which the class itself
+    overflows are left out."""
+    groups: dict[str, list[float]] = defaultdict(list)
     for row, right in zip(rows, expected, strict=True):
-        if bool(torch.isfinite(right.values).all()):
+        if _is_finite(right):
             far = _distance(row.values, right.values)
-            groups["slot", row.slot].append(far)
-            groups["rows", row.rows].append(far)
-    if not groups:
-        return math.inf
-    worst = max(max(group) for group in groups.values())
-    return worst if worst > GROSS else max(map(statistics.median, groups.values()))
+            groups[f"slot {row.slot}"].append(far)
+            groups[f"{row.rows} rows" if row.rows else "prompts"].append(far)
+    gross = max(((max(group), f"once in {name}") for name, group in groups.items()))
+    if gross[0] > GROSS:
+        return gross
+    return max((statistics.median(group), name) for name, group in groups.items())
+
+
+def _is_finite(row: Row) -> bool:
+    return bool(torch.isfinite(row.values).all())
 
 
 def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     far = float((ours - theirs).norm() / theirs.norm())
     return far if math.isfinite(far) else math.inf
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    return max((value for value in (one, other) if value is not None), default=None)
 
 
 def _by_class(device: torch.device, run: Callable[[], list[Row]]) -> list[Row]:
@@ -308,17 +371,19 @@ def _by_class(device: torch.device, run: Callable[[], list[Row]]) -> list[Row]:
         if memory.is_out_of_memory(error):
             raise
         raise DeviceError(
-            f"{device} cannot run this model ({type(error).__name__}: {first_line(error)}); update "
-            "its driver and torch, or use another device or type."
+            f"{device} cannot run this model ({reason(error)}); update its driver and torch, or "
+            "use another device or type."
         ) from error
 
 
-def _check(device: torch.device, name: str) -> None:
-    """Raises `DeviceError` if the device does nothing more after `name` was tried."""
+def give_up(device: torch.device, name: str, why: str) -> None:
+    """Say that the path `name` is not used. Raises `DeviceError` if the device failed for good."""
     if (failure := devices.failure(device)) is not None:
         raise DeviceError(f"{failure} It failed when {name} was tried; leave it out then.")
+    _LOG.warning("%s: going on without %s, more slowly: %s", device, name, why)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text; torch's go on for long."""
-    return str(error).partition("\n")[0]
+def reason(error: BaseException) -> str:
+    """Kind and first line of an error; torch's texts go on for long."""
+    first, _, _ = str(error).partition("\n")
+    return f"{type(error).__name__}: {first}"
