@@ -126,7 +126,7 @@ def test_it_may_fail_anywhere(tiny: Network, card: Card, where: str) -> None:
         return made[-1]
 
     engine = engine_with(tiny, make, 2)
-    first, *others = [engine.submit(one) for one in (asked, page(2, 3), page(3, 3))]
+    first, *others = [engine.submit(one) for one in (asked, page(2, 60), page(3, 60))]
     if where != "free":
         others.append(first)
     else:  # what was read is not lost with the device
