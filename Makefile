@@ -5,13 +5,18 @@
 # make bench   full-size random model on this machine, the library's plain class and ours
 # make evaluate    read synthetic pages with the bundled model and measure how well
 # make pocket  train a model like the bundled one from nothing, into build/pocket-5: hours
-# make gpu-report    for owners of an NVIDIA card: six minutes, then build/gpu-report.json to send
+# make gpu-report    what an NVIDIA card does: build/gpu-report.json after six minutes
 # make verify-checkpoint    for owners of the real weights: load, read three pages, write a report
 #
 # Everything runs in .venv, which is made when needed. On a machine without a GPU, PyTorch's CPU
 # build saves several GB:
 #     make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# A Python that has requirements.txt's packages and torch for your card is used as it is by
+# The six minutes of gpu-report do not include making .venv, nor writing 6.7 GB of random weights
+# once. The torch in .venv is built for CUDA 13, which needs driver 580 or later. For an older driver
+# make .venv with a build for CUDA 12, or use a Python of your own that has torch for your card and
+# the libraries of requirements.cpu.txt beside it (requirements.txt pins torch 2.8 and a wheel of
+# flash-attn for Python 3.12):
+#     make gpu-report TORCH_INDEX=https://download.pytorch.org/whl/cu126
 #     make gpu-report GPU_PYTHON=python3
 
 PYTHON ?= python3
@@ -90,8 +95,7 @@ pocket: $(READY)
 	done
 
 gpu-report: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))
-	mkdir -p build
-	$(GPU_PYTHON) -m benchmarks.gpu --json build/gpu-report.json $(GPU)
+	$(GPU_PYTHON) -m benchmarks.gpu $(GPU)
 
 verify-checkpoint: $(READY)
 	$(BIN)/python -m cli.verify $(VERIFY)

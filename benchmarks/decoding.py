@@ -5,16 +5,24 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from benchmarks import machine
 from deepseek_ocr import devices
 from deepseek_ocr.decoding import Decoder, PlainDecoder
-from deepseek_ocr.kernels import decoder, native, weights
+from deepseek_ocr.kernels import decoder, native, steps, weights
 from deepseek_ocr.kernels.rehearsal import TOLERANCES
 from deepseek_ocr.model import Network
+
+LIMITS = "limits"
+"""Row of a report that holds `Limits`."""
+
+MOST = 1.05
+"""Share of a limit above which it was measured too low: measuring is good to a few percent."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +33,35 @@ class Limits:
     operations_per_second: float
 
 
+def limits(
+    device: torch.device, dtype: torch.dtype, earlier: Mapping[str, Any] | None = None
+) -> Limits:
+    """What `device` does at most, with matrices in `dtype`: as the report's part `card` found among
+    those that ran `earlier`, so that all shares are of the same limit; else measured now."""
+    found = (earlier or {}).get("card", {}).get("rows", {}).get(LIMITS, {})
+    if "bytes_per_second" in found:
+        return Limits(found["bytes_per_second"], found["operations_per_second"])
+    return Limits(machine.bandwidth(device), machine.matrix_peak(device, dtype))
+
+
+def too_low(*shares: float) -> dict[str, str]:
+    """A remark if one of these shares cannot be."""
+    return {"remark": "the limit was measured too low"} if max(shares) > MOST else {}
+
+
 @dataclass(frozen=True)
 class Task:
     """What every way is given, and what the plain class made of it.
 
-    - `prompt` `[1, L, hidden]`; `told`: tokens that follow it one by one, so that all see the same
-    - `repeat`: how often decoding `len(told)` tokens is timed; the median counts
-    - `expected` `[len(told), 1, V]`: logits behind each token; `best` `[len(told), 1]`: the
-      likeliest tokens before anything was quantised
+    - `prompt` `[1, L, hidden]`; `forced_ids`: tokens that follow it one by one, so that all ways
+      see the same
+    - `repeat`: how often decoding `len(forced_ids)` tokens is timed; the median counts
+    - `expected` `[len(forced_ids), 1, V]`: logits behind each token; `best`
+      `[len(forced_ids), 1]`: the likeliest tokens before anything was quantised
     """
 
     prompt: torch.Tensor
-    told: tuple[int, ...]
+    forced_ids: tuple[int, ...]
     repeat: int
     expected: torch.Tensor
     best: torch.Tensor
@@ -50,7 +75,7 @@ class Task:
     def most_tokens(self) -> int:
         """Tokens behind the prompt in the end: those that are compared, two that warm up, and those
         that are timed."""
-        return (1 + self.repeat) * len(self.told) + 2
+        return (1 + self.repeat) * len(self.forced_ids) + _WARM_UP
 
 
 @dataclass(frozen=True)
@@ -78,8 +103,9 @@ class Row:
         return self.agreement is None or self.agreement <= TOLERANCES[dtype]
 
     def __str__(self) -> str:
+        pages = "page " if self.pages == 1 else "pages"
         return (
-            f"{self.way:10}{self.quant:6}{self.pages:4} pages{self.tokens_per_s:10.1f} tok/s, "
+            f"{self.way:10}{self.quant:6}{self.pages:4} {pages}{self.tokens_per_s:10.1f} tok/s, "
             f"{self.share_of_memory:4.0%} of the memory's limit, {self.share_of_peak:4.0%} of the "
             f"matrix peak, difference {self.agreement or 0:.1e}, top-1 {self.top1:.0%}"
         )
@@ -102,6 +128,22 @@ def prompt_of(network: Network, tokens: int) -> torch.Tensor:
     return values.to(network.device, network.dtype)
 
 
+def within_one_span(length: int, most: int, repeat: int) -> tuple[int, int]:
+    """How many tokens to decode at a time, `most` at most, so that a `Task` behind a prompt of
+    `length` tokens ends within one span of the cache, and that span.
+
+    Spans are the powers of two from `steps.SPAN` on: a step takes longer from one to the next.
+    """
+    span = steps.SPAN
+    while span - length < 2 * (1 + repeat):
+        span *= 2
+    return min(most, (span - length - _WARM_UP) // (1 + repeat)), span
+
+
+_WARM_UP = 2
+"""Steps before the clock runs."""
+
+
 def task_of(
     network: Network, length: int, tokens: int, repeat: int, best: torch.Tensor | None = None
 ) -> Task:
@@ -110,19 +152,19 @@ def task_of(
     prompt = prompt_of(network, length)
     numbers = torch.Generator().manual_seed(1)
     vocabulary = network.config.text_config.vocab_size
-    told = tuple(torch.randint(vocabulary, (tokens,), generator=numbers).tolist())
-    expected = follow(PlainDecoder(network), prompt, told)[:, :1]
-    return Task(prompt, told, repeat, expected, expected.argmax(2) if best is None else best)
+    forced_ids = tuple(torch.randint(vocabulary, (tokens,), generator=numbers).tolist())
+    expected = follow(PlainDecoder(network), prompt, forced_ids)[:, :1]
+    return Task(prompt, forced_ids, repeat, expected, expected.argmax(2) if best is None else best)
 
 
-def follow(one: Decoder, prompt: torch.Tensor, told: tuple[int, ...]) -> torch.Tensor:
-    """Logits `[len(told), 2, V]` behind each of the tokens in the first and the last slot of `one`,
-    on the CPU; all slots are given the same, and keep it."""
+def follow(one: Decoder, prompt: torch.Tensor, forced_ids: tuple[int, ...]) -> torch.Tensor:
+    """Logits `[len(forced_ids), 2, V]` behind each of the tokens in the first and the last slot of
+    `one`, on the CPU; all slots are given the same, and keep it."""
     slots = range(one.slots)
     for slot in slots:
         one.prefill(slot, prompt)
     return torch.stack(
-        [one.step(slots, [token] * one.slots)[[0, -1]].cpu() for token in told]
+        [one.step(slots, [token] * one.slots)[[0, -1]].cpu() for token in forced_ids]
     )  # fmt: skip
 
 
@@ -130,7 +172,7 @@ def measure(
     name: str, one: Decoder, task: Task, network: Network, limits: Limits, quant: str = "none"
 ) -> Row:
     """What the way called `name` does with all slots of `one` over the weights of `network`."""
-    logits = follow(one, task.prompt, task.told)
+    logits = follow(one, task.prompt, task.forced_ids)
     errors = (logits - task.expected).norm(dim=2) / task.expected.norm(dim=2)
     same = (logits.argmax(2) == task.best).float().mean()
     pages = one.slots
@@ -164,10 +206,10 @@ def _tokens_per_second(one: Decoder, task: Task, device: torch.device) -> float:
     for _ in range(task.repeat):
         devices.synchronize(device)
         start = time.perf_counter()
-        for _ in task.told:
+        for _ in task.forced_ids:
             ids = one.step(slots, ids).argmax(-1).tolist()
         devices.synchronize(device)
-        speeds.append(one.slots * len(task.told) / (time.perf_counter() - start))
+        speeds.append(one.slots * len(task.forced_ids) / (time.perf_counter() - start))
     return statistics.median(speeds)
 
 

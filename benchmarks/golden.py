@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import decoding
 from benchmarks.parts import Figures, Rows, Settings
-from deepseek_ocr import kernels, model
+from deepseek_ocr import kernels, model, operators
 from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.kernels.decoder import FastDecoder
@@ -46,12 +46,23 @@ def _check_type(settings: Settings, rows: Rows, golden: Golden, dtype: str, quan
     kind = dtype if quant == "none" else quant
     plain = model.load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
     ours = model.load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
-    kernels.prepare(ours, choice.parse("auto"))
+    operators.fit(plain)
+    selection = kernels.prepare(ours, choice.parse("auto"))
+    tolerance = TOLERANCE[dtype]
     if quant == "none":
-        rows.add(f"{name}, vision, plain", partial(_vision, plain, golden, TOLERANCE[dtype]))
-        rows.add(f"{name}, vision, fast", partial(_vision, ours, golden, TOLERANCE[dtype]))
+        rows.add(f"{name}, vision, plain", partial(_vision, plain, golden, tolerance))
+
+        def fast() -> Figures:
+            return {"attention": selection.vision} | _vision(ours, golden, tolerance)
+
+        rows.add(f"{name}, vision, fast", fast)
     for way, network, make in _decoders(plain, ours):
-        rows.add(f"{name}, decoding, {way}", partial(_decoding, network, make, golden, kind))
+
+        def decoded(network: model.Network = network, make: Make = make) -> Figures:
+            by = {} if network is plain else {"attention": selection.attention}
+            return by | _decoding(network, make, golden, kind)
+
+        rows.add(f"{name}, decoding, {way}", decoded)
 
 
 Make = Callable[[], Decoder]

@@ -26,7 +26,7 @@ import torch
 
 from benchmarks import decoding, machine, random_checkpoint
 from benchmarks.decoding import Limits, Row
-from deepseek_ocr import devices, memory, model
+from deepseek_ocr import devices, memory, model, operators
 from deepseek_ocr.decoding import Decoder, PlainDecoder
 from deepseek_ocr.files import appearing
 from deepseek_ocr.images import Views
@@ -43,9 +43,8 @@ def main() -> None:
         print(f"writing a random checkpoint to {flags.checkpoint} …", flush=True)
         random_checkpoint.write(flags.checkpoint)
     network = model.load_network(flags.checkpoint, flags.device, flags.dtype)
-    limits = Limits(
-        machine.bandwidth(network.device), machine.matrix_peak(network.device, network.dtype)
-    )
+    operators.fit(network)
+    limits = decoding.limits(network.device, network.dtype)
     found: dict[str, Any] = {
         "machine": machine.describe(network.device) | {"card": machine.card(network.device)},
         "limits": asdict(limits),

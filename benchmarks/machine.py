@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import platform
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 _PEAK_RESET = Path("/proc/self/clear_refs")
 
+WARM_UP, TIMED, CHUNK = 0.3, 0.5, 0.03
+"""Seconds for which a card repeats a call before it is timed, and while it is; and of one chunk."""
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "flash-attn", "triton")
 
@@ -96,8 +99,8 @@ def _revision() -> str:
 def bandwidth(device: torch.device) -> float:
     """Bytes a second between the device and its memory.
 
-    On an NVIDIA card: a copy of 4 GB, less where a third of what is free is less, read and written
-    bytes both counted. Elsewhere: a sum over 400 MB, more than the caches hold.
+    On an NVIDIA card: a copy of 4 GB, or of a third of what is free if that is less, read and
+    written bytes both counted. Elsewhere: a sum over 400 MB, more than the caches hold.
     """
     if device.type == "cuda":
         size = min(4 * 10**9, torch.cuda.mem_get_info(device)[0] // 3)
@@ -122,8 +125,12 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 @torch.inference_mode()
 def seconds_of(device: torch.device, call: Callable[[], object]) -> float:
-    """Seconds of one short `call`: on an NVIDIA card the mean of ten in a row between two events of
-    its own clock, after three that do not count; elsewhere the least of seven."""
+    """Seconds of one short `call`.
+
+    On an NVIDIA card: the median over chunks of calls, each between two events of the card's own
+    clock, for `TIMED` seconds after `WARM_UP` seconds that do not count: its clock rate rises with
+    work. Elsewhere: the least of seven.
+    """
     if device.type == "cuda":
         return _by_events(device, call)
     best = float("inf")
@@ -136,18 +143,30 @@ def seconds_of(device: torch.device, call: Callable[[], object]) -> float:
     return best
 
 
-def _by_events(device: torch.device, call: Callable[[], object], repeat: int = 10) -> float:
+def _by_events(device: torch.device, call: Callable[[], object]) -> float:
     with torch.cuda.device(device):
-        for _ in range(3):
-            call()
-        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        start.record()
-        for _ in range(repeat):
-            call()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1000 / repeat
+        count, spent = 1, 0.0
+        while spent < WARM_UP:
+            seconds = _chunk(call, count)
+            spent += seconds
+            if seconds < CHUNK:
+                count *= 2
+        chunks: list[float] = []
+        while sum(chunks) < TIMED:
+            chunks.append(_chunk(call, count))
+    return statistics.median(chunks) / count
+
+
+def _chunk(call: Callable[[], object], count: int) -> float:
+    """Seconds that the current card takes for so many calls."""
+    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    start.record()
+    for _ in range(count):
+        call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000
 
 
 def peak_memory(device: torch.device, call: Callable[[], object]) -> int:

@@ -1,36 +1,42 @@
 """What the bundled model reads by each choice of kernels: to a reader they must be the same.
 
-The example pages need nothing but the repository. Synthetic pages are read too if the packages of
-training and some fonts are installed.
+The example pages and their error rate need nothing but the repository. Synthetic pages are read too
+if the packages of training and some fonts are installed.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import tasks
 from benchmarks.parts import Figures, Rows, Settings
+from deepseek_ocr import devices
 from deepseek_ocr.engine import Failure, OcrEngine, Page
-from deepseek_ocr.errors import InputError, SettingsError
-from deepseek_ocr.kernels import choice
+from deepseek_ocr.errors import InputError
 from deepseek_ocr.settings import DecodeSettings
 from examples.make_pages import PAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 POCKET = ROOT / "checkpoints" / "pocket"
 
-KERNELS = ("plain", "auto", "auto,-compiled", "auto,-graphs")
+INT8 = "auto, int8"
+"""The kernels "auto" with the decoder's weights in 8 bits."""
+
+KERNELS = {
+    "cuda": ("plain", "auto", "auto,-graphs", "auto,-flash", "auto,-vision", INT8),
+    "cpu": ("plain", "auto", "auto,-compiled", INT8),
+}
+"""Choices of kernels by the kind of device, the plain class first; of others, those of the CPU."""
 
 MOST_ERRORS = 0.06
-"""Character error rate of clean synthetic pages; `tests/test_pocket.py` holds 100 pages in unknown
-fonts to 0.035, of 20 pages a few may be hard ones."""
+"""Character error rate, of the examples (one wrong character is 0.03) and of clean synthetic pages:
+`tests/test_pocket.py` holds 100 pages in unknown fonts to 0.035, of 20 pages a few may be hard."""
 
 MOST_APART = 0.01
-"""Difference of the character error rate from that of the plain class."""
+"""Difference of the character error rate of synthetic pages from that of the plain class."""
 
 SEED = 1_000_003
 """Of the pages that `make evaluate` makes; training draws from other seeds."""
@@ -39,69 +45,94 @@ Measure = Callable[[OcrEngine], Figures]
 
 
 def check(settings: Settings, rows: Rows) -> None:
-    """The part: a row for every choice of kernels, that of the plain class first."""
+    """The part: rows for every choice of kernels, that of the plain class first: the examples, and
+    the synthetic pages, of which another row says how they were made."""
+    measure: Measure | None = None
     with tempfile.TemporaryDirectory(prefix="gpu-report-pages-") as folder:
-        measures: list[Measure] = [_examples]
-        try:
-            measures.append(_synthetic(Path(folder), rows))
-        except (ImportError, InputError) as error:  # a package or fonts are not installed
-            rows.note(f"no synthetic pages: {error}")
-        plain: Figures | None = None
-        for name in KERNELS:
+
+        def made() -> Figures:
+            nonlocal measure
             try:
-                choice.parse(name)
-            except SettingsError as error:
-                rows.note(f"{name} is left out: {error}")
-                continue
-            found = rows.add(name, partial(_read, settings, name, measures, plain), needs=3)
-            plain = plain or found
+                measure, about = synthetic(Path(folder))
+            except (ImportError, InputError) as error:  # a package or fonts are not installed
+                return {"left_out": str(error)}
+            return about
+
+        rows.add("synthetic pages", made)
+        kind = devices.choose_device(settings.device).type
+        plain: Figures | None = None
+        for kernels in KERNELS.get(kind, KERNELS["cpu"]):
+            plain = _read(settings, rows, kernels, measure, plain) or plain
 
 
 def _read(
-    settings: Settings, name: str, measures: Sequence[Measure], plain: Figures | None
-) -> Figures:
-    """All figures of the bundled model with the kernels called `name`."""
-    engine = OcrEngine.load(POCKET, settings.device, settings.dtype, kernels=name)
-    figures: Figures = {}
-    try:
-        for measure in measures:
-            figures |= measure(engine)
-    finally:
-        engine.close()
-    wrong = list(_complaints(figures, plain))
-    return figures | ({"wrong": "; ".join(wrong)} if wrong else {})
+    settings: Settings, rows: Rows, kernels: str, measure: Measure | None, plain: Figures | None
+) -> Figures | None:
+    """Rows of the bundled model with one of `KERNELS`; what `measure` finds on synthetic
+    pages is judged beside `plain`, and returned."""
+    engine: OcrEngine | None = None
+
+    def first() -> Figures:
+        nonlocal engine
+        name, quant = ("auto", "int8") if kernels == INT8 else (kernels, "none")
+        engine = OcrEngine.load(POCKET, settings.device, settings.dtype, kernels=name, quant=quant)
+        return _judged(examples(engine), None)
+
+    rows.add(kernels, first, needs=3)
+    if engine is None:
+        return None
+    loaded, found = engine, None
+    if measure is not None:
+        name = f"{kernels}, synthetic pages"
+        found = rows.add(name, lambda: _judged(measure(loaded), plain), needs=3)
+    loaded.close()
+    return found
 
 
-def _complaints(figures: Figures, plain: Figures | None) -> list[str]:
+def _judged(figures: Figures, plain: Figures | None) -> Figures:
+    """`figures`, and `wrong` if they are not as they should be, or not those of the plain class."""
     wrong = []
-    if figures["examples"] < len(PAGES):
-        wrong.append(f"{figures['examples']} of {len(PAGES)} examples are read as they are")
-    errors = figures.get("cer")
-    if errors is None:
-        return wrong
+    if figures.get("exact", len(PAGES)) < len(PAGES):
+        wrong.append(f"{figures['exact']} of {len(PAGES)} examples are read as they are")
+    errors = figures["cer"]
     if not errors <= MOST_ERRORS:
         wrong.append(f"a character error rate of {errors:.3f} is above {MOST_ERRORS}")
     if plain is not None and not abs(errors - plain["cer"]) <= MOST_APART:
-        wrong.append(f"a character error rate of {errors:.3f}, {plain['cer']:.3f} by {KERNELS[0]}")
-    return wrong
+        wrong.append(f"a character error rate of {errors:.3f}, {plain['cer']:.3f} by plain")
+    return figures | ({"wrong": "; ".join(wrong)} if wrong else {})
 
 
-def _examples(engine: OcrEngine) -> Figures:
-    """How many of the example pages are read exactly."""
+def examples(engine: OcrEngine) -> Figures:
+    """How many of the example pages are read exactly, and the character error rate of them all;
+    white space counts as one space."""
     pages = [
         Page(ROOT / "examples" / f"{name}.png", tasks.prompt_for("ocr"), tasks.crop_for("tiny"))
         for name in PAGES
     ]
-    read = 0
+    exact = edits = length = 0
     for outcome, (_, _, lines) in zip(engine.read_many(pages), PAGES.values(), strict=True):
         if isinstance(outcome, Failure):
             raise outcome.error
-        read += outcome.text.split() == " ".join(lines).split()
-    return {"examples": read}
+        text, wanted = " ".join(outcome.text.split()), " ".join(lines)
+        exact += text == wanted
+        edits += edit_distance(text, wanted)
+        length += len(wanted)
+    return {"exact": exact, "cer": edits / length}
 
 
-def _synthetic(folder: Path, rows: Rows, count: int = 20) -> Measure:
-    """What measures error rate, boxes and locating on `count` clean pages at Tiny.
+def edit_distance(one: str, other: str) -> int:
+    """Levenshtein's distance of short texts; `training.metrics` needs a package for it."""
+    row = list(range(len(other) + 1))
+    for i, mine in enumerate(one, 1):
+        before, row = row, [i]
+        for j, theirs in enumerate(other, 1):
+            row.append(min(row[-1] + 1, before[j] + 1, before[j - 1] + (mine != theirs)))
+    return row[-1]
+
+
+def synthetic(folder: Path, count: int = 20) -> tuple[Measure, Figures]:
+    """What measures error rate, boxes and locating on `count` clean pages at Tiny, and how many in
+    which fonts there are.
 
     Raises `ImportError` for a package of training and `InputError` for fonts that are missing.
     """
@@ -125,7 +156,6 @@ def _synthetic(folder: Path, rows: Rows, count: int = 20) -> Measure:
         page = synth.make_page(recipe, synth.page_seed(SEED, number))
         examples += examples_of(Sample(path, page.annotation, path.stem), wanted)
     families = {face.family for face in fonts.typefaces(which)}
-    rows.note(f"{count} synthetic pages in fonts called {which!r}: {len(families)} families")
 
     def measure(engine: OcrEngine) -> Figures:
         read = model_reader(engine, tasks.crop_for("tiny"), DecodeSettings(max_new_tokens=512))
@@ -138,4 +168,4 @@ def _synthetic(folder: Path, rows: Rows, count: int = 20) -> Measure:
             "hit": locate["hit"].value,
         }
 
-    return measure
+    return measure, {"pages": count, "fonts": which, "families": len(families)}

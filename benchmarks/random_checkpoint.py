@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from deepseek_ocr.checkpoint import official_pieces, read_config
+from deepseek_ocr.files import appearing
 from deepseek_ocr.model import empty_network
 from deepseek_ocr.prompts import IMAGE
 
@@ -102,7 +103,8 @@ def write(folder: Path, config: dict[str, Any] | None = None, seed: int = 0) -> 
     del shapes[_POSITION_IDS]
     torch.manual_seed(seed)
     tensors = {name: _random(name, shape) for name, shape in shapes.items()}
-    save_file(tensors, folder / FILE, metadata={"format": "pt"})
+    with appearing(folder / FILE) as stream:  # a file that is there is whole
+        save_file(tensors, stream.name, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, FILE)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     write_tokenizer(folder)

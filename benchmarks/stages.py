@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deepseek_ocr import devices, images, kernels, model
+from deepseek_ocr import devices, images, kernels, model, operators
 from deepseek_ocr.checkpoint import read_config
 from deepseek_ocr.decoding import Decoder
 from deepseek_ocr.kernels.decoders import Decoders
@@ -40,13 +40,15 @@ class Ways:
 
 
 def load(folder: Path, device: str, dtype: str, chosen: frozenset[str], quant: str) -> Ways:
-    """Both ways, ours with the fast paths `chosen`."""
+    """Both ways, ours with the fast paths `chosen`; in both are stand-ins for what the device
+    lacks."""
     ours = model.load_network(folder, device, dtype)
     plain = model.empty_network(read_config(folder))
     for name, parameter in ours.named_parameters():
         owner, _, leaf = name.rpartition(".")
         setattr(plain.get_submodule(owner), leaf, nn.Parameter(parameter, requires_grad=False))
     model.rebuild_buffers(plain, ours.device)
+    operators.fit(plain)
     if quant == "int8":
         quantize_decoder(ours)
     return Ways(plain.eval(), ours, chosen, kernels.prepare(ours, chosen))

@@ -46,6 +46,24 @@ def hanging(settings: Settings, rows: Rows) -> None:
     time.sleep(600)
 
 
+def failing_and_hanging(settings: Settings, rows: Rows) -> None:
+    """An error that is kept, and then nothing any more."""
+    rows.fail(ValueError("no such thing as a card"))
+    time.sleep(600)
+
+
+def after_good(settings: Settings, rows: Rows) -> None:
+    """A row of what `good` found."""
+    rows.add("copied", lambda: {"speed": settings.earlier["good"]["rows"]["one"]["speed"]})
+
+
+def leaving_out(settings: Settings, rows: Rows) -> None:
+    """A row, and two that are left out."""
+    rows.add("one", lambda: {"speed": 1.0})
+    rows.leave_out("large", "needs 9.2 GB, 7.1 GB free")
+    rows.add("other", lambda: {"left_out": "no fonts"})
+
+
 def disagreeing(settings: Settings, rows: Rows) -> None:
     """A row that must not be so."""
     rows.add("logits", lambda: {"difference": 0.5, "wrong": "differs by 0.5"})
