@@ -100,16 +100,14 @@ class Outcome:
     difference: float | None
 
     def __str__(self) -> str:
-        tried = (
-            ""
-            if self.difference is None
-            else (f"; within {self.difference:.1g} of the plain class")
+        pages = f"{self.slots} page{'s' if self.slots > 1 else ''} at once"
+        line = (
+            f"{self.device} in {self.dtype}: decoding by {self.decoder}, {pages}, experts "
+            f"{self.experts}, prompts by {self.attention}, encoders {self.vision}"
         )
-        return (
-            f"{self.device} in {self.dtype}: decoding by {self.decoder}, {self.slots} pages at "
-            f"once, experts {self.experts}, prompts by {self.attention}, encoders {self.vision}"
-            f"{tried}"
-        )
+        if self.difference is None:
+            return line
+        return f"{line}; within {self.difference:.1g} of the plain class"
 
 
 def outcome_of(network: Network, selection: Selection, path: Path | None, slots: int) -> Outcome:
