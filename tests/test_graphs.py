@@ -242,6 +242,17 @@ def test_a_capture_that_fails_leaves_stream_and_allocator_usable(
     recorder.capture(lambda: None)  # and the next one works
 
 
+def test_an_error_that_leaves_the_capture_whole_gives_nothing_back_twice(cuda: Cuda) -> None:
+    def run() -> None:
+        if cuda.capturing is not None:
+            raise ValueError("of Python alone")
+
+    with pytest.raises(ValueError, match="of Python alone"):
+        graphs.Recorder(card(0)).capture(run)
+    assert cuda.capturing is None
+    assert not cuda.allocator
+
+
 def test_captures_of_two_threads_do_not_overlap(cuda: Cuda) -> None:
     both = threading.Barrier(2)
     problems: list[BaseException] = []

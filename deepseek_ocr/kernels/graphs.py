@@ -103,12 +103,14 @@ class Recorder:
             run()
         except BaseException:  # it says why; that a void capture raises when it ends does not
             with suppress(RuntimeError):
-                graph.capture_end()
-            self._clean_up()
+                self._end(graph)
             raise
+        self._end(graph)
+
+    def _end(self, graph: torch.cuda.CUDAGraph) -> None:
         try:
             graph.capture_end()
-        except BaseException:
+        except RuntimeError:
             self._clean_up()
             raise
 
