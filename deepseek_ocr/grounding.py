@@ -124,7 +124,7 @@ def without_cut_tag(text: str) -> tuple[str, str]:
     label, closed, rest = text[begin + len("<|ref|>") :].partition("<|/ref|>")
     rest = _CUT_INNER_TAG.sub("", rest)
     if closed and rest and not _CUT_BOXES.fullmatch(rest):
-        return text, ""  # no tag that was cut, but text with a damaged one
+        return _CUT_TAG.sub("", text), ""  # text with a damaged tag, maybe another that was cut
     label = (label if closed else _CUT_INNER_TAG.sub("", label)).strip()
     is_label = any(known.startswith(label) for known in LABELS)
     return text[:begin], "" if is_label else label

@@ -12,7 +12,7 @@ import jsonschema
 import pikepdf
 import pypdfium2
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configuration import ServerSettings
@@ -359,6 +359,7 @@ _PIECES = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(_PIECES, st.integers(1, 9))
+@example(["<|ref|>", "<|/ref|>", "<|/det|>", "<|"], 1)
 def test_regions_in_pieces_are_those_of_the_whole(pieces: list[str], size: int) -> None:
     text = "".join(pieces)
     splitter = Splitter()
