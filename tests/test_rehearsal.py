@@ -439,6 +439,17 @@ def test_one_row_far_off_is_found_among_many_that_are_right() -> None:
         assert where.startswith("once in ")
 
 
+def test_graphs_are_kept_if_the_class_overflows_on_first_tokens(
+    single: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(graphs, "Recorder", Recorder)
+    single.lm_head.weight.data[0] = torch.inf
+    decoders = Decoders(single, (GRAPHS, TORCH), 64)
+    decoders.make(2)
+    assert decoders.path is GRAPHS
+    assert not caplog.records
+
+
 def test_the_outcome_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "deepseek_ocr"):
         engine = OcrEngine.load(POCKET, "cpu", "float32", kernels="plain", slots=3)

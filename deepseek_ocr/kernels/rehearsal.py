@@ -47,23 +47,9 @@ CONTEXT = 640
 EVERY = tuple(range(len(LENGTHS)))
 SOME, FOUR, TWO, ONE = tuple(range(4, 8)), (0, 1, 2, 3), (0, 1), (0,)
 STEPS = (
-    EVERY,
-    EVERY,
-    ONE,
-    TWO,
-    SOME,
-    FOUR,
-    ONE,
-    (1, 3),
-    TWO,
-    ONE,
-    SOME,
-    (1, 0),
-    ONE,
-    FOUR,
-    ONE,
-    EVERY,
-)
+    EVERY, EVERY, ONE, TWO, SOME, FOUR, ONE, (1, 3),
+    TWO, ONE, SOME, (1, 0), ONE, FOUR, ONE, EVERY,
+)  # fmt: skip
 """Slots of each step; the others are idle."""
 
 VIEWS = ((1024, 640), (640, 0), (512, 0))
@@ -335,13 +321,15 @@ def disagreement(far: float, dtype: torch.dtype) -> bool:
 def difference(rows: Sequence[Row], expected: Sequence[Row]) -> tuple[float, str]:
     """The largest median of the relative differences within a slot and a number of rows, and which
     that is; the largest of all differences if that is gross. Rows in which the class itself
-    overflows are left out."""
+    overflows are left out; 0 if none is left."""
     groups: dict[str, list[float]] = defaultdict(list)
     for row, right in zip(rows, expected, strict=True):
         if _is_finite(right):
             far = _distance(row.values, right.values)
             groups[f"slot {row.slot}"].append(far)
             groups[f"{row.rows} rows" if row.rows else "prompts"].append(far)
+    if not groups:
+        return 0.0, "nothing to compare"
     gross = max(((max(group), f"once in {name}") for name, group in groups.items()))
     if gross[0] > GROSS:
         return gross
