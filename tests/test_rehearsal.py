@@ -460,6 +460,9 @@ def test_the_outcome_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) ->
         "cpu in float32: decoding by the plain class, 3 pages at once, experts of the class, "
         "prompts by sdpa, encoders plain"
     )
+    for path, experts in ((decoder.NATIVE, "in it too"), (TORCH, "looped")):
+        selection = rehearsal.Selection("fast", "sdpa", (path,))
+        assert rehearsal.outcome_of(engine.network, selection, path, 3).experts == experts
     seen = replace(engine.rehearsal, device="cuda:0", difference=0.0123)
     assert str(seen).endswith("; within 0.01 of the plain class")
 

@@ -98,7 +98,12 @@ class Outcome:
 
 def outcome_of(network: Network, selection: Selection, path: Path | None, slots: int) -> Outcome:
     """What `network` is run by, with decoders of `slots` slots by `path`."""
-    way = "of the class" if path is None else way_for(network.device, slots).__name__
+    if path is None:
+        way = "of the class"
+    elif path is decoder.NATIVE:
+        way = "in it too"
+    else:
+        way = way_for(network.device, slots).__name__
     return Outcome(
         device=str(network.device),
         dtype=str(network.dtype).removeprefix("torch."),
