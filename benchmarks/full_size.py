@@ -341,7 +341,7 @@ def _slots(
 
 
 def _lacking(device: torch.device, needed: int) -> str | None:
-    """Why there is no row of what needs so many bytes; None if they are free."""
+    """The row that says what is left out if `needed` bytes are not free; None if they are."""
     memory.give_back(device)  # what earlier rows held counts as free
     free = memory.free_bytes(device)
     if free is None or needed < free:

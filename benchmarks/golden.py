@@ -89,7 +89,7 @@ def _vision(network: model.Network, golden: Golden, tolerance: float) -> Figures
 
 
 def _verdict(difference: float, tolerance: float) -> Figures:
-    if difference <= tolerance:  # also false of what is no number
+    if difference <= tolerance:  # False for NaN too
         return {}
     return {"wrong": f"differs by {difference:.2g}, {tolerance:.2g} at most was expected"}
 

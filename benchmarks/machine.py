@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 
-from deepseek_ocr import devices
+from deepseek_ocr import devices, nvidia
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,20 +64,10 @@ def card(device: torch.device) -> dict[str, Any] | None:
         "capability": f"{major}.{minor}",
         "total_bytes": total,
         "free_bytes": free,
-        "driver": _driver(),
+        "driver": nvidia.driver_version(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }
-
-
-def _driver() -> str | None:
-    """The version of NVIDIA's driver by `nvidia-smi`; None if that does not say."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.partition("\n")[0].strip() or None
 
 
 def _processor() -> str:

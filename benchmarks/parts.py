@@ -133,11 +133,11 @@ class Rows:
         return None
 
     def leave_out(self, name: str, why: str) -> None:
-        """Keep and print that there is no row `name`, and why."""
+        """Keep and print why the row `name` is left out."""
         self._keep(name, {"left_out": why})
 
     def note(self, text: str) -> None:
-        """Keep and print a remark that is no failure."""
+        """Keep and print a remark; the part does not fail for it."""
         self._found["notes"].append(text)
         print(f"  {text}", flush=True)
         self._write()

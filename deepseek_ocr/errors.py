@@ -9,7 +9,7 @@
     │   ├── PromptError      a prompt or a reference that the model must not be given
     │   └── SettingsError    a setting outside its range, or one nobody knows
     ├── CheckpointError      a model folder that is missing, damaged or of another kind
-    ├── DeviceError          a device or number type that is not to be had here, or that failed
+    ├── DeviceError          a device or number type that is not available here, or a failed device
     ├── GenerationError      the network produced numbers that mean nothing, or cannot run
     ├── OutputError          a document that could not be written in all its formats
     └── CancelledError       a page that was given up before it was read
@@ -60,7 +60,7 @@ class CheckpointError(OcrError):
 
 
 class DeviceError(OcrError):
-    """A device or a number type that is not to be had on this machine, or a device that failed."""
+    """A device or a number type that is not available on this machine, or a device that failed."""
 
 
 class GenerationError(OcrError):

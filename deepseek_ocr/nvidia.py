@@ -82,7 +82,7 @@ def card_problem(device: torch.device) -> str | None:
         f"this torch ({torch.__version__}, built for CUDA {torch.version.cuda}) has no kernels for "
         f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}, only for "
         f"{', '.join(architectures)}; install torch built for another CUDA ({_BUILDS}), or use "
-        "--device cpu"
+        "the device cpu"
     )
 
 

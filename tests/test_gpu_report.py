@@ -27,7 +27,7 @@ from benchmarks import (
     stages,
 )  # fmt: skip
 from benchmarks.parts import Part, Rows, Settings
-from deepseek_ocr import memory, operators
+from deepseek_ocr import memory, nvidia, operators
 from deepseek_ocr.engine import OcrEngine
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.images import Views
@@ -391,13 +391,12 @@ def test_what_a_card_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * 10**9, 80 * 10**9))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 570.86\necho 570.86\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
+    driver = tmp_path / "version"
+    driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.10  Wed Jan 1\n")
+    monkeypatch.setattr(nvidia, "DRIVER_FILE", driver)
     card = machine.card(torch.device("cuda"))
     assert card
     assert (card["name"], card["capability"]) == ("NVIDIA H100", "9.0")
-    assert (card["free_bytes"], card["driver"]) == (70 * 10**9, "570.86")
-    program.unlink()
+    assert (card["free_bytes"], card["driver"]) == (70 * 10**9, "570.86.10")
+    driver.unlink()
     assert (machine.card(torch.device("cuda")) or {})["driver"] is None

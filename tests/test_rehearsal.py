@@ -1,5 +1,5 @@
-"""The rehearsal at load: a path that raises or is wrong gives way; running out of memory is no
-verdict.
+"""The rehearsal at load: a path that raises or is wrong gives way; running out of memory
+does not count against it.
 
 The CPU plays the card: candidates are given by hand, and CUDA's part of a capture is a stand-in.
 """
@@ -266,10 +266,10 @@ def test_views_become_smaller_if_the_plain_class_has_no_memory_for_them(
     assert sides == [(1024, 2), (640, 0), (512, 0), (512, 0)]
 
 
-# --- what is no verdict --------------------------------------------------------------------------
+# --- what does not count against a path -----------------------------------------------------------
 
 
-def test_running_out_of_memory_is_no_verdict(
+def test_running_out_of_memory_does_not_count_against_a_path(
     single: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Full(Recorder):

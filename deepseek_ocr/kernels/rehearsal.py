@@ -54,7 +54,7 @@ STEPS = (
 
 VIEWS = ((1024, 640), (640, 0), (512, 0))
 """Sides of the global view and of two tiles (0: none) that go through the encoders, px; the next
-ones if there is no memory for the plain class."""
+ones if the plain class runs out of memory."""
 
 
 @dataclass(frozen=True)
