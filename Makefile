@@ -76,21 +76,21 @@ bench: $(READY)
 
 evaluate: $(READY)
 	rm -rf build/evaluate
-	$(BIN)/python -m training.synth --output build/evaluate/pages --pages $(PAGES) --seed $(SEED) \
+	$(BIN)/deepseek-ocr synth --output build/evaluate/pages --pages $(PAGES) --seed $(SEED) \
 		--clean --fonts held-out
-	$(BIN)/python -m training.split --data_root build/evaluate/pages \
+	$(BIN)/deepseek-ocr split --data_root build/evaluate/pages \
 		--output_dir build/evaluate --test_fraction 1
 	for measure in $(MEASURES); do \
-		$(BIN)/python -m training.evaluate --data_root build/evaluate/pages \
+		$(BIN)/deepseek-ocr evaluate --data_root build/evaluate/pages \
 			--test_file build/evaluate/test.json --model_path $(MODEL) \
 			--task $${measure%%:*} --size $${measure##*:} --max_tokens 1024 \
 			--output_dir build/evaluate/$${measure%%:*}-$${measure##*:} || exit; \
 	done
 
 pocket: $(READY)
-	$(BIN)/python -m training.pocket --stage 1 --output build/pocket-1
+	$(BIN)/python -m deepseek_ocr.training.pocket.stages --stage 1 --output build/pocket-1
 	for stage in 2 3 4 5; do before=build/pocket-$$((stage - 1)); \
-		$(BIN)/python -m training.pocket --stage $$stage --output build/pocket-$$stage \
+		$(BIN)/python -m deepseek_ocr.training.pocket.stages --stage $$stage --output build/pocket-$$stage \
 			--start $$before/model --heads $$before/heads.safetensors || exit; \
 	done
 
@@ -98,7 +98,7 @@ gpu-report: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))
 	$(GPU_PYTHON) -m benchmarks.gpu $(GPU)
 
 verify-checkpoint: $(READY)
-	$(BIN)/python -m cli.verify $(VERIFY)
+	$(BIN)/deepseek-ocr verify-checkpoint $(VERIFY)
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

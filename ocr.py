@@ -7,7 +7,7 @@ if __name__ == "__main__":
     # Until pages are read there is nothing to keep, and imports do not take interruptions well.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    from cli.main import main
+    from deepseek_ocr.cli.read import main
 
     status = main()
     # All is written. Threads are waited for until they end what they are at; a second interruption

@@ -4,7 +4,7 @@
 as it is decoded (`cog.stream.yaml`).
 
 Cog reads the inputs off this file without running it, so choices and descriptions are literals
-here; `tests/test_predict.py` holds them against `tasks.py`.
+here; `tests/test_predict.py` holds them against `presets.py`.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ from typing import Any
 from cog import BasePredictor, ConcatenateIterator, Input, Path, Secret, streaming
 from PIL import Image
 
-import configuration
-import tasks
-import weights
-from deepseek_ocr import grounding
-from deepseek_ocr.document_reader import DocumentReader
-from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr import configuration, presets
+from deepseek_ocr.devices.cpu import use_threads
+from deepseek_ocr.documents.inputs import Pages, parse_pages
+from deepseek_ocr.documents.renderer import OpenDocument
+from deepseek_ocr.documents.shared_reader import DocumentReader
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.engine.results import Delta
 from deepseek_ocr.errors import InputError, OcrError
-from deepseek_ocr.exports import document_to_json
-from deepseek_ocr.formats.data import page_data
+from deepseek_ocr.formats.export import document_to_json
+from deepseek_ocr.formats.json_document import page_data
 from deepseek_ocr.formats.markdown import PAGE_SPLIT
+from deepseek_ocr.formats.records import PageRecord
+from deepseek_ocr.grounding import parser
 from deepseek_ocr.markup import blocks_in, to_markdown
-from deepseek_ocr.pages import Delta
-from deepseek_ocr.processors import use_threads
-from deepseek_ocr.records import PageRecord
-from deepseek_ocr.rendering import OpenDocument
 from deepseek_ocr.settings import Attempt, DecodeSettings
-from deepseek_ocr.sources import Pages, parse_pages
+from deepseek_ocr.weights import registry
 
 TASK_TYPES = ["Convert to Markdown", "Free OCR", "Parse Figure", "Locate Object by Reference"]
 RESOLUTION_SIZES = ["Gundam (Recommended)", "Tiny", "Small", "Base", "Large"]
@@ -105,7 +104,7 @@ class Predictor(OcrPredictor):
         """Read one page, or the pages of a document."""
         if output_format not in OUTPUT_FORMATS:
             raise InputError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}.")
-        prompt = tasks.prompt_for(task_type, reference_text)
+        prompt = presets.prompt_for(task_type, reference_text)
         attempts = attempts_for(resolution_size, max_new_tokens, retries)
         document, numbers = await self.reader.open_async(
             file_of(image), NAME, chosen_pages(pages), plain_text(password)
@@ -157,7 +156,7 @@ class StreamPredictor(OcrPredictor):
         password: Secret = Input(description="Password of an encrypted PDF or zip", default=None),
     ) -> ConcatenateIterator[str]:
         """Read a page, or the pages of a document, yielding text as the model writes it."""
-        prompt = tasks.prompt_for(task_type, reference_text)
+        prompt = presets.prompt_for(task_type, reference_text)
         (attempt,) = attempts_for(resolution_size, max_new_tokens, 0)
         document, numbers = self.reader.open(
             file_of(image), NAME, chosen_pages(pages), plain_text(password)
@@ -183,7 +182,7 @@ def load_reader() -> DocumentReader:
     """A reader with the configured checkpoint, fetched if it is not there, and warmed up."""
     settings = configuration.load()
     checkpoints = pathlib.Path(settings.checkpoints)
-    folder = weights.ensure(settings.model, checkpoints, source=settings.source)
+    folder = registry.ensure(settings.model, checkpoints, source=settings.source)
     use_threads(settings.threads)
     engine = OcrEngine.load(
         folder, settings.device, settings.dtype,
@@ -200,14 +199,14 @@ def warm_up(reader: DocumentReader, name: str) -> None:
 
     Raises `OcrError` if that cannot be done here.
     """
-    best = weights.known_as(name)
+    best = registry.known_as(name)
     settings = DecodeSettings(max_new_tokens=8)
-    attempt = Attempt("warm-up", tasks.crop_for(best.resolution), settings)
+    attempt = Attempt("warm-up", presets.crop_for(best.resolution), settings)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "blank.png"
         Image.new("RGB", (1240, 1754), "white").save(path)  # A4 at 150 dpi
         document, numbers = reader.open(path, "a blank page")
-        *_, record = reader.stream(document, numbers, tasks.prompt_for(best.task), attempt)
+        *_, record = reader.stream(document, numbers, presets.prompt_for(best.task), attempt)
     if isinstance(record, PageRecord) and record.error is not None:
         raise OcrError(record.error)
 
@@ -249,7 +248,7 @@ def attempts_for(
     for a number out of range and for an unknown preset.
     """
     decode = DecodeSettings(max_new_tokens=int(max_new_tokens))
-    return tasks.attempts(tasks.crop_for(resolution_size), decode, int(retries))
+    return presets.attempts(presets.crop_for(resolution_size), decode, int(retries))
 
 
 # --- logs ---------------------------------------------------------------------------------------
@@ -320,11 +319,11 @@ def rendered(records: Sequence[PageRecord], output_format: str) -> str:
     """The pages in one of `OUTPUT_FORMATS`; in text a page that failed leaves its place empty."""
     if output_format == "JSON":
         pages: list[dict[str, Any]] = [
-            {"source": NAME, **page_data(record, grounding.figure_name)} for record in records
+            {"source": NAME, **page_data(record, parser.figure_name)} for record in records
         ]
         return json.dumps(document_to_json(pages), ensure_ascii=False)
     if output_format == "Markdown":
         return PAGE_SPLIT.join(
-            to_markdown(blocks_in(record.parts), grounding.figure_name) for record in records
+            to_markdown(blocks_in(record.parts), parser.figure_name) for record in records
         )
     return PAGE_SPLIT.join(record.text for record in records)

@@ -2,9 +2,9 @@
 """Serve pages over HTTP: `python serve.py`. The work is in `serving/`."""
 
 if __name__ == "__main__":
-    from serving.arguments import parse
+    from deepseek_ocr.cli.serve import parse
 
     start = parse()
-    from serving.main import main  # imports torch: seconds
+    from deepseek_ocr.server.lifecycle import main  # imports torch: seconds
 
     raise SystemExit(main(start))

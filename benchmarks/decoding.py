@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from benchmarks import machine
-from deepseek_ocr import devices
-from deepseek_ocr.decoding import Decoder, PlainDecoder
-from deepseek_ocr.kernels import decoder, native, steps, weights
+from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
+from deepseek_ocr.devices import selection
+from deepseek_ocr.kernels import decoder_weights, native, slot_decoder, steps
 from deepseek_ocr.kernels.rehearsal import TOLERANCES
-from deepseek_ocr.model import Network
+from deepseek_ocr.model.network import Network
 
 LIMITS = "limits"
 """Row of a report that holds `Limits`."""
@@ -111,13 +111,13 @@ class Row:
         )
 
 
-def ways(network: Network) -> Iterator[tuple[str, decoder.Path]]:
+def ways(network: Network) -> Iterator[tuple[str, slot_decoder.Path]]:
     """The fast ways that the network's device has."""
-    yield "torch", decoder.TORCH
+    yield "torch", slot_decoder.TORCH
     if network.device.type == "cuda":
-        yield "graphs", decoder.GRAPHS
+        yield "graphs", slot_decoder.GRAPHS
     elif native.can_run(network.device, network.dtype):
-        yield "compiled", decoder.NATIVE
+        yield "compiled", slot_decoder.NATIVE
 
 
 def prompt_of(network: Network, tokens: int) -> torch.Tensor:
@@ -204,11 +204,11 @@ def _tokens_per_second(one: Decoder, task: Task, device: torch.device) -> float:
         one.step(slots, ids)
     speeds = []
     for _ in range(task.repeat):
-        devices.synchronize(device)
+        selection.synchronize(device)
         start = time.perf_counter()
         for _ in task.forced_ids:
             ids = one.step(slots, ids).argmax(-1).tolist()
-        devices.synchronize(device)
+        selection.synchronize(device)
         speeds.append(one.slots * len(task.forced_ids) / (time.perf_counter() - start))
     return statistics.median(speeds)
 
@@ -227,7 +227,7 @@ def needed_by_step(network: Network, pages: int, length: int) -> Needed:
     Of the experts those are read that so many distinct random choices hit on average. Products
     within the attention are not counted.
     """
-    read = weights.read(network, 1)
+    read = decoder_weights.read(network, 1)
     total: float = _size(read.head) + sum(_size(layer) for layer in read.layers)
     numbers: float = _numbers(read.head) + sum(_numbers(layer) for layer in read.layers)
     for layer in read.layers:

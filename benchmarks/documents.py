@@ -29,17 +29,18 @@ from typing import Any
 
 from PIL import Image
 
-import tasks
 from benchmarks import machine
-from deepseek_ocr import grounding
-from deepseek_ocr.documents import AHEAD, Plan, read_documents
-from deepseek_ocr.engine import Counts, Failure, OcrEngine, Page, Reading, Timings
-from deepseek_ocr.images import make_views
-from deepseek_ocr.rendering import Ahead, Rendered, Renderer
+from deepseek_ocr import presets
+from deepseek_ocr.documents.inputs import find
+from deepseek_ocr.documents.pipeline import AHEAD, Plan, read_documents
+from deepseek_ocr.documents.renderer import Ahead, Rendered, Renderer
+from deepseek_ocr.documents.run_store import Store
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.engine.results import Counts, Failure, Page, Reading, Timings
+from deepseek_ocr.grounding import parser as grounding
+from deepseek_ocr.images.views import make_views
 from deepseek_ocr.settings import DecodeSettings
-from deepseek_ocr.sources import find
-from deepseek_ocr.store import Store
-from training.synth import CLEAN_LINES, make_page, page_seed
+from deepseek_ocr.training.synth import CLEAN_LINES, make_page, page_seed
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = tuple(ROOT / "examples" / f"{name}.png" for name in ("invoice", "total", "fruit"))
@@ -93,11 +94,11 @@ def overhead(folder: Path, pictures: list[Image.Image], turns: int) -> dict[str,
     folder.mkdir()
     pages = len(pictures)
     engine = OcrEngine.load(ROOT / "checkpoints" / "pocket")
-    prompt, crop = tasks.prompt_for("ocr"), tasks.crop_for("tiny")
+    prompt, crop = presets.prompt_for("ocr"), presets.crop_for("tiny")
     path = _picture_pdf(folder / "read.pdf", pictures)
     ready = [Page(one.image, prompt, crop) for one in _rendered(path)]
     list(engine.read_many(ready[:5]))  # the first pages pay for first-time work
-    plan = Plan(prompt, tasks.attempts(crop, DecodeSettings(), 0), ("md", "json"))
+    plan = Plan(prompt, presets.attempts(crop, DecodeSettings(), 0), ("md", "json"))
     times: dict[str, list[float]] = {"pipeline": [], "engine": []}
     with Renderer() as renderer:
         for turn in range(turns):
@@ -146,7 +147,7 @@ def _picture_pdf(path: Path, pictures: Iterable[Image.Image]) -> Path:
 def rendering(folder: Path, pages: int = 40) -> dict[str, float]:
     """Pages a second from the file to views, by one rendering process and this one."""
     path = _text_pdf(folder / "text.pdf", pages)
-    crop = tasks.crop_for("gundam")
+    crop = presets.crop_for("gundam")
     with Renderer() as renderer:
         document = renderer.open(path)
         renderer.render(document, 1)  # the process is up
@@ -224,7 +225,9 @@ def peak_memory(folder: Path, pages: int) -> float:
 
 
 def _run_instantly(path: str, folder: str) -> None:
-    plan = Plan(tasks.prompt_for("ocr"), tasks.attempts(tasks.crop_for("tiny"), DecodeSettings()))
+    plan = Plan(
+        presets.prompt_for("ocr"), presets.attempts(presets.crop_for("tiny"), DecodeSettings())
+    )
     with Store(Path(folder)) as store, Renderer() as renderer:
         tally = read_documents(find([path]).inputs, [_Instant()], plan, store, renderer)
     if tally.failures:

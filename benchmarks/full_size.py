@@ -13,20 +13,24 @@ from typing import Any
 import torch
 from PIL import Image
 
-import tasks
 from benchmarks import decoding, machine, random_checkpoint, stages
 from benchmarks.decoding import Limits
 from benchmarks.parts import Figures, Rows, Settings
-from deepseek_ocr import devices, footprint, kernels, memory, model
-from deepseek_ocr.checkpoint import read_config
-from deepseek_ocr.decoding import PlainDecoder
-from deepseek_ocr.engine import Failure, OcrEngine, Page
-from deepseek_ocr.footprint import Footprint, Load
-from deepseek_ocr.images import Views
+from deepseek_ocr import kernels, presets
+from deepseek_ocr.decoding.decoder import PlainDecoder
+from deepseek_ocr.devices import memory
+from deepseek_ocr.devices import selection as devices
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.engine.results import Failure, Page
+from deepseek_ocr.images.views import Views
 from deepseek_ocr.kernels import choice
-from deepseek_ocr.kernels.decoder import GRAPHS, FastDecoder
-from deepseek_ocr.kernels.decoders import Decoders
+from deepseek_ocr.kernels.decoder_factory import Decoders
 from deepseek_ocr.kernels.rehearsal import TOLERANCES
+from deepseek_ocr.kernels.slot_decoder import GRAPHS, FastDecoder
+from deepseek_ocr.model import footprint
+from deepseek_ocr.model import network as model
+from deepseek_ocr.model.checkpoint import read_config
+from deepseek_ocr.model.footprint import Footprint, Load
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +45,7 @@ WORKSPACE = 256 * 10**6
 """Bytes that the encoders may take beyond the estimate: cuDNN takes memory of its own for
 convolutions, as much as the algorithm that it chooses wants. Not measured on a card."""
 
-PRESETS = tuple(tasks.RESOLUTION_SHORT_NAMES)
+PRESETS = tuple(presets.RESOLUTION_SHORT_NAMES)
 
 A4 = (1240, 1754)
 """Pixels of an A4 page at 150 dpi: a global view and six tiles at Gundam."""
@@ -67,7 +71,7 @@ def fits(settings: Settings, rows: Rows, pages: bool = True) -> bool:
     device = devices.choose_device(settings.device)
     load = footprint.load_for(device, settings.dtype)
     sizes = Footprint(read_config(settings.checkpoint))
-    estimate = sizes.estimate(tasks.crop_for("gundam"), load)
+    estimate = sizes.estimate(presets.crop_for("gundam"), load)
     needed = estimate.total if pages else replace(estimate, vision=0).total
     lacking = _lacking(device, needed)
     if lacking:
@@ -104,8 +108,8 @@ def start(settings: Settings, rows: Rows) -> None:
         return {"seconds_to_read": time.perf_counter() - began, **asdict(reading.timings)}
 
     for name in ("tiny", "gundam"):
-        rows.add(f"first page, {name}", partial(first, tasks.crop_for(name)))
-    rows.add("second page, gundam", partial(first, tasks.crop_for("gundam")))
+        rows.add(f"first page, {name}", partial(first, presets.crop_for(name)))
+    rows.add("second page, gundam", partial(first, presets.crop_for("gundam")))
     engine.close()
 
 
@@ -175,7 +179,7 @@ def pages(settings: Settings, rows: Rows) -> None:
     if not fits(settings, rows):
         return
     engine = OcrEngine.load(settings.checkpoint, settings.device, settings.dtype)
-    crop = tasks.crop_for("gundam")
+    crop = presets.crop_for("gundam")
     asked = [Page(*_page(number, crop, settings.tokens)) for number in range(settings.read)]
     alone = asked[:4]
     for name, some in (("first time", asked), ("second time", asked)):
@@ -194,7 +198,7 @@ def _page(
         noise = Image.effect_noise(A4, 32 + number)
         picture = Image.blend(letter.convert("L"), noise, 0.3).convert("RGB")
     decode = DecodeSettings(max_new_tokens=tokens, stop_on_loop=False)
-    return picture, tasks.prompt_for("markdown"), crop, decode
+    return picture, presets.prompt_for("markdown"), crop, decode
 
 
 def _read_many(engine: OcrEngine, asked: list[Page]) -> Figures:
@@ -277,7 +281,7 @@ def memory_use(settings: Settings, rows: Rows) -> None:
     decoders = Decoders(network, selection.paths, context)
     sizes = Footprint(network.config)
     for name in PRESETS:
-        crop = tasks.crop_for(name)
+        crop = presets.crop_for(name)
         expected = sizes.estimate(crop, Load(network.dtype)).vision
         if lacking := _lacking(network.device, expected):
             rows.leave_out(f"vision, {name}", lacking)
@@ -285,7 +289,7 @@ def memory_use(settings: Settings, rows: Rows) -> None:
         rows.add(f"vision, {name}", partial(_vision_peak, network, crop, expected), needs=2)
     for slots in settings.pages:
         load = Load(network.dtype, slots, context=0)
-        estimate = replace(sizes.estimate(tasks.crop_for("gundam"), load), vision=0)
+        estimate = replace(sizes.estimate(presets.crop_for("gundam"), load), vision=0)
         name = _counted(slots, "slot")
         if lacking := _lacking(network.device, estimate.cache):
             rows.leave_out(name, lacking)

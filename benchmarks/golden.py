@@ -13,10 +13,11 @@ import torch
 
 from benchmarks import decoding
 from benchmarks.parts import Figures, Rows, Settings
-from deepseek_ocr import kernels, model, operators
-from deepseek_ocr.decoding import Decoder, PlainDecoder
-from deepseek_ocr.kernels import choice
-from deepseek_ocr.kernels.decoder import FastDecoder
+from deepseek_ocr import kernels
+from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
+from deepseek_ocr.kernels import choice, op_fallbacks
+from deepseek_ocr.kernels.slot_decoder import FastDecoder
+from deepseek_ocr.model import network as model
 from tests.goldens import CASES, GOLDEN, VIEWS, Golden, embedded, golden_views, load_golden
 from tests.goldens import relative_error as error
 
@@ -46,7 +47,7 @@ def _check_type(settings: Settings, rows: Rows, golden: Golden, dtype: str, quan
     kind = dtype if quant == "none" else quant
     plain = model.load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
     ours = model.load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
-    operators.fit(plain)
+    op_fallbacks.fit(plain)
     selection = kernels.prepare(ours, choice.parse("auto"))
     tolerance = TOLERANCE[dtype]
     if quant == "none":

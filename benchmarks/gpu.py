@@ -26,8 +26,8 @@ from pathlib import Path
 
 from benchmarks import decoding, full_size, golden, machine, parts, quality
 from benchmarks.parts import Part, Rows, Settings
-from deepseek_ocr import devices
-from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.devices import selection
+from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import OcrError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,8 +37,8 @@ WELL, WRONG, COULD_NOT_START = 0, 1, 2
 
 def about(settings: Settings, rows: Rows) -> None:
     """The part: what the device is, and what it can do at most."""
-    device = devices.choose_device(settings.device)
-    dtype = devices.choose_dtype(settings.dtype, device)
+    device = selection.choose_device(settings.device)
+    dtype = selection.choose_dtype(settings.dtype, device)
     rows.add("machine", lambda: machine.describe(device))
     rows.add("packages", lambda: dict(machine.packages()))
     card = machine.card(device)
@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     flags = _parser().parse_args(arguments)
     try:
-        device = devices.choose_device(flags.device)
-        devices.choose_dtype(flags.dtype, device)
+        device = selection.choose_device(flags.device)
+        selection.choose_dtype(flags.dtype, device)
     except OcrError as error:
         sys.stderr.write(f"gpu: {error}\n")
         return COULD_NOT_START

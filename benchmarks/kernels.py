@@ -4,7 +4,7 @@
 
 Against the library's plain class, in one run, over one set of full-size random weights. Prints
 what the device's memory and arithmetic can do, what is reached as a share of it, and, on a
-processor, what the table in `deepseek_ocr/kernels/decoder.py` should say here. A few minutes.
+processor, what the table in `deepseek_ocr/kernels/slot_decoder.py` should say here. A few minutes.
 A way that fails does not stop the others. Exits with 1 if a way failed or does not agree with the
 plain class.
 """
@@ -26,12 +26,14 @@ import torch
 
 from benchmarks import decoding, machine, random_checkpoint
 from benchmarks.decoding import Limits, Row
-from deepseek_ocr import devices, memory, model, operators
-from deepseek_ocr.decoding import Decoder, PlainDecoder
+from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
+from deepseek_ocr.devices import memory, selection
 from deepseek_ocr.files import appearing
-from deepseek_ocr.images import Views
-from deepseek_ocr.kernels import decoder, quantized
-from deepseek_ocr.kernels.decoder import FastDecoder
+from deepseek_ocr.images.views import Views
+from deepseek_ocr.kernels import op_fallbacks, slot_decoder
+from deepseek_ocr.kernels.slot_decoder import FastDecoder
+from deepseek_ocr.model import int8_layers
+from deepseek_ocr.model import network as model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,7 +45,7 @@ def main() -> None:
         print(f"writing a random checkpoint to {flags.checkpoint} …", flush=True)
         random_checkpoint.write(flags.checkpoint)
     network = model.load_network(flags.checkpoint, flags.device, flags.dtype)
-    operators.fit(network)
+    op_fallbacks.fit(network)
     limits = decoding.limits(network.device, network.dtype)
     found: dict[str, Any] = {
         "machine": machine.describe(network.device) | {"card": machine.card(network.device)},
@@ -130,7 +132,7 @@ def _rows(
     best = None
     for quant in flags.quant.split(","):
         if quant == "int8":
-            quantized.quantize_decoder(network)
+            int8_layers.quantize_decoder(network)
         task = decoding.task_of(network, flags.prompt, flags.tokens, flags.repeat, best)
         best = task.best
         made: list[tuple[str, int, Callable[[], Decoder]]] = [
@@ -156,7 +158,7 @@ def _median(network: model.Network, repeat: int, call: Callable[[], object]) -> 
     for turn in range(repeat + 1):
         start = time.perf_counter()
         call()
-        devices.synchronize(network.device)
+        selection.synchronize(network.device)
         if turn:
             times.append(time.perf_counter() - start)
     return statistics.median(times)
@@ -167,7 +169,7 @@ def _proposal(rows: list[Row]) -> str:
     features = torch.backends.cpu.get_cpu_capability()
     speeds = {row.way: row.tokens_per_s for row in rows if row.pages == 1 and row.quant == "none"}
     better = speeds.get("compiled", 0) > speeds.get("torch", 0)
-    now = decoder.COMPILED.get(features, False)
+    now = slot_decoder.COMPILED.get(features, False)
     verdict = "as it is" if better == now else f"not {now} as now"
     return f'decoder.COMPILED["{features}"] should be {better}, {verdict}'
 

@@ -42,13 +42,14 @@ def _read_through(path: Path) -> None:
 
 
 def _load(way: str, folder: Path, device: str, dtype: str) -> object:
-    from deepseek_ocr import devices, model
-    from deepseek_ocr.checkpoint import read_config
+    from deepseek_ocr.devices import selection
+    from deepseek_ocr.model import network as model
+    from deepseek_ocr.model.checkpoint import read_config
 
     if way == "ours":
         return model.load_network(folder, device, dtype)
-    target = devices.choose_device(device)
-    kind = devices.choose_dtype(dtype, target)
+    target = selection.choose_device(device)
+    kind = selection.choose_dtype(dtype, target)
     network = model.Network.from_pretrained(folder, config=read_config(folder), dtype=kind)
     return network.to(target)
 
@@ -64,7 +65,7 @@ def _anonymous_gb() -> float:
 
 def _main() -> None:
     way, folder, device, dtype = sys.argv[1:]
-    import deepseek_ocr.model  # noqa: F401 - imports are not loading
+    import deepseek_ocr.model.network  # noqa: F401 - imports are not loading
 
     peak, done = 0.0, threading.Event()
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 
-from deepseek_ocr import devices, nvidia
+from deepseek_ocr.devices import nvidia, selection
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -125,10 +125,10 @@ def seconds_of(device: torch.device, call: Callable[[], object]) -> float:
         return _by_events(device, call)
     best = float("inf")
     for _ in range(7):
-        devices.synchronize(device)
+        selection.synchronize(device)
         start = time.perf_counter()
         call()
-        devices.synchronize(device)
+        selection.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return best
 

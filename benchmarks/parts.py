@@ -398,8 +398,8 @@ def _recover(name: str) -> None:
     errors of CUDA."""
     import torch
 
-    from deepseek_ocr import devices, memory
+    from deepseek_ocr.devices import memory, selection
 
     device = torch.device(name)
     memory.give_back(device)
-    devices.synchronize(device)
+    selection.synchronize(device)

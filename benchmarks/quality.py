@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import tasks
 from benchmarks.parts import Figures, Rows, Settings
-from deepseek_ocr import devices
-from deepseek_ocr.engine import Failure, OcrEngine, Page
+from deepseek_ocr import presets
+from deepseek_ocr.devices import selection
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.engine.results import Failure, Page
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.settings import DecodeSettings
 from examples.make_pages import PAGES
@@ -59,7 +60,7 @@ def check(settings: Settings, rows: Rows) -> None:
             return about
 
         rows.add("synthetic pages", made)
-        kind = devices.choose_device(settings.device).type
+        kind = selection.choose_device(settings.device).type
         plain: Figures | None = None
         for kernels in KERNELS.get(kind, KERNELS["cpu"]):
             plain = _read(settings, rows, kernels, measure, plain) or plain
@@ -106,7 +107,7 @@ def examples(engine: OcrEngine) -> Figures:
     """How many of the example pages are read exactly, and the character error rate of them all;
     white space counts as one space."""
     pages = [
-        Page(ROOT / "examples" / f"{name}.png", tasks.prompt_for("ocr"), tasks.crop_for("tiny"))
+        Page(ROOT / "examples" / f"{name}.png", presets.prompt_for("ocr"), presets.crop_for("tiny"))
         for name in PAGES
     ]
     exact = edits = length = 0
@@ -121,7 +122,7 @@ def examples(engine: OcrEngine) -> Figures:
 
 
 def edit_distance(one: str, other: str) -> int:
-    """Levenshtein's distance of short texts; `training.metrics` needs a package for it."""
+    """Levenshtein's distance of short texts; `training.text_metrics` needs a package for it."""
     row = list(range(len(other) + 1))
     for i, mine in enumerate(one, 1):
         before, row = row, [i]
@@ -136,10 +137,10 @@ def synthetic(folder: Path, count: int = 20) -> tuple[Measure, Figures]:
 
     Raises `ImportError` for a package of training and `InputError` for fonts that are missing.
     """
-    from training import fonts, synth
-    from training.readers import model_reader
-    from training.samples import Example, Sample, examples_of
-    from training.scoring import evaluate, summarise
+    from deepseek_ocr.training import fonts, synth
+    from deepseek_ocr.training.readers import model_reader
+    from deepseek_ocr.training.samples import Example, Sample, examples_of
+    from deepseek_ocr.training.scoring import evaluate, summarise
 
     which: fonts.FontSet = "held-out"
     try:
@@ -158,7 +159,7 @@ def synthetic(folder: Path, count: int = 20) -> tuple[Measure, Figures]:
     families = {face.family for face in fonts.typefaces(which)}
 
     def measure(engine: OcrEngine) -> Figures:
-        read = model_reader(engine, tasks.crop_for("tiny"), DecodeSettings(max_new_tokens=512))
+        read = model_reader(engine, presets.crop_for("tiny"), DecodeSettings(max_new_tokens=512))
         found = summarise(evaluate(examples, read))
         ocr, markdown, locate = (found[task] for task in wanted)
         return {

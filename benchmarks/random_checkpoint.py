@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from deepseek_ocr.checkpoint import official_pieces, read_config
 from deepseek_ocr.files import appearing
-from deepseek_ocr.model import empty_network
-from deepseek_ocr.prompts import IMAGE
+from deepseek_ocr.model.checkpoint import official_pieces, read_config
+from deepseek_ocr.model.network import empty_network
+from deepseek_ocr.model.prompts import IMAGE
 
 FULL_SIZE: dict[str, Any] = {
     "model_type": "DeepseekOCR",

@@ -18,11 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import configuration
-import tasks
-import weights
-from cli.flags import add_speed
+from deepseek_ocr import configuration, presets
+from deepseek_ocr.cli.flags import add_speed
 from deepseek_ocr.errors import OcrError
+from deepseek_ocr.weights import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -83,11 +82,11 @@ def measure(
     settings: configuration.Settings, flags: argparse.Namespace
 ) -> tuple[dict[str, Any], list[Sample]]:
     """What was run on what, and every page. Raises `OcrError` where the model cannot be loaded."""
-    folder = weights.ensure(settings.model, Path(settings.checkpoints), fetch=False)
-    known = weights.known_as(settings.model)
+    folder = registry.ensure(settings.model, Path(settings.checkpoints), fetch=False)
+    known = registry.known_as(settings.model)
     began = time.perf_counter()
-    from deepseek_ocr.engine import OcrEngine
-    from deepseek_ocr.processors import use_threads
+    from deepseek_ocr.devices.cpu import use_threads
+    from deepseek_ocr.engine.ocr_engine import OcrEngine
 
     use_threads(settings.threads)
     engine = OcrEngine.load(
@@ -96,8 +95,8 @@ def measure(
     )  # fmt: skip
     load_seconds = time.perf_counter() - began
     pages = flags.pages or sorted((ROOT / "examples").glob("*.png"))
-    prompt = tasks.prompt_for(flags.task or known.task)
-    crop = tasks.crop_for(flags.size or known.resolution)
+    prompt = presets.prompt_for(flags.task or known.task)
+    crop = presets.crop_for(flags.size or known.resolution)
     try:
         read(engine, pages[0], prompt, crop)
         samples = [read(engine, page, prompt, crop) for page in pages]
@@ -146,7 +145,7 @@ def table(about: dict[str, Any], samples: Sequence[Sample]) -> list[str]:
 def _about(engine: Any, settings: configuration.Settings) -> dict[str, Any]:
     import importlib.metadata
 
-    from deepseek_ocr import devices
+    from deepseek_ocr.devices import selection
 
     versions = [f"Python {platform.python_version()}"]
     for package in ("torch", "torch-npu", "transformers"):
@@ -156,7 +155,7 @@ def _about(engine: Any, settings: configuration.Settings) -> dict[str, Any]:
             continue
     return {
         "device": str(engine.device),
-        "name": devices.describe(engine.device).name,
+        "name": selection.describe(engine.device).name,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "model": f"{settings.model}, quant {settings.quant}",
         "software": ", ".join(versions),

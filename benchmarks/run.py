@@ -22,8 +22,9 @@ import torch
 from PIL import Image
 
 from benchmarks import loading, machine, random_checkpoint, stages
-from deepseek_ocr import images, model, prompts
+from deepseek_ocr.images import views as images
 from deepseek_ocr.kernels import choice, resizing
+from deepseek_ocr.model import network, prompts
 from deepseek_ocr.settings import CropSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,14 +160,14 @@ def _vision(
         plain, ours = stages.in_turn(
             [
                 partial(stages.plain_vision, ways.plain, some),
-                partial(model.vision_tokens, ways.ours, some),
+                partial(network.vision_tokens, ways.ours, some),
             ],
             flags.repeat,
             ways.ours.device,
         )
         done = stages.operations(ways.plain, some)
         rows.append(Row(stage, plain, ours, done / ours / limits["operations_per_second"]))
-    return rows, model.vision_tokens(ways.ours, views)
+    return rows, network.vision_tokens(ways.ours, views)
 
 
 def _decode(
@@ -177,7 +178,7 @@ def _decode(
     limits: dict[str, float],
 ) -> list[Row]:
     ids = stages.prompt(views, ways.ours)
-    embeddings = model.embed(ways.ours, ids, tokens, 1)
+    embeddings = network.embed(ways.ours, ids, tokens, 1)
     read = stages.bytes_per_token(ways.plain)  # before the weights are made smaller
     context = len(ids) + max(flags.tokens, PAGE_TOKENS) + 1
     decoder = ways.decoder(flags.pages, context)
@@ -210,10 +211,10 @@ def vision_memory(ways: stages.Ways) -> dict[str, int]:
     """Bytes that vision of one view of 1280 px takes at most beside the weights."""
     large = images.Views(torch.zeros(3, 1280, 1280), torch.empty(0, 3, 640, 640), (1, 1))
     device = ways.ours.device
-    model.vision_tokens(ways.ours, large)  # what is kept for good is not counted
+    network.vision_tokens(ways.ours, large)  # what is kept for good is not counted
     return {
         "plain": machine.peak_memory(device, lambda: stages.plain_vision(ways.plain, large)),
-        "ours": machine.peak_memory(device, lambda: model.vision_tokens(ways.ours, large)),
+        "ours": machine.peak_memory(device, lambda: network.vision_tokens(ways.ours, large)),
     }
 
 

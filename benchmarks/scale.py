@@ -16,8 +16,9 @@ import torch
 
 from benchmarks import machine, stages
 from benchmarks.run import parser, provide
-from deepseek_ocr import images, model
+from deepseek_ocr.images import views
 from deepseek_ocr.kernels import choice
+from deepseek_ocr.model import network
 
 TILES = (0, 2, 4, 6, 9)
 
@@ -47,7 +48,7 @@ Point = tuple[int, float, int]
 def by_tiles(ways: stages.Ways, repeat: int) -> Iterator[Point]:
     """Vision of a global view and so many tiles."""
     for count in TILES:
-        yield _point(ways, count, repeat, partial(model.vision_tokens, ways.ours, _views(count)))
+        yield _point(ways, count, repeat, partial(network.vision_tokens, ways.ours, _views(count)))
 
 
 def by_length(ways: stages.Ways, tokens: int, repeat: int) -> Iterator[Point]:
@@ -77,14 +78,14 @@ def _point(ways: stages.Ways, count: int, repeat: int, call: Callable[[], object
     return count, seconds, machine.peak_memory(device, call)
 
 
-def _views(tiles: int) -> images.Views:
+def _views(tiles: int) -> views.Views:
     grid = (tiles, 1) if tiles else (1, 1)
-    return images.Views(torch.zeros(3, 1024, 1024), torch.zeros(tiles, 3, 640, 640), grid)
+    return views.Views(torch.zeros(3, 1024, 1024), torch.zeros(tiles, 3, 640, 640), grid)
 
 
 def _embeddings(ways: stages.Ways) -> torch.Tensor:
     ids = stages.prompt(_views(0), ways.ours)
-    return model.embed(ways.ours, ids, model.vision_tokens(ways.ours, _views(0)), 1)
+    return network.embed(ways.ours, ids, network.vision_tokens(ways.ours, _views(0)), 1)
 
 
 def _print(name: str, points: list[Point]) -> None:

@@ -27,14 +27,15 @@ from typing import Any
 
 import uvicorn
 
-import tasks
-from configuration import ServerSettings, Settings
-from deepseek_ocr.engine import Delta, Failure, OcrEngine, Page, Reading
-from serving.app import create_app
-from serving.auth import Keys
-from serving.heads import BoundedHeads
-from serving.main import listen
-from serving.state import State
+from deepseek_ocr import presets
+from deepseek_ocr.configuration import ServerSettings, Settings
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
+from deepseek_ocr.server.app import create_app
+from deepseek_ocr.server.auth import Keys
+from deepseek_ocr.server.heads import BoundedHeads
+from deepseek_ocr.server.lifecycle import listen
+from deepseek_ocr.server.state import State
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLERS = (1, 8, 64)
@@ -139,7 +140,7 @@ def _row(callers: int, engine: list[Figures], server: list[Figures]) -> dict[str
 
 def _direct(engine: OcrEngine, name: str, callers: int, seconds: float) -> Figures:
     subject = SUBJECTS[name]
-    page = Page(subject.picture, tasks.prompt_for(subject.task), tasks.crop_for(subject.preset))
+    page = Page(subject.picture, presets.prompt_for(subject.task), presets.crop_for(subject.preset))
     began = time.perf_counter()
     firsts: list[float] = []
     ends: list[float] = []

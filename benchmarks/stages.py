@@ -13,13 +13,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deepseek_ocr import devices, images, kernels, model, operators
-from deepseek_ocr.checkpoint import read_config
-from deepseek_ocr.decoding import Decoder
-from deepseek_ocr.kernels.decoders import Decoders
-from deepseek_ocr.kernels.quantized import Int8Experts, Int8Linear, quantize_decoder
+from deepseek_ocr import kernels
+from deepseek_ocr.decoding.decoder import Decoder
+from deepseek_ocr.devices import selection as devices
+from deepseek_ocr.images import views as images
+from deepseek_ocr.kernels import op_fallbacks
+from deepseek_ocr.kernels.decoder_factory import Decoders
 from deepseek_ocr.kernels.rehearsal import Selection
-from deepseek_ocr.kernels.rows import Rows
+from deepseek_ocr.model import network as model
+from deepseek_ocr.model.checkpoint import read_config
+from deepseek_ocr.model.int8_layers import Int8Experts, Int8Linear, quantize_decoder
+from deepseek_ocr.model.int8_rows import Rows
 
 PROMPT_TAIL = 9
 """Text tokens behind the page in the Markdown prompt: 913 in all with an A4 page at Gundam."""
@@ -48,7 +52,7 @@ def load(folder: Path, device: str, dtype: str, chosen: frozenset[str], quant: s
         owner, _, leaf = name.rpartition(".")
         setattr(plain.get_submodule(owner), leaf, nn.Parameter(parameter, requires_grad=False))
     model.rebuild_buffers(plain, ours.device)
-    operators.fit(plain)
+    op_fallbacks.fit(plain)
     if quant == "int8":
         quantize_decoder(ours)
     return Ways(plain.eval(), ours, chosen, kernels.prepare(ours, chosen))

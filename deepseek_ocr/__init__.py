@@ -10,18 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deepseek_ocr.engine import (
+    from deepseek_ocr.engine.ocr_engine import OcrEngine
+    from deepseek_ocr.engine.request import Handle
+    from deepseek_ocr.engine.results import (
         Counts,
         Delta,
-        EngineStatus,
         Failure,
-        Handle,
-        OcrEngine,
         Page,
         Reading,
         TextToken,
         Timings,
     )
+    from deepseek_ocr.engine.scheduler import EngineStatus
     from deepseek_ocr.errors import (
         CancelledError,
         CheckpointError,
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
         PromptError,
         SettingsError,
     )
-    from deepseek_ocr.grounding import Confidence, Region
-    from deepseek_ocr.images import ImageLimits, Views
+    from deepseek_ocr.grounding.parser import Confidence, Region
+    from deepseek_ocr.images.views import ImageLimits, Views
     from deepseek_ocr.settings import CropSettings, DecodeSettings
 
 __version__ = "0.1.0"
@@ -74,31 +74,31 @@ __all__ = [
 _HOME_OF = {
     "CancelledError": "errors",
     "CheckpointError": "errors",
-    "Confidence": "grounding",
-    "Counts": "engine",
+    "Confidence": "grounding.parser",
+    "Counts": "engine.results",
     "CropSettings": "settings",
     "DecodeSettings": "settings",
-    "Delta": "engine",
+    "Delta": "engine.results",
     "DeviceError": "errors",
     "DocumentError": "errors",
-    "EngineStatus": "engine",
-    "Failure": "engine",
+    "EngineStatus": "engine.scheduler",
+    "Failure": "engine.results",
     "GenerationError": "errors",
-    "Handle": "engine",
+    "Handle": "engine.request",
     "ImageError": "errors",
-    "ImageLimits": "images",
+    "ImageLimits": "images.views",
     "ImageTooLargeError": "errors",
     "InputError": "errors",
-    "OcrEngine": "engine",
+    "OcrEngine": "engine.ocr_engine",
     "OcrError": "errors",
-    "Page": "engine",
+    "Page": "engine.results",
     "PromptError": "errors",
-    "Reading": "engine",
-    "Region": "grounding",
+    "Reading": "engine.results",
+    "Region": "grounding.parser",
     "SettingsError": "errors",
-    "TextToken": "engine",
-    "Timings": "engine",
-    "Views": "images",
+    "TextToken": "engine.results",
+    "Timings": "engine.results",
+    "Views": "images.views",
 }
 
 

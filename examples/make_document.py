@@ -15,8 +15,9 @@ from pathlib import Path
 import pypdfium2
 from PIL import Image, ImageDraw, ImageFont
 
-from deepseek_ocr.exports import FORMATS, save_figures, write
-from deepseek_ocr.records import DocumentRecord, PageRecord
+from deepseek_ocr.formats.export import FORMATS, write
+from deepseek_ocr.formats.figures import save_figures
+from deepseek_ocr.formats.records import DocumentRecord, PageRecord
 from examples import pictures
 from examples.pictures import DPI, ROOT, Item, table
 

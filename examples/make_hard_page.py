@@ -21,9 +21,10 @@ from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from PIL import Image, ImageDraw, ImageFont
 
-from deepseek_ocr.exports import FORMATS, save_figures, write
+from deepseek_ocr.formats.export import FORMATS, write
+from deepseek_ocr.formats.figures import save_figures
 from deepseek_ocr.formats.mathml import to_mathml
-from deepseek_ocr.records import DocumentRecord
+from deepseek_ocr.formats.records import DocumentRecord
 from examples.pictures import (
     DPI,
     ROOT,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from deepseek_ocr import grounding
-from deepseek_ocr.records import PageRecord
+from deepseek_ocr.formats.records import PageRecord
+from deepseek_ocr.grounding import parser
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -31,7 +31,7 @@ def reading(
     """The record of a page of `size` pixels that was read without a fault."""
     blocks = []
     for label, box, text in items:
-        scaled = [round(v / side * grounding.SCALE) for v, side in zip(box, size * 2, strict=True)]
+        scaled = [round(v / side * parser.SCALE) for v, side in zip(box, size * 2, strict=True)]
         blocks.append(f"<|ref|>{label}<|/ref|><|det|>[{scaled}]<|/det|>\n{text}")
     text = "\n\n".join(blocks)
     return PageRecord(
@@ -39,7 +39,7 @@ def reading(
         *size,
         points=(size[0] * 72 / DPI, size[1] * 72 / DPI),
         text=text,
-        regions=tuple(grounding.parse(text)),
+        regions=tuple(parser.parse(text)),
         figures=figures,
         finish_reason="stop",
     )

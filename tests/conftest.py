@@ -16,11 +16,11 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-import weights
-from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.kernels import compiling
-from deepseek_ocr.model import Network, load_network
-from deepseek_ocr.prompts import Codec
+from deepseek_ocr.model.network import Network, load_network
+from deepseek_ocr.model.prompts import Codec
+from deepseek_ocr.weights import registry
 from tests.goldens import GOLDEN, load_golden
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _no_user_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _any_size_may_be_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' checkpoints are small; one test looks at this bound itself."""
-    monkeypatch.setattr(weights, "_LEAST_SHARE", 0.0)
+    monkeypatch.setattr(registry, "_LEAST_SHARE", 0.0)
 
 
 @pytest.fixture

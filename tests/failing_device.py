@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from deepseek_ocr import devices, memory
-from deepseek_ocr.model import Network
+from deepseek_ocr.devices import memory, selection
+from deepseek_ocr.model.network import Network
 from tests.tiny_engine import Held
 
 ILLEGAL = (
@@ -43,8 +43,8 @@ class Card:
         """Nothing works any more. Raises what CUDA raises then."""
         self.failed = True
         for where, name in (
-            (devices, "synchronize"),
-            (devices, "release"),
+            (selection, "synchronize"),
+            (selection, "release"),
             (memory, "give_back"),
         ):
             self._patch.setattr(where, name, self.check)

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from deepseek_ocr.images import Views
-from deepseek_ocr.model import Network, embed, vision_tokens
+from deepseek_ocr.images.views import Views
+from deepseek_ocr.model.network import Network, embed, vision_tokens
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 

@@ -13,11 +13,11 @@ import pypdfium2
 from pikepdf import Array, Dictionary, Name
 from PIL import Image
 
-from deepseek_ocr import grounding
-from deepseek_ocr.engine import Counts, Timings
-from deepseek_ocr.exports import text_of
-from deepseek_ocr.grounding import Box, Confidence
-from deepseek_ocr.records import DocumentRecord, PageRecord, Try
+from deepseek_ocr.engine.results import Counts, Timings
+from deepseek_ocr.formats.export import text_of
+from deepseek_ocr.formats.records import DocumentRecord, PageRecord, Try
+from deepseek_ocr.grounding import parser
+from deepseek_ocr.grounding.parser import Box, Confidence
 from tests.conftest import need
 
 ENGLISH = "The quick brown fox jumps over the lazy dog and runs home before the night falls"
@@ -68,7 +68,7 @@ def record_of(
         number,
         *size,
         text=text,
-        regions=tuple(grounding.parse(text)),
+        regions=tuple(parser.parse(text)),
         **{**fields, **values},  # type: ignore[arg-type]
     )
 

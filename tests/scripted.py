@@ -19,9 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from deepseek_ocr import grounding
-from deepseek_ocr.engine import Counts, Failure, OcrEngine, Page, Reading, Timings
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.engine.results import Counts, Failure, Page, Reading, Timings
 from deepseek_ocr.errors import GenerationError
+from deepseek_ocr.grounding import parser
 from tests.conftest import ROOT
 
 FAULTS = {
@@ -97,7 +98,7 @@ def reading(
 ) -> Reading:
     """A reading of `text`."""
     return Reading(
-        text, tuple(grounding.parse(text)), finish, None, Counts(10, 5, len(text), 5, 1.0),
+        text, tuple(parser.parse(text)), finish, None, Counts(10, 5, len(text), 5, 1.0),
         Timings(0.0, 0.0, 0.0, seconds), (), size,
     )  # fmt: skip
 
@@ -183,9 +184,6 @@ class Server:
 
 
 def _serve() -> None:
-    import cli.main
-    import cli.printing
-    import cli.run  # noqa: F401 - so that the forked processes need not
 
     for line in sys.stdin:
         request = json.loads(line)
@@ -217,9 +215,9 @@ def _child(request: dict[str, Any]) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         log = request["log"] and Path(request["log"])
         OcrEngine.load = lambda *_, **__: ScriptedEngine(request["delay"], log)  # type: ignore
-        import cli.main
+        import deepseek_ocr.cli.read
 
-        status = cli.main.main(request["arguments"])
+        status = deepseek_ocr.cli.read.main(request["arguments"])
     except SystemExit as error:
         status = int(error.code or 0)
     except BaseException:

@@ -24,9 +24,9 @@ import httpx
 import torch
 from PIL import Image
 
-from deepseek_ocr import grounding
-from deepseek_ocr.engine import Counts, Delta, Failure, Page, Reading, Timings
+from deepseek_ocr.engine.results import Counts, Delta, Failure, Page, Reading, Timings
 from deepseek_ocr.errors import CancelledError, GenerationError
+from deepseek_ocr.grounding import parser
 from examples import make_document
 from tests.conftest import ROOT
 
@@ -145,7 +145,7 @@ class KnownEngine:
                 return Failure(CancelledError("The page was cancelled."))
             on_event(Delta(text[at : at + _PIECE], ()))
         return Reading(
-            text, tuple(grounding.parse(text)), "loop" if number == LOOPING else "stop", None,
+            text, tuple(parser.parse(text)), "loop" if number == LOOPING else "stop", None,
             Counts(10, 5, len(text), 5, 1.0), Timings(0.0, 0.0, 0.0, 0.1), (), image.size,
         )  # fmt: skip
 
@@ -257,12 +257,12 @@ def _main() -> None:
     known.add_argument("--max-pixels", type=int, default=100_000_000)
     flags = known.parse_args()
 
-    import configuration
-    from deepseek_ocr.engine import OcrEngine
-    from serving import logs
-    from serving.auth import Keys
-    from serving.main import listen, run
-    from serving.state import Engines, State
+    from deepseek_ocr import configuration
+    from deepseek_ocr.engine.ocr_engine import OcrEngine
+    from deepseek_ocr.server import logs
+    from deepseek_ocr.server.auth import Keys
+    from deepseek_ocr.server.lifecycle import listen, run
+    from deepseek_ocr.server.state import Engines, State
 
     def load() -> Engines:
         if flags.engine == "pocket":
@@ -286,7 +286,7 @@ def _main() -> None:
 
 def _fill_up_while(full: Path) -> None:
     """Have the database refuse to be changed while the file `full` is there."""
-    from serving.job_store import JobStore
+    from deepseek_ocr.server.job_store import JobStore
 
     as_it_is = JobStore._run
 

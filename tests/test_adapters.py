@@ -12,19 +12,19 @@ from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from deepseek_ocr.adapters import CONFIG, TENSORS, merge_adapter, quiet_peft
-from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import CheckpointError, DeviceError
-from deepseek_ocr.kernels import quantized
-from deepseek_ocr.model import Network, load_network
-from deepseek_ocr.prompts import Codec
+from deepseek_ocr.model import int8_layers
+from deepseek_ocr.model.adapters import CONFIG, TENSORS, merge_adapter, quiet_peft
+from deepseek_ocr.model.network import Network, load_network
+from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.settings import CropSettings, DecodeSettings
+from deepseek_ocr.training import lora
+from deepseek_ocr.training.objective import Objective, hidden_states
+from deepseek_ocr.training.optimisation import OptimiserSettings, Stepper
 from tests.conftest import POCKET
 from tests.test_quantized import assert_same
 from tests.test_training import pocket_batch
-from training import lora
-from training.objective import Objective, hidden_states
-from training.optimisation import OptimiserSettings, Stepper
 
 
 def test_lora_touches_the_decoder_and_nothing_else(network: Network) -> None:
@@ -234,7 +234,7 @@ def test_an_adapter_is_merged_before_8_bits_are_made_of_it(
         target_parameters=["experts.gate_up_proj", "experts.down_proj"],
     )  # fmt: skip
     expected = merge_adapter(load_network(POCKET, "cpu", "bfloat16"), adapter)
-    quantized.quantize_decoder(expected)
+    int8_layers.quantize_decoder(expected)
     engine = OcrEngine.load(
         POCKET, "cpu", "bfloat16", adapter=adapter, quant="int8", kernels="plain"
     )
@@ -255,6 +255,6 @@ def test_running_out_of_memory_is_no_fault_of_the_adapter(
     def refuse(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.")
 
-    monkeypatch.setattr("deepseek_ocr.adapters._fill", refuse)
+    monkeypatch.setattr("deepseek_ocr.model.adapters._fill", refuse)
     with pytest.raises(DeviceError, match="'cpu' ran out of memory while the model was loaded"):
         OcrEngine.load(POCKET, "cpu", adapter=tmp_path)

@@ -11,19 +11,20 @@ import torch
 from accelerate import Accelerator
 
 from deepseek_ocr.errors import CheckpointError
-from deepseek_ocr.images import make_views
-from deepseek_ocr.model import Network, load_network
-from deepseek_ocr.prompts import Codec
+from deepseek_ocr.images.views import make_views
+from deepseek_ocr.model.network import Network, load_network
+from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.settings import CropSettings
+from deepseek_ocr.training import objective, synth
+from deepseek_ocr.training.batches import IGNORED, collate, encode_example
+from deepseek_ocr.training.optimisation import OptimiserSettings, Stepper
+from deepseek_ocr.training.phrases import CHARACTERS
+from deepseek_ocr.training.pocket import auxiliary, stages
+from deepseek_ocr.training.pocket.auxiliary import AuxiliaryObjective, Lessons
+from deepseek_ocr.training.pocket.forward import decode, patchify, see
+from deepseek_ocr.training.pocket.untrained import write_untrained
+from deepseek_ocr.training.synth import Recipe
 from tests.conftest import POCKET
-from training import auxiliary, objective, pocket, synth
-from training.auxiliary import AuxiliaryObjective, Lessons
-from training.batches import IGNORED, collate, encode_example
-from training.forward import decode, patchify, see
-from training.optimisation import OptimiserSettings, Stepper
-from training.phrases import CHARACTERS
-from training.synth import Recipe
-from training.untrained import write_untrained
 
 PAGE = synth.make_page(Recipe(effects=0.0, dark=0.0), 7)
 
@@ -42,7 +43,7 @@ def test_products_give_the_numbers_of_the_librarys_class(
     ]
     batch = collate(examples, 2)
     expected = objective.hidden_states(network, batch)
-    seen = see(network, patchify(batch.global_views, pocket.WINDOW))
+    seen = see(network, patchify(batch.global_views, stages.WINDOW))
     got = decode(network, batch.ids, seen.cells)[-1]
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     named = dict(network.named_parameters())
@@ -115,19 +116,19 @@ def test_numbers_of_a_box_stand_at_its_corners_and_tags_nowhere() -> None:
 
 
 def test_a_pages_bytes_are_what_the_network_sees_of_it(codec: Codec) -> None:
-    (page,) = pocket._pages(PAGE, "ocr", 640, codec)
+    (page,) = stages._pages(PAGE, "ocr", 640, codec)
     crop = CropSettings(base_size=640, image_size=640, crop_mode=False)
     seen = auxiliary._normalised(page.example.views.global_view, torch.float32)
     torch.testing.assert_close(seen, make_views(PAGE.image, crop).global_view, atol=1e-6, rtol=0)
 
 
 def test_labels_of_places_lie_on_the_tokens_of_the_text(codec: Codec) -> None:
-    (page,) = pocket._pages(PAGE, "ocr", 512, codec)
+    (page,) = stages._pages(PAGE, "ocr", 512, codec)
     known = page.places[:, 0] != IGNORED
     text = codec.decode(page.example.ids[known].tolist())
     assert text == PAGE.annotation.text
     (asked,) = PAGE.annotation.reference
-    (located,) = pocket._pages(PAGE, "locate", 512, codec)
+    (located,) = stages._pages(PAGE, "locate", 512, codec)
     known = located.places[:, 0] != IGNORED
     assert codec.decode(located.example.ids[known].tolist()).startswith(asked.text)
 
@@ -135,16 +136,16 @@ def test_labels_of_places_lie_on_the_tokens_of_the_text(codec: Codec) -> None:
 def test_an_empty_page_teaches_to_end_at_once(codec: Codec) -> None:
     empty = synth.make_page(Recipe(kinds={"blank": 1.0}), 1)
     for task in ("ocr", "markdown"):
-        (page,) = pocket._pages(empty, task, 512, codec)
+        (page,) = stages._pages(empty, task, 512, codec)
         assert page.example.labels[page.example.labels != IGNORED].tolist() == [min(codec.end_ids)]
         assert not bool((page.places != IGNORED).any())
         assert not bool(page.slots.any())
-    assert pocket._pages(empty, "locate", 512, codec) == []
+    assert stages._pages(empty, "locate", 512, codec) == []
 
 
 def test_empty_pages_alone_have_a_loss(network: Network, codec: Codec) -> None:
     empty = synth.make_page(Recipe(kinds={"blank": 1.0}), 1)
-    lessons = pocket._lessons(pocket._pages(empty, "ocr", 512, codec), 2)
+    lessons = stages._lessons(stages._pages(empty, "ocr", 512, codec), 2)
     taught = AuxiliaryObjective(network, torch.float32)
     loss, _ = taught(lessons)
     loss.backward()
@@ -153,9 +154,9 @@ def test_empty_pages_alone_have_a_loss(network: Network, codec: Codec) -> None:
 
 
 def test_pages_that_are_not_read_are_for_the_encoders_alone(codec: Codec) -> None:
-    read = pocket.Source(Recipe(), 512)
-    stage = replace(pocket.STAGES[4], sources=(read, replace(read, reads=False)), batch=1)
-    pools = pocket.Pools(stage, codec, 2, 1)
+    read = stages.Source(Recipe(), 512)
+    stage = replace(stages.STAGES[4], sources=(read, replace(read, reads=False)), batch=1)
+    pools = stages.Pools(stage, codec, 2, 1)
     lengths = [batch.ids.shape[1] for number in range(6) for batch in pools[number]]
     assert 0 < lengths.count(0) < len(lengths)
 
@@ -170,8 +171,8 @@ def test_every_part_of_the_loss_falls(codec: Codec, number: int, losses: set[str
     network = load_network(POCKET, "cpu", torch.float32).train().requires_grad_(True)
     taught = AuxiliaryObjective(network, torch.float32)
     stepper = Stepper(taught, OptimiserSettings(orthogonal=True), Accelerator())
-    stage = replace(pocket.STAGES[number], pages=4, batch=1)
-    lessons: Lessons = pocket.Pools(stage, codec, 2, 1)[0][0]
+    stage = replace(stages.STAGES[number], pages=4, batch=1)
+    lessons: Lessons = stages.Pools(stage, codec, 2, 1)[0][0]
     parts = []
     for _ in range(16):
         stepper.step([lessons], 2e-3)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import machine, random_checkpoint, run, scale, stages
-from deepseek_ocr.checkpoint import read_config
+from deepseek_ocr.model.checkpoint import read_config
 from tests.conftest import GOLDEN, ROOT
 
 

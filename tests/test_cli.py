@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deepseek_ocr.exports import FORMATS
+from deepseek_ocr.formats.export import FORMATS
 from deepseek_ocr.kernels import compiling
 from tests import papers
 from tests.conftest import POCKET, ROOT
@@ -167,7 +167,7 @@ def test_what_cannot_start_says_why_and_exits_with_2(arguments: list[str], messa
 def test_help_and_bad_arguments_do_not_import_torch(arguments: list[str]) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
-        "from cli.main import main; main(sys.argv[1:])"
+        "from deepseek_ocr.cli.read import main; main(sys.argv[1:])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
@@ -280,14 +280,14 @@ def test_help_survives_a_percent_sign_in_a_path(tmp_path: Path) -> None:
 def test_a_model_that_does_not_fit_its_device_cannot_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cli import main
-    from deepseek_ocr.engine import OcrEngine
+    from deepseek_ocr.cli import read
+    from deepseek_ocr.engine.ocr_engine import OcrEngine
 
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(OcrEngine, "load", full)
-    assert main.main(["--model", "pocket", str(ROOT / INVOICE)]) == 2
+    assert read.main(["--model", "pocket", str(ROOT / INVOICE)]) == 2
     assert "CUDA out of memory" in capsys.readouterr().err
 
 
@@ -297,7 +297,7 @@ import socket, sys
 def refuse(*arguments, **options):
     raise OSError("no network in this test")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-from cli.main import main
+from deepseek_ocr.cli.read import main
 sys.exit(main(["--model", "pocket", "examples/invoice.png"]))
 """
     done = subprocess.run(
@@ -309,7 +309,7 @@ sys.exit(main(["--model", "pocket", "examples/invoice.png"]))
 def test_nothing_in_a_page_can_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
-    from cli import console
+    from deepseek_ocr.cli import console
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

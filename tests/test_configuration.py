@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import configuration
+from deepseek_ocr import configuration
 from deepseek_ocr.errors import SettingsError
 
 

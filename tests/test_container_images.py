@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import weights
+from deepseek_ocr.weights import registry
 from tests import container, weights_world
 from tests.cog_server import build_context, copy_image
 from tests.conftest import ROOT, need
@@ -134,9 +134,9 @@ def test_weights_can_be_baked_in(used_checkout: Path, tmp_path: Path) -> None:
     (checkout / ".dockerignore").write_text(rules.replace(line, line.removeprefix("#")))
     shutil.rmtree(checkout / "checkpoints" / "deepseek-ocr")
     with weights_world.running(tmp_path / "world") as world:
-        weights.ensure(weights_world.NAME, checkout / "checkpoints", known=world.table)
+        registry.ensure(weights_world.NAME, checkout / "checkpoints", known=world.table)
     image = copy_image(tmp_path / "image", checkout)
-    found = weights.ensure(
+    found = registry.ensure(
         weights_world.NAME, image / "checkpoints", fetch=False, known=world.table
     )
     assert found == image / "checkpoints" / weights_world.NAME
@@ -193,7 +193,7 @@ def test_compose_names_what_there_is() -> None:
     assert (ROOT / service["build"]["dockerfile"]).is_file()
     assert {volume.split(":")[0] for volume in service["volumes"]} == found["volumes"].keys()
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-    assert f"weights.py fetch {weights.FETCHED[0]} &&" in service["command"][-1]
+    assert f"weights.py fetch {registry.FETCHED[0]} &&" in service["command"][-1]
     key = service["environment"]["DEEPSEEK_OCR_API_KEY_FILE"]
     assert key == f"/run/secrets/{next(iter(found['secrets']))}"
 

@@ -17,18 +17,20 @@ import torch
 from PIL import Image
 from torch import nn
 
-import tasks
-from deepseek_ocr import devices
-from deepseek_ocr.document_reader import DocumentReader
-from deepseek_ocr.documents import Plan, read_documents
-from deepseek_ocr.engine import EngineStatus, Failure, OcrEngine, Page, Reading
+from deepseek_ocr import presets
+from deepseek_ocr.devices import selection
+from deepseek_ocr.documents.inputs import find
+from deepseek_ocr.documents.pipeline import Plan, read_documents
+from deepseek_ocr.documents.renderer import Renderer
+from deepseek_ocr.documents.run_store import Store, read_manifests
+from deepseek_ocr.documents.shared_reader import DocumentReader
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.engine.results import Failure, Page, Reading
+from deepseek_ocr.engine.scheduler import EngineStatus
 from deepseek_ocr.errors import DeviceError, OcrError
-from deepseek_ocr.model import Network
-from deepseek_ocr.records import PageRecord
-from deepseek_ocr.rendering import Renderer
+from deepseek_ocr.formats.records import PageRecord
+from deepseek_ocr.model.network import Network
 from deepseek_ocr.settings import Attempt, DecodeSettings, RenderSettings
-from deepseek_ocr.sources import find
-from deepseek_ocr.store import Store, read_manifests
 from tests import papers
 from tests.conftest import ROOT
 from tests.failing_device import FAILED, ILLEGAL, Card, OnCard, error
@@ -150,7 +152,7 @@ def test_the_encoders_may_have_a_device_of_their_own(
     decoder = Held(network, 1, free=True)
 
     def step(_: object) -> None:
-        monkeypatch.setattr(devices, "synchronize", synchronize)
+        monkeypatch.setattr(selection, "synchronize", synchronize)
         raise error()
 
     decoder.before = step
@@ -182,14 +184,14 @@ def test_what_passes_fails_its_page_alone(
             raise error(text)
 
     def step(_: object) -> None:
-        monkeypatch.setattr(devices, "synchronize", synchronize)
+        monkeypatch.setattr(selection, "synchronize", synchronize)
         raise error()
 
     decoder.before = step
     with pytest.raises(RuntimeError, match="an illegal memory access"):
         engine.submit(page(1)).result(60)
     decoder.before = lambda _: None
-    monkeypatch.setattr(devices, "synchronize", lambda _: None)
+    monkeypatch.setattr(selection, "synchronize", lambda _: None)
     assert engine.is_running
     assert ids_of(engine.submit(page(2)).result(60)) == ids_alone(tiny, page(2))
 
@@ -269,7 +271,7 @@ class Mortal(ScriptedEngine):
 def test_a_run_loses_no_page(tmp_path: Path, engines: list[ScriptedEngine], failed: int) -> None:
     """What an engine does not read another does; if there is none, the pages are listed."""
     path = papers.pdf(tmp_path / "a.pdf", range(1, 31))
-    plan = Plan("Free OCR.", tasks.attempts(SMALL, DecodeSettings()), formats=("json",))
+    plan = Plan("Free OCR.", presets.attempts(SMALL, DecodeSettings()), formats=("json",))
     inputs = find([str(path)]).inputs
     with (
         Store(tmp_path / "out") as store,

@@ -19,13 +19,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations import moe
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from deepseek_ocr import model, operators, precision, scheduling
-from deepseek_ocr.checkpoint import read_config
-from deepseek_ocr.decoding import PlainDecoder
-from deepseek_ocr.engine import OcrEngine, Page, Reading
+from deepseek_ocr.decoding.decoder import PlainDecoder
+from deepseek_ocr.engine import scheduler
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.engine.results import Page, Reading
 from deepseek_ocr.errors import DeviceError, GenerationError
-from deepseek_ocr.images import make_views
-from deepseek_ocr.kernels import convolutions
+from deepseek_ocr.images.views import make_views
+from deepseek_ocr.kernels import convolutions, float32_fallback
+from deepseek_ocr.kernels import op_fallbacks as operators
+from deepseek_ocr.model import network as model
+from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from tests.conftest import GOLDEN, POCKET, ROOT
 from tests.goldens import golden_views, relative_error
@@ -334,7 +337,7 @@ def test_float32_arithmetic_over_weights_in_float16(plain: list[torch.Tensor]) -
     exact = model.load_network(GOLDEN / "checkpoint", "cpu", "float16").float()
     before = {name: value.clone() for name, value in network.named_parameters()}
     expected = read(exact)
-    with precision.in_float32(network):
+    with float32_fallback.in_float32(network):
         inside = read(network)
     assert_same_text(inside, expected)
     after = dict(network.named_parameters())
@@ -357,12 +360,12 @@ def test_float32_arithmetic_leaves_flash_attn_alone() -> None:
         prompt = torch.randn(1, 12, 160, generator=torch.Generator().manual_seed(0)).half()
         return PlainDecoder(network).prefill(0, prompt)
 
-    with precision.in_float32(network):
+    with float32_fallback.in_float32(network):
         expected = logits()
     ALL_ATTENTION_FUNCTIONS.register("stand_in", of_16_bits)
     try:
         text.set_attn_implementation("stand_in")
-        with precision.in_float32(network):
+        with float32_fallback.in_float32(network):
             inside = logits()
         assert not types
         logits()
@@ -378,7 +381,7 @@ def test_what_overflows_in_float16_is_finite_in_float32() -> None:
         network.model.language_model.layers[0].mlp.down_proj.weight.mul_(3e4)
         network.model.language_model.layers[0].mlp.up_proj.weight.mul_(300)
     assert not all(torch.isfinite(row).all() for row in read(network, 0, TINY))
-    with precision.in_float32(network):
+    with float32_fallback.in_float32(network):
         assert all(torch.isfinite(row).all() for row in read(network, 0, TINY))
 
 
@@ -407,7 +410,7 @@ def test_a_page_that_overflows_in_float16_is_read_in_float32(
             assert isinstance(outcome, Reading), outcome
             assert [token.id for token in outcome.tokens] == [t.id for t in expected.tokens]
         assert "float32" in caplog.text
-        monkeypatch.setattr(precision, "can_widen", lambda network: False)
+        monkeypatch.setattr(float32_fallback, "can_widen", lambda network: False)
         with pytest.raises(GenerationError, match="not a finite number"):
             engine.read(PAGE, "Free OCR.", TINY, SHORT)
     finally:
@@ -419,7 +422,7 @@ def test_memory_is_released_after_every_page(
     pocket: OcrEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = []
-    monkeypatch.setattr(scheduling.devices, "release", released.append)
+    monkeypatch.setattr(scheduler.devices, "release", released.append)
     for outcome in pocket.read_many([Page(PAGE, "Free OCR.", TINY, SHORT)] * 2):
         assert isinstance(outcome, Reading)
     assert released == [pocket.device] * 2

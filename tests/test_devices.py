@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from deepseek_ocr import devices, toolkit
+from deepseek_ocr.devices import ascend, selection
 from deepseek_ocr.errors import DeviceError
 from tests.conftest import ROOT
 
@@ -26,7 +26,7 @@ def have(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if "cuda" in kinds else 0)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in kinds)
-        monkeypatch.setattr(devices, "_npu_available", lambda: "npu" in kinds)
+        monkeypatch.setattr(selection, "_npu_available", lambda: "npu" in kinds)
 
     return set_devices
 
@@ -39,38 +39,38 @@ def test_auto_takes_the_first_of_the_preferred(have) -> None:  # type: ignore[no
         ((), "cpu"),
     ]:
         have(*kinds)
-        assert devices.available()[0] == expected
+        assert selection.available()[0] == expected
     have("cuda")
-    assert devices.choose_device("auto") == torch.device("cuda")
-    assert devices.choose_device("CUDA:1") == torch.device("cuda:1")
-    assert devices.choose_device(torch.device("cpu")) == torch.device("cpu")
+    assert selection.choose_device("auto") == torch.device("cuda")
+    assert selection.choose_device("CUDA:1") == torch.device("cuda:1")
+    assert selection.choose_device(torch.device("cpu")) == torch.device("cpu")
 
 
 def test_a_device_that_is_not_there_is_an_error_that_says_what_is(have) -> None:  # type: ignore[no-untyped-def]
     have("mps")
     with pytest.raises(DeviceError, match="this machine has mps, cpu"):
-        devices.choose_device("cuda")
+        selection.choose_device("cuda")
     have("cuda")
     with pytest.raises(DeviceError, match="there are 2 of kind cuda"):
-        devices.choose_device("cuda:2")
+        selection.choose_device("cuda:2")
     for name in ("gpu", "cuda:x", "cuda:-1", "cpu:", "cuda:00", ""):
         with pytest.raises(DeviceError, match="no device called"):
-            devices.choose_device(name)
+            selection.choose_device(name)
 
 
 def test_types_follow_what_the_device_does_well(have, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     have("cuda", capability=(8, 0))
-    assert devices.choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert selection.choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
     have("cuda", capability=(7, 5))
-    assert devices.choose_dtype("auto", torch.device("cuda")) == torch.float16
-    monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: True)
-    assert devices.choose_dtype("auto", torch.device("cpu")) == torch.bfloat16
-    monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: False)
-    assert devices.choose_dtype("auto", torch.device("cpu")) == torch.float32
-    assert devices.choose_dtype("float16", torch.device("cpu")) == torch.float16
-    assert devices.choose_dtype(torch.float32, torch.device("cuda")) == torch.float32
+    assert selection.choose_dtype("auto", torch.device("cuda")) == torch.float16
+    monkeypatch.setattr(selection, "_cpu_has_bfloat16", lambda: True)
+    assert selection.choose_dtype("auto", torch.device("cpu")) == torch.bfloat16
+    monkeypatch.setattr(selection, "_cpu_has_bfloat16", lambda: False)
+    assert selection.choose_dtype("auto", torch.device("cpu")) == torch.float32
+    assert selection.choose_dtype("float16", torch.device("cpu")) == torch.float16
+    assert selection.choose_dtype(torch.float32, torch.device("cuda")) == torch.float32
     with pytest.raises(DeviceError, match="no type 'int8'"):
-        devices.choose_dtype("int8", torch.device("cpu"))
+        selection.choose_dtype("int8", torch.device("cpu"))
 
 
 def test_bfloat16_by_name_on_a_card_without_it_warns(
@@ -79,13 +79,13 @@ def test_bfloat16_by_name_on_a_card_without_it_warns(
 ) -> None:
     card = torch.device("cuda:1")
     have("cuda", capability=(8, 6))
-    assert devices.choose_dtype("bfloat16", card) == torch.bfloat16
+    assert selection.choose_dtype("bfloat16", card) == torch.bfloat16
     assert not caplog.messages
     have("cuda", capability=(7, 5))
-    assert devices.choose_dtype("auto", card) == torch.float16
-    assert devices.choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert selection.choose_dtype("auto", card) == torch.float16
+    assert selection.choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
     assert not caplog.messages
-    assert devices.choose_dtype("bfloat16", card) == torch.bfloat16
+    assert selection.choose_dtype("bfloat16", card) == torch.bfloat16
     assert [message.split(":")[0] for message in caplog.messages] == [
         "bfloat16 will be slow on cuda"
     ]
@@ -97,14 +97,14 @@ def test_flash_attention_only_where_installed_and_supported(
 ) -> None:
     cuda, found = torch.device("cuda"), types.ModuleType("flash_attn")
     have("cuda")
-    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
-    assert devices.prompt_attention(cuda, torch.bfloat16) == ("sdpa",)
-    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: found)
-    assert devices.prompt_attention(cuda, torch.bfloat16) == ("flash_attention_2", "sdpa")
-    assert devices.prompt_attention(cuda, torch.float32) == ("sdpa",)
-    assert devices.prompt_attention(torch.device("cpu"), torch.bfloat16) == ("sdpa",)
+    monkeypatch.setattr(selection.importlib.util, "find_spec", lambda name: None)
+    assert selection.prompt_attention(cuda, torch.bfloat16) == ("sdpa",)
+    monkeypatch.setattr(selection.importlib.util, "find_spec", lambda name: found)
+    assert selection.prompt_attention(cuda, torch.bfloat16) == ("flash_attention_2", "sdpa")
+    assert selection.prompt_attention(cuda, torch.float32) == ("sdpa",)
+    assert selection.prompt_attention(torch.device("cpu"), torch.bfloat16) == ("sdpa",)
     have("cuda", capability=(7, 0))
-    assert devices.prompt_attention(cuda, torch.float16) == ("sdpa",)
+    assert selection.prompt_attention(cuda, torch.float16) == ("sdpa",)
 
 
 def test_an_ascend_device_is_found_through_torch_npu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_an_ascend_device_is_found_through_torch_npu(monkeypatch: pytest.MonkeyP
     )
     monkeypatch.setitem(sys.modules, "torch_npu", plugin)
     monkeypatch.setattr(torch, "npu", npu, raising=False)
-    assert devices.available() == ["npu", "cpu"]
+    assert selection.available() == ["npu", "cpu"]
 
 
 def test_a_plugin_that_does_not_import_leaves_the_other_devices(
@@ -127,7 +127,7 @@ def test_a_plugin_that_does_not_import_leaves_the_other_devices(
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     (tmp_path / "torch_npu.py").write_text("raise ImportError('libhccl.so: not found')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert devices.available() == ["cpu"]
+    assert selection.available() == ["cpu"]
 
 
 # --- Ascend's toolkit ----------------------------------------------------------------------------
@@ -164,12 +164,12 @@ def test_an_npu_asked_for_by_name_says_why_it_is_not_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(DeviceError, match=r"requirements-npu\.txt"):
-        devices.choose_device("npu")
+        selection.choose_device("npu")
     (tmp_path / "torch_npu.py").write_text("raise OSError('libascend_hal.so: cannot open')")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(DeviceError, match="mount /usr/local/Ascend/driver"):
-        devices.choose_device("npu:0")
-    assert "set_env.sh" in devices.absent()["npu"]
+        selection.choose_device("npu:0")
+    assert "set_env.sh" in selection.absent()["npu"]
 
 
 def test_a_toolkit_without_a_device_says_what_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,12 +180,12 @@ def test_a_toolkit_without_a_device_says_what_to_check(monkeypatch: pytest.Monke
         torch, "npu", types.SimpleNamespace(is_available=lambda: False), raising=False
     )
     with pytest.raises(DeviceError, match="npu-smi"):
-        devices.choose_device("npu")
+        selection.choose_device("npu")
 
 
 def test_other_import_errors_are_not_the_toolkit() -> None:
-    assert toolkit.advice(ImportError("No module named 'einops'")) is None
-    assert toolkit.advice(OSError("libcudart.so.12: cannot open shared object file")) is None
+    assert ascend.advice(ImportError("No module named 'einops'")) is None
+    assert ascend.advice(OSError("libcudart.so.12: cannot open shared object file")) is None
 
 
 # --- operators handed to the CPU -----------------------------------------------------------------
@@ -249,10 +249,10 @@ def test_memory_goes_back_after_the_device_is_done_on_apple_only(
     monkeypatch.setattr(torch.mps, "synchronize", lambda: calls.append("synchronize"))
     monkeypatch.setattr(torch.mps, "empty_cache", lambda: calls.append("empty_cache"))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("cuda"))
-    devices.release(torch.device("cpu"))
-    devices.release(torch.device("cuda"))
+    selection.release(torch.device("cpu"))
+    selection.release(torch.device("cuda"))
     assert calls == []
-    devices.release(torch.device("mps"))
+    selection.release(torch.device("mps"))
     assert calls == ["synchronize", "empty_cache"]
 
 
@@ -263,7 +263,7 @@ def test_every_device_is_described(have, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: False)
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 20)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 5)
-    found = {str(device): devices.describe(device) for device in devices.every()}
+    found = {str(device): selection.describe(device) for device in selection.every()}
     assert list(found) == ["cuda:0", "cuda:1", "mps", "cpu"]
     card = found["cuda:0"]
     assert "Tesla T4" in card.name
@@ -273,7 +273,7 @@ def test_every_device_is_described(have, monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["mps"].dtype == torch.float16
     assert found["mps"].memory == (15, 20)
     assert found["cpu"].memory is None
-    assert set(devices.absent()) == {"npu"}
+    assert set(selection.absent()) == {"npu"}
 
 
 def test_the_vision_part_keeps_the_type_its_device_does_well(
@@ -284,8 +284,8 @@ def test_the_vision_part_keeps_the_type_its_device_does_well(
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
 
     def chosen(bfloat16: bool, decoder: torch.dtype, vision: torch.device) -> Any:
-        monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: bfloat16)
-        return devices.vision_dtype(decoder, vision, cuda)
+        monkeypatch.setattr(selection, "_cpu_has_bfloat16", lambda: bfloat16)
+        return selection.vision_dtype(decoder, vision, cuda)
 
     assert chosen(True, torch.float16, cpu) == torch.bfloat16
     assert chosen(False, torch.float16, cpu) == torch.float32

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-import configuration
 from benchmarks import report
-from cli import devices as device_report
-from cli import doctor, main
-from cli.arguments import Job, parse
-from deepseek_ocr import devices
+from deepseek_ocr import configuration
+from deepseek_ocr.cli import doctor, read
+from deepseek_ocr.cli import list_devices as device_report
+from deepseek_ocr.cli.read_arguments import Job, parse
+from deepseek_ocr.devices import selection
 from deepseek_ocr.errors import SettingsError
 from tests.conftest import ROOT
 
@@ -26,11 +26,11 @@ def job(*arguments: str) -> Job:
 
 
 def test_devices_are_listed_with_what_would_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["--model", "pocket", "--quant", "int8", "--devices"]) == 0
+    assert read.main(["--model", "pocket", "--quant", "int8", "--devices"]) == 0
     out = capsys.readouterr().out
     assert "cpu: " in out
     assert "threads: " in out
-    for kind in devices.absent():
+    for kind in selection.absent():
         assert f"{kind}: not here; " in out
     assert "chosen: cpu (as the settings say) in " in out
     assert "quant int8" in out

@@ -15,13 +15,13 @@ import psutil
 import pytest
 from PIL import Image
 
-from deepseek_ocr.document_reader import DocumentReader
+from deepseek_ocr.documents.inputs import parse_pages
+from deepseek_ocr.documents.shared_reader import DocumentReader
+from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
 from deepseek_ocr.errors import CancelledError, DocumentError, InputError
-from deepseek_ocr.model import Network
-from deepseek_ocr.pages import Delta, Failure, Page, Reading
-from deepseek_ocr.records import PageRecord
+from deepseek_ocr.formats.records import PageRecord
+from deepseek_ocr.model.network import Network
 from deepseek_ocr.settings import Attempt, DecodeSettings
-from deepseek_ocr.sources import parse_pages
 from tests import papers
 from tests.tiny_engine import SMALL, Held, engine_of, engine_with, ids_alone, ids_of, page
 

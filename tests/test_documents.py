@@ -21,15 +21,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tasks
 from benchmarks import machine
-from deepseek_ocr.documents import Plan, Tally, Watcher, read_documents
-from deepseek_ocr.engine import Failure, Page, Reading
-from deepseek_ocr.exports import FORMATS
-from deepseek_ocr.rendering import Renderer
+from deepseek_ocr import presets
+from deepseek_ocr.documents.inputs import Input, Pages, find, parse_pages
+from deepseek_ocr.documents.pipeline import Plan, Tally, Watcher, read_documents
+from deepseek_ocr.documents.renderer import Renderer
+from deepseek_ocr.documents.run_store import Store, read_manifests
+from deepseek_ocr.engine.results import Failure, Page, Reading
+from deepseek_ocr.formats.export import FORMATS
 from deepseek_ocr.settings import CropSettings, DecodeSettings, RenderSettings
-from deepseek_ocr.sources import Input, Pages, find, parse_pages
-from deepseek_ocr.store import Store, read_manifests
 from tests import papers
 from tests.scripted import FAULTS, Run, ScriptedEngine, Server, text_of
 
@@ -224,7 +224,10 @@ def run_here(
 ) -> Tally:
     """A run in this process."""
     plan = Plan(
-        "Free OCR.", tasks.attempts(CropSettings(), DecodeSettings()), formats=formats, pages=pages
+        "Free OCR.",
+        presets.attempts(CropSettings(), DecodeSettings()),
+        formats=formats,
+        pages=pages,
     )
     with Store(folder / "out") as store, Renderer(render or RenderSettings(dpi=dpi)) as renderer:
         readers = [ScriptedEngine(delay) for _ in range(engines)]
@@ -378,7 +381,7 @@ def test_interrupting_while_engines_start_stops_them_all(
     tmp_path: Path, engines: list[ScriptedEngine]
 ) -> None:
     path = papers.pdf(tmp_path / "a.pdf", range(1, 401))
-    plan = Plan("Free OCR.", tasks.attempts(CropSettings(), DecodeSettings()), formats=("json",))
+    plan = Plan("Free OCR.", presets.attempts(CropSettings(), DecodeSettings()), formats=("json",))
     inputs = find([str(path)]).inputs
     with (
         Store(tmp_path / "out") as store,
@@ -514,6 +517,6 @@ def test_what_cannot_start_says_why(
 
 
 def test_the_formats_of_the_command_line_are_those_there_are() -> None:
-    from cli import flags
+    from deepseek_ocr.cli import flags
 
     assert list(flags.FORMATS) == list(FORMATS)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from deepseek_ocr.engine import Delta, Failure, OcrEngine, Page, Reading
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
+from deepseek_ocr.engine.text_accumulator import count, valid_tokens
 from deepseek_ocr.errors import DeviceError, ImageError, InputError, PromptError
-from deepseek_ocr.grounding import Confidence
-from deepseek_ocr.images import make_views, open_image
-from deepseek_ocr.model import embed
-from deepseek_ocr.output import count, valid_tokens
+from deepseek_ocr.grounding.parser import Confidence
+from deepseek_ocr.images.views import make_views, open_image
+from deepseek_ocr.model.network import embed
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from tests.conftest import POCKET, ROOT
 
@@ -252,7 +253,7 @@ def test_placeholders_and_rows_must_agree(pocket: OcrEngine) -> None:
 def test_prompt_ids_are_the_official_ones() -> None:
     import json
 
-    from deepseek_ocr.prompts import encode, load_codec
+    from deepseek_ocr.model.prompts import encode, load_codec
     from tests.conftest import GOLDEN, reference
 
     tokenizer = reference("upstream", "tokenizer.json")
@@ -294,9 +295,9 @@ def test_a_page_is_read_with_weights_of_8_bits(kernels: str) -> None:
 @pytest.mark.parametrize(
     "stage",
     [
-        "deepseek_ocr.checkpoint.TensorFiles.read",
+        "deepseek_ocr.model.checkpoint.TensorFiles.read",
         "deepseek_ocr.kernels.prepare",
-        "deepseek_ocr.operators.rehearse",
+        "deepseek_ocr.kernels.op_fallbacks.rehearse",
     ],
 )
 def test_memory_that_runs_out_at_load_is_explained(
@@ -306,7 +307,7 @@ def test_memory_that_runs_out_at_load_is_explained(
         raise failure
 
     monkeypatch.setattr(stage, fail)
-    monkeypatch.setattr("deepseek_ocr.memory.free_bytes", lambda device: 10**9)
+    monkeypatch.setattr("deepseek_ocr.devices.memory.free_bytes", lambda device: 10**9)
     failure: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB.")
     with pytest.raises(DeviceError) as caught:
         OcrEngine.load(POCKET, "cpu", "float32", slots=3)
@@ -326,6 +327,6 @@ def test_a_device_too_full_to_be_asked_is_explained(monkeypatch: pytest.MonkeyPa
     def full(_: torch.device) -> int:
         raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be …")
 
-    monkeypatch.setattr("deepseek_ocr.memory.free_bytes", full)
+    monkeypatch.setattr("deepseek_ocr.devices.memory.free_bytes", full)
     with pytest.raises(DeviceError, match=r"loaded \(CUDA error: out of memory\)\. Its weights"):
         OcrEngine.load(POCKET, "cpu", "float32")

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from deepseek_ocr.engine import OcrEngine
-from fetching.console import one_line
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.training.evaluate import main
+from deepseek_ocr.training.evaluation_report import Run, contents, escaped
+from deepseek_ocr.training.samples import Example, Rejection
+from deepseek_ocr.training.scoring import Prediction, evaluate, precision_by_ratio, score, summarise
+from deepseek_ocr.weights.fetch_console import one_line
 from tests.conftest import POCKET, ROOT
 from tests.test_weights_places import mounted
 from tests.training_fixtures import EXAMPLES, jsonl, put_examples, put_list, put_page
-from training.evaluate import main
-from training.report import Run, contents, escaped
-from training.samples import Example, Rejection
-from training.scoring import Prediction, evaluate, precision_by_ratio, score, summarise
 
 OCR, MARKDOWN, LOCATE = "Free OCR", "Convert to Markdown", "Locate Object by Reference"
 
@@ -121,7 +121,12 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, sent: int, status: int) 
     for entry in entries:
         shutil.copy(page, data / entry["image"])
     put_list(data, entries)
-    command = [sys.executable, "-m", "training.evaluate", *flags(data, output, *WITH_POCKET)]
+    command = [
+        sys.executable,
+        "-m",
+        "deepseek_ocr.training.evaluate",
+        *flags(data, output, *WITH_POCKET),
+    ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as running:
         written = output / "samples.jsonl"
         while not (written.exists() and written.read_text().count("\n") >= 2):

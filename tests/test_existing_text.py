@@ -11,10 +11,11 @@ import pypdfium2
 import pytest
 from pikepdf import Array, Dictionary, Name
 
+from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.errors import SettingsError
-from deepseek_ocr.exports import PdfPages, Written, write
-from deepseek_ocr.records import PageRecord
-from deepseek_ocr.rendering import Renderer
+from deepseek_ocr.formats.export import Written, write
+from deepseek_ocr.formats.pdf_builder import PdfPages
+from deepseek_ocr.formats.records import PageRecord
 from deepseek_ocr.settings import ExistingText, existing_text
 from tests.output_fixtures import Block, document_of, grounded, make_pdf, record_of, renderer
 

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from deepseek_ocr import exports, grounding
-from deepseek_ocr.engine import Failure
+from deepseek_ocr.engine.results import Failure
 from deepseek_ocr.errors import ImageError, SettingsError
-from deepseek_ocr.exports import FORMATS, TEXT_FORMATS, text_of, write
-from deepseek_ocr.figures import MOST_AREA, MOST_FIGURES, figure_crops, save_figures
 from deepseek_ocr.files import part_of, replacing
-from deepseek_ocr.formats import markdown
-from deepseek_ocr.records import PageRecord
+from deepseek_ocr.formats import export, markdown
+from deepseek_ocr.formats.export import FORMATS, TEXT_FORMATS, text_of, write
+from deepseek_ocr.formats.figures import MOST_AREA, MOST_FIGURES, figure_crops, save_figures
+from deepseek_ocr.formats.records import PageRecord
+from deepseek_ocr.grounding import parser
 from tests.conftest import ROOT, reference
 from tests.output_fixtures import (
     PAGE,
@@ -190,7 +190,7 @@ def test_official_clean_up_of_real_output(page: str) -> None:
 
     written = reference("real", f"{page}.grounding_markdown.txt").read_text()
     expected = reference("real", f"{page}.grounding_markdown.mmd").read_text()
-    done = markdown.official_clean(written, grounding.figure_name)
+    done = markdown.official_clean(written, parser.figure_name)
     assert without_blank_lines(done) == without_blank_lines(expected)
 
 
@@ -227,10 +227,10 @@ def test_json_of_a_page_from_the_model_follows_the_schema(pocket: Any) -> None:
     page = ROOT / "examples" / "fruit.png"
     reading = pocket.read(page, "Free OCR.", CropSettings(512, 512, crop_mode=False))
     pages = [
-        exports.page_to_json(reading, "fruit.png"),
-        exports.page_to_json(Failure(ImageError("No picture; give another.")), "broken.png"),
+        export.page_to_json(reading, "fruit.png"),
+        export.page_to_json(Failure(ImageError("No picture; give another.")), "broken.png"),
     ]
-    document = json.loads(json.dumps(exports.document_to_json(pages)))
+    document = json.loads(json.dumps(export.document_to_json(pages)))
     jsonschema.validate(document, SCHEMA)
     assert document["pages"][0]["text"] == reading.text
     assert document["pages"][0]["more_pages"] is False
@@ -287,7 +287,7 @@ def test_figures_are_cut_at_full_resolution_and_clipped(tmp_path: Path) -> None:
     image = Image.new("RGB", (2000, 3000), "white")
     image.paste("red", (500, 600, 1000, 1500))
     spans = [(250, 200, 500, 500), (700, 700, 700, 900), (900, 900, 5000, 5000)]
-    regions = grounding.parse(grounded([Block("image", span, "") for span in spans]))
+    regions = parser.parse(grounded([Block("image", span, "") for span in spans]))
     names = save_figures(image, regions, 3, tmp_path)
     assert names == ("2_0.jpg", "", "2_2.jpg")
     with Image.open(tmp_path / "images" / "2_0.jpg") as figure:
@@ -297,8 +297,8 @@ def test_figures_are_cut_at_full_resolution_and_clipped(tmp_path: Path) -> None:
 
 
 def test_a_page_full_of_figures_is_bounded() -> None:
-    many = grounding.parse(grounded([Block("image", (0, 0, 20, 20), "")] * 1000))
-    large = grounding.parse(grounded([Block("image", (0, 0, 999, 999), "")] * 1000))
+    many = parser.parse(grounded([Block("image", (0, 0, 20, 20), "")] * 1000))
+    large = parser.parse(grounded([Block("image", (0, 0, 999, 999), "")] * 1000))
     page = blank()
     assert sum(crop is not None for crop in figure_crops(page, many)) == MOST_FIGURES
     crops = list(figure_crops(page, large))

@@ -12,12 +12,21 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
 from deepseek_ocr.errors import InputError
+from deepseek_ocr.training.evaluate import main
+from deepseek_ocr.training.fact_report import verdicts
+from deepseek_ocr.training.facts import (
+    LAST_PAGE,
+    Page,
+    PageText,
+    check,
+    load_facts,
+    parse_fact,
+    plain,
+    starts,
+)
+from deepseek_ocr.training.scoring import Prediction
+from deepseek_ocr.training.teds import Rows, html_tables
 from tests.training_fixtures import jsonl, put_page
-from training.evaluate import main
-from training.fact_report import verdicts
-from training.facts import LAST_PAGE, Page, PageText, check, load_facts, parse_fact, plain, starts
-from training.scoring import Prediction
-from training.tables import Rows, html_tables
 
 PAGE = """\
 <|ref|>title<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>
@@ -147,7 +156,7 @@ def test_a_page_is_made_ready_once_for_all_its_facts(monkeypatch: pytest.MonkeyP
         asked.append(text)
         return html_tables(text)
 
-    monkeypatch.setattr("training.facts.html_tables", counting)
+    monkeypatch.setattr("deepseek_ocr.training.facts.html_tables", counting)
     facts = [
         parse_fact({"image": f"{page}.png", "type": "table", "cell": "4.5%", "up": up})
         for page in "abab"

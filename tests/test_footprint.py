@@ -13,12 +13,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import tasks
 from benchmarks.random_checkpoint import FULL_SIZE
-from deepseek_ocr import model
-from deepseek_ocr.checkpoint import read_config
+from deepseek_ocr import presets
 from deepseek_ocr.errors import DeviceError, GenerationError
-from deepseek_ocr.footprint import (
+from deepseek_ocr.images.views import Views
+from deepseek_ocr.model import network as model
+from deepseek_ocr.model.checkpoint import read_config
+from deepseek_ocr.model.footprint import (
     Estimate,
     Footprint,
     Load,
@@ -27,11 +28,12 @@ from deepseek_ocr.footprint import (
     table,
     too_little,
 )
-from deepseek_ocr.images import Views
 from deepseek_ocr.settings import CropSettings
 from tests.conftest import GOLDEN
 
-PRESETS = {short: tasks.RESOLUTIONS[name] for short, name in tasks.RESOLUTION_SHORT_NAMES.items()}
+PRESETS = {
+    short: presets.RESOLUTIONS[name] for short, name in presets.RESOLUTION_SHORT_NAMES.items()
+}
 GB = 10**9
 
 
@@ -103,7 +105,7 @@ def test_no_view_takes_more_than_the_estimate(
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, value)
     model.rebuild_buffers(network, torch.device("cpu"))
-    monkeypatch.setattr("deepseek_ocr.footprint.MOST_TILES", tiles)
+    monkeypatch.setattr("deepseek_ocr.model.footprint.MOST_TILES", tiles)
     side = crop.base_size
     views = Views(torch.zeros(3, side, side), torch.zeros(tiles, 3, 640, 640), (2, 1))
     with torch.no_grad(), Peak() as peak:
@@ -178,14 +180,14 @@ def test_loading_takes_what_the_estimate_says(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, quant: str, adapted: bool
 ) -> None:
     """On a device that only counts: the decoder is never there in 16 bits if 8 were wanted."""
-    monkeypatch.setattr("deepseek_ocr.kernels.rows._BLOCK", 50)
+    monkeypatch.setattr("deepseek_ocr.model.int8_rows._BLOCK", 50)
     folder, target = GOLDEN / "checkpoint", torch.device("meta")
     footprint = Footprint(read_config(folder))
     estimate = footprint.estimate(CropSettings(), Load(dtype, quant=quant, context=0))
     empty = model.empty_network(read_config(folder))
     monkeypatch.setattr(model, "empty_network", lambda config: empty)
     monkeypatch.setattr(model, "rebuild_buffers", lambda network, device: None)
-    monkeypatch.setattr("deepseek_ocr.devices.choose_device", lambda name: target)
+    monkeypatch.setattr("deepseek_ocr.devices.selection.choose_device", lambda name: target)
     with Peak("meta") as peak:
         network = model.load_network(
             folder, dtype=dtype, quant=quant, adapt=(lambda network: network) if adapted else None

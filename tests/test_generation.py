@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from deepseek_ocr import generation
+from deepseek_ocr.decoding import sampler
+from deepseek_ocr.decoding.loop_detector import LoopDetector, is_loop
+from deepseek_ocr.decoding.sampler import NgramGuard, TextStream, Token
 from deepseek_ocr.errors import GenerationError, PromptError
-from deepseek_ocr.generation import LoopDetector, NgramGuard, TextStream, Token, is_loop
-from deepseek_ocr.model import Network
-from deepseek_ocr.prompts import Codec
+from deepseek_ocr.model.network import Network
+from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.settings import DecodeSettings
 from tests.conftest import TOKENIZERS, byte_tokenizer, reference, tokenizer_called
 
@@ -24,8 +25,8 @@ END = frozenset[int]()
 def ids_of(network: Network, settings: DecodeSettings, prompt: list[int]) -> list[int]:
     with torch.inference_mode():
         embeddings = network.get_input_embeddings()(torch.tensor([prompt]))
-    prefilled = generation.prefill(network, embeddings)
-    return [t.id for t in generation.decode(network, prefilled, prompt, settings, END)]
+    prefilled = sampler.prefill(network, embeddings)
+    return [t.id for t in sampler.decode(network, prefilled, prompt, settings, END)]
 
 
 # --- guards -------------------------------------------------------------------------------------
@@ -119,7 +120,7 @@ def test_a_seed_gives_the_same_text_and_another_seed_another(tiny: Network) -> N
 
 
 def draws(settings: DecodeSettings, logits: list[float], times: int = 400) -> Counter[int]:
-    chooser = generation.Chooser(settings, [], frozenset())
+    chooser = sampler.Chooser(settings, [], frozenset())
     return Counter(chooser.choose(torch.tensor(logits)).id for _ in range(times))
 
 
@@ -140,14 +141,14 @@ def test_top_k_and_top_p_cut_the_tail() -> None:
 
 def test_repetition_penalty_turns_to_other_tokens() -> None:
     settings = DecodeSettings(repetition_penalty=2.0, no_repeat_ngram_size=0)
-    chooser = generation.Chooser(settings, [], frozenset())
+    chooser = sampler.Chooser(settings, [], frozenset())
     logits = torch.tensor([2.0, 1.5, -1.0])
     assert [chooser.choose(logits).id for _ in range(3)] == [0, 1, 0]
 
 
 def test_logprobs_are_of_the_raw_logits() -> None:
     settings = DecodeSettings(repetition_penalty=2.0, temperature=0.0, no_repeat_ngram_size=0)
-    chooser = generation.Chooser(settings, [], frozenset())
+    chooser = sampler.Chooser(settings, [], frozenset())
     logits = torch.tensor([2.0, 1.5, -1.0])
     expected = logits.log_softmax(0)
     for _ in range(3):
@@ -159,7 +160,7 @@ def test_logprobs_are_of_the_raw_logits() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_are_an_error(bad: float, temperature: float) -> None:
     settings = DecodeSettings(temperature=temperature)
-    chooser = generation.Chooser(settings, [], frozenset())
+    chooser = sampler.Chooser(settings, [], frozenset())
     with pytest.raises(GenerationError, match="float32"):
         chooser.choose(torch.tensor([0.0, bad]))
 
@@ -179,9 +180,9 @@ MIXED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("rows", [1, 3, 7])
 def test_pages_are_chosen_for_together_as_they_are_alone(rows: int) -> None:
-    def choosers() -> list[generation.Chooser]:
+    def choosers() -> list[sampler.Chooser]:
         return [
-            generation.Chooser(DecodeSettings(**settings), [3, 1, 4], frozenset({2}))
+            sampler.Chooser(DecodeSettings(**settings), [3, 1, 4], frozenset({2}))
             for settings in MIXED[:rows]
         ]
 
@@ -191,7 +192,7 @@ def test_pages_are_chosen_for_together_as_they_are_alone(rows: int) -> None:
         logits = torch.randn(rows, 12, generator=chance) * 3
         logits[:, 5] = -math.inf
         given = logits.clone()
-        tokens = generation.choose(together, logits)
+        tokens = sampler.choose(together, logits)
         assert torch.equal(logits, given)
         for token, chooser, row in zip(tokens, alone, logits, strict=True):
             expected = chooser.choose(row)
@@ -202,10 +203,10 @@ def test_pages_are_chosen_for_together_as_they_are_alone(rows: int) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_are_an_error_of_their_own_page(bad: float) -> None:
-    choosers = [generation.Chooser(DecodeSettings(**one), [], frozenset()) for one in MIXED]
+    choosers = [sampler.Chooser(DecodeSettings(**one), [], frozenset()) for one in MIXED]
     logits = torch.arange(12.0).repeat(len(MIXED), 1)
     logits[[1, 3, 4], 7] = bad
-    tokens = generation.choose(choosers, logits)
+    tokens = sampler.choose(choosers, logits)
     assert [isinstance(token, GenerationError) for token in tokens] == [
         row in (1, 3, 4) for row in range(len(MIXED))
     ]
@@ -219,15 +220,15 @@ def test_a_temperature_next_to_nothing_is_greedy() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_guard_that_leaves_nothing_gives_way(temperature: float) -> None:
     settings = DecodeSettings(temperature=temperature, no_repeat_ngram_size=1)
-    chooser = generation.Chooser(settings, [0, 1, 2], frozenset())
+    chooser = sampler.Chooser(settings, [0, 1, 2], frozenset())
     assert chooser.choose(torch.tensor([0.0, 50.0, 0.0])).id == 1
 
 
 def test_the_context_bounds_prompt_and_answer(tiny: Network) -> None:
     context = tiny.config.text_config.max_position_embeddings
-    assert generation.room(context, context - 3, 100) == 3
+    assert sampler.room(context, context - 3, 100) == 3
     with pytest.raises(PromptError, match="context"):
-        generation.room(context, context, 1)
+        sampler.room(context, context, 1)
 
 
 # --- characters ---------------------------------------------------------------------------------

@@ -27,13 +27,13 @@ from benchmarks import (
     stages,
 )  # fmt: skip
 from benchmarks.parts import Part, Rows, Settings
-from deepseek_ocr import memory, nvidia, operators
-from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.devices import memory, nvidia
+from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import InputError
-from deepseek_ocr.images import Views
-from deepseek_ocr.kernels import steps
-from deepseek_ocr.kernels.decoder import GRAPHS, NATIVE, TORCH
+from deepseek_ocr.images.views import Views
+from deepseek_ocr.kernels import op_fallbacks, steps
 from deepseek_ocr.kernels.rehearsal import TOLERANCES, Outcome
+from deepseek_ocr.kernels.slot_decoder import GRAPHS, NATIVE, TORCH
 from tests import report_parts
 from tests.conftest import GOLDEN, ROOT
 
@@ -87,7 +87,7 @@ def test_golden_in_every_type_by_every_way(
 def test_the_plain_class_gets_stand_ins_too(
     settings: Settings, rows: Rows, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operators, "lacking", lambda device, dtype: {"grouped product"})
+    monkeypatch.setattr(op_fallbacks, "lacking", lambda device, dtype: {"grouped product"})
     ways = stages.load(checkpoint, "cpu", "float32", frozenset(), "none")
     seen = [ways.plain]
     monkeypatch.setattr(golden, "_decoders", lambda plain, ours: seen.append(plain) or [])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepseek_ocr.grounding import parse, to_markdown, to_pixels
+from deepseek_ocr.grounding.parser import parse, to_markdown, to_pixels
 from tests.conftest import reference
 
 PAGES = (

@@ -9,14 +9,14 @@ import pypdfium2
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-import tasks
-from deepseek_ocr.documents import Plan, read_documents
-from deepseek_ocr.engine import OcrEngine
-from deepseek_ocr.exports import FORMATS
-from deepseek_ocr.rendering import Renderer
+from deepseek_ocr import presets
+from deepseek_ocr.documents.inputs import find
+from deepseek_ocr.documents.pipeline import Plan, read_documents
+from deepseek_ocr.documents.renderer import Renderer
+from deepseek_ocr.documents.run_store import Store
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.formats.export import FORMATS
 from deepseek_ocr.settings import DecodeSettings
-from deepseek_ocr.sources import find
-from deepseek_ocr.store import Store
 from tests.viewers import seen_in_html, seen_in_markdown, without_space
 
 LINES = ("4. Apple", "7. Lemon", "16. August", "+ 3.50", "2*3*4 = 24", "# 12 Main Street")
@@ -32,8 +32,8 @@ def folder(pocket: OcrEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
         pen.text((40, 30 + 70 * at), line, font=ImageFont.load_default(36), fill="black")
     page.save(home / "page.png")
     plan = Plan(
-        prompt=tasks.prompt_for("markdown"),
-        attempts=tasks.attempts(tasks.crop_for("tiny"), DecodeSettings(max_new_tokens=300), 0),
+        prompt=presets.prompt_for("markdown"),
+        attempts=presets.attempts(presets.crop_for("tiny"), DecodeSettings(max_new_tokens=300), 0),
         formats=tuple(FORMATS),
     )
     with Store(home / "out") as store, Renderer() as renderer:

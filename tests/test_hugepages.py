@@ -8,8 +8,8 @@ import mmap
 import pytest
 import torch
 
-from deepseek_ocr import hugepages
-from deepseek_ocr.hugepages import HUGE_PAGE
+from deepseek_ocr.devices import hugepages
+from deepseek_ocr.devices.hugepages import HUGE_PAGE
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int8])

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-import tasks
+from deepseek_ocr import presets
 from deepseek_ocr.errors import ImageError, ImageTooLargeError
-from deepseek_ocr.images import ImageLimits, choose_grid, make_views, open_image
+from deepseek_ocr.images.views import ImageLimits, choose_grid, make_views, open_image
 from deepseek_ocr.settings import CropSettings
 from tests.conftest import GOLDEN, reference
 
@@ -42,7 +42,7 @@ def same_view(view: torch.Tensor, golden: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['preset']}-{case['image']}")
 def test_views_match_the_official_preprocessing(case: dict[str, Any]) -> None:
     page = open_image(GOLDEN / "images" / case["image"])
-    views = make_views(page, tasks.crop_for(case["preset"]))
+    views = make_views(page, presets.crop_for(case["preset"]))
     assert list(views.grid) == case["crop_grid"]
     assert views.token_count == case["vision_tokens"]
     assert list(views.global_view.shape[1:]) == case["global_size"]
@@ -62,10 +62,10 @@ def test_grids_and_counts_of_real_pages() -> None:
             assert views.token_count == mode["n_image_tokens"]
 
 
-@pytest.mark.parametrize("resolution", tasks.RESOLUTIONS)
+@pytest.mark.parametrize("resolution", presets.RESOLUTIONS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 1), (641, 1)])
 def test_extreme_shapes_still_give_views(resolution: str, size: tuple[int, int]) -> None:
-    views = make_views(Image.new("RGB", size, "white"), tasks.RESOLUTIONS[resolution])
+    views = make_views(Image.new("RGB", size, "white"), presets.RESOLUTIONS[resolution])
     assert torch.isfinite(views.global_view).all()
     assert len(views.tiles) in (0, views.grid[0] * views.grid[1])
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import interactive
+from deepseek_ocr.cli import interactive
 from tests.conftest import ROOT
 
 pty = pytest.importorskip("pty", reason="needs pseudo-terminals")

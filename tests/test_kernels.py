@@ -13,16 +13,23 @@ from typing import Any
 import pytest
 import torch
 
-from deepseek_ocr import prompts
-from deepseek_ocr.decoding import Decoder, PlainDecoder
+from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.errors import PromptError
-from deepseek_ocr.kernels import choice, compiling, decoder, experts, graphs, steps, weights
-from deepseek_ocr.kernels.cache import BLOCK
-from deepseek_ocr.kernels.decoder import FastDecoder, Path
-from deepseek_ocr.kernels.decoders import Decoders
-from deepseek_ocr.kernels.quantized import quantize_decoder
-from deepseek_ocr.kernels.rows import quantize
-from deepseek_ocr.model import Network, load_network
+from deepseek_ocr.kernels import (
+    choice,
+    compiling,
+    cuda_graphs,
+    decoder_weights,
+    slot_decoder,
+    steps,
+)
+from deepseek_ocr.kernels.decoder_factory import Decoders
+from deepseek_ocr.kernels.slot_cache import BLOCK
+from deepseek_ocr.kernels.slot_decoder import FastDecoder, Path
+from deepseek_ocr.model import experts, prompts
+from deepseek_ocr.model.int8_layers import quantize_decoder
+from deepseek_ocr.model.int8_rows import quantize
+from deepseek_ocr.model.network import Network, load_network
 from tests.conftest import GOLDEN, ROOT
 from tests.goldens import CASES, Golden, embedded, relative_error
 from tests.recorder import Recorder, compute_as_a_card
@@ -35,17 +42,17 @@ LENGTHS = (70, 5, 133, 1, 40)
 
 
 PATHS = {
-    "native": decoder.NATIVE,
-    "torch": decoder.TORCH,
-    "graphs": decoder.GRAPHS,
-    "card": decoder.GRAPHS,  # with a card's ways through the experts
+    "native": slot_decoder.NATIVE,
+    "torch": slot_decoder.TORCH,
+    "graphs": slot_decoder.GRAPHS,
+    "card": slot_decoder.GRAPHS,  # with a card's ways through the experts
 }
 
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Graphs without a card, and its choices for the path "card"."""
-    monkeypatch.setattr(graphs, "Recorder", Recorder)
+    monkeypatch.setattr(cuda_graphs, "Recorder", Recorder)
     if getattr(request.node, "callspec", None) and "card" in request.node.callspec.params.values():
         compute_as_a_card(monkeypatch)
 
@@ -257,8 +264,8 @@ def test_threads_change_nothing(networks: Callable[..., tuple[Network, Network]]
 
 LIMITED = """
 import torch
-from deepseek_ocr.decoding import PlainDecoder
-from deepseek_ocr.model import load_network
+from deepseek_ocr.decoding.decoder import PlainDecoder
+from deepseek_ocr.model.network import load_network
 from tests.conftest import GOLDEN
 from tests.goldens import relative_error
 from tests.test_kernels import fast, prompt
@@ -354,7 +361,7 @@ def test_no_operation_of_a_step_waits_for_a_card(rows: int, quant: bool) -> None
     network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
     if quant:
         quantize_decoder(network)
-    read = without_values(weights.read(network, 64))
+    read = without_values(decoder_weights.read(network, 64))
     heads, size = read.heads, read.cosines.shape[1]
     entries = torch.empty(len(read.layers), 2, rows, heads, 64, size, device="meta")
     ids, lengths = torch.zeros(2, rows, dtype=torch.long, device="meta")
@@ -390,7 +397,7 @@ def _dense(rows: experts.Rows) -> torch.Tensor:
 
 
 def paths(network: Network, switches: str) -> tuple[Path, ...]:
-    return decoder.paths_for(network, choice.parse(switches))
+    return slot_decoder.paths_for(network, choice.parse(switches))
 
 
 def make(network: Network, switches: str) -> Decoder:
@@ -402,24 +409,24 @@ def test_the_choice_by_switch(
 ) -> None:
     network = networks(torch.float32)[0]
     assert paths(network, "plain") == paths(network, "auto,-decoder") == ()
-    assert paths(network, "auto,-compiled") == (decoder.TORCH,)
-    best = decoder.NATIVE if compiling.library() else decoder.TORCH
+    assert paths(network, "auto,-compiled") == (slot_decoder.TORCH,)
+    best = slot_decoder.NATIVE if compiling.library() else slot_decoder.TORCH
     assert paths(network, "auto") == (best,)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "VSX")
-    assert paths(network, "auto") == (decoder.TORCH,)
+    assert paths(network, "auto") == (slot_decoder.TORCH,)
     assert isinstance(make(network, "plain"), PlainDecoder)
 
 
 @pytest.mark.parametrize(
     ("device", "kind", "switches", "expected"),
     [
-        ("cuda", torch.bfloat16, "auto", (decoder.GRAPHS, decoder.TORCH)),
-        ("cuda", torch.float16, "auto", (decoder.GRAPHS, decoder.TORCH)),
-        ("cuda", torch.bfloat16, "auto,-graphs", (decoder.TORCH,)),
+        ("cuda", torch.bfloat16, "auto", (slot_decoder.GRAPHS, slot_decoder.TORCH)),
+        ("cuda", torch.float16, "auto", (slot_decoder.GRAPHS, slot_decoder.TORCH)),
+        ("cuda", torch.bfloat16, "auto,-graphs", (slot_decoder.TORCH,)),
         ("cuda", torch.bfloat16, "auto,-decoder", ()),
         ("mps", torch.bfloat16, "auto", ()),
         ("xpu", torch.float16, "auto", ()),
-        ("cpu", torch.float16, "auto", (decoder.TORCH,)),
+        ("cpu", torch.float16, "auto", (slot_decoder.TORCH,)),
     ],
 )
 def test_the_choice_by_device_type_and_switch(

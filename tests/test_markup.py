@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_ocr import grounding
-from deepseek_ocr.exports import page_to_json, text_of
+from deepseek_ocr.formats.export import page_to_json, text_of
+from deepseek_ocr.grounding import parser
 from deepseek_ocr.markup import blocks_in, blocks_of, page_parts, plain_lines, to_markdown
 from deepseek_ocr.markup.blocks import (
     Figure,
@@ -140,9 +140,9 @@ def test_what_was_located_is_named_with_its_boxes() -> None:
 
 
 def test_the_prompt_says_what_was_to_be_located() -> None:
-    located = grounding.reference_in("<image>\nLocate <|ref|> the dog <|/ref|> in the image.")
+    located = parser.reference_in("<image>\nLocate <|ref|> the dog <|/ref|> in the image.")
     assert located == "the dog"
-    assert grounding.reference_in("<image>\nFree OCR.") is None
+    assert parser.reference_in("<image>\nFree OCR.") is None
 
 
 # --- answers that were cut ------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import mmap
 import pytest
 import torch
 
-from deepseek_ocr.memory import is_out_of_memory
+from deepseek_ocr.devices.memory import is_out_of_memory
 
 REFUSED: list[Exception] = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total …"),

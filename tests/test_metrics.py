@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
-from training import tables
-from training.bootstrap import Figure, figures
-from training.metrics import (
+from deepseek_ocr.training import teds as tables
+from deepseek_ocr.training.bootstrap import Figure, figures
+from deepseek_ocr.training.teds import Cell, grid, html_tables, markdown_tables, table_scores, teds
+from deepseek_ocr.training.text_metrics import (
     MOST_BOXES,
     box_iou,
     character_error_rate,
@@ -26,7 +27,6 @@ from training.metrics import (
     word_error_rate,
     word_errors,
 )
-from training.tables import Cell, grid, html_tables, markdown_tables, table_scores, teds
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """For machines that are busy with other things."""

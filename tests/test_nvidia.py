@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli import devices as device_report
-from cli import doctor
-from cli.arguments import parse
-from deepseek_ocr import devices, nvidia
+from deepseek_ocr.cli import doctor
+from deepseek_ocr.cli import list_devices as device_report
+from deepseek_ocr.cli.read_arguments import parse
+from deepseek_ocr.devices import nvidia, selection
 from deepseek_ocr.errors import DeviceError
 
 CLOSED = (
@@ -50,11 +50,11 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine
         monkeypatch.setattr(torch.version, "cuda", built)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-        monkeypatch.setattr(devices, "_npu_available", lambda: False)
+        monkeypatch.setattr(selection, "_npu_available", lambda: False)
 
-    devices._warn_once.cache_clear()
+    selection._warn_once.cache_clear()
     yield make
-    devices._warn_once.cache_clear()
+    selection._warn_once.cache_clear()
 
 
 @pytest.mark.parametrize("form", [CLOSED, OPEN])
@@ -70,7 +70,7 @@ def test_a_driver_that_is_too_old_is_named(
     machine: Machine, driver: str, built: str, old: bool, form: str
 ) -> None:
     machine(driver, built, form=form)
-    why = devices.absent()["cuda"]
+    why = selection.absent()["cuda"]
     assert driver in why
     assert ("too old" in why) is old
     if old:
@@ -92,9 +92,9 @@ def test_other_reasons(
     machine: Machine, driver: str | None, built: str | None, cards: int, why: str
 ) -> None:
     machine(driver, built, cards)
-    assert why in devices.absent()["cuda"]
+    assert why in selection.absent()["cuda"]
     with pytest.raises(DeviceError, match="this machine has cpu") as caught:
-        devices.choose_device("cuda")
+        selection.choose_device("cuda")
     assert why in str(caught.value)
 
 
@@ -120,7 +120,7 @@ def test_auto_says_once_that_it_takes_the_cpu(
     """But not where torch was installed without CUDA, or there is nothing of NVIDIA."""
     machine(driver, built)
     for name in ("auto", "auto", "cpu"):
-        assert devices.choose_device(name) == torch.device("cpu")
+        assert selection.choose_device(name) == torch.device("cpu")
     assert len(caplog.messages) == told
     assert all("reading on the CPU: the NVIDIA driver 550" in text for text in caplog.messages)
 
@@ -163,10 +163,10 @@ def test_a_card_without_kernels_is_refused_by_name(
 ) -> None:
     card(VOLTA, BUILT_FOR_13)
     with pytest.raises(DeviceError) as caught:
-        devices.choose_device(name)
+        selection.choose_device(name)
     for words in ("Tesla V100", "compute capability 7.0", "built for CUDA 13.0", "device cpu"):
         assert words in str(caught.value)
-    assert "no kernels" in devices.describe(torch.device("cuda:0")).name
+    assert "no kernels" in selection.describe(torch.device("cuda:0")).name
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_card_sets_what_the_process_decides_once() -> None:
     before = settings()
     assert before == (True, True, True, True, False, "highest")
     for kind in ("cpu", "mps"):
-        devices.configure(torch.device(kind))
+        selection.configure(torch.device(kind))
     assert settings() == before
-    devices.configure(torch.device("cuda:1"))
+    selection.configure(torch.device("cuda:1"))
     assert settings() == (False, False, False, False, False, "highest")

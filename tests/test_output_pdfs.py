@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deepseek_ocr.errors import OutputError
-from deepseek_ocr.exports import write
-from deepseek_ocr.formats import bidi, book
+from deepseek_ocr.formats import bidi, pdf_builder
+from deepseek_ocr.formats.export import write
 from deepseek_ocr.formats.layout_pdf import colour_of
-from deepseek_ocr.formats.pictures import page_size
-from deepseek_ocr.formats.placing import place
-from deepseek_ocr.grounding import Box
-from deepseek_ocr.records import PageRecord
+from deepseek_ocr.formats.pdf_images import page_size
+from deepseek_ocr.formats.records import PageRecord
+from deepseek_ocr.formats.text_placement import place
+from deepseek_ocr.grounding.parser import Box
 from tests.conftest import need
 from tests.output_fixtures import (
     SCRIPTS,
@@ -262,7 +262,7 @@ def test_pictures_become_pages_without_loss(
 
 
 def test_frames_are_put_on_disk_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(book, "_PART_PAGES", 3)
+    monkeypatch.setattr(pdf_builder, "_PART_PAGES", 3)
     pages = [record_of(number, f"frame {number}") for number in range(1, 9)]
     done = searchable(tmp_path, Path("scan.tif"), *pages)
     assert all_text(done) == "".join(f"frame{number}" for number in range(1, 9))

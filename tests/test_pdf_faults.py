@@ -12,12 +12,13 @@ import pypdfium2
 import pytest
 from PIL import Image
 
+from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.errors import OutputError
-from deepseek_ocr.exports import PdfPages, write
 from deepseek_ocr.formats import markdown, searchable_pdf
-from deepseek_ocr.formats.pictures import LONGEST_SIDE, page_size
-from deepseek_ocr.records import PageRecord
-from deepseek_ocr.rendering import Renderer
+from deepseek_ocr.formats.export import write
+from deepseek_ocr.formats.pdf_builder import PdfPages
+from deepseek_ocr.formats.pdf_images import LONGEST_SIDE, page_size
+from deepseek_ocr.formats.records import PageRecord
 from tests.conftest import ROOT
 from tests.output_fixtures import Block, blank, document_of, grounded, make_pdf, record_of, renderer
 
@@ -213,9 +214,9 @@ def test_a_fault_of_the_text_layer_is_not_taken_for_one_of_the_original(
 WRITE = """
 import sys
 from pathlib import Path
-from deepseek_ocr.exports import write
-from deepseek_ocr.records import DocumentRecord, PageRecord
-from deepseek_ocr.rendering import Renderer
+from deepseek_ocr.formats.export import write
+from deepseek_ocr.formats.records import DocumentRecord, PageRecord
+from deepseek_ocr.documents.renderer import Renderer
 source = Path(sys.argv[1])
 with Renderer() as renderer:
     document = renderer.open(source)

@@ -11,11 +11,11 @@ import pikepdf
 import pytest
 from pikepdf import Dictionary, Name
 
-import configuration
-from cli.arguments import parse
+from deepseek_ocr import configuration
+from deepseek_ocr.cli.read_arguments import parse
+from deepseek_ocr.documents.run_store import read_manifests
 from deepseek_ocr.errors import SettingsError
-from deepseek_ocr.store import read_manifests
-from serving.document_fields import as_fields, document_plan
+from deepseek_ocr.server.document_fields import as_fields, document_plan
 from tests import papers
 from tests.scripted import Server
 

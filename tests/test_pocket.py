@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
-import tasks
-from deepseek_ocr.checkpoint import read_config
-from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr import presets
+from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import InputError
+from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.settings import DecodeSettings
+from deepseek_ocr.training import fonts, synth
+from deepseek_ocr.training.bootstrap import Figure
+from deepseek_ocr.training.pocket import stages, untrained
+from deepseek_ocr.training.pocket.stages import HEADS
+from deepseek_ocr.training.readers import model_reader
+from deepseek_ocr.training.samples import Example, Sample, examples_of
+from deepseek_ocr.training.scoring import evaluate, summarise
 from tests.conftest import POCKET
-from training import fonts, pocket, synth, untrained
-from training.bootstrap import Figure
-from training.pocket import HEADS
-from training.readers import model_reader
-from training.samples import Example, Sample, examples_of
-from training.scoring import evaluate, summarise
 
 SEED = 1_000_003
 """Of the pages that `make evaluate` makes; training draws from other seeds."""
@@ -79,7 +80,7 @@ def measured(
     ):
         page = synth.make_page(recipe, synth.page_seed(SEED, number))
         examples += examples_of(Sample(path, page.annotation, path.stem), [task])
-    read = model_reader(engine, tasks.crop_for(size), DecodeSettings(max_new_tokens=512))
+    read = model_reader(engine, presets.crop_for(size), DecodeSettings(max_new_tokens=512))
     return summarise(evaluate(examples, read))[task]
 
 
@@ -87,10 +88,10 @@ def measured(
 def test_a_stage_of_its_training_leaves_a_model_that_loads_and_a_log_of_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = pocket.STAGES[1]
-    monkeypatch.setattr(pocket, "STAGES", (replace(first, pages=64, batch=8, warmup=1),))
-    monkeypatch.setattr(pocket.Log, "__init__", partialmethod(pocket.Log.__init__, every=1))
-    assert pocket.main(["--output", str(tmp_path / "out"), "--workers", "0"]) == 0
+    first = stages.STAGES[1]
+    monkeypatch.setattr(stages, "STAGES", (replace(first, pages=64, batch=8, warmup=1),))
+    monkeypatch.setattr(stages.Log, "__init__", partialmethod(stages.Log.__init__, every=1))
+    assert stages.main(["--output", str(tmp_path / "out"), "--workers", "0"]) == 0
     log = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
     losses = [json.loads(line)["text"] for line in log]
     assert len(losses) == 8
@@ -99,10 +100,10 @@ def test_a_stage_of_its_training_leaves_a_model_that_loads_and_a_log_of_losses(
     page = synth.make_page(first.sources[0].recipe, 1)
     decode = DecodeSettings(max_new_tokens=3)
     onward = ["--start", str(tmp_path / "out" / "model"), "--heads", str(tmp_path / "out" / HEADS)]
-    assert pocket.main(["--output", str(tmp_path / "on"), "--workers", "0", *onward]) == 0
+    assert stages.main(["--output", str(tmp_path / "on"), "--workers", "0", *onward]) == 0
     first_loss = json.loads((tmp_path / "on" / "log.jsonl").read_text().splitlines()[0])["text"]
     assert first_loss < losses[0]
-    assert engine.read(page.image, "Free OCR.", tasks.crop_for("Tiny"), decode).counts.output >= 0
+    assert engine.read(page.image, "Free OCR.", presets.crop_for("Tiny"), decode).counts.output >= 0
 
 
 @pytest.mark.parametrize("text", ["Total 498", "<table><tr><td>é</td></tr></table>", "[[1, 2]]\n"])

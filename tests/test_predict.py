@@ -13,10 +13,10 @@ import jsonschema
 import pytest
 import yaml
 
-import tasks
-import weights
+from deepseek_ocr import presets
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.settings import CropSettings
+from deepseek_ocr.weights import registry
 from tests.cog_schema import UnresolvableError, schema_of
 from tests.conftest import GOLDEN, ROOT, reference
 
@@ -35,16 +35,16 @@ def test_inputs_are_those_users_know_in_their_order() -> None:
         "max_new_tokens", "pages", "retries", "password",
     ]  # fmt: skip
     assert (properties["retries"]["default"], properties["retries"]["maximum"]) == (
-        len(tasks.RETRIES), len(tasks.RETRIES),
+        len(presets.RETRIES), len(presets.RETRIES),
     )  # fmt: skip
     assert properties["password"]["x-cog-secret"]
     assert properties["pages"]["default"] == ""
     assert schemas["Input"]["required"] == ["image"]
     assert properties["image"]["format"] == "uri"
-    assert schemas["task_type"]["enum"] == list(tasks.TASKS)
-    assert schemas["resolution_size"]["enum"] == list(tasks.RESOLUTIONS)
-    assert properties["task_type"]["default"] == tasks.DEFAULT_TASK
-    assert properties["resolution_size"]["default"] == tasks.DEFAULT_RESOLUTION
+    assert schemas["task_type"]["enum"] == list(presets.TASKS)
+    assert schemas["resolution_size"]["enum"] == list(presets.RESOLUTIONS)
+    assert properties["task_type"]["default"] == presets.DEFAULT_TASK
+    assert properties["resolution_size"]["default"] == presets.DEFAULT_RESOLUTION
     assert properties["reference_text"]["default"] == ""
     assert schemas["output_format"]["enum"] == ["Text", "Markdown", "JSON"]
     assert properties["output_format"]["default"] == "Text"
@@ -106,7 +106,7 @@ def test_inputs_become_attempts() -> None:
     first, *others = predict.attempts_for("Tiny", 10.0, 2.0)
     assert first.crop == CropSettings(512, 512, crop_mode=False)
     assert first.decode.max_new_tokens == 10
-    assert [one.name for one in others] == [retry.name for retry in tasks.RETRIES[:2]]
+    assert [one.name for one in others] == [retry.name for retry in presets.RETRIES[:2]]
 
 
 @pytest.mark.parametrize(("given", "used"), [(None, None), ("", None), ("secret", "secret")])
@@ -248,6 +248,6 @@ def test_a_sum_of_another_file_does_not_count(tmp_path: Path) -> None:
 
 
 def test_named_checkpoints_have_a_known_task_and_preset() -> None:
-    for checkpoint in weights.CHECKPOINTS.values():
-        assert checkpoint.task in tasks.TASKS
-        assert checkpoint.resolution in tasks.RESOLUTIONS
+    for checkpoint in registry.CHECKPOINTS.values():
+        assert checkpoint.task in presets.TASKS
+        assert checkpoint.resolution in presets.RESOLUTIONS

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepseek_ocr import processors
-from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.devices import cpu
+from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.settings import CropSettings
 from tests.conftest import ROOT
 
@@ -29,16 +29,16 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no
         for name, text in (files or {}).items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
-        monkeypatch.setattr(processors, "_allowed", lambda: set(allowed))
+        monkeypatch.setattr(cpu, "_allowed", lambda: set(allowed))
         return tmp_path
 
     return make
 
 
 def test_one_thread_a_core(machine) -> None:  # type: ignore[no-untyped-def]
-    assert processors.threads(machine()) == 4
-    assert processors.threads(machine(allowed=range(2))) == 2
-    assert processors.threads(machine(allowed=range(3, 5))) == 2
+    assert cpu.threads(machine()) == 4
+    assert cpu.threads(machine(allowed=range(2))) == 2
+    assert cpu.threads(machine(allowed=range(3, 5))) == 2
 
 
 @pytest.mark.parametrize(
@@ -76,19 +76,19 @@ def test_one_thread_a_core(machine) -> None:  # type: ignore[no-untyped-def]
     ],
 )
 def test_no_more_threads_than_the_container_may_run(machine, files, expected) -> None:  # type: ignore[no-untyped-def]
-    assert processors.threads(machine(files)) == expected
+    assert cpu.threads(machine(files)) == expected
 
 
 def test_without_system_files_torch_guesses(tmp_path: Path) -> None:
-    assert 1 <= processors.threads(tmp_path) <= torch.get_num_threads()
+    assert 1 <= cpu.threads(tmp_path) <= torch.get_num_threads()
 
 
 def test_threads_are_set_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     try:
-        assert processors.use_threads(1) == 1
-        monkeypatch.setattr(processors, "threads", lambda: 2)
-        assert processors.use_threads() == 2
+        assert cpu.use_threads(1) == 1
+        monkeypatch.setattr(cpu, "threads", lambda: 2)
+        assert cpu.use_threads() == 2
     finally:
         torch.set_num_threads(before)
 
@@ -108,8 +108,8 @@ def test_instructions_and_what_follows(
     monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], names: list[str], bfloat16: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
-    assert processors.instructions() == names
-    assert processors.has_bfloat16() is bfloat16
+    assert cpu.instructions() == names
+    assert cpu.has_bfloat16() is bfloat16
 
 
 def test_older_torch_is_asked_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_older_torch_is_asked_its_own_way(monkeypatch: pytest.MonkeyPatch) -> No
     answers = {"amx_tile": False, "avx512_bf16": False, "avx512": True, "avx2": True}
     for name, answer in ((f"_is_{key}_supported", value) for key, value in answers.items()):
         monkeypatch.setattr(torch.cpu, name, lambda answer=answer: answer, raising=False)
-    assert processors.instructions() == ["AVX-512", "AVX2"]
+    assert cpu.instructions() == ["AVX-512", "AVX2"]
 
 
 @pytest.mark.skipif(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cli import progress
-from cli.progress import Bar, Counter, Lines
-from deepseek_ocr.records import PageRecord
-from deepseek_ocr.sources import Input
+from deepseek_ocr.cli import progress
+from deepseek_ocr.cli.progress import Bar, Counter, Lines
+from deepseek_ocr.documents.inputs import Input
+from deepseek_ocr.formats.records import PageRecord
 
 FOUND = Input(Path("a.pdf"), "a.pdf")
 

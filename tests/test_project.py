@@ -17,55 +17,55 @@ ROWS = [
     {"predict", "ocr", "serve", "cli", "serving", "training", "benchmarks"},
     {"tasks", "weights", "fetching", "configuration"},
     {
-        "deepseek_ocr.document_reader",
-        "deepseek_ocr.documents",
-        "deepseek_ocr.reading",
-        "deepseek_ocr.records",
-        "deepseek_ocr.rendering",
-        "deepseek_ocr.render_worker",
-        "deepseek_ocr.sources",
-        "deepseek_ocr.store",
-        "deepseek_ocr.exports",
-        "deepseek_ocr.figures",
+        "deepseek_ocr.documents.shared_reader",
+        "deepseek_ocr.documents.pipeline",
+        "deepseek_ocr.documents.page_retries",
+        "deepseek_ocr.formats.records",
+        "deepseek_ocr.documents.renderer",
+        "deepseek_ocr.documents.render_worker",
+        "deepseek_ocr.documents.inputs",
+        "deepseek_ocr.documents.run_store",
+        "deepseek_ocr.formats.export",
+        "deepseek_ocr.formats.figures",
         "deepseek_ocr.formats",
     },
     {
-        "deepseek_ocr.engine",
-        "deepseek_ocr.scheduling",
-        "deepseek_ocr.handles",
-        "deepseek_ocr.preparing",
-        "deepseek_ocr.work",
-        "deepseek_ocr.output",
-        "deepseek_ocr.pages",
+        "deepseek_ocr.engine.ocr_engine",
+        "deepseek_ocr.engine.scheduler",
+        "deepseek_ocr.engine.request",
+        "deepseek_ocr.engine.preprocess_pool",
+        "deepseek_ocr.engine.page_state",
+        "deepseek_ocr.engine.text_accumulator",
+        "deepseek_ocr.engine.results",
     },
     {
-        "deepseek_ocr.colours",
-        "deepseek_ocr.images",
-        "deepseek_ocr.prompts",
-        "deepseek_ocr.checkpoint",
-        "deepseek_ocr.model",
-        "deepseek_ocr.adapters",
-        "deepseek_ocr.loops",
-        "deepseek_ocr.generation",
-        "deepseek_ocr.decoding",
-        "deepseek_ocr.grounding",
-        "deepseek_ocr.devices",
-        "deepseek_ocr.footprint",
-        "deepseek_ocr.hugepages",
-        "deepseek_ocr.nvidia",
-        "deepseek_ocr.operators",
-        "deepseek_ocr.precision",
-        "deepseek_ocr.processors",
-        "deepseek_ocr.geometry",
+        "deepseek_ocr.images.colors",
+        "deepseek_ocr.images.views",
+        "deepseek_ocr.model.prompts",
+        "deepseek_ocr.model.checkpoint",
+        "deepseek_ocr.model.network",
+        "deepseek_ocr.model.adapters",
+        "deepseek_ocr.decoding.loop_detector",
+        "deepseek_ocr.decoding.sampler",
+        "deepseek_ocr.decoding.decoder",
+        "deepseek_ocr.grounding.parser",
+        "deepseek_ocr.devices.selection",
+        "deepseek_ocr.model.footprint",
+        "deepseek_ocr.devices.hugepages",
+        "deepseek_ocr.devices.nvidia",
+        "deepseek_ocr.kernels.op_fallbacks",
+        "deepseek_ocr.kernels.float32_fallback",
+        "deepseek_ocr.devices.cpu",
+        "deepseek_ocr.grounding.geometry",
         "deepseek_ocr.kernels",
         "deepseek_ocr.markup",
-        "deepseek_ocr.memory",
+        "deepseek_ocr.devices.memory",
     },
     {
         "deepseek_ocr.settings",
         "deepseek_ocr.errors",
         "deepseek_ocr.files",
-        "deepseek_ocr.toolkit",
+        "deepseek_ocr.devices.ascend",
     },
 ]
 """The layers of ARCHITECTURE.md, top to bottom: a file imports from its own row or below."""
@@ -112,7 +112,7 @@ def test_no_file_imports_from_a_row_above(path: Path) -> None:
 def test_the_table_catches_a_wrong_import(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text(
         "from deepseek_ocr import engine\nimport tasks\n"
-        "from deepseek_ocr import CropSettings\nfrom deepseek_ocr.images import open_image\n"
+        "from deepseek_ocr import CropSettings\nfrom deepseek_ocr.images.views import open_image\n"
     )
     assert {row_of(name) for name in imports(tmp_path / "x.py")} == {1, 3, 4, 5}
 
@@ -168,7 +168,7 @@ def test_importing_the_library_has_no_side_effects() -> None:
     code = (
         "import os, torch\n"
         "before = (torch.get_num_threads(), dict(os.environ))\n"
-        "import deepseek_ocr.engine, deepseek_ocr.exports\n"
+        "import deepseek_ocr.engine.ocr_engine, deepseek_ocr.formats.export\n"
         "assert before == (torch.get_num_threads(), dict(os.environ))"
     )
     done = subprocess.run(

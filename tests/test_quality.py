@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_ocr.engine import OcrEngine
-from deepseek_ocr.kernels import decoder
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.kernels import slot_decoder
 from tests.conftest import POCKET
 from tests.recorder import compute_as_a_card
 from tests.test_pocket import held_out_fonts, measured
@@ -36,7 +36,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[OcrEngine]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         if request.param.startswith("card"):
             compute_as_a_card(monkeypatch)
-            monkeypatch.setattr(decoder, "_paths_on", lambda *given: (decoder.GRAPHS,))
+            monkeypatch.setattr(slot_decoder, "_paths_on", lambda *given: (slot_decoder.GRAPHS,))
         loaded = OcrEngine.load(POCKET, "cpu", dtype, kernels=kernels, quant=quant)
         assert loaded.rehearsal is not None
         assert (loaded.rehearsal.decoder == "CUDA graphs") == request.param.startswith("card")

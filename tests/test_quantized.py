@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deepseek_ocr.decoding import PlainDecoder
+from deepseek_ocr.decoding.decoder import PlainDecoder
 from deepseek_ocr.errors import DeviceError
-from deepseek_ocr.kernels import choice, compiling, decoder, quantized, rows
-from deepseek_ocr.kernels.decoder import FastDecoder, paths_for
-from deepseek_ocr.kernels.decoders import Decoders
-from deepseek_ocr.model import Network, load_network, vision_tokens
+from deepseek_ocr.kernels import choice, compiling, slot_decoder
+from deepseek_ocr.kernels.decoder_factory import Decoders
+from deepseek_ocr.kernels.slot_decoder import FastDecoder, paths_for
+from deepseek_ocr.model import int8_layers, int8_rows
+from deepseek_ocr.model.network import Network, load_network, vision_tokens
 from tests.conftest import GOLDEN, POCKET
 from tests.goldens import Golden, golden_views, relative_error
 
@@ -45,23 +46,23 @@ def by_hand(weight: torch.Tensor) -> torch.Tensor:
 def test_rows_against_a_reference_made_by_hand() -> None:
     torch.manual_seed(0)
     weight = torch.randn(7, 40) * torch.logspace(-6, 3, 7)[:, None]
-    packed = rows.quantize(weight)
+    packed = int8_rows.quantize(weight)
     assert packed.values.dtype == torch.int8
     assert packed.scales is not None
     assert torch.equal(packed.values * packed.scales[:, None], by_hand(weight))
     assert int(packed.values.abs().amax()) == 127
     x = torch.randn(3, 40)
-    assert relative_error(rows.linear(x, packed), x @ by_hand(weight).T) < 1e-5
+    assert relative_error(int8_rows.linear(x, packed), x @ by_hand(weight).T) < 1e-5
 
 
 def test_rows_of_zeros_and_of_halves_of_a_step() -> None:
-    packed = rows.quantize(torch.tensor([[0.0, 0.0], [127.0, 0.4]]))
+    packed = int8_rows.quantize(torch.tensor([[0.0, 0.0], [127.0, 0.4]]))
     assert packed.values.tolist() == [[0, 0], [127, 0]]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_row_that_is_not_finite_says_so(value: float) -> None:
-    packed = rows.quantize(torch.tensor([[1.0, value], [127.0, 1.0]]))
+    packed = int8_rows.quantize(torch.tensor([[1.0, value], [127.0, 1.0]]))
     assert packed.scales is not None
     assert packed.scales.isfinite().tolist() == [False, True]
 
@@ -69,9 +70,9 @@ def test_a_row_that_is_not_finite_says_so(value: float) -> None:
 @pytest.mark.parametrize("block", [1, 3, 1000])
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     weight = torch.randn(4, 6, 32)
-    whole = rows.quantize(weight)
-    monkeypatch.setattr(rows, "_BLOCK", block)
-    parts = rows.quantize(weight)
+    whole = int8_rows.quantize(weight)
+    monkeypatch.setattr(int8_rows, "_BLOCK", block)
+    parts = int8_rows.quantize(weight)
     assert torch.equal(parts.values, whole.values)
     assert parts.values.shape == weight.shape
     assert whole.scales is not None
@@ -83,10 +84,10 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, block: int) -> N
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
 def test_products_of_few_and_many_inputs(many: int, kind: torch.dtype) -> None:
     weight, x = torch.randn(24, 64), torch.randn(many, 64).to(kind)
-    packed = rows.quantize(weight)
+    packed = int8_rows.quantize(weight)
     expected = x.float() @ by_hand(weight).T
     tolerance = 1e-5 if kind == torch.float32 else 0.01
-    assert relative_error(rows.linear(x, packed).float(), expected) < tolerance
+    assert relative_error(int8_rows.linear(x, packed).float(), expected) < tolerance
 
 
 @pytest.mark.parametrize("path", ["native", "torch"])
@@ -96,11 +97,11 @@ def test_every_way_of_decoding_agrees_with_the_class_over_the_same_weights(
 ) -> None:
     """The reference is the plain class with every quantised weight made by hand."""
     plain_network, network = loaded(kind), loaded(kind)
-    quantized.quantize_decoder(network)
+    int8_layers.quantize_decoder(network)
     write_back(plain_network, network)
     if path == "native" and compiling.library() is None:
         pytest.skip("needs a C++ compiler")
-    way = {"native": decoder.NATIVE, "torch": decoder.TORCH}[path]
+    way = {"native": slot_decoder.NATIVE, "torch": slot_decoder.TORCH}[path]
     found = []
     for _ in range(6):
         plain, ours = PlainDecoder(plain_network, 2), FastDecoder(network, 2, 256, way)
@@ -127,10 +128,10 @@ def write_back(plain: Network, network: Network) -> None:
     parts = dict(network.named_modules())
     for name, module in plain.named_modules():
         match = parts.get(name)
-        if isinstance(match, quantized.Int8Linear):
+        if isinstance(match, int8_layers.Int8Linear):
             assert match.rows.scales is not None
             module.weight.copy_(match.rows.values * match.rows.scales[:, None])
-        elif isinstance(match, quantized.Int8Experts):
+        elif isinstance(match, int8_layers.Int8Experts):
             for ours, theirs in (
                 (match.inner, module.gate_up_proj),
                 (match.outer, module.down_proj),
@@ -145,7 +146,7 @@ def test_quantised_while_it_is_read_is_what_quantising_the_loaded_network_gives(
     folder: Path, kind: str
 ) -> None:
     expected = load_network(folder, "cpu", kind)
-    quantized.quantize_decoder(expected)
+    int8_layers.quantize_decoder(expected)
     assert_same(load_network(folder, "cpu", kind, quant="int8"), expected)
 
 
@@ -162,7 +163,7 @@ def held(network: Network) -> dict[str, torch.Tensor]:
     found = dict(network.named_parameters()) | dict(network.named_buffers())
     for name, module in network.named_modules():
         for leaf, part in vars(module).items():
-            if isinstance(part, rows.Rows):
+            if isinstance(part, int8_rows.Rows):
                 assert part.scales is not None
                 found |= {f"{name}.{leaf}": part.values, f"{name}.{leaf}.scales": part.scales}
     return found
@@ -208,13 +209,13 @@ def test_what_is_quantised_and_what_stays(golden: Golden) -> None:
 
 def test_the_decoder_takes_little_more_than_half_the_memory() -> None:
     network, before = loaded("bfloat16"), loaded("bfloat16")
-    quantized.quantize_decoder(network)
+    int8_layers.quantize_decoder(network)
     assert decoder_bytes(network) < 0.6 * decoder_bytes(before)
 
 
 def decoder_bytes(network: Network) -> int:
     """Bytes of all weights that a step reads."""
-    from deepseek_ocr.kernels import weights
+    from deepseek_ocr.kernels import decoder_weights
 
     def total(part: object) -> int:
         if isinstance(part, torch.Tensor):
@@ -223,7 +224,9 @@ def decoder_bytes(network: Network) -> int:
             return sum(map(total, part))
         return sum(map(total, vars(part).values())) if hasattr(part, "__dict__") else 0
 
-    return total(weights.read(network, 1).layers) + total(weights.read(network, 1).head)
+    return total(decoder_weights.read(network, 1).layers) + total(
+        decoder_weights.read(network, 1).head
+    )
 
 
 def test_a_second_decoder_over_a_quantised_network() -> None:

@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterable, Iterator
 import pytest
 from PIL import Image
 
-import tasks
-from deepseek_ocr.engine import Failure, OcrEngine, Page, Reading
+from deepseek_ocr import presets
+from deepseek_ocr.documents.page_retries import ReadPage, read_pages
+from deepseek_ocr.documents.renderer import Rendered
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.engine.results import Failure, Page, Reading
 from deepseek_ocr.errors import GenerationError, SettingsError
-from deepseek_ocr.reading import ReadPage, read_pages
-from deepseek_ocr.rendering import Rendered
 from deepseek_ocr.settings import Attempt, CropSettings, DecodeSettings
 from tests.conftest import ROOT
 from tests.papers import picture
 from tests.scripted import ScriptedEngine, reading, text_of
 
 GUNDAM = CropSettings()
-LADDER = tasks.attempts(GUNDAM, DecodeSettings())
+LADDER = presets.attempts(GUNDAM, DecodeSettings())
 
 
 def page(number: int, fault: str = "none") -> Rendered:
@@ -113,7 +114,7 @@ def test_a_blank_page_is_rightly_empty() -> None:
 
 
 def test_a_page_that_took_all_its_time_is_not_tried_again() -> None:
-    timed = tasks.attempts(GUNDAM, DecodeSettings(timeout=10))
+    timed = presets.attempts(GUNDAM, DecodeSettings(timeout=10))
     given: list[float] = []
 
     def say(asked: Page) -> Reading:
@@ -185,20 +186,20 @@ def test_pages_are_taken_from_the_source_only_when_the_engine_asks() -> None:
 
 def test_the_ladder_changes_what_was_asked_and_nothing_else() -> None:
     decode = DecodeSettings(max_new_tokens=77, temperature=0.0)
-    for attempt in tasks.attempts(GUNDAM, decode)[1:]:
+    for attempt in presets.attempts(GUNDAM, decode)[1:]:
         assert attempt.decode.max_new_tokens == 77
         assert (attempt.crop, attempt.decode) != (GUNDAM, decode)
-    base = tasks.crop_for("base")
-    assert tasks.attempts(base, decode)[2].crop == tasks.crop_for("large")
-    assert len(tasks.attempts(base, decode, retries=0)) == 1
+    base = presets.crop_for("base")
+    assert presets.attempts(base, decode)[2].crop == presets.crop_for("large")
+    assert len(presets.attempts(base, decode, retries=0)) == 1
     with pytest.raises(SettingsError, match="retries"):
-        tasks.attempts(base, decode, retries=9)
+        presets.attempts(base, decode, retries=9)
 
 
 def test_a_page_ends_at_its_deadline_with_what_was_written(pocket: OcrEngine) -> None:
     decode = DecodeSettings(timeout=1e-6)
     result = pocket.read(
-        ROOT / "examples" / "fruit.png", "Free OCR.", tasks.crop_for("tiny"), decode
+        ROOT / "examples" / "fruit.png", "Free OCR.", presets.crop_for("tiny"), decode
     )
     assert result.finish_reason == "timeout"
     assert len(result.tokens) == 1

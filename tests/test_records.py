@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deepseek_ocr import grounding
-from deepseek_ocr.engine import Counts, Timings
+from deepseek_ocr.engine.results import Counts, Timings
 from deepseek_ocr.errors import InputError, RecordError
-from deepseek_ocr.grounding import Confidence
-from deepseek_ocr.records import PageRecord, Try, record_from_json, record_to_json
+from deepseek_ocr.formats.records import PageRecord, Try, record_from_json, record_to_json
+from deepseek_ocr.grounding import parser
+from deepseek_ocr.grounding.parser import Confidence
 from tests.output_fixtures import Block, grounded, record_of
 
 PATIENT = settings(
@@ -50,7 +50,7 @@ def records(draw: st.DrawFn) -> PageRecord:
         points=draw(st.none() | st.tuples(*[st.floats(0.1, 1e5)] * 2)),
         rotation=draw(st.sampled_from([0, 90, 180, 270])),
         text=text,
-        regions=tuple(grounding.parse(text)),
+        regions=tuple(parser.parse(text)),
         figures=tuple(draw(st.lists(st.sampled_from(["", "0_1.jpg", "12_0.jpg"]), max_size=3))),
         finish_reason=draw(st.sampled_from([None, "stop", "length", "loop"])),
         confidence=draw(st.none() | st.builds(Confidence, st.floats(0, 1), st.floats(0, 1))),

@@ -18,22 +18,31 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.unlimited_ocr import modeling_unlimited_ocr as modeling
 
-from deepseek_ocr import devices, model
-from deepseek_ocr.decoding import PlainDecoder
-from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.decoding.decoder import PlainDecoder
+from deepseek_ocr.devices import selection as devices
+from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import DeviceError
-from deepseek_ocr.images import Views
-from deepseek_ocr.kernels import choice, decoder, graphs, rehearsal, sam_attention, steps, vision
-from deepseek_ocr.kernels.decoder import GRAPHS, TORCH, FastDecoder
-from deepseek_ocr.kernels.decoders import Decoders
-from deepseek_ocr.model import Network, load_network
+from deepseek_ocr.images.views import Views
+from deepseek_ocr.kernels import (
+    choice,
+    cuda_graphs,
+    rehearsal,
+    sam_attention,
+    slot_decoder,
+    steps,
+    vision,
+)
+from deepseek_ocr.kernels.decoder_factory import Decoders
+from deepseek_ocr.kernels.slot_decoder import GRAPHS, TORCH, FastDecoder
+from deepseek_ocr.model import network as model
+from deepseek_ocr.model.network import Network, load_network
 from tests.conftest import GOLDEN, POCKET
 from tests.recorder import Recorder
 
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
-    monkeypatch.setattr(graphs, "Recorder", Recorder)
+    monkeypatch.setattr(cuda_graphs, "Recorder", Recorder)
     return Recorder
 
 
@@ -71,12 +80,12 @@ def test_a_capture_that_raises_leaves_torch_s_operations(
     single: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Refused(Recorder):
-        def capture(self, run: graphs.Run) -> graphs.Run:
+        def capture(self, run: cuda_graphs.Run) -> cuda_graphs.Run:
             raise RuntimeError(
                 "CUDA error: operation not permitted when stream is capturing\nCUDA kernel …"
             )
 
-    monkeypatch.setattr(graphs, "Recorder", Refused)
+    monkeypatch.setattr(cuda_graphs, "Recorder", Refused)
     assert selected(single) == ("sdpa", [TORCH.name])
     (record,) = caplog.records
     assert record.getMessage() == (
@@ -89,11 +98,11 @@ def test_a_graph_that_replays_its_first_answer_is_found(
     single: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Stale(Recorder):
-        def capture(self, run: graphs.Run) -> graphs.Run:
+        def capture(self, run: cuda_graphs.Run) -> cuda_graphs.Run:
             run()
             return lambda: None
 
-    monkeypatch.setattr(graphs, "Recorder", Stale)
+    monkeypatch.setattr(cuda_graphs, "Recorder", Stale)
     assert selected(single) == ("sdpa", [TORCH.name])
     assert "without CUDA graphs, more slowly: differs by " in caplog.text
 
@@ -273,10 +282,10 @@ def test_running_out_of_memory_does_not_count_against_a_path(
     single: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Full(Recorder):
-        def capture(self, run: graphs.Run) -> graphs.Run:
+        def capture(self, run: cuda_graphs.Run) -> cuda_graphs.Run:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-    monkeypatch.setattr(graphs, "Recorder", Full)
+    monkeypatch.setattr(cuda_graphs, "Recorder", Full)
     with pytest.raises(torch.OutOfMemoryError):
         selected(single)
     with pytest.raises(torch.OutOfMemoryError):
@@ -288,7 +297,7 @@ def test_a_device_that_fails_for_good_is_an_error(
     single: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Fatal(Recorder):
-        def capture(self, run: graphs.Run) -> graphs.Run:
+        def capture(self, run: cuda_graphs.Run) -> cuda_graphs.Run:
             monkeypatch.setattr(devices, "synchronize", fails)
             fails(self.device)
             return run
@@ -296,7 +305,7 @@ def test_a_device_that_fails_for_good_is_an_error(
     def fails(device: torch.device) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(graphs, "Recorder", Fatal)
+    monkeypatch.setattr(cuda_graphs, "Recorder", Fatal)
     with pytest.raises(DeviceError, match="failed when CUDA graphs was tried"):
         selected(single)
 
@@ -346,10 +355,10 @@ def test_a_capture_that_fails_later_leaves_torch_s_operations_for_good(
             super().__init__(device)
             made.append(self)
 
-        def capture(self, run: graphs.Run) -> graphs.Run:
+        def capture(self, run: cuda_graphs.Run) -> cuda_graphs.Run:
             raise RuntimeError("capture failed")
 
-    monkeypatch.setattr(graphs, "Recorder", Refused)
+    monkeypatch.setattr(cuda_graphs, "Recorder", Refused)
     decoders = Decoders(single, (GRAPHS, TORCH), 64)
     assert decoders.path is GRAPHS
     assert isinstance(decoders.make(3), FastDecoder)
@@ -372,7 +381,7 @@ def test_graphs_of_shapes_that_the_rehearsal_does_not_have_are_checked(
             logits[0 if wrong == 1.2 else 3 :] *= wrong
         return logits
 
-    monkeypatch.setattr(graphs, "Recorder", Recorder)
+    monkeypatch.setattr(cuda_graphs, "Recorder", Recorder)
     monkeypatch.setattr(steps.TorchSteps, "run", run)
     decoders = Decoders(single, (GRAPHS, TORCH), 2048)
     decoders.make(8)
@@ -396,11 +405,11 @@ def test_a_device_that_fails_while_a_decoder_is_made_is_an_error(
     single: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Fatal(Recorder):
-        def capture(self, run: graphs.Run) -> graphs.Run:
+        def capture(self, run: cuda_graphs.Run) -> cuda_graphs.Run:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     failure = DeviceError("Device 'cuda' failed (an illegal memory access); restart the program.")
-    monkeypatch.setattr(graphs, "Recorder", Fatal)
+    monkeypatch.setattr(cuda_graphs, "Recorder", Fatal)
     monkeypatch.setattr(devices, "failure", lambda device: failure)
     with pytest.raises(DeviceError, match="restart the program"):
         Decoders(single, (GRAPHS, TORCH), 64).make(2)
@@ -418,11 +427,11 @@ def test_decoders_are_made_with_their_card_current(
         current.pop()
 
     class Asking(Recorder):
-        def capture(self, run: graphs.Run) -> graphs.Run:
+        def capture(self, run: cuda_graphs.Run) -> cuda_graphs.Run:
             assert current == [single.device]
             return super().capture(run)
 
-    monkeypatch.setattr(graphs, "Recorder", Asking)
+    monkeypatch.setattr(cuda_graphs, "Recorder", Asking)
     monkeypatch.setattr(devices, "current", entered)
     decoders = Decoders(single, (GRAPHS,), 64)
     decoders.make(1)
@@ -442,7 +451,7 @@ def test_one_row_far_off_is_found_among_many_that_are_right() -> None:
 def test_graphs_are_kept_if_the_class_overflows_on_first_tokens(
     single: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(graphs, "Recorder", Recorder)
+    monkeypatch.setattr(cuda_graphs, "Recorder", Recorder)
     single.lm_head.weight.data[0] = torch.inf
     decoders = Decoders(single, (GRAPHS, TORCH), 64)
     decoders.make(2)
@@ -460,7 +469,7 @@ def test_the_outcome_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) ->
         "cpu in float32: decoding by the plain class, 3 pages at once, experts of the class, "
         "prompts by sdpa, encoders plain"
     )
-    for path, experts in ((decoder.NATIVE, "in it too"), (TORCH, "looped")):
+    for path, experts in ((slot_decoder.NATIVE, "in it too"), (TORCH, "looped")):
         selection = rehearsal.Selection("fast", "sdpa", (path,))
         assert rehearsal.outcome_of(engine.network, selection, path, 3).experts == experts
     seen = replace(engine.rehearsal, device="cuda:0", difference=0.0123)
@@ -473,9 +482,9 @@ def test_every_fast_path_of_a_card_has_a_name(
 ) -> None:
     """Without the name nothing tries the path."""
     card = types.SimpleNamespace(type="cuda")
-    monkeypatch.setattr(decoder.weights, "missing", lambda network: None)
+    monkeypatch.setattr(slot_decoder.weights, "missing", lambda network: None)
     chosen = choice.parse(f"auto,-{name}")
-    paths = decoder._paths_on(card, torch.bfloat16, chosen)  # type: ignore[arg-type]
+    paths = slot_decoder._paths_on(card, torch.bfloat16, chosen)  # type: ignore[arg-type]
     assert (GRAPHS in paths) is (name not in ("graphs", "decoder"))
     assert (TORCH in paths) is (name != "decoder")
     monkeypatch.setattr(vision, "prepare", lambda network, chosen: pytest.fail("not asked for"))

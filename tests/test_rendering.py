@@ -14,8 +14,8 @@ import psutil
 import pytest
 from PIL import Image
 
+from deepseek_ocr.documents.renderer import Ahead, OpenDocument, Rendered, Renderer
 from deepseek_ocr.errors import DocumentError, SettingsError
-from deepseek_ocr.rendering import Ahead, OpenDocument, Rendered, Renderer
 from deepseek_ocr.settings import RenderSettings
 from tests import papers
 from tests.scripted import colour
@@ -295,7 +295,7 @@ def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     path = papers.nested_bomb(tmp_path / "bomb.pdf")
     code = (
         "import sys, threading, time\nfrom pathlib import Path\n"
-        "from deepseek_ocr.rendering import Renderer\n"
+        "from deepseek_ocr.documents.renderer import Renderer\n"
         f"r = Renderer(); d = r.open(Path({str(path)!r}))\n"
         "print(r._pool.all[0]._process.pid, flush=True)\nr.render(d, 1)"
     )

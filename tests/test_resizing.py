@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deepseek_ocr.images import by_pillow, make_views
+from deepseek_ocr.images.views import by_pillow, make_views
 from deepseek_ocr.kernels import choice, compiling, resizing
 from deepseek_ocr.settings import CropSettings
 

@@ -10,12 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deepseek_ocr import grounding
 from deepseek_ocr.errors import InputError, SettingsError
-from tests.conftest import reference
-from tests.training_fixtures import put_list, put_page
-from training.files import OutputError
-from training.samples import (
+from deepseek_ocr.grounding import parser
+from deepseek_ocr.training.files import OutputError
+from deepseek_ocr.training.samples import (
     LONGEST_TEXT,
     Annotation,
     AnnotationError,
@@ -30,6 +28,8 @@ from training.samples import (
     save_samples,
     unknown_keys,
 )
+from tests.conftest import reference
+from tests.training_fixtures import put_list, put_page
 
 FULL: dict[str, Any] = {
     "text": "Invoice\nTotal 498",
@@ -181,7 +181,7 @@ def test_a_task_without_an_answer_gives_nothing() -> None:
 
 def test_the_model_reads_its_own_grounded_text_back() -> None:
     annotation = parse_annotation(FULL)
-    regions = grounding.parse(grounded_text(annotation.regions))
+    regions = parser.parse(grounded_text(annotation.regions))
     assert [(one.label, one.boxes, one.text) for one in regions] == [
         (one.label, one.boxes, one.text) for one in annotation.regions
     ]
@@ -191,7 +191,7 @@ def test_the_model_reads_its_own_grounded_text_back() -> None:
 def test_grounded_text_is_written_as_the_real_model_writes_it(page: str) -> None:
     """Regions of a real output, written again, differ from it in spaces at line ends alone."""
     real = reference("real", f"{page}.grounding_markdown.txt").read_text(encoding="utf-8")
-    regions = [LabelledRegion(one.label, one.boxes, one.text) for one in grounding.parse(real)]
+    regions = [LabelledRegion(one.label, one.boxes, one.text) for one in parser.parse(real)]
     ours = grounded_text(regions)
 
     def trimmed(text: str) -> list[str]:

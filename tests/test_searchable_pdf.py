@@ -12,9 +12,9 @@ import pypdfium2
 import pytest
 from PIL import ImageFont
 
-from deepseek_ocr.exports import write
+from deepseek_ocr.formats.export import write
 from deepseek_ocr.formats.glyphless import font_file, width
-from deepseek_ocr.grounding import Box
+from deepseek_ocr.grounding.parser import Box
 from tests.conftest import need
 from tests.output_fixtures import (
     SCRIPTS,

@@ -15,18 +15,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from configuration import ServerSettings
-from deepseek_ocr import grounding
+from deepseek_ocr.configuration import ServerSettings
 from deepseek_ocr.errors import PromptError, SettingsError
-from deepseek_ocr.grounding import without_cut_tag
-from serving.document_fields import as_fields, document_plan, with_defaults
-from serving.nodes import nodes_of, page_blocks
-from serving.splitting import RegionFound, RegionText, Splitter
-from serving.uploads import safe_file_name
+from deepseek_ocr.grounding import parser
+from deepseek_ocr.grounding.parser import without_cut_tag
+from deepseek_ocr.server.document_fields import as_fields, document_plan, with_defaults
+from deepseek_ocr.server.nodes import nodes_of, page_blocks
+from deepseek_ocr.server.splitting import RegionFound, RegionText, Splitter
+from deepseek_ocr.server.uploads import safe_file_name
+from deepseek_ocr.weights.registry import CHECKPOINTS
 from tests.conftest import ROOT
 from tests.scripted import reading
 from tests.serving_process import ATTACKS, FAILING, GATED, LOOPING, Server, document, text_of
-from weights import CHECKPOINTS
 
 SCHEMA = json.loads((ROOT / "docs" / "document.schema.json").read_text())
 
@@ -186,7 +186,7 @@ def check_events(events: list[dict[str, Any]], texts: dict[int, str]) -> None:
         assert of_page[0]["width"] * 4 == of_page[0]["height"] * 3
         assert of_page[-1]["type"] == "page.done"
         assert of_page[-1]["result"]["text"] == text
-        regions = {region.label: "" for region in grounding.parse(text)}
+        regions = {region.label: "" for region in parser.parse(text)}
         order = 0
         for event in of_page[1:-1]:
             if event["type"] == "page.region":
@@ -196,7 +196,7 @@ def check_events(events: list[dict[str, Any]], texts: dict[int, str]) -> None:
                 assert event["order"] == order, "text of a region before its box"
                 regions[list(regions)[order - 1]] += event["text"]
         assert {label: found.strip() for label, found in regions.items()} == {
-            region.label: region.text for region in grounding.parse(text)
+            region.label: region.text for region in parser.parse(text)
         }
 
 
@@ -367,7 +367,7 @@ def test_regions_in_pieces_are_those_of_the_whole(pieces: list[str], size: int) 
     for at in range(0, len(text), size):
         told += splitter.feed(text[at : at + size])
     told += splitter.finish()
-    whole = grounding.parse(text)
+    whole = parser.parse(text)
     found = [one for one in told if isinstance(one, RegionFound)]
     assert [(one.label, one.boxes) for one in found] == [(one.label, one.boxes) for one in whole]
     texts = [""] * (len(whole) + 1)
@@ -407,7 +407,7 @@ def test_text_is_held_back_no_longer_than_it_must_be() -> None:
 
 
 def test_blocks_carry_text_and_no_markup() -> None:
-    from deepseek_ocr.records import page_record
+    from deepseek_ocr.formats.records import page_record
 
     hostile = f"<|ref|>text<|/ref|><|det|>[[1, 1, 9, 9]]<|/det|>\n{ATTACKS}"
     blocks = page_blocks(page_record(1, reading(hostile, "stop")))

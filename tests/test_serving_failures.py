@@ -12,10 +12,10 @@ import httpx
 import pytest
 from PIL import Image
 
-from configuration import ServerSettings, Settings
-from serving.app import create_app
-from serving.auth import Keys
-from serving.state import AHEAD, State
+from deepseek_ocr.configuration import ServerSettings, Settings
+from deepseek_ocr.server.app import create_app
+from deepseek_ocr.server.auth import Keys
+from deepseek_ocr.server.state import AHEAD, State
 from tests.conftest import POCKET, ROOT
 from tests.failing_device import FAILED
 from tests.serving_world import FOREVER, FRUIT, Server, chat, endless_model, serving
@@ -29,13 +29,13 @@ from pathlib import Path
 
 sys.path.insert(0, ROOT)
 
-from serving.arguments import parse
+from deepseek_ocr.cli.serve import parse
 
 start = parse()
 
 import pytest
-from deepseek_ocr.kernels.decoders import Decoders
-from serving.main import main
+from deepseek_ocr.kernels.decoder_factory import Decoders
+from deepseek_ocr.server.lifecycle import main
 from tests.failing_device import Card, OnCard
 
 card = Card(pytest.MonkeyPatch())

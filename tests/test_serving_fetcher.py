@@ -19,12 +19,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from configuration import ServerSettings, Settings
-from serving.app import create_app
-from serving.auth import Keys
-from serving.errors import ApiError
-from serving.fetcher import Address, Allowance, Fetcher, is_public, resolve
-from serving.state import State
+from deepseek_ocr.configuration import ServerSettings, Settings
+from deepseek_ocr.server.app import create_app
+from deepseek_ocr.server.auth import Keys
+from deepseek_ocr.server.errors import ApiError
+from deepseek_ocr.server.fetcher import Address, Allowance, Fetcher, is_public, resolve
+from deepseek_ocr.server.state import State
 from tests.conftest import need
 from tests.serving_world import FRUIT, chat
 

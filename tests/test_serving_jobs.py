@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-import configuration
-from deepseek_ocr.documents import record_of
+from deepseek_ocr import configuration
+from deepseek_ocr.documents.pipeline import record_of
+from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.errors import SettingsError
-from deepseek_ocr.records import PageRecord
-from deepseek_ocr.rendering import Renderer
-from serving.auth import Keys
-from serving.job_store import Job, JobStore
-from serving.jobs import JobLimits, Jobs
-from serving.state import State
+from deepseek_ocr.formats.records import PageRecord
+from deepseek_ocr.server.auth import Keys
+from deepseek_ocr.server.job_store import Job, JobStore
+from deepseek_ocr.server.jobs import JobLimits, Jobs
+from deepseek_ocr.server.state import State
 from tests.serving_process import FAILING, GATED, KnownEngine, Server, document, text_of
 from tests.test_serving_documents import upload
 
@@ -531,7 +531,7 @@ def test_nothing_of_a_deleted_job_is_written_afterwards(
         await forgetting
         assert not store.home(job.id).exists()
 
-    monkeypatch.setattr("serving.jobs.record_of", slow)
+    monkeypatch.setattr("deepseek_ocr.server.jobs.record_of", slow)
     run_with(store, scenario)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.state import AHEAD
+from deepseek_ocr.server.state import AHEAD
 from tests.conftest import ROOT
 from tests.serving_world import (
     ENDLESS,
@@ -217,9 +217,9 @@ import sys
 import torch
 import configuration
 from serving import logs
-from serving.auth import Keys
-from serving.main import listen, run
-from serving.state import State
+from deepseek_ocr.server.auth import Keys
+from deepseek_ocr.server.lifecycle import listen, run
+from deepseek_ocr.server.state import State
 
 def load():
     logs.event("loading")

@@ -10,7 +10,7 @@ from typing import Any
 import pypdfium2
 import pytest
 
-from serving import web
+from deepseek_ocr.server import web
 from tests.conftest import ROOT
 from tests.page_browser import FOCUSED, HOLD, Open, needs_chromium, read, read_to_the_end
 from tests.serving_process import FAILING, GATED, HOSTILE, Server, document

@@ -13,18 +13,17 @@ from typing import Any
 import httpx
 import pytest
 
-import configuration
-from configuration import ServerSettings, Settings
-from deepseek_ocr.engine import Failure
+from deepseek_ocr import configuration
+from deepseek_ocr.cli.serve import parse, parser
+from deepseek_ocr.configuration import ServerSettings, Settings
+from deepseek_ocr.engine.results import Delta, Failure, Page
 from deepseek_ocr.errors import GenerationError, SettingsError
 from deepseek_ocr.formats.markdown import PAGE_SPLIT
-from deepseek_ocr.pages import Delta, Page
-from serving.app import create_app
-from serving.arguments import parse, parser
-from serving.auth import Keys
-from serving.main import devices_of, name_of
-from serving.state import Engines, State
-from serving.writers import writer_for
+from deepseek_ocr.server.app import create_app
+from deepseek_ocr.server.auth import Keys
+from deepseek_ocr.server.lifecycle import devices_of, name_of
+from deepseek_ocr.server.state import Engines, State
+from deepseek_ocr.server.writers import writer_for
 from tests.cog_server import copy_image
 from tests.conftest import ROOT
 from tests.scripted import reading
@@ -147,12 +146,13 @@ def test_several_models_and_devices() -> None:
 def test_workers_take_the_devices_that_are_here(
     monkeypatch: pytest.MonkeyPatch, here: list[str], wanted: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr("serving.main.available", lambda: here)
+    monkeypatch.setattr("deepseek_ocr.server.lifecycle.available", lambda: here)
     assert devices_of(parse(["--workers", "2", "--device", "auto"])) == wanted
 
 
 def test_importing_what_help_needs_imports_no_torch() -> None:
-    code = "import sys, serving.arguments; assert not {'torch', 'transformers'} & set(sys.modules)"
+    heavy = "{'torch', 'transformers'}"
+    code = f"import sys, deepseek_ocr.cli.serve; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

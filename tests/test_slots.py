@@ -14,13 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from deepseek_ocr import generation, work
-from deepseek_ocr.engine import Delta, EngineStatus, Failure, Handle, OcrEngine, Page, Reading
+from deepseek_ocr.decoding import sampler
+from deepseek_ocr.engine import page_state
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.engine.page_state import Work
+from deepseek_ocr.engine.request import Handle
+from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
+from deepseek_ocr.engine.scheduler import EngineStatus
 from deepseek_ocr.errors import CancelledError, ImageError, PromptError, SettingsError
-from deepseek_ocr.images import ImageLimits, Views
-from deepseek_ocr.model import Network
+from deepseek_ocr.images.views import ImageLimits, Views
+from deepseek_ocr.model.network import Network
 from deepseek_ocr.settings import CropSettings, DecodeSettings
-from deepseek_ocr.work import Work
 from tests.conftest import POCKET, ROOT
 from tests.tiny_engine import (
     SMALL,
@@ -142,7 +146,7 @@ def test_an_endless_line_of_pages_is_taken_a_bounded_number_ahead(
 ) -> None:
     made: weakref.WeakSet[Any] = weakref.WeakSet()
     most_alive = 0
-    make_views = work.images.make_views
+    make_views = page_state.images.make_views
 
     def counted(*arguments: Any) -> Views:
         nonlocal most_alive
@@ -151,7 +155,7 @@ def test_an_endless_line_of_pages_is_taken_a_bounded_number_ahead(
         most_alive = max(most_alive, len(made))
         return views
 
-    monkeypatch.setattr(work.images, "make_views", counted)
+    monkeypatch.setattr(page_state.images, "make_views", counted)
     taken = 0
 
     def endless() -> Iterator[Page]:
@@ -304,10 +308,10 @@ def test_the_timeout_counts_work_and_not_waiting(
     tiny: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(work, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(page_state, "time", SimpleNamespace(perf_counter=lambda: now))
     codec = codec_of(tiny)
     page_work = Work(page(1, 50, timeout=10), codec, ImageLimits(), 8192)
-    a, b, c = (generation.Token(id_, -1.0) for id_ in codec.encode_text("abc"))
+    a, b, c = (sampler.Token(id_, -1.0) for id_ in codec.encode_text("abc"))
     now = 100.0  # it waits for a slot with its views ready
     with page_work.stage("vision", tiny.device):
         page_work.see(tiny)

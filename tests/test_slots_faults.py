@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from deepseek_ocr import memory
-from deepseek_ocr.decoding import PlainDecoder
-from deepseek_ocr.engine import Delta, EngineStatus, Failure, OcrEngine, Page, Reading
+from deepseek_ocr.decoding.decoder import PlainDecoder
+from deepseek_ocr.devices import memory
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
+from deepseek_ocr.engine.scheduler import EngineStatus
 from deepseek_ocr.errors import GenerationError
-from deepseek_ocr.model import Network
+from deepseek_ocr.model.network import Network
 from tests.tiny_engine import engine_with, ids_alone, ids_of, page
 
 PAGES = [page(number, 5 + 3 * number) for number in range(1, 7)]

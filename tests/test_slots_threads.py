@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from deepseek_ocr.errors import CancelledError
-from deepseek_ocr.model import Network
+from deepseek_ocr.model.network import Network
 from tests.conftest import ROOT
 from tests.tiny_engine import Held, engine_of, engine_with, ids_alone, ids_of, page
 

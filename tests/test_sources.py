@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepseek_ocr import sources
-from deepseek_ocr.errors import DocumentError, SettingsError
-from deepseek_ocr.sources import (
+from deepseek_ocr.documents import inputs as sources
+from deepseek_ocr.documents.inputs import (
     Input,
     Shard,
     each_once,
@@ -24,6 +23,7 @@ from deepseek_ocr.sources import (
     shown,
     spool,
 )
+from deepseek_ocr.errors import DocumentError, SettingsError
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepseek_ocr.errors import SettingsError
-from deepseek_ocr.records import PageRecord
-from deepseek_ocr.sources import Input, Shard, output_names
-from deepseek_ocr.store import (
+from deepseek_ocr.documents.inputs import Input, Shard, output_names
+from deepseek_ocr.documents.run_store import (
     Store,
     checkpoint_digest,
     file_digest,
     read_manifests,
     settings_digest,
 )
+from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.formats.records import PageRecord
 
 
 def claimed(folder: Path, paths: list[Path]) -> dict[str, str]:

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from deepseek_ocr.errors import InputError, SettingsError
-from training import fonts, layouts, synth
-from training.samples import load_samples, parse_annotation, save_samples
-from training.synth import CLEAN_LINES, MIXED, Recipe, make_page
+from deepseek_ocr.training import fonts, layouts, synth
+from deepseek_ocr.training.samples import load_samples, parse_annotation, save_samples
+from deepseek_ocr.training.synth import CLEAN_LINES, MIXED, Recipe, make_page
 
 ALL_FONTS = replace(MIXED, font_set="all")
 
@@ -171,7 +171,7 @@ def test_a_folder_of_pages_is_a_data_set(tmp_path: Path) -> None:
 
 
 def test_annotations_survive_the_list_of_samples(tmp_path: Path) -> None:
-    from training.samples import Sample
+    from deepseek_ocr.training.samples import Sample
 
     page = make_page(ALL_FONTS, 4)
     page.image.save(tmp_path / "a.png")

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepseek_ocr.exports import text_of
-from deepseek_ocr.formats.tables import MOST_JOINED, page_contents
+from deepseek_ocr.formats.export import text_of
+from deepseek_ocr.formats.joined_tables import MOST_JOINED, page_contents
+from deepseek_ocr.formats.records import PageRecord
 from deepseek_ocr.markup import blocks_in, blocks_of, plain_lines
 from deepseek_ocr.markup.blocks import Table
-from deepseek_ocr.records import PageRecord
 from tests.output_fixtures import Block, document_of, grounded, record_of
 
 HEADING = ("Item", "Price")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-import tasks
+from deepseek_ocr import presets
 from deepseek_ocr.errors import PromptError, SettingsError
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 
 
 def test_the_prompts_are_the_models_own() -> None:
-    assert tasks.prompt_for("Convert to Markdown") == (
+    assert presets.prompt_for("Convert to Markdown") == (
         "<image>\n<|grounding|>Convert the document to markdown."
     )
-    assert tasks.prompt_for("Free OCR") == "<image>\nFree OCR."
-    assert tasks.prompt_for("Parse Figure") == "<image>\nParse the figure."
-    assert tasks.prompt_for("Locate Object by Reference", "  the total ") == (
+    assert presets.prompt_for("Free OCR") == "<image>\nFree OCR."
+    assert presets.prompt_for("Parse Figure") == "<image>\nParse the figure."
+    assert presets.prompt_for("Locate Object by Reference", "  the total ") == (
         "<image>\nLocate <|ref|>the total<|/ref|> in the image."
     )
 
@@ -23,7 +23,7 @@ def test_the_prompts_are_the_models_own() -> None:
 def test_the_presets_are_the_models_own() -> None:
     sizes = {
         name: (crop.base_size, crop.image_size, crop.crop_mode)
-        for name, crop in tasks.RESOLUTIONS.items()
+        for name, crop in presets.RESOLUTIONS.items()
     }
     assert sizes == {
         "Gundam (Recommended)": (1024, 640, True),
@@ -36,21 +36,21 @@ def test_the_presets_are_the_models_own() -> None:
 
 @pytest.mark.parametrize("name", ["gundam", "GUNDAM", "Gundam (Recommended)", " gundam "])
 def test_short_and_long_names_in_any_case(name: str) -> None:
-    assert tasks.resolution_name(name) == "Gundam (Recommended)"
-    assert tasks.task_name("OCR") == tasks.task_name("free ocr") == "Free OCR"
+    assert presets.resolution_name(name) == "Gundam (Recommended)"
+    assert presets.task_name("OCR") == presets.task_name("free ocr") == "Free OCR"
 
 
 def test_unknown_names_say_what_there_is() -> None:
     with pytest.raises(SettingsError, match="markdown, ocr, figure, locate"):
-        tasks.task_name("translate")
+        presets.task_name("translate")
     with pytest.raises(SettingsError, match="tiny, small, base, large"):
-        tasks.crop_for("huge")
+        presets.crop_for("huge")
 
 
 @pytest.mark.parametrize("reference", ["", "   ", "\n\t"])
 def test_locating_needs_a_reference(reference: str) -> None:
     with pytest.raises(PromptError, match="needs a reference"):
-        tasks.prompt_for("locate", reference)
+        presets.prompt_for("locate", reference)
 
 
 @pytest.mark.parametrize(
@@ -59,16 +59,16 @@ def test_locating_needs_a_reference(reference: str) -> None:
 )
 def test_a_reference_with_special_tokens_is_refused(reference: str) -> None:
     with pytest.raises(PromptError, match="special tokens"):
-        tasks.prompt_for("locate", reference)
+        presets.prompt_for("locate", reference)
 
 
 def test_a_reference_longer_than_any_name_is_refused() -> None:
     with pytest.raises(PromptError, match="1000 are the most"):
-        tasks.prompt_for("locate", "x" * 1001)
+        presets.prompt_for("locate", "x" * 1001)
 
 
 def test_braces_in_a_reference_are_plain_text() -> None:
-    assert "{0} {reference}" in tasks.prompt_for("locate", "{0} {reference}")
+    assert "{0} {reference}" in presets.prompt_for("locate", "{0} {reference}")
 
 
 @pytest.mark.parametrize("size", [0, -64, 100, 1344, 2**40, 640.0])

@@ -14,26 +14,27 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from deepseek_ocr import model, processors
+from deepseek_ocr.devices import cpu
 from deepseek_ocr.errors import GenerationError
-from deepseek_ocr.images import Views
-from deepseek_ocr.model import Network, load_network
-from deepseek_ocr.prompts import Codec
-from tests.conftest import GOLDEN, POCKET, byte_tokenizer
-from tests.goldens import CASES, golden_views, relative_error
-from training import dataset
-from training.batches import IGNORED, Batch, ExampleError, collate, encode_example
-from training.checkpoints import (
+from deepseek_ocr.images.views import Views
+from deepseek_ocr.model import network as model
+from deepseek_ocr.model.network import Network, load_network
+from deepseek_ocr.model.prompts import Codec
+from deepseek_ocr.training import dataset
+from deepseek_ocr.training.batches import IGNORED, Batch, ExampleError, collate, encode_example
+from deepseek_ocr.training.files import OutputError
+from deepseek_ocr.training.objective import Objective, balance_loss, hidden_states, route_in_float32
+from deepseek_ocr.training.optimisation import OptimiserSettings, Stepper, cosine
+from deepseek_ocr.training.pocket.untrained import write_untrained
+from deepseek_ocr.training.saved_checkpoints import (
     official_tensors,
     recover_folder,
     replacing_folder,
     save_checkpoint,
     stored_dtype,
 )
-from training.files import OutputError
-from training.objective import Objective, balance_loss, hidden_states, route_in_float32
-from training.optimisation import OptimiserSettings, Stepper, cosine
-from training.untrained import write_untrained
+from tests.conftest import GOLDEN, POCKET, byte_tokenizer
+from tests.goldens import CASES, golden_views, relative_error
 
 PROMPT = "<image>\nFree OCR."
 
@@ -339,7 +340,7 @@ def test_a_processor_without_bfloat16_takes_the_same_orthogonal_steps(
 ) -> None:
     moved, momenta = [], []
     for has_bfloat16 in (True, False):
-        monkeypatch.setattr(processors, "has_bfloat16", lambda has=has_bfloat16: has)
+        monkeypatch.setattr(cpu, "has_bfloat16", lambda has=has_bfloat16: has)
         pulled = Pulled()
         stepper = Stepper(pulled, OptimiserSettings(orthogonal=True), Accelerator(cpu=True))
         before = pulled.matrix.detach().clone()

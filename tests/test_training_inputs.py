@@ -15,13 +15,13 @@ from torch.utils.data import Dataset
 
 from deepseek_ocr.errors import GenerationError, InputError
 from deepseek_ocr.settings import CropSettings
+from deepseek_ocr.training import dataset, train
+from deepseek_ocr.training.batches import Batch
+from deepseek_ocr.training.samples import Example
 from tests.conftest import POCKET
 from tests.test_training import small_codec
 from tests.test_training_runs import PROMPT, command
 from tests.test_training_runs import data as pages  # noqa: F401 - a fixture
-from training import dataset, train
-from training.batches import Batch
-from training.samples import Example
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_want_of_memory_says_what_to_do(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from training.run import Run
+    from deepseek_ocr.training.run import Run
 
     def full(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")

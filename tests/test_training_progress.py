@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from training.progress import track
+from deepseek_ocr.training.progress import track
 
 
 class Terminal(io.StringIO):

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deepseek_ocr.engine import OcrEngine
+from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.settings import CropSettings
+from deepseek_ocr.training import dataset, train
+from deepseek_ocr.training.samples import Example
 from tests.conftest import POCKET, ROOT
 from tests.test_training import small_codec
 from tests.test_weights_places import mounted
-from training import dataset, train
-from training.samples import Example
 
 PROMPT = "<image>\nFree OCR."
 
@@ -26,7 +26,7 @@ PROMPT = "<image>\nFree OCR."
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six small pages with annotations, four to train on."""
-    from training.synth import Recipe, write_pages
+    from deepseek_ocr.training.synth import Recipe, write_pages
 
     folder = tmp_path_factory.mktemp("pages")
     recipe = Recipe(
@@ -83,7 +83,7 @@ def test_a_run_from_pages_to_an_adapter_that_reads(data: Path, tmp_path: Path) -
 def test_a_resumed_run_equals_one_that_never_stopped(
     data: Path, tmp_path: Path, how: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.run import Run
+    from deepseek_ocr.training.run import Run
 
     how = [*how, str(data / "test.json")] if how[-1] == "--val_file" else how
     straight = tmp_path / "straight"
@@ -118,7 +118,7 @@ def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path) -> None
     ):  # fmt: skip
         arguments = command(data, output, "--epochs", "2", "--batch_size", "2", *more)
         result = subprocess.run(
-            [*launch, "training.train", *arguments],
+            [*launch, "deepseek_ocr.training.train", *arguments],
             cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr[-3000:]
@@ -221,7 +221,7 @@ def test_mixed_precision_learns_validates_and_goes_on(data: Path, tmp_path: Path
 def test_the_best_epoch_is_the_one_with_the_lowest_rate_and_stays(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.run import Run
+    from deepseek_ocr.training.run import Run
 
     rates = iter([0.5, 0.3, 0.4, 0.35])
     monkeypatch.setattr(Run, "_validate", lambda self, validation: (next(rates), 0))

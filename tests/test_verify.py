@@ -9,15 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from cli import verify
-from deepseek_ocr.engine import Counts, Timings
+from deepseek_ocr.cli import verify_checkpoint
+from deepseek_ocr.engine.results import Counts, Timings
 from tests.conftest import ROOT
+
+VERIFY = ("-m", "deepseek_ocr.cli.verify_checkpoint")
 
 
 def test_the_toy_reads_the_first_page_not_the_letter_and_the_report_says_so(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     done = subprocess.run(
-        [sys.executable, "-m", "cli.verify", "--model", "pocket", "--report", str(report)],
+        [sys.executable, *VERIFY, "--model", "pocket", "--report", str(report)],
         cwd=ROOT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
@@ -33,7 +35,7 @@ def test_the_toy_reads_the_first_page_not_the_letter_and_the_report_says_so(tmp_
 
 def test_a_missing_checkpoint_cannot_start(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "cli.verify", "--model", str(tmp_path / "none")],
+        [sys.executable, *VERIFY, "--model", str(tmp_path / "none")],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
@@ -60,5 +62,5 @@ def test_what_is_on_the_pages_passes(capsys: Any) -> None:
         timings=Timings(1, 1, 1, 1),
     )
     engine: Any = SimpleNamespace(read=lambda *_: reading)
-    assert all(verify.run(engine, check)["passed"] for check in verify.CHECKS)
-    assert capsys.readouterr().out.count("ok") == len(verify.CHECKS)
+    assert all(verify_checkpoint.run(engine, check)["passed"] for check in verify_checkpoint.CHECKS)
+    assert capsys.readouterr().out.count("ok") == len(verify_checkpoint.CHECKS)

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-import weights
 from deepseek_ocr.errors import CheckpointError, SettingsError
-from fetching import folders
-from fetching.console import Console
-from fetching.folders import Condition
+from deepseek_ocr.weights import folders, registry
+from deepseek_ocr.weights.fetch_console import Console
+from deepseek_ocr.weights.folders import Condition
 from tests.weights_steps import INCOMPLETE, NOWHERE, cut
 from tests.weights_world import FILES, NAME, ROOT, WEIGHTS, checkpoint_files, write_files
 
@@ -29,44 +28,44 @@ PYTHON = "modeling_deepseekocr.py"
 
 
 def test_pocket_is_found_wherever_the_others_are_kept(home: Path) -> None:
-    assert weights.ensure("pocket", home) == ROOT / "checkpoints/pocket"
+    assert registry.ensure("pocket", home) == ROOT / "checkpoints/pocket"
 
 
 def test_a_pocket_of_ones_own_goes_first(home: Path) -> None:
     shutil.copytree(ROOT / "checkpoints/pocket", home / "pocket")
-    assert weights.ensure("pocket", home) == home / "pocket"
+    assert registry.ensure("pocket", home) == home / "pocket"
 
 
 def test_a_lost_pocket_is_an_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "BUNDLED", home)
+    monkeypatch.setattr(registry, "BUNDLED", home)
     with pytest.raises(CheckpointError, match="git checkout checkpoints"):
-        weights.ensure("pocket", home)
+        registry.ensure("pocket", home)
 
 
 @pytest.mark.parametrize("fetch", [True, False])
 def test_a_folder_is_taken_as_it_is(home: Path, fetch: bool) -> None:
     home.mkdir()
-    assert weights.ensure(str(home), home / "elsewhere", fetch=fetch) == home
+    assert registry.ensure(str(home), home / "elsewhere", fetch=fetch) == home
 
 
 def test_a_name_nobody_knows(home: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no folder of that name; use deepseek-ocr, pocket"):
-        weights.ensure("deepsek-ocr", home)
+        registry.ensure("deepsek-ocr", home)
 
 
 def test_without_fetching_the_message_says_how_to_fetch(home: Path) -> None:
     with pytest.raises(CheckpointError, match=r"\(6\.7 GB\) with: python weights\.py fetch deep"):
-        weights.ensure(NAME, home, fetch=False)
+        registry.ensure(NAME, home, fetch=False)
     assert not home.exists()
 
 
 def test_a_source_nobody_knows(home: Path) -> None:
     with pytest.raises(SettingsError, match="auto, replicate, huggingface, modelscope"):
-        weights.ensure(NAME, home, "torrent")
+        registry.ensure(NAME, home, "torrent")
 
 
 def test_a_whole_folder_placed_by_hand_is_taken(home: Path, by_hand: Path) -> None:
-    assert weights.ensure(NAME, home, known=NOWHERE) == by_hand
+    assert registry.ensure(NAME, home, known=NOWHERE) == by_hand
     assert folders.examine(by_hand).condition is Condition.UNRECORDED
 
 
@@ -83,7 +82,7 @@ def test_half_a_checkpoint_placed_by_hand_is_refused_and_kept(
     harm(by_hand)
     before = sorted(by_hand.iterdir())
     with pytest.raises(CheckpointError, match=message):
-        weights.ensure(NAME, home, fetch=fetch, known=NOWHERE)
+        registry.ensure(NAME, home, fetch=fetch, known=NOWHERE)
     assert sorted(by_hand.iterdir()) == before
 
 
@@ -95,7 +94,7 @@ def test_what_is_no_folder_is_in_the_way(home: Path, broken: str) -> None:
     else:
         (home / NAME).symlink_to(home / NAME)
     with pytest.raises(CheckpointError, match=r"in the way: it is no folder\. It was not made"):
-        weights.ensure(NAME, home, known=NOWHERE)
+        registry.ensure(NAME, home, known=NOWHERE)
 
 
 def test_a_folder_that_cannot_be_read(
@@ -113,12 +112,12 @@ def test_a_folder_that_cannot_be_read(
 
 def test_adopting_links_the_data_and_leaves_the_program_behind(home: Path, tmp_path: Path) -> None:
     folder = write_files(tmp_path / "download", checkpoint_files())
-    target = weights.adopt(folder, home)
+    target = registry.adopt(folder, home)
     assert target == home / NAME
     assert sorted(path.name for path in target.iterdir()) == sorted([*FILES, folders.RECORD])
     assert (target / WEIGHTS).samefile(folder / WEIGHTS)
     assert (folder / PYTHON).is_file()
-    assert weights.verify(NAME, home) is not None
+    assert registry.verify(NAME, home) is not None
     assert sorted(path.name for path in home.iterdir()) == [f".{NAME}.lock", NAME]
 
 
@@ -130,7 +129,7 @@ def test_adopting_copies_where_links_are_impossible(
 
     folder = write_files(tmp_path / "download", checkpoint_files())
     monkeypatch.setattr(os, "link", refuse)
-    target = weights.adopt(folder, home)
+    target = registry.adopt(folder, home)
     assert not (target / WEIGHTS).samefile(folder / WEIGHTS)
     assert (target / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
 
@@ -146,7 +145,7 @@ def test_adopting_says_before_copying_that_there_is_no_room(
     usage = shutil.disk_usage(tmp_path)._replace(free=16 * 2**20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(CheckpointError, match=r"too little room: a copy of config\.json need"):
-        weights.adopt(folder, home)
+        registry.adopt(folder, home)
     assert not (home / NAME).exists()
 
 
@@ -156,7 +155,7 @@ def test_adopting_follows_the_links_of_a_download_cache(home: Path, tmp_path: Pa
     snapshot.mkdir()
     for name in FILES:
         (snapshot / name).symlink_to(blobs / name)
-    target = weights.adopt(snapshot, home)
+    target = registry.adopt(snapshot, home)
     assert not any(path.is_symlink() for path in target.iterdir())
     assert (target / WEIGHTS).samefile(blobs / WEIGHTS)
 
@@ -164,14 +163,14 @@ def test_adopting_follows_the_links_of_a_download_cache(home: Path, tmp_path: Pa
 def test_adopting_does_not_replace_a_whole_one(home: Path, recorded: Path, tmp_path: Path) -> None:
     folder = write_files(tmp_path / "download", checkpoint_files())
     with pytest.raises(CheckpointError, match="is there already"):
-        weights.adopt(folder, home)
+        registry.adopt(folder, home)
 
 
 def test_adopting_replaces_a_damaged_one(home: Path, recorded: Path, tmp_path: Path) -> None:
     folder = write_files(tmp_path / "download", checkpoint_files())
     cut(recorded / WEIGHTS)
-    weights.adopt(folder, home)
-    assert weights.verify(NAME, home) is not None
+    registry.adopt(folder, home)
+    assert registry.verify(NAME, home) is not None
 
 
 @pytest.mark.parametrize(("harm", "message"), INCOMPLETE)
@@ -181,21 +180,21 @@ def test_adopting_half_a_checkpoint(
     folder = write_files(tmp_path / "download", checkpoint_files())
     harm(folder)
     with pytest.raises(CheckpointError, match=f"not a whole checkpoint: .*{message}"):
-        weights.adopt(folder, home)
+        registry.adopt(folder, home)
     assert not home.exists()
 
 
 def test_adopting_another_network(home: Path, tmp_path: Path) -> None:
     files = {**checkpoint_files(), "config.json": b'{"model_type": "llama"}'}
     with pytest.raises(CheckpointError, match="model_type 'llama'"):
-        weights.adopt(write_files(tmp_path / "download", files), home)
+        registry.adopt(write_files(tmp_path / "download", files), home)
 
 
 def test_the_folder_below_a_file_cannot_be_written_to(home: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     folder = write_files(tmp_path / "download", checkpoint_files())
     with pytest.raises(CheckpointError, match=r"cannot be written to \(Not a directory\)"):
-        weights.adopt(folder, tmp_path / "file" / "checkpoints")
+        registry.adopt(folder, tmp_path / "file" / "checkpoints")
 
 
 def test_a_mount_point_is_refused_before_the_work(
@@ -205,7 +204,7 @@ def test_a_mount_point_is_refused_before_the_work(
     (home / NAME).mkdir(parents=True)
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == home / NAME)
     with pytest.raises(CheckpointError, match="is a mount point"):
-        weights.adopt(folder, home)
+        registry.adopt(folder, home)
 
 
 # --- the command line ---------------------------------------------------------------------------
@@ -224,7 +223,7 @@ def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_teaches() -> None:
     done = run("--help")
-    assert done.returncode == weights.OK
+    assert done.returncode == registry.OK
     for word in (
         "fetch deepseek-ocr",
         "adopt",
@@ -243,7 +242,7 @@ def test_help_teaches() -> None:
 )
 def test_wrong_usage(arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
-    assert done.returncode == weights.USAGE
+    assert done.returncode == registry.USAGE
     assert done.stdout == ""
 
 
@@ -251,34 +250,34 @@ def test_list_says_what_is_here(
     home: Path, by_hand: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--checkpoints", str(home)]
-    assert weights.main(["list", *where]) == weights.OK
+    assert registry.main(["list", *where]) == registry.OK
     assert "deepseek-ocr: complete, but placed by hand" in capsys.readouterr().out
-    weights.adopt(by_hand, home)
-    assert weights.main(["list", *where]) == weights.OK
+    registry.adopt(by_hand, home)
+    assert registry.main(["list", *where]) == registry.OK
     listed = capsys.readouterr().out
     assert f"deepseek-ocr: ready, {by_hand}\n" in listed
     assert "from adopted" in listed
     assert f"pocket: bundled, {ROOT / 'checkpoints/pocket'}" in listed
     cut(by_hand / WEIGHTS)
-    assert weights.main(["list", *where]) == weights.OK
+    assert registry.main(["list", *where]) == registry.OK
     assert "damaged" in capsys.readouterr().out
     shutil.rmtree(by_hand)
-    assert weights.main(["list", *where]) == weights.OK
+    assert registry.main(["list", *where]) == registry.OK
     assert f"deepseek-ocr: not here, {by_hand}\n" in capsys.readouterr().out
 
 
 def test_the_environment_says_where(home: Path, recorded: Path) -> None:
     done = run("verify", NAME, DEEPSEEK_OCR_CHECKPOINTS=str(home))
-    assert (done.returncode, done.stderr) == (weights.OK, "")
+    assert (done.returncode, done.stderr) == (registry.OK, "")
     assert done.stdout == "deepseek-ocr: all 6 files are as they came from adopted\n"
     missing = run("verify", NAME, DEEPSEEK_OCR_CHECKPOINTS=str(home / "empty"))
-    assert missing.returncode == weights.FAILED
+    assert missing.returncode == registry.FAILED
     assert missing.stderr.startswith("weights.py: The checkpoint 'deepseek-ocr' is not in ")
 
 
 def test_a_wrong_setting_is_wrong_usage(home: Path) -> None:
     done = run("fetch", NAME, "--checkpoints", str(home), DEEPSEEK_OCR_SOURCE="torrent")
-    assert done.returncode == weights.USAGE
+    assert done.returncode == registry.USAGE
     assert "There is no source 'torrent'" in done.stderr
 
 
@@ -287,12 +286,12 @@ def test_commands_for_the_bundled_one_and_for_adopting(
 ) -> None:
     folder = write_files(tmp_path / "download", checkpoint_files())
     where = ["--checkpoints", str(home)]
-    assert weights.main(["verify", "pocket", *where]) == weights.OK
+    assert registry.main(["verify", "pocket", *where]) == registry.OK
     assert "pocket is whole" in capsys.readouterr().out
-    assert weights.main(["adopt", str(folder), *where]) == weights.OK
+    assert registry.main(["adopt", str(folder), *where]) == registry.OK
     assert f"deepseek-ocr is in {home / NAME}" in capsys.readouterr().out
-    assert weights.main(["adopt", str(folder), *where]) == weights.FAILED
-    assert weights.main(["fetch", NAME, *where], NOWHERE) == weights.OK, (
+    assert registry.main(["adopt", str(folder), *where]) == registry.FAILED
+    assert registry.main(["fetch", NAME, *where], NOWHERE) == registry.OK, (
         "it is there: nothing to fetch"
     )
 
@@ -303,8 +302,8 @@ def test_an_interrupt_is_no_traceback(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "ensure", interrupted)
-    assert weights.main(["fetch", NAME, "--checkpoints", str(home)]) == weights.INTERRUPTED
+    monkeypatch.setattr(registry, "ensure", interrupted)
+    assert registry.main(["fetch", NAME, "--checkpoints", str(home)]) == registry.INTERRUPTED
     assert "interrupted" in capsys.readouterr().err
 
 
@@ -314,7 +313,7 @@ def test_the_console_writes_to_standard_error(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_published_sources_are_the_ones_to_use() -> None:
-    replicate, huggingface, modelscope = weights.CHECKPOINTS[NAME].sources
+    replicate, huggingface, modelscope = registry.CHECKPOINTS[NAME].sources
     assert replicate.url.startswith("https://weights.replicate.delivery/default/deepseek-ai/")
     assert huggingface.revision == "9f30c71f441d010e5429c532364a86705536c53a"
     assert {huggingface.repository, modelscope.repository} == {"deepseek-ai/DeepSeek-OCR"}
@@ -324,8 +323,8 @@ def test_the_published_sources_are_the_ones_to_use() -> None:
 def test_another_model_is_not_adopted_in_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "_LEAST_SHARE", 0.5)
-    pocket = Path(weights.__file__).parent / "checkpoints" / "pocket"
+    monkeypatch.setattr(registry, "_LEAST_SHARE", 0.5)
+    pocket = Path(registry.__file__).parent / "checkpoints" / "pocket"
     with pytest.raises(CheckpointError, match="it is another model"):
-        weights.adopt(pocket, tmp_path)
+        registry.adopt(pocket, tmp_path)
     assert list(tmp_path.iterdir()) == []

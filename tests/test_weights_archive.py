@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deepseek_ocr.errors import CheckpointError
-from fetching import archive
+from deepseek_ocr.weights import tar_archive
 from tests.weights_world import FILES, ROOT, checkpoint_files, tar_of
 
 CONTENT = {"config.json": b"{}", "model.safetensors": b"weights"}
@@ -29,7 +29,7 @@ def copy_out(tar: bytes, out: Path) -> list[str]:
     """Copy from `tar` and list what is there afterwards."""
     path = out.parent / "part.tar"
     path.write_bytes(tar)
-    archive.copy_out(path, out)
+    tar_archive.copy_out(path, out)
     return sorted(found.name for found in out.iterdir())
 
 
@@ -134,7 +134,7 @@ def test_more_members_than_any_checkpoint_has(out: Path) -> None:
 
 
 def test_a_json_file_larger_than_any(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "LARGEST_JSON", 100)
+    monkeypatch.setattr(tar_archive, "LARGEST_JSON", 100)
     refused(tar_of({"config.json": b" " * 101}), out, "has 101 bytes; refused")
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-import weights
-from fetching.console import Console
+from deepseek_ocr.weights import registry
+from deepseek_ocr.weights.fetch_console import Console
 from tests.weights_steps import CONTENT, SOURCES, check, ensure, failing, until
 from tests.weights_world import NAME, WEIGHTS, Trouble, World
 
@@ -155,7 +155,7 @@ def test_progress_in_a_log_is_plain_lines(
     thread.start()
     try:
         console = Console(said, every_s=0.05)
-        weights.ensure(NAME, world.home, "modelscope", console=console, known=world.table)
+        registry.ensure(NAME, world.home, "modelscope", console=console, known=world.table)
     finally:
         finished.set()
         thread.join()

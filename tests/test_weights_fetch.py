@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fetching import folders
+from deepseek_ocr.weights import folders
 from tests import weights_world
 from tests.weights_steps import CONTENT, SOURCES, check, ensure, failing
 from tests.weights_world import NAME, WEIGHTS, Trouble, World, in_huggingface, in_modelscope

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-import weights
 from deepseek_ocr.errors import CheckpointError
-from fetching import folders
-from fetching.folders import Condition
+from deepseek_ocr.weights import folders, registry
+from deepseek_ocr.weights.folders import Condition
 from tests import weights_world
 from tests.weights_steps import CONTENT, SOURCES, check, ensure, failing
 from tests.weights_world import FILES, NAME, WEIGHTS, Trouble, World, in_modelscope
@@ -156,6 +155,6 @@ def test_a_link_to_a_larger_disk_is_followed(
     world.target.symlink_to(large)
     ensure(world)
     assert world.target.is_symlink()
-    assert weights.verify(NAME, world.home, known=world.table) is not None
+    assert registry.verify(NAME, world.home, known=world.table) is not None
     assert [path.name for path in world.home.iterdir()] == [NAME], "built on the small disk"
     assert sorted(path.name for path in large.parent.iterdir()) == [".ocr.lock", "ocr"]

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-import weights
 from deepseek_ocr.errors import CheckpointError
-from fetching import folders
-from fetching.console import one_line, readable
-from fetching.folders import Condition
+from deepseek_ocr.weights import folders, registry
+from deepseek_ocr.weights.fetch_console import one_line, readable
+from deepseek_ocr.weights.folders import Condition
 from tests.weights_steps import cut, point_elsewhere
 from tests.weights_world import FILES, INDEX, NAME, ROOT, WEIGHTS, checkpoint_files, write_files
 
@@ -25,8 +24,8 @@ pytest_plugins = ["tests.weights_fixtures"]
 
 
 def test_a_recorded_checkpoint_is_ready(home: Path, recorded: Path) -> None:
-    assert weights.ensure(NAME, home, fetch=False) == recorded
-    record = weights.verify(NAME, home)
+    assert registry.ensure(NAME, home, fetch=False) == recorded
+    record = registry.verify(NAME, home)
     assert record is not None
     assert set(record.files) == set(FILES)
 
@@ -70,21 +69,21 @@ def test_a_changed_checkpoint_is_noticed_at_start(
 ) -> None:
     harm(recorded)
     with pytest.raises(CheckpointError, match=f"{message}.*python weights.py fetch deepseek-ocr"):
-        weights.ensure(NAME, home, fetch=False)
+        registry.ensure(NAME, home, fetch=False)
 
 
 def test_weights_beside_those_of_the_index_are_not_loaded_and_do_no_harm(
     home: Path, recorded: Path
 ) -> None:
     (recorded / "model-2.safetensors").touch()
-    assert weights.ensure(NAME, home, fetch=False) == recorded
+    assert registry.ensure(NAME, home, fetch=False) == recorded
 
 
 def test_weights_without_an_index_must_all_be_on_record(home: Path) -> None:
     files = checkpoint_files()
     del files[INDEX]
     folder = write_files(home / NAME, files)
-    weights.adopt(folder, home)
+    registry.adopt(folder, home)
     assert folders.examine(folder).condition is Condition.READY
     shutil.copy(folder / WEIGHTS, folder / "model-2.safetensors")
     assert "model-2.safetensors is not on record" in folders.examine(folder).detail
@@ -94,24 +93,24 @@ def test_verify_sees_what_sizes_do_not_show(home: Path, recorded: Path) -> None:
     content = bytearray((recorded / WEIGHTS).read_bytes())
     content[-1] ^= 1
     (recorded / WEIGHTS).write_bytes(content)
-    assert weights.ensure(NAME, home, fetch=False) == recorded
+    assert registry.ensure(NAME, home, fetch=False) == recorded
     with pytest.raises(CheckpointError, match=f"the content of {WEIGHTS} has changed"):
-        weights.verify(NAME, home)
+        registry.verify(NAME, home)
     with pytest.raises(CheckpointError, match=f"the content of {WEIGHTS} has changed"):
-        weights.verify(str(recorded), home)
+        registry.verify(str(recorded), home)
 
 
 def test_verify_needs_a_record(home: Path, by_hand: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no sums on record.*weights\.py adopt"):
-        weights.verify(NAME, home)
+        registry.verify(NAME, home)
 
 
 def test_verify_of_the_bundled_one_checks_that_it_is_whole(home: Path) -> None:
-    assert weights.verify("pocket", home) is None
+    assert registry.verify("pocket", home) is None
     shutil.copytree(ROOT / "checkpoints/pocket", home / "pocket")
     cut(home / "pocket/model.safetensors")
     with pytest.raises(CheckpointError, match="damaged or cut off"):
-        weights.verify("pocket", home)
+        registry.verify("pocket", home)
 
 
 # --- small things -------------------------------------------------------------------------------

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from PIL import Image
 
-from deepseek_ocr import generation
-from deepseek_ocr.decoding import Decoder, PlainDecoder
-from deepseek_ocr.engine import OcrEngine, Page, Reading
-from deepseek_ocr.images import make_views, open_image
+from deepseek_ocr.decoding import sampler
+from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.engine.results import Page, Reading
+from deepseek_ocr.images.views import make_views, open_image
 from deepseek_ocr.kernels import choice
-from deepseek_ocr.kernels.decoder import paths_for
-from deepseek_ocr.kernels.decoders import Decoders
-from deepseek_ocr.model import Network, embed, vision_tokens
-from deepseek_ocr.prompts import Codec, encode, with_image
+from deepseek_ocr.kernels.decoder_factory import Decoders
+from deepseek_ocr.kernels.slot_decoder import paths_for
+from deepseek_ocr.model.network import Network, embed, vision_tokens
+from deepseek_ocr.model.prompts import Codec, encode, with_image
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from tests.conftest import byte_tokenizer
 
@@ -40,15 +41,15 @@ def page(number: int, tokens: int = 8, **settings: Any) -> Page:
     return Page(picture, PROMPTS[number % len(PROMPTS)], SMALL, decode)
 
 
-def alone(network: Network, asked: Page) -> list[generation.Token]:
+def alone(network: Network, asked: Page) -> list[sampler.Token]:
     """What the plain loop writes for a page, without its end token."""
     codec = codec_of(network)
     views = make_views(open_image(asked.image), asked.crop)
     prompt = encode(codec, with_image(asked.prompt), views.token_count)
     rows = vision_tokens(network, views)
     embeddings = embed(network, prompt.ids, rows, prompt.image_start)
-    tokens = generation.decode(
-        network, generation.prefill(network, embeddings), prompt.ids, asked.decode,
+    tokens = sampler.decode(
+        network, sampler.prefill(network, embeddings), prompt.ids, asked.decode,
         codec.end_ids, codec.token_ids(asked.decode.exempt_tokens),
     )  # fmt: skip
     return [token for token in tokens if token.id not in codec.end_ids]

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of `weights.py`: a world with pget's stand-in or without, folders."""
+"""Fixtures of the tests of `registry.py`: a world with pget's stand-in or without, folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-import weights
+from deepseek_ocr.weights import registry
 from tests import weights_world
 from tests.weights_steps import CARRIERS
 from tests.weights_world import NAME, World, checkpoint_files, write_files
@@ -64,5 +64,5 @@ def by_hand(home: Path) -> Path:
 @pytest.fixture
 def recorded(home: Path, by_hand: Path) -> Path:
     """A whole checkpoint under its name, with its record."""
-    weights.adopt(by_hand, home)
+    registry.adopt(by_hand, home)
     return by_hand

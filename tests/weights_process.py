@@ -1,10 +1,10 @@
-"""`weights.py` as a process of its own, with the sources of a test and, if asked, a sudden death.
+"""`registry.py` as a process of its own, with the sources of a test and, if asked, a sudden death.
 
     python -m tests.weights_process PORTS DIE_AT ARGUMENTS...
 
 PORTS is the JSON of `World.ports`. Every change to files is an event; before event DIE_AT the
 process kills itself as `kill -9` does. With DIE_AT 0 it lives, and the last line on standard error
-is the number of events. The rest is the command line of `weights.py`.
+is the number of events. The rest is the command line of `registry.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 
-import weights
+from deepseek_ocr.weights import registry
 from tests.weights_world import table
 
 _CHANGES = {"os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.link", "subprocess.Popen"}
@@ -35,7 +35,7 @@ def main() -> int:
 
     sys.dont_write_bytecode = True
     sys.addaudithook(count)
-    status = weights.main(arguments, table(ports))
+    status = registry.main(arguments, table(ports))
     sys.stderr.write(f"{events}\n")
     return status
 

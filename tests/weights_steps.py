@@ -1,4 +1,4 @@
-"""Verbs of the tests of `weights.py`: fetch, fail, check, and harm a folder."""
+"""Verbs of the tests of `registry.py`: fetch, fail, check, and harm a folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-import weights
 from deepseek_ocr.errors import CheckpointError
-from fetching import folders
-from fetching.console import Console
+from deepseek_ocr.weights import folders, registry
+from deepseek_ocr.weights.fetch_console import Console
 from tests.weights_world import FILES, INDEX, NAME, WEIGHTS, World, table
 
 SOURCES = ("replicate", "huggingface", "modelscope")
@@ -43,7 +42,7 @@ def ensure(world: World, source: str = "auto", **changes: Any) -> str:
         checkpoint = known[NAME]
         sources = tuple(replace(one, **changes) for one in checkpoint.sources)
         known = {**known, NAME: replace(checkpoint, sources=sources)}
-    folder = weights.ensure(NAME, world.home, source, console=console, known=known)
+    folder = registry.ensure(NAME, world.home, source, console=console, known=known)
     assert folder == world.target
     return said.getvalue()
 
@@ -58,7 +57,7 @@ def failing(world: World, source: str, message: str, **changes: Any) -> str:
 
 def check(world: World, source: str) -> None:
     """The checkpoint is whole, comes from `source`, and nothing else is left."""
-    record = weights.verify(NAME, world.home, known=world.table)
+    record = registry.verify(NAME, world.home, known=world.table)
     assert record is not None
     assert record.source == source
     assert set(record.files) == set(FILES)

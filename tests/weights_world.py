@@ -1,4 +1,4 @@
-"""A small world for the tests of `weights.py`: a checkpoint, three places that serve it, a pget.
+"""A small world for the tests of `registry.py`: a checkpoint, three places that serve it, a pget.
 
 The places are real HTTP servers on the loopback address and can be told to misbehave.
 """
@@ -24,13 +24,13 @@ from urllib.parse import parse_qs, urlsplit
 import numpy
 from safetensors.numpy import save
 
-import weights
+from deepseek_ocr.weights import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = "deepseek-ai/DeepSeek-OCR"
 REVISION = "9f30c71f441d010e5429c532364a86705536c53a"
 NAME = "deepseek-ocr"
-FILES = weights.CHECKPOINTS[NAME].files
+FILES = registry.CHECKPOINTS[NAME].files
 WEIGHTS = "model-00001-of-000001.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -126,8 +126,8 @@ class World:
         return self.home / NAME
 
     @property
-    def table(self) -> dict[str, weights.Checkpoint]:
-        """`weights.CHECKPOINTS` with the sources moved to the loopback address."""
+    def table(self) -> dict[str, registry.Checkpoint]:
+        """`registry.CHECKPOINTS` with the sources moved to the loopback address."""
         return table(self.ports)
 
     def asked(self, part: str, method: str = "GET") -> list[Request]:
@@ -143,15 +143,15 @@ class World:
         return None
 
 
-def table(ports: dict[str, int], stall_s: float = 30.0) -> dict[str, weights.Checkpoint]:
-    """The table of `weights.py` with servers on `ports` (by source name)."""
-    real = weights.CHECKPOINTS[NAME]
+def table(ports: dict[str, int], stall_s: float = 30.0) -> dict[str, registry.Checkpoint]:
+    """The table of `registry.py` with servers on `ports` (by source name)."""
+    real = registry.CHECKPOINTS[NAME]
     moved = []
     for source in real.sources:
         path = "/default/model.tar" if source.kind == "tar" else ""
         url = f"http://127.0.0.1:{ports[source.name]}{path}"
         moved.append(replace(source, url=url, timeout_s=5.0, stall_s=stall_s))
-    return {**weights.CHECKPOINTS, NAME: replace(real, size=1000, sources=tuple(moved))}
+    return {**registry.CHECKPOINTS, NAME: replace(real, size=1000, sources=tuple(moved))}
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""What each output format is made of; `deepseek_ocr.exports` is the door to all of them."""
+"""What each output format is made of; `deepseek_ocr.formats.export` is the door to all of them."""

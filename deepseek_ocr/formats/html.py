@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 
-from deepseek_ocr.figures import FOLDER
 from deepseek_ocr.formats import safe_html
+from deepseek_ocr.formats.figures import FOLDER
+from deepseek_ocr.formats.joined_tables import PageContent, page_contents
 from deepseek_ocr.formats.markdown import remarks
-from deepseek_ocr.formats.tables import PageContent, page_contents
+from deepseek_ocr.formats.records import DocumentRecord, PageRecord
 from deepseek_ocr.markup import Part, blocks_in
-from deepseek_ocr.records import DocumentRecord, PageRecord
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1d21;--paper:#fff;--faint:#667;--line:#cfd3da;--warn:#8a4b00}

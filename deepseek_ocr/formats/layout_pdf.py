@@ -11,13 +11,13 @@ from pathlib import Path
 from pikepdf import Array, Dictionary, Name
 from PIL import Image
 
-from deepseek_ocr.formats.book import Decorator, Leaf, PdfPages, write_book
 from deepseek_ocr.formats.glyphless import compressed, width_of
+from deepseek_ocr.formats.joined_tables import PageContent
 from deepseek_ocr.formats.markdown import remarks
-from deepseek_ocr.formats.tables import PageContent
-from deepseek_ocr.geometry import Rectangle, picture_to_user
-from deepseek_ocr.grounding import SCALE, Region
-from deepseek_ocr.records import DocumentRecord, PageRecord
+from deepseek_ocr.formats.pdf_builder import Decorator, Leaf, PdfPages, write_book
+from deepseek_ocr.formats.records import DocumentRecord, PageRecord
+from deepseek_ocr.grounding.geometry import Rectangle, picture_to_user
+from deepseek_ocr.grounding.parser import SCALE, Region
 
 Colour = tuple[float, float, float]
 

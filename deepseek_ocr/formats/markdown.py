@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from deepseek_ocr import grounding
-from deepseek_ocr.figures import FOLDER
-from deepseek_ocr.formats.tables import Group, PageContent, page_contents, row_texts
+from deepseek_ocr.formats.figures import FOLDER
+from deepseek_ocr.formats.joined_tables import Group, PageContent, page_contents, row_texts
+from deepseek_ocr.formats.records import DocumentRecord, PageRecord
+from deepseek_ocr.grounding import parser
 from deepseek_ocr.markup import (
     NameFigure,
     blocks_in,
     markdown_blocks,
     markdown_row,
 )
-from deepseek_ocr.records import DocumentRecord, PageRecord
 from deepseek_ocr.settings import FormulaDelimiters
 
 PAGE_SPLIT = "\n\n<--- Page Split --->\n"
@@ -53,7 +53,7 @@ def official_clean(text: str, name_of: Callable[[int], str]) -> str:
     """`text` as the official script cleans it, which keeps blank lines that we would not."""
     parts: list[str] = []
     at = figures = removed = 0
-    for region in grounding.parse(text):
+    for region in parser.parse(text):
         parts.append(text[at : region.start])
         if region.is_figure:
             links = [f"![]({name_of(figures + nth)})\n" for nth in range(len(region.boxes))]

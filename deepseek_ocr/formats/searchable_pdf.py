@@ -10,7 +10,9 @@ import pikepdf
 from pikepdf import Dictionary, Name
 from PIL import Image
 
-from deepseek_ocr.formats.book import (
+from deepseek_ocr.formats.glyphless import GlyphlessFont, compressed
+from deepseek_ocr.formats.invisible_text import remove_invisible_text
+from deepseek_ocr.formats.pdf_builder import (
     Decorator,
     Leaf,
     PdfPages,
@@ -19,13 +21,11 @@ from deepseek_ocr.formats.book import (
     inherited,
     write_book,
 )
-from deepseek_ocr.formats.glyphless import GlyphlessFont, compressed
-from deepseek_ocr.formats.invisible import remove_invisible_text
-from deepseek_ocr.formats.placing import PlacedLine, place
-from deepseek_ocr.geometry import Rectangle, picture_to_user
-from deepseek_ocr.grounding import SCALE, Region
+from deepseek_ocr.formats.records import DocumentRecord, PageRecord
+from deepseek_ocr.formats.text_placement import PlacedLine, place
+from deepseek_ocr.grounding.geometry import Rectangle, picture_to_user
+from deepseek_ocr.grounding.parser import SCALE, Region
 from deepseek_ocr.markup import Part, plain_lines
-from deepseek_ocr.records import DocumentRecord, PageRecord
 from deepseek_ocr.settings import ExistingText
 
 MARGIN = 0.05

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deepseek_ocr.kernels.rehearsal import Selection
-    from deepseek_ocr.model import Network
+    from deepseek_ocr.model.network import Network
 
 
 def prepare(network: Network, chosen: frozenset[str]) -> Selection:
@@ -18,8 +18,7 @@ def prepare(network: Network, chosen: frozenset[str]) -> Selection:
 
     Raises what `rehearsal.select` raises.
     """
-    from deepseek_ocr import operators
-    from deepseek_ocr.kernels import rehearsal
+    from deepseek_ocr.kernels import op_fallbacks, rehearsal
 
-    operators.fit(network, "unfold" in chosen)
+    op_fallbacks.fit(network, "unfold" in chosen)
     return rehearsal.select(network, chosen)

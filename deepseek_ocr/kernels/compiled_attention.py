@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from deepseek_ocr import processors
+from deepseek_ocr.devices import cpu
 from deepseek_ocr.kernels import compiling
 from deepseek_ocr.kernels.sam_attention import Positions
 
@@ -29,7 +29,7 @@ def can_run(device: torch.device, dtype: torch.dtype, dim: int) -> bool:
     """True where the kernel is for this type and this processor and can be had here."""
     if device.type != "cpu" or dtype != torch.bfloat16 or dim % _LANES:
         return False
-    if "AVX-512 BF16" not in processors.instructions():
+    if "AVX-512 BF16" not in cpu.instructions():
         return False
     return compiling.library("sam_attention") is not None
 

@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 
 from deepseek_ocr.kernels import compiling
-from deepseek_ocr.kernels.cache import SlotCache
-from deepseek_ocr.kernels.rows import Rows
-from deepseek_ocr.kernels.weights import Layer, Mlp, Weights
+from deepseek_ocr.kernels.decoder_weights import Layer, Mlp, Weights
+from deepseek_ocr.kernels.slot_cache import SlotCache
+from deepseek_ocr.model.int8_rows import Rows
 
 MOST = 64
 """Pages in one call, as in `decode.cpp`."""

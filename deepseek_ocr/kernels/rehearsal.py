@@ -17,14 +17,17 @@ from functools import partial
 
 import torch
 
-from deepseek_ocr import devices, memory, model
-from deepseek_ocr.decoding import Decoder, PlainDecoder
+from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
+from deepseek_ocr.devices import memory
+from deepseek_ocr.devices import selection as devices
 from deepseek_ocr.errors import DeviceError
-from deepseek_ocr.images import Views
-from deepseek_ocr.kernels import decoder, vision
-from deepseek_ocr.kernels.decoder import FastDecoder, Path
-from deepseek_ocr.kernels.experts import way_for
-from deepseek_ocr.model import Network
+from deepseek_ocr.images.views import Views
+from deepseek_ocr.kernels import slot_decoder as decoder
+from deepseek_ocr.kernels import vision
+from deepseek_ocr.kernels.slot_decoder import FastDecoder, Path
+from deepseek_ocr.model import network as model
+from deepseek_ocr.model.experts import way_for
+from deepseek_ocr.model.network import Network
 
 _LOG = logging.getLogger(__name__)
 

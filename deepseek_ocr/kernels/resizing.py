@@ -19,7 +19,7 @@ import PIL
 import torch
 from PIL import Image
 
-from deepseek_ocr.images import Pixels, Resize, Size, by_pillow
+from deepseek_ocr.images.views import Pixels, Resize, Size, by_pillow
 from deepseek_ocr.kernels import compiling
 
 KNOWN = "13."

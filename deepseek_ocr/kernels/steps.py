@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from deepseek_ocr.kernels.cache import SlotCache
-from deepseek_ocr.kernels.experts import way_for
-from deepseek_ocr.kernels.rows import linear
-from deepseek_ocr.kernels.weights import Layer, Mlp, Weights
+from deepseek_ocr.kernels.decoder_weights import Layer, Mlp, Weights
+from deepseek_ocr.kernels.slot_cache import SlotCache
+from deepseek_ocr.model.experts import way_for
+from deepseek_ocr.model.int8_rows import linear
 
 
 def step(

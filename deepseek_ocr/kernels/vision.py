@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from deepseek_ocr.kernels import compiled_attention, sam_attention
 from deepseek_ocr.kernels.sam_attention import Heads, Positions
-from deepseek_ocr.model import Network, identity
+from deepseek_ocr.model.network import Network, identity
 
 _ROWS = 400
 """Cells that the layers after the attention take at a time."""

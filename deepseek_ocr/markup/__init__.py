@@ -12,14 +12,14 @@ the last character.
 - a centred line: `<center>…</center>`; a break: `<br>`
 """
 
-from deepseek_ocr.markup.markdown import (
+from deepseek_ocr.markup.markdown_writer import (
     NameFigure,
     markdown_blocks,
     markdown_row,
     to_markdown,
 )
 from deepseek_ocr.markup.parts import Part, blocks_in, page_parts, settled_parts
-from deepseek_ocr.markup.plain import cell_text, plain_line, plain_lines, plain_rows
+from deepseek_ocr.markup.plain_writer import cell_text, plain_line, plain_lines, plain_rows
 from deepseek_ocr.markup.reader import blocks_of
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from deepseek_ocr.grounding import Box
+from deepseek_ocr.grounding.parser import Box
 
 # --- what is in a line ----------------------------------------------------------------------------
 

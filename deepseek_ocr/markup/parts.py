@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from deepseek_ocr import grounding
-from deepseek_ocr.grounding import Region, without_cut_tag
+from deepseek_ocr.grounding import parser
+from deepseek_ocr.grounding.parser import Region, without_cut_tag
 from deepseek_ocr.markup.blocks import Block, Figure, Location, Text
 from deepseek_ocr.markup.html_tables import open_table_in
 from deepseek_ocr.markup.reader import blocks_of
@@ -25,11 +25,11 @@ def page_parts(
 ) -> list[Part]:
     """The parts of a page's `text`, in its order.
 
-    `regions` are those of `grounding.parse(text)`, if they are known. `reference` is what the
+    `regions` are those of `parser.parse(text)`, if they are known. `reference` is what the
     prompt asked to locate: then each region is a place where it was found. An answer that was cut
     in the middle of a tag ends before it; what it had named by then stays.
     """
-    regions = grounding.parse(text) if regions is None else regions
+    regions = parser.parse(text) if regions is None else regions
     rest, named = without_cut_tag(text[regions[-1].text_start :] if regions else text)
     front = text[: regions[0].start] if regions else rest
     return [*_parts(front, regions, reference), *_outside(named)]
@@ -43,7 +43,7 @@ def blocks_in(parts: Iterable[Part]) -> Iterator[Block]:
 
 def settled_parts(text: str, reference: str | None = None) -> list[Part]:
     """The parts of the beginning of a page that are the same whatever follows `text`."""
-    regions = grounding.parse(text)
+    regions = parser.parse(text)
     begin = regions[-1].text_start if regions else 0
     rest = text[begin : _settled_end(text, begin)].strip()
     if not regions:

@@ -1,0 +1,167 @@
+"""Documents into a folder: `ocr.py PATH… -o OUT`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepseek_ocr import presets
+from deepseek_ocr.cli.console import ALL_READ, INTERRUPTED, SOME_FAILED, complain
+from deepseek_ocr.cli.printing import left_out_of
+from deepseek_ocr.cli.progress import Lines, progress
+from deepseek_ocr.cli.read import checkpoint_folder
+from deepseek_ocr.cli.read_arguments import STANDARD_INPUT, Job, Output
+from deepseek_ocr.documents.inputs import Input, Listing, each_once, find, output_names, spool
+from deepseek_ocr.documents.pipeline import Plan, Tally, read_documents
+from deepseek_ocr.documents.renderer import Renderer
+from deepseek_ocr.documents.run_store import Store, checkpoint_digest
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.errors import SettingsError
+
+_MOST_WORKERS = 4
+"""Rendering processes: each renders tens of pages a second."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs beside its engines."""
+
+    listing: Listing
+    store: Store
+    renderer: Renderer
+
+
+@contextmanager
+def prepared(job: Job, output: Output) -> Iterator[Prepared]:
+    """What a run needs, opened and closed again, so that it fails before a model is loaded.
+
+    Raises `OcrError` where there is nothing to read or nowhere to write.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepseek-ocr-")))
+        listing = _listing(job, folder)
+        store = stack.enter_context(Store(output.folder, output.shard))
+        workers = max(1, min(_MOST_WORKERS, (os.cpu_count() or 1) // 2))
+        yield Prepared(listing, store, stack.enter_context(Renderer(job.render, workers)))
+
+
+def _listing(job: Job, folder: Path) -> Listing:
+    """Everything that was named. Raises `OcrError` where that is nothing."""
+    found = find(name for name in job.inputs if name != STANDARD_INPUT)
+    inputs = [*found.inputs]
+    if STANDARD_INPUT in job.inputs:
+        if sys.stdin is None:
+            raise SettingsError("Standard input is closed; give the path of a document.")
+        inputs.append(spool(sys.stdin.buffer, folder))
+    if found.left_out:
+        complain(left_out_of(", ".join(job.inputs), len(found.left_out)))
+    if not inputs:
+        raise SettingsError("There are no pictures, PDFs or zips in what was named.")
+    return Listing(tuple(each_once(inputs)), found.left_out)
+
+
+def write_documents(engines: list[OcrEngine], job: Job, output: Output, ready: Prepared) -> int:
+    """Read every page that the job names and write what was asked for; the exit status."""
+    inputs = [found for found in ready.listing.inputs if output.shard.has(found.key)]
+    names = output_names(ready.listing.inputs)
+    watcher = progress(len(inputs))
+    try:
+        with watcher.running():
+            tally = read_documents(
+                inputs, engines, _plan(job, output), ready.store, ready.renderer, watcher, names
+            )
+    except KeyboardInterrupt:
+        _say_how_to_go_on(watcher, output)
+        return INTERRUPTED
+    except OSError as error:
+        complain(
+            f"{output.folder} takes nothing more: {error.strerror}. Make room and run the same "
+            "command again to go on."
+        )
+        return SOME_FAILED
+    _sum_up(tally, output, inputs)
+    return SOME_FAILED if tally.failures else ALL_READ
+
+
+def _plan(job: Job, output: Output) -> Plan:
+    about: dict[str, Any] = {
+        "model": job.settings.model,
+        "checkpoint": checkpoint_digest(checkpoint_folder(job)),
+        "task": job.task,
+    }
+    if job.settings.quant != "none":
+        about["quant"] = job.settings.quant
+    if job.adapter is not None:
+        about["adapter"] = checkpoint_digest(job.adapter)
+    return Plan(
+        prompt=job.prompt,
+        attempts=presets.attempts(job.crop, job.decode, output.retries),
+        formats=output.formats,
+        pages=job.pages,
+        password=job.password,
+        join_tables=output.join_tables,
+        existing_text=job.settings.existing_text,
+        formulas=job.settings.formulas,
+        overwrite=output.overwrite,
+        about=about,
+    )
+
+
+def _say_how_to_go_on(watcher: Lines, output: Output) -> None:
+    kept = _some(watcher.counter.done + watcher.counter.settled, "page")
+    again = " without --overwrite" if output.overwrite else ""
+    complain(
+        f"interrupted; {kept} kept in {shlex.quote(str(output.folder))}. Run the same "
+        f"command again{again} to go on from there."
+    )
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _sum_up(tally: Tally, output: Output, inputs: list[Input]) -> None:
+    words = [f"{_some(tally.read, 'page')} read"]
+    if tally.retried:
+        words.append(f"{tally.retried} of them by another try")
+    if tally.cut:
+        words.append(f"{tally.cut} cut (see finish_reason)")
+    if tally.done:
+        words.append(f"{tally.done} read before")
+    complain(f"{', '.join(words)}; {_some(tally.documents, 'document')} in {output.folder}.")
+    _sum_up_existing(tally)
+    if not tally.failures:
+        return
+    failures = [
+        text
+        for count, text in (
+            (tally.failed, f"{_some(tally.failed, 'page')} failed"),
+            (tally.unopened, f"{tally.unopened} of {len(inputs)} inputs could not be opened"),
+            (tally.unwritten, f"{_some(tally.unwritten, 'document')} could not be written"),
+        )
+        if count
+    ]
+    complain(
+        f"{', '.join(failures)}; the reasons are in the manifest. The same command tries those "
+        "again."
+    )
+
+
+def _sum_up_existing(tally: Tally) -> None:
+    """What became of pages that had text before they were read."""
+    if tally.skipped:
+        pages = _some(tally.skipped, "page")
+        complain(
+            f"{pages} of searchable PDFs kept the text of the original alone (--existing-text)."
+        )
+    if tally.replaced:
+        complain(f"{_some(tally.replaced, 'page')} of searchable PDFs got new text for the old.")
+    if tally.rebuilt:
+        complain(f"{_some(tally.rebuilt, 'page')} of PDFs rebuilt from pictures; see above.")

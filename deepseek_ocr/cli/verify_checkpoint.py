@@ -1,0 +1,143 @@
+"""Check a real checkpoint on this machine: `make verify-checkpoint`.
+
+Loads it strictly, reads three example pages, looks for what stands on them, and writes a report
+that can be sent to the project. Exit status: 0 all found, 1 something is missing, 2 could not
+start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepseek_ocr import __version__, configuration, presets
+from deepseek_ocr.weights import registry
+
+if TYPE_CHECKING:
+    from deepseek_ocr.engine.ocr_engine import OcrEngine
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A page, how to read it, and phrases that must be in the text (case does not matter)."""
+
+    page: str
+    task: str
+    size: str
+    phrases: tuple[str, ...]
+    reference: str = ""
+
+
+CHECKS = (
+    Check("invoice.png", "ocr", "tiny", ("Invoice",)),
+    Check("fruit.png", "ocr", "base", ("Apple 12", "Lemon 34")),
+    Check(
+        "letter.png", "markdown", "gundam",
+        ("Harbour Lane Bakery", "half past five", "<td>Rye bread</td>", "213.50", "Thomas Abel",
+         "<|ref|>table<|/ref|>"),
+    ),
+    Check("letter.png", "locate", "base", ("<|det|>[[",), reference="Thomas Abel"),
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="deepseek-ocr verify-checkpoint",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", help="named checkpoint or folder (default: deepseek-ocr)")
+    parser.add_argument("--device", help="auto, cpu, cuda, … (default: auto)")
+    parser.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        default=Path("checkpoint-report.json"),
+        help="where to write the report (default: %(default)s)",
+    )
+    flags = parser.parse_args(arguments)
+    try:
+        flags.report.touch()  # better to fail now than after the reading
+        settings = configuration.load(
+            {"model": flags.model, "device": flags.device, "dtype": flags.dtype}
+        )
+        folder = registry.ensure(settings.model, Path(settings.checkpoints), fetch=False)
+        began = time.perf_counter()
+        from deepseek_ocr.devices.cpu import use_threads
+        from deepseek_ocr.engine.ocr_engine import OcrEngine
+
+        use_threads(settings.threads)
+        engine = OcrEngine.load(
+            folder, settings.device, settings.dtype,
+            quant=settings.quant, kernels=settings.kernels, slots=settings.slots,
+            vision_device=settings.vision_device, strict=settings.strict,
+        )  # fmt: skip
+    except Exception as error:  # a device that is out of memory raises what it likes
+        sys.stderr.write(f"verify: {error}\n")
+        return 2
+    load_seconds = time.perf_counter() - began
+    print(f"loaded {folder} on {engine.device} in {load_seconds:.1f} s: every tensor fits")
+    results = [run(engine, check) for check in CHECKS]
+    report = {**_machine(engine), "load_seconds": load_seconds, "checks": results}
+    flags.report.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    passed = all(result["passed"] for result in results)
+    print(f"{'all found' if passed else 'something is missing'}; the report is {flags.report}, "
+          "please attach it to an issue of this project")  # fmt: skip
+    return 0 if passed else 1
+
+
+def run(engine: OcrEngine, check: Check) -> dict[str, Any]:
+    """Read one page and say what was found on it; an error is a result too."""
+    began = time.perf_counter()
+    result: dict[str, Any] = {**asdict(check), "passed": False}
+    try:
+        reading = engine.read(
+            ROOT / "examples" / check.page,
+            presets.prompt_for(check.task, check.reference),
+            presets.crop_for(check.size),
+        )
+    except Exception as error:  # an error is a result too
+        result["error"] = f"{type(error).__name__}: {error}"
+        missing: Sequence[str] = check.phrases
+    else:
+        text = reading.text.lower()
+        missing = [phrase for phrase in check.phrases if phrase.lower() not in text]
+        result |= {
+            "passed": not missing, "missing": missing, "text": reading.text,
+            "finish_reason": reading.finish_reason, "counts": asdict(reading.counts),
+            "timings": asdict(reading.timings),
+        }  # fmt: skip
+    seconds = time.perf_counter() - began
+    verdict = "ok" if not missing else f"missing: {', '.join(missing)}"
+    print(f"{check.page:14}{check.task:10}{check.size:8}{seconds:8.1f} s  {verdict}")
+    return result
+
+
+def _machine(engine: OcrEngine) -> dict[str, str]:
+    import torch
+    import transformers
+
+    name = platform.processor() or platform.machine()
+    if engine.device.type == "cuda":
+        name = torch.cuda.get_device_name(engine.device)
+    return {
+        "version": __version__, "torch": torch.__version__,
+        "transformers": transformers.__version__, "python": platform.python_version(),
+        "device": str(engine.device), "dtype": str(engine.dtype), "processor": name,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

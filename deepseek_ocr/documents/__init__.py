@@ -1,0 +1,1 @@
+"""Files into pages, pages into records: a run over documents."""

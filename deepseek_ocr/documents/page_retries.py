@@ -1,0 +1,185 @@
+"""Read pages through an engine, and try those again that go wrong: the best try is kept.
+
+The engine is fed lazily and may hold as many pages in flight as it likes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from time import perf_counter
+from typing import Generic, Protocol, TypeVar
+
+from PIL import Image
+
+from deepseek_ocr.documents.renderer import Rendered
+from deepseek_ocr.engine.results import Failure, Page, Reading
+from deepseek_ocr.formats.records import Try
+from deepseek_ocr.settings import Attempt
+
+OUTCOMES = ("stop", "length", "timeout", "loop", "empty", "failed")
+"""How a try can end, best first."""
+
+_PLAIN_SPREAD = 24
+"""Of 255 grey levels: a page whose pixels lie within so many is blank, and rightly empty."""
+
+
+class Engine(Protocol):
+    """What is needed of an engine: `engine.OcrEngine`, or whatever reads pages in order."""
+
+    @property
+    def is_running(self) -> bool:
+        """False when no page can be read any more; those that are handed in then fail."""
+
+    def read_many(self, pages: Iterable[Page]) -> Iterator[Reading | Failure]:
+        """A reading or a failure for every page, in order."""
+
+
+Wanted = TypeVar("Wanted")
+
+
+class ReadPage(Generic[Wanted]):
+    """A page, whose it is, what was tried, and the best that came of it.
+
+    `reading` is None where every try failed; `error` then says why.
+    """
+
+    def __init__(self, wanted: Wanted, rendered: Rendered) -> None:
+        self.wanted = wanted
+        self.rendered = rendered
+        self.reading: Reading | None = None
+        self.error: str | None = None
+        self.tries: list[Try] = []
+        self.kept = 0
+
+    def add(self, attempt: Attempt, outcome: Reading | Failure, seconds: float) -> None:
+        """Take in how `attempt` ended; keep its reading if it is the best so far.
+
+        `seconds` are those since the engine was given the page, of use where it has no timings.
+        """
+        settings = {
+            "name": attempt.name, "crop": asdict(attempt.crop),
+            "decode": asdict(attempt.decode)
+            | {"exempt_tokens": list(attempt.decode.exempt_tokens)},
+        }  # fmt: skip
+        if isinstance(outcome, Failure):
+            self.tries.append(Try(settings, "failed", 0, round(seconds, 4)))
+            self.error = self.error or str(outcome)
+            return
+        seconds = sum(asdict(outcome.timings).values())
+        self.tries.append(
+            Try(settings, outcome_of(outcome), outcome.counts.output, round(seconds, 4))
+        )
+        if self.reading is None or _worth(outcome) > _worth(self.reading):
+            self.reading, self.kept = outcome, len(self.tries) - 1
+
+    def next_attempt(self, attempts: Sequence[Attempt]) -> int | None:
+        """Which of `attempts` comes next, if any: the first not tried that its end calls for.
+
+        A blank page that came out empty is not tried again, nor one that timed out or failed, nor
+        one whose tries took all the time a page may take.
+        """
+        if not self.tries:
+            return 0
+        last = self.tries[-1]
+        names = [tried.settings["name"] for tried in self.tries]
+        if last.outcome == "empty" and _is_blank(self.rendered.image):
+            return None
+        if self.time_left(attempts[0].decode.timeout) == 0:
+            return None
+        for at, attempt in enumerate(attempts):
+            if attempt.name not in names and last.outcome in attempt.after:
+                return at
+        return None
+
+    def time_left(self, timeout: float) -> float | None:
+        """Seconds that remain of `timeout` for the page; None where it has no end (0)."""
+        if not timeout:
+            return None
+        return max(0.0, timeout - sum(tried.seconds for tried in self.tries))
+
+
+def read_pages(
+    engine: Engine,
+    pages: Iterable[tuple[Wanted, Rendered]],
+    prompt: str,
+    attempts: Sequence[Attempt],
+) -> Iterator[ReadPage[Wanted]]:
+    """Every page as it comes out, with all its tries; a page tried again may come out later.
+
+    The first of `attempts` is how a page is read at first; its decode timeout, where set, is for
+    all tries of a page together.
+    """
+    waiting = (ReadPage(wanted, rendered) for wanted, rendered in pages)
+    again: deque[ReadPage[Wanted]] = deque()
+    flying: deque[tuple[ReadPage[Wanted], Attempt, float]] = deque()
+
+    def feed() -> Iterator[Page]:
+        while True:
+            page = again.popleft() if again else next(waiting, None)
+            if page is None:
+                return
+            attempt = ready(attempts, page)
+            flying.append((page, attempt, perf_counter()))
+            yield Page(page.rendered.image, prompt, attempt.crop, attempt.decode)
+
+    while True:
+        fed = False
+        for outcome in engine.read_many(feed()):
+            fed = True
+            page, attempt, began = flying.popleft()
+            page.add(attempt, outcome, perf_counter() - began)
+            if page.next_attempt(attempts) is not None:
+                again.append(page)
+            else:
+                yield page
+        if (
+            not fed
+        ):  # pages to be tried again may be left when the engine has taken the last new one
+            return
+
+
+async def read_page(
+    page: ReadPage[Wanted],
+    attempts: Sequence[Attempt],
+    read: Callable[[Attempt], Awaitable[Reading | Failure]],
+) -> None:
+    """Read one page on an event loop, by as many of `attempts` as it needs; `read` does one."""
+    while page.next_attempt(attempts) is not None:
+        attempt = ready(attempts, page)
+        began = perf_counter()
+        page.add(attempt, await read(attempt), perf_counter() - began)
+
+
+def ready(attempts: Sequence[Attempt], page: ReadPage[Wanted]) -> Attempt:
+    """The attempt that comes next, which there must be, with the time the page has left."""
+    at = page.next_attempt(attempts)
+    assert at is not None
+    left = page.time_left(attempts[0].decode.timeout)
+    if left is None:
+        return attempts[at]
+    return replace(attempts[at], decode=replace(attempts[at].decode, timeout=max(left, 1e-3)))
+
+
+def outcome_of(reading: Reading) -> str:
+    """How a reading ended: its finish reason, or "empty"."""
+    return reading.finish_reason if reading.text.strip() else "empty"
+
+
+def _worth(reading: Reading) -> tuple[int, int]:
+    """By this the best try is found: how it ended, then how much text is not repetition."""
+    return -OUTCOMES.index(outcome_of(reading)), _unrepeated(reading.text)
+
+
+def _unrepeated(text: str) -> int:
+    """The number of different sequences of four words in `text`."""
+    words = text.split()
+    return len({tuple(words[at : at + 4]) for at in range(max(len(words) - 3, 1))})
+
+
+def _is_blank(image: Image.Image) -> bool:
+    """True where no pixel stands out from the others."""
+    grey = image.convert("L").reduce(4 if min(image.size) >= 16 else 1)
+    levels = [level for level, count in enumerate(grey.histogram()) if count]
+    return levels[-1] - levels[0] <= _PLAIN_SPREAD

@@ -1,0 +1,1 @@
+"""One page or many through one network: requests, slots, results."""

@@ -1,0 +1,295 @@
+"""One page in, a `Reading` out; many pages in, one outcome each.
+
+The shortest use:
+
+    engine = OcrEngine.load("checkpoints/deepseek-ocr")
+    print(engine.read("page.jpg", "Free OCR.").text)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+
+import torch
+
+from deepseek_ocr import kernels as fast_paths
+from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
+from deepseek_ocr.devices import memory
+from deepseek_ocr.devices import selection as devices
+from deepseek_ocr.engine.page_state import Work
+from deepseek_ocr.engine.request import Handle, OnEvent, failed, wait_for
+from deepseek_ocr.engine.results import (
+    Counts,
+    Delta,
+    Failure,
+    FinishReason,
+    Page,
+    Reading,
+    TextToken,
+    Timings,
+)
+from deepseek_ocr.engine.scheduler import EngineStatus, Scheduler
+from deepseek_ocr.errors import DeviceError, SettingsError
+from deepseek_ocr.images.views import ImageLimits, Resize, Source, Views, by_pillow
+from deepseek_ocr.kernels import choice, op_fallbacks, resizing
+from deepseek_ocr.kernels.decoder_factory import Decoders
+from deepseek_ocr.kernels.rehearsal import Outcome, outcome_of
+from deepseek_ocr.model import adapters, footprint, prompts
+from deepseek_ocr.model import network as model
+from deepseek_ocr.model.checkpoint import read_config
+from deepseek_ocr.settings import CropSettings, DecodeSettings
+
+log = logging.getLogger(__name__)
+
+__all__ = [
+    "Counts",
+    "Delta",
+    "EngineStatus",
+    "Failure",
+    "FinishReason",
+    "Handle",
+    "OcrEngine",
+    "Page",
+    "Reading",
+    "TextToken",
+    "Timings",
+]
+
+
+class OcrEngine:
+    """A loaded checkpoint that reads pages, several at once; any thread may ask it to.
+
+    The thread that computes is started by the first page and ends with the engine.
+    """
+
+    def __init__(
+        self,
+        network: model.Network,
+        codec: prompts.Codec,
+        limits: ImageLimits | None = None,
+        make: Callable[[int], Decoder] | None = None,
+        slots: int = 0,
+        within: Callable[[], AbstractContextManager[object]] = nullcontext,
+        resize: Resize = by_pillow,
+    ) -> None:
+        """`make` makes a decoder with so many slots, the plain one by default; `slots` is how many
+        pages are read at once, 0 as many as `memory.slots_for` says; `within` is entered by the
+        thread that computes (autocast counts per thread); `resize` gives the same pixels as
+        `images.by_pillow`.
+
+        Raises `SettingsError` for a negative number of slots.
+        """
+        if slots < 0:
+            raise SettingsError("slots must be at least 1, or 0 to choose by what memory is free.")
+        self.network = network
+        self.codec = codec
+        self.rehearsal: Outcome | None = None
+        self.limits = limits or ImageLimits()
+        make = make or partial(PlainDecoder, network)
+        slots = slots or memory.choose_slots(network)
+        open_page = partial(Work, codec=codec, limits=self.limits, resize=resize)
+        self._scheduler = Scheduler(network, open_page, make, slots, within)
+        self._finalizer = weakref.finalize(self, self._scheduler.close)
+        self._finalizer.atexit = False
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        limits: ImageLimits | None = None,
+        adapter: str | os.PathLike[str] | None = None,
+        quant: str = "none",
+        kernels: str = "auto",
+        slots: int = 0,
+        vision_device: str | torch.device | None = None,
+        strict: bool = False,
+    ) -> OcrEngine:
+        """Load the checkpoint in `folder`: network and tokenizer; merge the LoRA `adapter`, a
+        folder, into it where there is one.
+
+        `quant` is one of `kernels.choice.QUANTS`, `kernels` names fast paths (`kernels.choice`),
+        `slots` is how many pages are read at once; 0 chooses by what memory is free
+        (`memory.slots_for`). `vision_device` is where the encoders go, if not to `device`. What the
+        rehearsal on the device chose is in `rehearsal`, and an INFO line in the log. With
+        `strict` an operator that a device would hand to the CPU is an error, found by a rehearsal;
+        without, such operators are counted in a warning.
+
+        Raises `CheckpointError`, `DeviceError` (with what would fit, if memory runs out) and
+        `SettingsError`.
+        """
+        chosen = choice.parse(kernels)
+        folder = Path(folder)
+        config = read_config(folder)
+        codec = prompts.load_codec(
+            folder,
+            begin_id=config.text_config.bos_token_id,
+            end_ids=_as_set(config.text_config.eos_token_id),
+            image_id=config.image_token_id,
+        )
+        adapt = None if adapter is None else partial(adapters.merge_adapter, folder=Path(adapter))
+        target = devices.choose_device(device)
+        context: int = config.text_config.max_position_embeddings
+        free: int | None = None
+        try:
+            free = memory.free_bytes(target)
+            network = model.load_network(folder, target, dtype, vision_device, quant, adapt)
+            selection = fast_paths.prepare(network, chosen)
+            op_fallbacks.rehearse(network, strict)
+            decoders = Decoders(network, selection.paths, context)
+            engine = cls(
+                network, codec, limits, decoders.make, slots, resize=resizing.choose(chosen)
+            )
+        except Exception as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            load = footprint.load_for(target, dtype, quant, slots, vision_device)
+            raise footprint.refused_at_load(error, config, target, load, free) from error
+        engine.rehearsal = outcome_of(network, selection, decoders.path, engine.slots)
+        log.info("%s", engine.rehearsal)
+        return engine
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        device: torch.device = self.network.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the weights."""
+        dtype: torch.dtype = self.network.dtype
+        return dtype
+
+    @property
+    def slots(self) -> int:
+        """How many pages are read at once, at most; fewer than at first after memory ran out."""
+        return self.status().slots
+
+    @property
+    def is_running(self) -> bool:
+        """False when no page can be read any more: the engine was closed, its thread ended, or a
+        device failed for good (`devices.failure`), which closes the engine."""
+        return self._scheduler.is_running
+
+    @property
+    def ahead(self) -> int:
+        """How many pages in flight keep every slot busy: those in slots and those prepared."""
+        return self._scheduler.ahead
+
+    def status(self) -> EngineStatus:
+        """How much there is to do just now."""
+        return self._scheduler.status
+
+    def close(self) -> None:
+        """Cancel the pages that are not read yet and end the engine's threads."""
+        self._scheduler.close()
+        self._scheduler.join()
+
+    def vision_tokens(self, views: Views) -> torch.Tensor:
+        """The rows `[N, hidden]` that stand for a page in the sequence."""
+        return model.vision_tokens(self.network, views)
+
+    def submit(self, page: Page, on_event: OnEvent | None = None) -> Handle:
+        """Hand a page in, to be read when a slot is free, and return at once.
+
+        `on_event` is told of every `Delta` and, at the end, of the `Reading` or `Failure`; the
+        thread that computes calls it, so it must not block. Pages begin in the order in which
+        they are prepared, which is about the one in which they came.
+
+        Raises `CancelledError` if the engine is closed, `DeviceError` if its device failed.
+        """
+        job = self._scheduler.submit(page, on_event)
+        return Handle(job, partial(self._scheduler.cancel, job), self)
+
+    def read(
+        self,
+        image: Source,
+        prompt: str,
+        crop: CropSettings = CropSettings(),
+        decode: DecodeSettings = DecodeSettings(),
+    ) -> Reading:
+        """Read one page to its end. Raises what `stream` raises."""
+        *_, last = self.stream(image, prompt, crop, decode)
+        assert isinstance(last, Reading)
+        return last
+
+    def stream(
+        self,
+        image: Source,
+        prompt: str,
+        crop: CropSettings = CropSettings(),
+        decode: DecodeSettings = DecodeSettings(),
+    ) -> Iterator[Delta | Reading]:
+        """Read one page: a `Delta` whenever text was decoded, and the `Reading` at the end.
+
+        The texts of the deltas join to `Reading.text`. Closing the iterator cancels. `prompt`
+        holds `<image>` where the page goes; in front if it does not say.
+
+        Raises `ImageError`, `PromptError`, `GenerationError`, and `DeviceError` if the device
+        fails.
+        """
+        handle = self.submit(Page(image, prompt, crop, decode))
+        try:
+            yield from handle.deltas()
+            yield handle.result()
+        finally:
+            handle.cancel()
+
+    def read_many(self, pages: Iterable[Page]) -> Iterator[Reading | Failure]:
+        """Read pages as they come, in order, each to a `Reading` or a `Failure`.
+
+        A page that fails does not stop the others; if the device fails, all that are left fail with
+        the same `DeviceError`. Pages are taken from `pages` in the caller's
+        thread, a bounded number ahead: enough to keep every slot busy and the next pages prepared,
+        and as many again whose readings wait for their turn. Closing the iterator cancels.
+        """
+        source, more = iter(pages), True
+        broken: Exception | None = None
+        window: deque[Handle] = deque()
+        ended: SimpleQueue[None] = SimpleQueue()
+
+        def note(event: Delta | Reading | Failure) -> None:
+            if not isinstance(event, Delta):
+                ended.put(None)
+
+        try:
+            while more or window:
+                ahead = self.ahead
+                in_flight = sum(not handle.done for handle in window)
+                if window and window[0].done:
+                    yield window.popleft().outcome()
+                elif more and in_flight < ahead and len(window) < 2 * ahead:
+                    try:
+                        window.append(self._submit_or_fail(next(source), note))
+                    except StopIteration:
+                        more = False
+                    except Exception as error:  # after what was taken in before it
+                        more, broken = False, error
+                else:
+                    wait_for(ended)
+        finally:
+            for handle in window:
+                handle.cancel()
+        if broken is not None:
+            raise broken
+
+    def _submit_or_fail(self, page: Page, on_event: OnEvent) -> Handle:
+        """As `submit`; if the device failed, the page has ended with that."""
+        try:
+            return self.submit(page, on_event)
+        except DeviceError as error:
+            return failed(page, error, self)
+
+
+def _as_set(ids: int | list[int]) -> frozenset[int]:
+    return frozenset([ids] if isinstance(ids, int) else ids)

@@ -1,0 +1,127 @@
+"""Documents, pages and regions as JSON data: the shape of `docs/document.schema.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from deepseek_ocr.formats.markdown import figure_namer
+from deepseek_ocr.formats.records import DocumentRecord, PageRecord
+from deepseek_ocr.grounding import parser
+from deepseek_ocr.grounding.geometry import to_displayed
+from deepseek_ocr.grounding.parser import Confidence, Region
+from deepseek_ocr.markup import NameFigure, blocks_in, to_markdown
+
+VERSION = 1
+"""Of the shape; a change that readers would trip over makes it another."""
+
+
+def page_data(record: PageRecord, name_figure: NameFigure | None = None) -> dict[str, Any]:
+    """One page; one that could not be read has `error` and none of what reading gives.
+
+    `name_figure` names the figures in its Markdown if not as those of a document.
+    Timings are in seconds, boxes as `regions_data` says.
+    """
+    data: dict[str, Any] = {
+        "number": record.number,
+        "width": record.width,
+        "height": record.height,
+        "points": None if record.points is None else [round(side, 3) for side in record.points],
+        "rotation": record.rotation,
+        "tries": [_try(asdict(one)) for one in record.tries],
+    }
+    if record.error is not None:
+        return {**data, "error": record.error}
+    return {
+        **data,
+        "kept": record.kept,
+        "text": record.text,
+        "markdown": to_markdown(blocks_in(record.parts), name_figure or figure_namer(record)),
+        "regions": regions_data(record, name_figure),
+        "figures": list(record.figures),
+        "finish_reason": record.finish_reason,
+        "confidence": _confidence(record.confidence),
+        "counts": None if record.counts is None else asdict(record.counts),
+        "timings": None if record.timings is None else _rounded(asdict(record.timings)),
+    }
+
+
+def regions_data(record: PageRecord, name_figure: NameFigure | None = None) -> list[dict[str, Any]]:
+    """The regions of a page in reading order, which counts from 1.
+
+    `boxes` are in 0-999 and `boxes_pixels` in pixels of the picture that was read, `boxes_points`
+    in 1/72 inch of the PDF page as displayed, from its top left corner (None without a PDF).
+    """
+    name_figure = name_figure or figure_namer(record)
+    parts = [part for part in record.parts if part.region is not None]
+    return [
+        _region(record, region, order, to_markdown(part.blocks, name_figure))
+        for order, (region, part) in enumerate(zip(record.regions, parts, strict=True), start=1)
+    ]
+
+
+def write_json(
+    document: DocumentRecord, pdfs: Mapping[str, Mapping[str, Any]] | None = None
+) -> Iterator[str]:
+    """The whole document as one JSON object, in pieces of a page; `pdfs` describes its PDFs."""
+    head: dict[str, Any] = {
+        "version": VERSION,
+        "name": document.name,
+        "source": document.source.name,
+        "kind": document.kind,
+        "settings": dict(document.settings),
+    }
+    if pdfs:
+        head["pdfs"] = dict(pdfs)
+    yield dumps(head)[:-1] + ', "pages": ['
+    for number, record in enumerate(document.pages):
+        yield ("\n" if number == 0 else ",\n") + dumps(page_data(record))
+    yield "\n]}\n"
+
+
+def write_regions(document: DocumentRecord) -> Iterator[str]:
+    """JSON Lines: every region of every page with document and page; failed pages have none."""
+    for record in document.pages:
+        for region in regions_data(record):
+            yield dumps({"document": document.name, "page": record.number, **region}) + "\n"
+
+
+def dumps(data: Any) -> str:
+    """One line of JSON; raises `ValueError` for numbers that JSON has no word for."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False)
+
+
+def _region(record: PageRecord, region: Region, order: int, markdown: str) -> dict[str, Any]:
+    boxes_points = None
+    if record.points is not None:
+        boxes_points = [
+            [round(value, 3) for value in to_displayed(box, record.points, record.rotation)]
+            for box in region.boxes
+        ]
+    pixels = [parser.to_pixels(box, record.width, record.height) for box in region.boxes]
+    return {
+        "order": order,
+        "label": region.label,
+        "text": region.content,
+        "markdown": markdown,
+        "boxes": [list(box) for box in region.boxes],
+        "boxes_pixels": [list(box) for box in pixels],
+        "boxes_points": boxes_points,
+        "confidence": _confidence(region.confidence),
+    }
+
+
+def _try(data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, "settings": dict(data["settings"]), "seconds": round(data["seconds"], 4)}
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {stage: round(value, 4) for stage, value in seconds.items()}
+
+
+def _confidence(confidence: Confidence | None) -> dict[str, float] | None:
+    if confidence is None:
+        return None
+    return {"mean": round(confidence.mean, 4), "lowest": round(confidence.lowest, 4)}

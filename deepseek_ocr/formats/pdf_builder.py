@@ -1,0 +1,392 @@
+"""The pages of a document as a new PDF: the original's own where there are any, else pictures.
+
+Pages are added one at a time. Of a PDF the library keeps the page objects that were touched and
+what was added to them (a few kilobytes a page), never its pictures. Pages made of pictures are put
+on disk in parts as they come, so memory does not grow with them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pikepdf
+from PIL import Image
+
+from deepseek_ocr.files import part_of, replacing
+from deepseek_ocr.formats.pdf_images import add_picture_page, stored_jpeg
+from deepseek_ocr.formats.records import DocumentRecord, PageRecord
+from deepseek_ocr.grounding.geometry import Rectangle, picture_size
+
+_PART_PAGES = 50
+_PART_BYTES = 32 * 2**20
+_DEEPEST = 50
+"""Levels of a page tree that are searched for what a page inherits."""
+
+_A4 = (595.0, 842.0)
+_UNUSABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError,
+             OverflowError, NotImplementedError, pikepdf.PdfError,
+             pikepdf.PasswordError)  # fmt: skip
+"""What the PDF library raises for objects that are not what they should be."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One page of the new PDF and where its picture lies.
+
+    `crop` is the visible part of the page in user space, `turned` the degrees clockwise from it
+    to the upright picture. `is_original` is False for a page made from its picture.
+    """
+
+    pdf: pikepdf.Pdf
+    page: pikepdf.Page
+    crop: Rectangle
+    turned: int
+    is_original: bool = True
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height of the upright picture in points."""
+        return picture_size(self.crop, self.turned)
+
+
+TextOutcome = Literal["skipped", "replaced", "redrawn"]
+"""What a decorator did with a page that has text of its own: nothing; replaced its invisible text;
+or replaced the page by its picture with the text that was read."""
+
+Decorate = Callable[[Leaf, PageRecord], TextOutcome | None]
+Render = Callable[[int], Image.Image]
+
+
+@dataclass(frozen=True)
+class Decorator:
+    """What is put on the pages of one PDF: `page` for each, `finish` after the last of it.
+
+    `page` may raise `PictureWantedError` for an original page before it has changed anything.
+    """
+
+    page: Decorate
+    finish: Callable[[], None]
+
+
+class PictureWantedError(Exception):
+    """An original page is to be replaced by its picture before it is decorated."""
+
+
+@dataclass(frozen=True)
+class PdfPages:
+    """What became of those pages of a PDF that are not just the original's with something added.
+
+    Their numbers count from 1 in the source. `rebuilt` were made from pictures, as the library
+    that writes PDFs cannot use the original, for the reasons `reasons`. The others had text of
+    their own: `skipped` keep it alone, of `replaced` it was taken out, and of those `redrawn` are
+    pictures now.
+    """
+
+    skipped: tuple[int, ...] = ()
+    replaced: tuple[int, ...] = ()
+    redrawn: tuple[int, ...] = ()
+    rebuilt: tuple[int, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+class _Outcomes:
+    """What became of the pages so far."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[TextOutcome, list[int]] = {"skipped": [], "replaced": [], "redrawn": []}
+        self._rebuilt: list[int] = []
+        self._reasons: dict[str, None] = {}
+
+    def add(self, record: PageRecord, outcome: TextOutcome | None, reason: str | None) -> None:
+        """Note a page; `reason` says why it was rebuilt, if it was."""
+        if outcome is not None:
+            self._numbers[outcome].append(record.number)
+        if outcome == "redrawn":
+            self._numbers["replaced"].append(record.number)
+        if reason is not None:
+            self._rebuilt.append(record.number)
+            self._reasons[reason] = None
+
+    def all(self) -> PdfPages:
+        """All of it as a value."""
+        numbers = {outcome: tuple(found) for outcome, found in self._numbers.items()}
+        return PdfPages(**numbers, rebuilt=tuple(self._rebuilt), reasons=tuple(self._reasons))
+
+
+class _RenderError(Exception):
+    """A page's picture could not be made; the cause says why."""
+
+
+class _UnusableError(Exception):
+    """An original that is not to be used; the message says why."""
+
+
+def write_book(
+    document: DocumentRecord,
+    render: Render,
+    decorator: Callable[[pikepdf.Pdf], Decorator],
+    path: Path,
+    password: str | None,
+) -> PdfPages:
+    """Write the pages of `document`, each as `decorator` leaves it, to the PDF file `path`.
+
+    A page whose original cannot be used is `render`ed; one that cannot be rendered either, and
+    has no text, is blank. Bookmarks and attachments of a PDF stay; its encryption does not.
+    """
+
+    def rendered(number: int) -> Image.Image:
+        try:
+            return render(number)
+        except Exception as error:  # not to be taken for a fault of the original
+            raise _RenderError from error
+
+    try:
+        if document.kind != "pdf":
+            return _write_pictures(document, rendered, decorator, path, None)
+        try:
+            return _write_original(document, rendered, decorator, path, password)
+        except _UnusableError as error:
+            reason = str(error)
+        return _write_pictures(document, rendered, decorator, path, reason)
+    except _RenderError as error:
+        raise error.__cause__ or error from None
+
+
+def _in_words(error: Exception) -> str:
+    """Why the PDF library cannot use an original."""
+    if isinstance(error, pikepdf.PasswordError):
+        return "parts of the original are encrypted in a way that keeps it from being copied"
+    if isinstance(error, OSError):
+        return f"the original cannot be read any more ({error.strerror})"
+    return "the original is damaged in a way that keeps it from being copied"
+
+
+def _write_original(
+    document: DocumentRecord,
+    render: Render,
+    decorator: Callable[[pikepdf.Pdf], Decorator],
+    path: Path,
+    password: str | None,
+) -> PdfPages:
+    """Write the original's own pages. Raises `_UnusableError` if the library cannot."""
+    try:
+        pdf = pikepdf.open(document.source, password=password or "", suppress_warnings=True)
+    except (OSError, *_UNUSABLE) as error:
+        raise _UnusableError(_in_words(error)) from error
+    with pdf:
+        try:
+            outcomes = _of_original(pdf, document, render, decorator)
+            _save(pdf, path)
+        except _UNUSABLE as error:
+            raise _UnusableError(_in_words(error)) from error
+    return outcomes
+
+
+def _write_pictures(
+    document: DocumentRecord,
+    render: Render,
+    decorator: Callable[[pikepdf.Pdf], Decorator],
+    path: Path,
+    reason: str | None,
+) -> PdfPages:
+    """Write every page as its picture; `reason` says why, if the source is a PDF."""
+    outcomes = _Outcomes()
+    with ExitStack() as stack:
+        scratch = part_of(path).with_suffix(".pages")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        whole = stack.enter_context(pikepdf.new())
+        whole.docinfo["/Title"] = document.name
+        for number, part in enumerate(_parts(document, render, decorator, reason, outcomes)):
+            place = scratch / f"{number}.pdf"
+            with part:
+                part.save(place)
+            whole.pages.extend(stack.enter_context(pikepdf.open(place)).pages)
+        _save(whole, path)
+    return outcomes.all()
+
+
+def _save(pdf: pikepdf.Pdf, path: Path) -> None:
+    with replacing(path) as stream, warnings.catch_warnings():
+        # Form fields that are not listed in the form are so in the original too.
+        warnings.simplefilter("ignore", pikepdf.PageCopyWarning)
+        # XMP metadata that are no XML stay as they are: putting a version into them fails.
+        pdf.save(stream, stream_decode_level=pikepdf.StreamDecodeLevel.none,
+                 object_stream_mode=pikepdf.ObjectStreamMode.generate,
+                 fix_metadata_version=False)  # fmt: skip
+
+
+def _of_original(
+    pdf: pikepdf.Pdf,
+    document: DocumentRecord,
+    render: Render,
+    decorator: Callable[[pikepdf.Pdf], Decorator],
+) -> PdfPages:
+    originals = len(pdf.pages)
+    wanted: list[Any] = []
+    marks, outcomes = decorator(pdf), _Outcomes()
+    for record in document.pages:
+        leaf, outcome, reason = _decorated(pdf, document, record, render, marks, originals)
+        outcomes.add(record, outcome, reason)
+        wanted.append(leaf.page.obj)
+    marks.finish()
+    if [page.objgen for page in wanted] != [page.obj.objgen for page in pdf.pages]:
+        del pdf.pages[:]
+        for page in wanted:
+            pdf.pages.append(pikepdf.Page(page))
+    return outcomes.all()
+
+
+def _decorated(
+    pdf: pikepdf.Pdf,
+    document: DocumentRecord,
+    record: PageRecord,
+    render: Render,
+    marks: Decorator,
+    originals: int,
+) -> tuple[Leaf, TextOutcome | None, str | None]:
+    """The page of `record`: the original's or its picture; and why it had to be rebuilt, if so."""
+    reason = None
+    try:
+        leaf = _leaf_of(pdf, record, originals)
+        return leaf, marks.page(leaf, record), None
+    except PictureWantedError:
+        pass
+    except _UnusableError as error:
+        reason = str(error)
+    leaf = _pictured(pdf, document, record, render)
+    return leaf, marks.page(leaf, record), reason
+
+
+def _parts(
+    document: DocumentRecord,
+    render: Render,
+    decorator: Callable[[pikepdf.Pdf], Decorator],
+    reason: str | None,
+    outcomes: _Outcomes,
+) -> Iterator[pikepdf.Pdf]:
+    """The pages as pictures, in PDFs of `_PART_PAGES` pages or some more than `_PART_BYTES`."""
+    pdf: pikepdf.Pdf | None = None
+    marks: Decorator | None = None
+    held = 0
+    for record in document.pages:
+        if pdf is None or marks is None:
+            pdf, held = pikepdf.new(), 0
+            marks = decorator(pdf)
+        leaf = _pictured(pdf, document, record, render)
+        held += len(leaf.page.obj.Resources.XObject.Page.read_raw_bytes())
+        outcomes.add(record, marks.page(leaf, record), reason)
+        if held > _PART_BYTES or len(pdf.pages) >= _PART_PAGES:
+            marks.finish()
+            yield pdf
+            pdf = marks = None
+    if pdf is not None and marks is not None:
+        marks.finish()
+        yield pdf
+
+
+def _pictured(
+    pdf: pikepdf.Pdf, document: DocumentRecord, record: PageRecord, render: Render
+) -> Leaf:
+    """A new page of `pdf` that shows the picture of the page; blank for one without."""
+    image = _picture_of(record, render)
+    single = document.kind == "image" and record.rotation == 0 and len(document.pages) == 1
+    jpeg = stored_jpeg(document.source, image) if single else None
+    size = None if record.points is None else picture_size((0, 0, *record.points), record.rotation)
+    page = add_picture_page(pdf, image, jpeg, size)
+    width, height = (float(side) for side in page.mediabox[2:])
+    return Leaf(pdf, page, (0.0, 0.0, width, height), 0, is_original=False)
+
+
+def _picture_of(record: PageRecord, render: Render) -> Image.Image:
+    try:
+        return render(record.number)
+    except Exception:
+        if record.error is None:
+            raise
+    # That it failed is known and told; its place is kept by an empty sheet of its size.
+    sides = record.points or _A4
+    size = tuple(min(max(round(side), 3), 14_400) for side in sides)
+    blank = Image.new("1", (size[0], size[1]), 1)
+    blank.info["dpi"] = (72.0, 72.0)
+    return blank
+
+
+def _leaf_of(pdf: pikepdf.Pdf, record: PageRecord, originals: int) -> Leaf:
+    """The original page of `record`. Raises `_UnusableError` if it is not to be used as it is."""
+    if record.number > originals:
+        raise _UnusableError("the page is missing in the damaged original's list of pages")
+    try:
+        page = pdf.pages[record.number - 1]
+        own = _own_turn(page)
+        crop = _visible(page)
+        _check_contents(page)
+    except _UNUSABLE as error:
+        raise _UnusableError("the page's own description is damaged") from error
+    if record.points is not None and not _same_shape(picture_size(crop, own), record.points):
+        raise _UnusableError("the size of the page in the damaged original is uncertain")
+    turned = (own + record.rotation) % 360
+    page.obj.Rotate = turned
+    return Leaf(pdf, page, crop, turned)
+
+
+def inherited(page: pikepdf.Page, name: str) -> Any:
+    """An entry of the page or of what it inherits from; None without one."""
+    node: Any = page.obj
+    for _ in range(_DEEPEST):
+        if name in node:
+            return node[name]
+        if "/Parent" not in node:
+            return None
+        node = node["/Parent"]
+    return None
+
+
+def _own_turn(page: pikepdf.Page) -> int:
+    turn = inherited(page, "/Rotate")
+    return int(turn) // 90 * 90 % 360 if turn is not None else 0
+
+
+def _visible(page: pikepdf.Page) -> Rectangle:
+    """The crop box within the media box, as the renderer sees it."""
+    media = _rectangle(inherited(page, "/MediaBox")) or (0.0, 0.0, 612.0, 792.0)
+    crop = _rectangle(inherited(page, "/CropBox")) or media
+    left, bottom = max(media[0], crop[0]), max(media[1], crop[1])
+    right, top = min(media[2], crop[2]), min(media[3], crop[3])
+    return (left, bottom, right, top) if left < right and bottom < top else media
+
+
+def _rectangle(box: Any) -> Rectangle | None:
+    if box is None or len(box) != 4:
+        return None
+    x1, y1, x2, y2 = (float(value) for value in box)
+    found = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+    return found if found[0] < found[2] and found[1] < found[3] else None
+
+
+def _same_shape(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """True where both have about the same sides; the renderer may count in other units."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= 0.02 * one[0] * other[1] + 4
+
+
+def _check_contents(page: pikepdf.Page) -> None:
+    """Raise `TypeError` where what will be added to is not of the type it must be."""
+    contents = page.obj.get("/Contents")
+    if contents is not None and not isinstance(contents, (pikepdf.Stream, pikepdf.Array)):
+        raise TypeError("contents")
+    resources = inherited(page, "/Resources")
+    if resources is not None and not isinstance(resources, pikepdf.Dictionary):
+        raise TypeError("resources")
+    for name in ("/Font", "/Annots"):
+        holder = resources if name == "/Font" else page.obj
+        value = None if holder is None else holder.get(name)
+        kind = pikepdf.Dictionary if name == "/Font" else pikepdf.Array
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(name)

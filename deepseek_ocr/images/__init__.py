@@ -1,0 +1,1 @@
+"""Pictures into pixels: opened with limits, turned upright, cut into views."""

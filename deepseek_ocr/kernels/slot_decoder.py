@@ -1,0 +1,116 @@
+"""The fast `Decoder`: the library's class reads prompts, steps run in buffers that stay."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from deepseek_ocr.errors import PromptError
+from deepseek_ocr.kernels import cuda_graphs, decoder_weights, native, steps
+from deepseek_ocr.kernels.slot_cache import SlotCache
+from deepseek_ocr.model import experts
+from deepseek_ocr.model.network import Network
+
+_LOG = logging.getLogger(__name__)
+
+Steps = Callable[[Sequence[int], Sequence[int]], torch.Tensor]
+"""`(slots, ids)` to logits `[n, V]` (float32), over a cache with room for one more token each."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """A way of computing steps, by name ("decoding by …"), and the cache it needs (`SlotCache`)."""
+
+    name: str
+    make_steps: Callable[[decoder_weights.Weights, SlotCache], Steps]
+    zeroed: bool
+    whole: bool = False
+
+
+class FastDecoder:
+    """A `Decoder` over the library's own weights and a cache with slots."""
+
+    def __init__(self, network: Network, slots: int, context: int, path: Path) -> None:
+        self.slots, self.context = slots, context
+        self._network = network
+        experts.use_in_class(network)
+        read = decoder_weights.read(network, context)
+        self._cache = SlotCache(
+            len(read.layers), slots, read.heads, read.cosines.shape[1], context, read.embedding,
+            zeroed=path.zeroed, whole=path.whole,
+        )  # fmt: skip
+        self.steps = path.make_steps(read, self._cache)
+
+    @property
+    def room(self) -> int:
+        """Tokens for which every slot has memory now."""
+        return self._cache.capacity
+
+    @torch.inference_mode()
+    def prefill(self, slot: int, embeddings: torch.Tensor) -> torch.Tensor:
+        """See `Decoder.prefill`. Raises `PromptError` where the prompt exceeds the context."""
+        tokens = embeddings.shape[1]
+        if tokens > self.context:
+            raise PromptError(
+                f"The prompt has {tokens} tokens and the decoder's context {self.context}; "
+                "shorten the prompt or choose a smaller preset."
+            )
+        output = self._network.model.language_model(
+            inputs_embeds=embeddings,
+            past_key_values=self._cache.for_prompt(slot, tokens),
+            use_cache=True,
+        )
+        logits: torch.Tensor = self._network.lm_head(output.last_hidden_state[:, -1])
+        return logits[0].float()
+
+    @torch.inference_mode()
+    def step(self, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
+        """See `Decoder.step`. Raises `PromptError` for a slot that is full."""
+        lengths = self._cache.lengths
+        if max(lengths[slot] for slot in slots) >= self.context:
+            raise PromptError(f"A page has filled the decoder's context of {self.context} tokens.")
+        self._cache.reserve(min(max(lengths) + 1, self.context))
+        logits = self.steps(slots, ids)
+        for slot in slots:
+            lengths[slot] += 1
+        return logits
+
+    @torch.inference_mode()
+    def free(self, slot: int) -> None:
+        """See `Decoder.free`."""
+        self._cache.free(slot)
+
+
+NATIVE = Path("the compiled kernel", native.NativeSteps, zeroed=False)
+TORCH = Path("torch's operations", steps.TorchSteps, zeroed=True)
+GRAPHS = Path("CUDA graphs", cuda_graphs.GraphSteps, zeroed=True, whole=True)
+
+COMPILED = {"AVX512": True, "AVX2": True, "DEFAULT": True}
+"""Whether the compiled kernel is used, by the processor features that torch names; others: no.
+AVX512 and AVX2 were measured (benchmarks/README.md), the others only tested to be right."""
+
+
+def paths_for(network: Network, chosen: frozenset[str]) -> tuple[Path, ...]:
+    """How `network` can be stepped where it is, by the fast paths in `chosen`; the fastest first.
+
+    The plain class comes behind them. There are none on devices on which they were never tried,
+    nor for a network of which they do not know a part; the log names it.
+    """
+    paths = _paths_on(network.device, network.dtype, chosen)
+    if paths and (unknown := decoder_weights.missing(network)):
+        _LOG.warning("Decoding by the plain class: the fast path does not know its %s.", unknown)
+        return ()
+    return paths
+
+
+def _paths_on(device: torch.device, dtype: torch.dtype, chosen: frozenset[str]) -> tuple[Path, ...]:
+    if "decoder" not in chosen or device.type not in ("cpu", "cuda"):
+        return ()
+    if device.type == "cuda":
+        return (GRAPHS, TORCH) if "graphs" in chosen else (TORCH,)
+    features = torch.backends.cpu.get_cpu_capability()
+    wanted = "compiled" in chosen and COMPILED.get(features, False)
+    return (NATIVE,) if wanted and native.can_run(device, dtype) else (TORCH,)

@@ -1,0 +1,1 @@
+"""The network: a checkpoint folder into weights, prompts and views into embeddings."""

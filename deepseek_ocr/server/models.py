@@ -1,0 +1,36 @@
+"""`/v1/models`: each loaded checkpoint, and an alias for each preset."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+
+from deepseek_ocr import presets
+from deepseek_ocr.server.state import State, state_of
+
+router = APIRouter(prefix="/v1")
+
+_OWNER = "deepseek-ai"
+
+
+@router.get("/models")
+async def list_models(state: Annotated[State, Depends(state_of)]) -> dict[str, Any]:
+    """Every name that requests may give as `model`; `NAME:PRESET` reads at that preset."""
+    names = [
+        name
+        for model in state.names
+        for name in (model, *(f"{model}:{preset}" for preset in presets.RESOLUTION_SHORT_NAMES))
+    ]
+    return {"object": "list", "data": [_entry(name, state) for name in names]}
+
+
+@router.get("/models/{model}")
+async def show_model(model: str, state: Annotated[State, Depends(state_of)]) -> dict[str, Any]:
+    """One of them."""
+    state.check_name(model)
+    return _entry(model, state)
+
+
+def _entry(name: str, state: State) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": state.started, "owned_by": _OWNER}

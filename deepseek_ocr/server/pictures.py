@@ -1,0 +1,100 @@
+"""Pictures of a request: from data URIs, and from addresses where the server allows them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from deepseek_ocr.errors import ImageError
+from deepseek_ocr.images.views import ImageLimits, check_pixels, open_frames
+from deepseek_ocr.server.errors import ApiError
+from deepseek_ocr.server.state import Caller
+
+P = ParamSpec("P")
+Made = TypeVar("Made")
+_Fetch = Callable[[str, str], Awaitable[bytes]]
+
+_AT_ONCE = 2**16
+"""Characters and bytes up to which a picture is decoded and looked at on the event loop: that takes
+a fraction of a millisecond, to another thread and back takes more beside one that computes."""
+
+_HEAD = re.compile(r"data:[^,]{0,200}?(;base64)?,", re.IGNORECASE)
+
+
+async def pictures(caller: Caller, images: Sequence[tuple[str, str]]) -> list[bytes]:
+    """The bytes of the pictures at the addresses of `images`, each with where it stood; all are
+    pictures by their heads and no larger than allowed.
+
+    Raises `ApiError` 400 (`param` says where it stood), 413 and 429, `ImageError` and
+    `ImageTooLargeError`.
+    """
+    fetcher = caller.state.fetcher
+    fetch = None
+    if fetcher is not None:
+        fetch = partial(fetcher.fetch, allowance=fetcher.allowance(caller.hold))
+    found = []
+    for url, param in images:
+        data = await _bytes_at(url, param, fetch)
+        await _away(len(data), check_head, data, caller.state.limits)
+        found.append(data)
+    return found
+
+
+async def _bytes_at(url: str, param: str, fetch: _Fetch | None) -> bytes:
+    if url[:5].lower() == "data:":
+        return await _away(len(url), _from_data_uri, url, param)
+    if not url[:8].lower().startswith(("http://", "https://")):
+        raise ApiError(
+            400,
+            "A picture must be a data URI (data:image/jpeg;base64,…); paths and other addresses "
+            "are refused.",
+            "invalid_image",
+            param,
+        )
+    if fetch is None:
+        raise ApiError(
+            400,
+            "Addresses are not fetched by this server (it runs without --allow-urls); send "
+            "the picture itself as data:image/jpeg;base64,…",
+            "url_not_allowed",
+            param,
+        )
+    return await fetch(url, param)
+
+
+async def _away(size: int, work: Callable[P, Made], *args: P.args, **named: P.kwargs) -> Made:
+    """What `work` makes: at once of something small, else in another thread."""
+    if size <= _AT_ONCE:
+        return work(*args, **named)
+    return await asyncio.to_thread(work, *args, **named)
+
+
+def check_head(data: bytes, limits: ImageLimits) -> None:
+    """Look at a picture's head alone: is it one, and of how many pixels?
+
+    Raises `ImageError` and `ImageTooLargeError`.
+    """
+    if data.startswith(b"%PDF-"):
+        raise ApiError(400, "This is a PDF; documents go to /v1/ocr.", "invalid_image", "image_url")
+    if not data:
+        raise ImageError("The image is empty (zero bytes); check where it came from.")
+    with open_frames(io.BytesIO(data), "The image", limits) as image:
+        check_pixels(image, "The image", limits)
+
+
+def _from_data_uri(url: str, param: str) -> bytes:
+    head = _HEAD.match(url)
+    if head is None or not head[1]:
+        raise ApiError(400, "A data URI must read data:image/jpeg;base64,…", "invalid_image", param)
+    try:
+        return base64.b64decode("".join(url[head.end() :].split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(
+            400, "The picture's base64 is damaged; encode it again.", "invalid_image", param
+        ) from error

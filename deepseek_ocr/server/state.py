@@ -1,0 +1,178 @@
+"""What the routes of a running server share."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fastapi import Request
+
+from deepseek_ocr import configuration, presets
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.images.views import ImageLimits
+from deepseek_ocr.server.admission import Admission
+from deepseek_ocr.server.auth import Keys
+from deepseek_ocr.server.errors import ApiError, ClosingError, EngineFailedError, NotReadyError
+from deepseek_ocr.server.fetcher import Fetcher
+from deepseek_ocr.server.metrics import Metrics
+from deepseek_ocr.weights import registry
+
+Engines = Mapping[str, tuple[OcrEngine, ...]]
+"""Name of a model → its engines, one a device."""
+
+AHEAD = 2
+"""Pages handed to an engine beyond its slots, so that a free slot finds the next one prepared."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One checkpoint, loaded on one device or several, and the queue in front of it.
+
+    - `name`: as clients say it; `known`: the task and preset it is best at
+    - `engines`: one a device; a turn of `admission` says which of them
+    """
+
+    name: str
+    known: registry.Checkpoint
+    engines: tuple[OcrEngine, ...]
+    admission: Admission
+
+
+@dataclass(eq=False)
+class State:
+    """The server: what it was told, its models once they are loaded, its queues and its numbers.
+
+    - `settings`, `server`: what both programs share, and what is the server's alone
+    - `names`: of the models, known before they are loaded: name → checkpoint name or folder
+    - `load`: loads them all, in a thread; seconds to minutes
+    - `pools`: by name, filled when `load` is done
+    - `failed`: what is answered after `load` or an engine failed, which ends the server
+    - `fetcher`: None unless addresses may be fetched
+    - `closing`: true from the signal to stop until the end; `started`: seconds since 1970
+    - `held`: bytes of the requests that are being answered
+    """
+
+    settings: configuration.Settings
+    server: configuration.ServerSettings
+    keys: Keys
+    names: Mapping[str, str]
+    load: Callable[[], Engines]
+    fetcher: Fetcher | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    pools: dict[str, Pool] = field(default_factory=dict)
+    failed: ApiError | None = None
+    closing: bool = False
+    held: int = 0
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def limits(self) -> ImageLimits:
+        """Of one picture."""
+        return ImageLimits(self.server.max_body_mb * 2**20, self.server.max_pixels)
+
+    @property
+    def ready(self) -> bool:
+        """True while pages can be read."""
+        return self.problem is None
+
+    @property
+    def problem(self) -> ApiError | None:
+        """Why pages cannot be read now, as it is answered (503); None if they can.
+
+        One engine that reads no more is enough, also beside others: it would go on being given
+        pages.
+        """
+        if self.failed is not None:
+            return self.failed
+        if self.closing:
+            return ClosingError()
+        if not self.pools:
+            return NotReadyError()
+        if not all(engine.is_running for engine in self.engines):
+            return EngineFailedError()
+        return None
+
+    @property
+    def engines(self) -> tuple[OcrEngine, ...]:
+        """Those of all models."""
+        return tuple(engine for pool in self.pools.values() for engine in pool.engines)
+
+    def open_pools(self, engines: Engines) -> None:
+        """Put a queue before each of the loaded models. Belongs to the event loop."""
+        for name, group in engines.items():
+            places = [engine.slots + AHEAD for engine in group]
+            admission = Admission(places, self.server.max_waiting)
+            known = registry.known_as(self.names[name])
+            self.pools[name] = Pool(name, known, group, admission)
+
+    def close_queues(self) -> None:
+        """Refuse what waits and what comes; pages being read go on. Belongs to the event loop."""
+        self.closing = True
+        for pool in self.pools.values():
+            pool.admission.close()
+
+    def give_up(self) -> None:
+        """End the pages that are still being read; their clients are told."""
+        for engine in self.engines:
+            threading.Thread(target=engine.close, daemon=True).start()
+
+    def check_name(self, model: str) -> tuple[str, str]:
+        """`model` as a loaded checkpoint's name and a preset's short name ("" for its own).
+
+        Raises `ApiError` 404 for a name that `/v1/models` does not list.
+        """
+        name, colon, preset = model.partition(":")
+        if name not in self.names or (colon and preset not in presets.RESOLUTION_SHORT_NAMES):
+            raise ApiError(
+                404,
+                f"There is no such model here. There are: {', '.join(self.names)}, each also with "
+                f"a preset, as {next(iter(self.names))}:tiny.",
+                "model_not_found",
+                "model",
+            )
+        return name, preset
+
+    def pool_for(self, model: str) -> tuple[Pool, str]:
+        """The pool of `model` and the preset its name asks for (`deepseek-ocr:tiny`), else the
+        preset it is best at.
+
+        Raises `ApiError` 404 for an unknown name, and `problem` if there is one.
+        """
+        name, preset = self.check_name(model)
+        if self.problem is not None:
+            raise self.problem
+        pool = self.pools[name]
+        return pool, presets.resolution_name(preset) if preset else pool.known.resolution
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks for what is being answered, and whom.
+
+    - `client`: the name under which it takes its turns
+    - `hold`: to be told of bytes that its request keeps in memory beside its body; raises
+      `QueueFullError` where all requests keep too much
+    """
+
+    state: State
+    client: str
+    hold: Callable[[int], None]
+
+
+async def caller_of(request: Request) -> Caller:
+    """Dependency: who asks; `middleware.Guard` has found it out."""
+    scope = request.scope
+    state: State = request.app.state.server
+    return Caller(state, scope["deepseek_ocr.client"], scope["deepseek_ocr.hold"])
+
+
+async def state_of(request: Request) -> State:
+    """Dependency: the state of the server that answers `request`.
+
+    Not a plain function: FastAPI would call that in another thread, and each such call waits for
+    the threads that compute.
+    """
+    state: State = request.app.state.server
+    return state

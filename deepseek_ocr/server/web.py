@@ -1,0 +1,93 @@
+"""The page at `/`: its files, and a policy under which it can run and ask nothing else."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from starlette.responses import Response
+
+from deepseek_ocr import presets
+from deepseek_ocr.server.errors import ApiError
+from deepseek_ocr.server.state import State, state_of
+from deepseek_ocr.weights import registry
+
+router = APIRouter(include_in_schema=False)
+
+FOLDER = Path(__file__).resolve().parent / "page"
+
+FILES = {
+    "style.css": "text/css",
+    "icon.svg": "image/svg+xml",
+    **dict.fromkeys(
+        ("app.js", "api.js", "nodes.js", "sheet.js", "start.js", "text.js", "work.js"),
+        "text/javascript",
+    ),
+}
+"""Everything the page is made of beside index.html; no other file is ever opened."""
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+"""Trusted Types without any policy: no string can become HTML on this page, by mistake or not."""
+
+
+@router.head("/")
+@router.get("/")
+def index() -> Response:
+    """The page."""
+    return _file("index.html", "text/html")
+
+
+@router.head("/page/options.json")
+@router.get("/page/options.json")
+def options(state: Annotated[State, Depends(state_of)]) -> dict[str, Any]:
+    """What may be chosen on the page. Open to all: it says nothing that the README does not."""
+    known = registry.known_as(next(iter(state.names.values())))
+    return {
+        "needs_key": bool(state.keys),
+        "task": known.task,
+        "preset": known.resolution,
+        "tasks": [
+            {"name": name, "purpose": _sentence(task.purpose), "reference": task.short == "locate"}
+            for name, task in presets.TASKS.items()
+        ],
+        "presets": [{"name": name, "purpose": _purpose(name)} for name in presets.RESOLUTIONS],
+    }
+
+
+@router.head("/page/{name}")
+@router.get("/page/{name}")
+def asset(name: str) -> Response:
+    """A file of the page."""
+    if name not in FILES:
+        raise ApiError(404, "There is no such file.", "not_found")
+    return _file(name, FILES[name])
+
+
+def _file(name: str, media_type: str) -> Response:
+    headers = {"content-security-policy": POLICY, "cache-control": "no-cache"}
+    return Response(_content(name), media_type=f"{media_type}; charset=utf-8", headers=headers)
+
+
+@cache
+def _content(name: str) -> bytes:
+    return (FOLDER / name).read_bytes()
+
+
+def _purpose(resolution: str) -> str:
+    crop = presets.RESOLUTIONS[resolution]
+    if crop.crop_mode:
+        return (
+            f"The whole page at {crop.base_size} px, and its parts at {crop.image_size} px: "
+            "for dense pages and small type."
+        )
+    return f"The whole page at {crop.image_size} px in one look."
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -1,0 +1,199 @@
+"""One step of training: AdamW over micro-batches, the same numbers on one process or several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from deepseek_ocr.devices import cpu
+from deepseek_ocr.errors import GenerationError
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """How weights are moved.
+
+    - `lr`: highest learning rate; `weight_decay`: on matrices only
+    - `betas`, `clip`: AdamW's averages, largest norm of the gradient
+    - `balance`: weight of the routers' auxiliary loss, 0 for none
+    - `orthogonal`: matrices are moved by Muon instead of AdamW, which takes fewer pages to train
+      a small network from nothing
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    balance: float = 0.0
+    orthogonal: bool = False
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Mean loss of the step's tokens (nats), tokens taught, norm of the gradient, rate used."""
+
+    loss: float
+    tokens: int
+    gradient_norm: float
+    lr: float
+
+
+class Taught(Protocol):
+    """A batch of any kind, with its number of positions that teach."""
+
+    @property
+    def taught(self) -> int:
+        """Positions that teach, in tokens."""
+
+
+class Stepper:
+    """Moves the trainable weights of an objective, one call a step.
+
+    The objective takes a batch and gives the sum of its tokens' losses (nats), and the routers'
+    balance loss.
+    """
+
+    def __init__(
+        self, objective: nn.Module, settings: OptimiserSettings, accelerator: Accelerator
+    ) -> None:
+        self.settings = settings
+        self.accelerator = accelerator
+        self.optimisers = make_optimisers(objective, settings, accelerator.device)
+        prepared = accelerator.prepare(objective, *self.optimisers)
+        self.objective: nn.Module = prepared[0]
+        self._prepared = prepared[1:]
+
+    def step(self, batches: Sequence[Taught], lr: float) -> StepResult:
+        """One step over `batches` (this process's micro-batches), every token counting the same
+        wherever it lies; the balance of a micro-batch counts by its tokens.
+
+        Raises `GenerationError` where the loss or the gradient is not a number; the weights are
+        then as they were.
+        """
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = lr * group.get("share", 1.0)
+        processes = self.accelerator.num_processes
+        tokens = self._summed(sum(batch.taught for batch in batches))
+        total = 0.0
+        for at, batch in enumerate(batches):
+            last = at == len(batches) - 1
+            with self._together(last):
+                loss, balance = self.objective(batch)
+                # Gradients are averaged over processes; this makes it a mean over tokens.
+                share = loss + self.settings.balance * balance * batch.taught
+                self.accelerator.backward(share * processes / max(tokens, 1))
+            total += float(loss.detach())
+        mean = self._summed(total) / max(tokens, 1)
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.clip)
+        # In float16 a gradient may run over; the scaler then leaves the step out.
+        bounded = self.accelerator.scaler is not None or math.isfinite(float(norm))
+        if not (math.isfinite(mean) and bounded):
+            raise GenerationError(
+                "The loss or its gradient is not a number any more; lower --lr, lengthen --warmup, "
+                "or train in float32 (--dtype float32)."
+            )
+        with _bfloat16_as_float32(self.accelerator.device):
+            for optimiser in self._prepared:
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+        return StepResult(mean, int(tokens), float(norm), lr)
+
+    def _together(self, last: bool) -> AbstractContextManager[object]:
+        """Gradients are exchanged between processes once, with the last micro-batch."""
+        if last:
+            return nullcontext()
+        apart: AbstractContextManager[object] = self.accelerator.no_sync(self.objective)
+        return apart
+
+    def _summed(self, value: float) -> float:
+        if self.accelerator.num_processes == 1:
+            return value
+        tensor = torch.tensor(float(value), device=self.accelerator.device, dtype=torch.float64)
+        return float(self.accelerator.reduce(tensor, reduction="sum"))
+
+
+class _InFloat32(TorchFunctionMode):
+    """Tensors that are made bfloat16 become float32 instead."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.Tensor.bfloat16:
+            return args[0].to(torch.float32, copy=True)  # a copy, as bfloat16() is: it is changed
+        return func(*args, **(kwargs or {}))
+
+
+def _bfloat16_as_float32(device: torch.device) -> AbstractContextManager[object]:
+    """Muon orthogonalises in bfloat16, which takes a processor without bfloat16 units many times as
+    long as float32."""
+    if device.type == "cpu" and not cpu.has_bfloat16():
+        return _InFloat32()
+    return nullcontext()
+
+
+_ADAMW_SHARE = 0.3
+"""Of Muon's learning rate for what AdamW moves beside it."""
+
+
+def make_optimisers(
+    module: nn.Module, settings: OptimiserSettings, device: torch.device
+) -> list[torch.optim.Optimizer]:
+    """AdamW over all that is trainable, or beside Muon over what is not a matrix."""
+    groups = parameter_groups(module, settings.weight_decay)
+    optimisers: list[torch.optim.Optimizer] = []
+    if settings.orthogonal:
+        names = {id(p): name for name, p in module.named_parameters()}
+        decayed = [p for group in groups[:1] for p in group["params"]]
+        matrices = [p for p in decayed if p.ndim == 2 and "lm_head" not in names[id(p)]]
+        moved = {id(p) for p in matrices}
+        optimisers.append(
+            torch.optim.Muon(
+                matrices,
+                lr=settings.lr,
+                weight_decay=settings.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+        for group in groups:
+            group["params"] = [p for p in group["params"] if id(p) not in moved]
+            group["share"] = _ADAMW_SHARE
+    fused = device.type in ("cpu", "cuda")
+    adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused)
+    return [*optimisers, adamw]
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters as two groups: matrices, which decay, and all else, which does not."""
+    trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    decayed = [p for n, p in trainable if p.ndim >= 2 and not _is_table(n)]
+    rest = [p for n, p in trainable if p.ndim < 2 or _is_table(n)]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _is_table(name: str) -> bool:
+    return any(part in name for part in ("embed", "rel_pos", "position"))
+
+
+def cosine(warmup: int, total: int, floor: float = 0.05) -> Callable[[int], float]:
+    """Share of the highest rate at a step: up over `warmup` steps, down to `floor` at `total`."""
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / max(warmup, 1)
+        done = min(1.0, (step - warmup) / max(total - warmup, 1))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+    return share

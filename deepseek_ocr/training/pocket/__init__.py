@@ -1,0 +1,1 @@
+"""Train a model like the bundled one from nothing."""

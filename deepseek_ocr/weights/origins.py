@@ -1,0 +1,164 @@
+"""Where a checkpoint can be fetched, and what each place says about the files beforehand."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from deepseek_ocr.errors import CheckpointError
+from deepseek_ocr.weights.fetch_console import one_line
+
+TAR_NAME = "part.tar"
+
+_LONGEST_LISTING = 16 * 2**20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_UNREACHED = (OSError, ValueError, http.client.HTTPException)
+_GONE = (404, 410)
+"""Answers to HEAD that a download would get too; others may mean only that HEAD is not served."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that has a checkpoint.
+
+    - `kind`: tar (`url` is the tar itself), huggingface or modelscope (`url` is the hub's)
+    - `repository`, `revision`: of a hub
+    - `timeout_s`: how long to wait for an answer about the files
+    - `stall_s`: how long a download may put nothing on the disk before it is given up. Generous,
+      because pget keeps its first chunks in memory until the earliest of them is whole.
+    """
+
+    name: str
+    kind: Literal["tar", "huggingface", "modelscope"]
+    url: str
+    repository: str = ""
+    revision: str = ""
+    timeout_s: float = 30.0
+    stall_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a source; size in bytes and SHA-256 (hexadecimal) where the source states them."""
+
+    name: str
+    url: str
+    size: int | None = None
+    sha256: str | None = None
+
+
+def listing(source: Source, names: Sequence[str]) -> list[RemoteFile]:
+    """What `source` says about the files `names`, or about its tar.
+
+    Raises `CheckpointError` where it does not answer, refuses, or lacks one of the files.
+    """
+    if source.kind == "tar":
+        return [RemoteFile(TAR_NAME, source.url, _size_by_head(source))]
+    entries = _huggingface(source) if source.kind == "huggingface" else _modelscope(source)
+    known = {file.name: file for file in entries if file.name in names}
+    if missing := [name for name in names if name not in known]:
+        raise CheckpointError(
+            f"{source.repository} at revision {source.revision} lacks {', '.join(missing)}."
+        )
+    return [known[name] for name in names]
+
+
+def _size_by_head(source: Source) -> int | None:
+    try:
+        with _open(source.url, "HEAD", source.timeout_s) as response:
+            length = response.headers.get("Content-Length", "")
+    except urllib.error.HTTPError as error:
+        status = _status(error)
+        if error.code in _GONE:
+            raise CheckpointError(f"{source.url} answered {status}.") from error
+        return None
+    except _UNREACHED as error:
+        raise CheckpointError(f"{source.url} cannot be reached: {_reason(error)}.") from error
+    return int(length) if length.isascii() and length.isdigit() else None
+
+
+def _huggingface(source: Source) -> Iterable[RemoteFile]:
+    """Files of a repository on the Hugging Face hub.
+
+    The library reads HF_TOKEN (or a stored login) itself and sends it to this hub only.
+    """
+    try:
+        from huggingface_hub import HfApi, hf_hub_url
+    except ImportError as error:
+        raise CheckpointError("needs the library: pip install huggingface_hub.") from error
+    try:
+        info = HfApi(endpoint=source.url).model_info(
+            source.repository,
+            revision=source.revision,
+            files_metadata=True,
+            timeout=source.timeout_s,
+        )
+    except Exception as error:  # the library's and its HTTP client's errors have no common base
+        answered = getattr(error, "response", None) is not None
+        what = f"does not list {source.repository}" if answered else "cannot be reached"
+        raise CheckpointError(f"{source.url} {what}: {one_line(error)}") from error
+    for file in info.siblings or []:
+        url = hf_hub_url(
+            source.repository, file.rfilename, revision=source.revision, endpoint=source.url
+        )
+        yield _remote(file.rfilename, url, file.size, file.lfs.sha256 if file.lfs else None)
+
+
+def _modelscope(source: Source) -> Iterable[RemoteFile]:
+    base = f"{source.url}/api/v1/models/{source.repository}/repo"
+    revision = urllib.parse.quote(source.revision, safe="")
+    listed = _read_json(f"{base}/files?Revision={revision}&Recursive=true", source)
+    try:
+        for file in listed["Data"]["Files"]:
+            path = str(file["Path"])
+            url = f"{base}?Revision={revision}&FilePath={urllib.parse.quote(path, safe='')}"
+            yield _remote(path, url, file.get("Size"), file.get("Sha256") or None)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source.url} answered with an unknown kind of listing.") from error
+
+
+def _remote(name: str, url: str, size: Any, sha256: Any) -> RemoteFile:
+    """Checked before use: these numbers decide what is accepted and how much room is asked for."""
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
+        raise CheckpointError(f"the listing gives {one_line(name)} the size {one_line(size)!r}.")
+    if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256.lower())):
+        raise CheckpointError(f"the listing gives {one_line(name)} a SHA-256 that is none.")
+    return RemoteFile(name, url, size, sha256.lower() if sha256 else None)
+
+
+def _read_json(url: str, source: Source) -> Any:
+    try:
+        with _open(url, "GET", source.timeout_s) as response:
+            body = response.read(_LONGEST_LISTING + 1)
+    except urllib.error.HTTPError as error:
+        raise CheckpointError(f"{source.url} answered {_status(error)}.") from error
+    except _UNREACHED as error:
+        raise CheckpointError(f"{source.url} cannot be reached: {_reason(error)}.") from error
+    if len(body) > _LONGEST_LISTING:
+        raise CheckpointError(f"{source.url} answered with an endless listing.")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source.url} answered with something that is not JSON.") from error
+
+
+def _open(url: str, method: str, timeout_s: float) -> Any:
+    headers = {"User-Agent": "deepseek-ocr"}
+    request = urllib.request.Request(url, headers=headers, method=method)  # noqa: S310
+    return urllib.request.urlopen(request, timeout=timeout_s)  # noqa: S310 - from our own table
+
+
+def _status(error: urllib.error.HTTPError) -> str:
+    error.close()
+    return f"{error.code} {one_line(error.reason)}"
+
+
+def _reason(error: Exception) -> str:
+    return one_line(getattr(error, "reason", error))
