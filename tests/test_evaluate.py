@@ -433,7 +433,7 @@ def test_flags_that_do_not_fit_together(wrong: list[str], tmp_path: Path) -> Non
 
 def test_help_is_taught_without_torch() -> None:
     code = (
-        "import sys\nfrom training import arguments, evaluate, split\n"
+        "import sys\nfrom deepseek_ocr.training import evaluation_flags, evaluate, split\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
         "try:\n    evaluate.main(['--help'])\nexcept SystemExit:\n    pass"
     )

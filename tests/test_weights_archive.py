@@ -164,9 +164,9 @@ def test_names_that_would_fill_the_memory(out: Path, kind: bytes) -> None:
         file.truncate(len(header) + 2**32 + 1024)
     code = (
         "import pathlib, resource, sys\n"
-        "from fetching import archive\n"
+        "from deepseek_ocr.weights import tar_archive\n"
         "resource.setrlimit(resource.RLIMIT_AS, (400 * 2**20,) * 2)\n"
-        "archive.copy_out(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n"
+        "tar_archive.copy_out(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tar), str(out)],

@@ -42,7 +42,8 @@ _PATIENCE_S = 2.0
 """Seconds that stopping waits for a document that is being opened."""
 
 _START = (
-    "import sys; sys.path.insert(0, {!r}); from deepseek_ocr import render_worker as w; w.main()"
+    "import sys; sys.path.insert(0, {!r}); "
+    "from deepseek_ocr.documents import render_worker as w; w.main()"
 )
 
 
