@@ -1,7 +1,7 @@
 # make demo    read an example page with the bundled model
 # make test    everything that needs no system package, in two processes (JOBS=8: in eight)
 # make test-container    the tests of what ships, with the container's own versions (7 GB, once)
-# make check   ruff and mypy
+# make check   ruff, mypy and the layers of ARCHITECTURE.md
 # make bench   full-size random model on this machine, the library's plain class and ours
 # make evaluate    read synthetic pages with the bundled model and measure how well
 # make pocket  train a model like the bundled one from nothing, into build/pocket-5: hours
@@ -41,19 +41,21 @@ MEASURES ?= ocr:tiny ocr:small ocr:base ocr:gundam markdown:tiny locate:tiny
 help:
 	@sed -n 's/^# //p' Makefile | head -9
 
-$(READY): requirements/checkout.txt requirements/serve.txt tests/requirements.txt
+$(READY): pyproject.toml requirements/checkout.txt requirements/serve.txt tests/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; name one with: make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/checkout.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		--editable .
 	@touch $@
 
 demo: $(READY)
 	@echo "Reading examples/fruit.png with the bundled model: a toy of 16 MB that reads a few"
 	@echo "lines of clean print. Real pages need the 6.7 GB checkpoint: checkpoints/README.md."
 	@echo
-	$(BIN)/python ocr.py --model pocket examples/fruit.png
+	$(BIN)/deepseek-ocr read --model pocket examples/fruit.png
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
@@ -66,6 +68,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(READY)
 	$(BIN)/ruff format .
