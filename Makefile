@@ -68,8 +68,8 @@ test-container:
 
 test-newest: $(READY)
 	rm -rf $(NEWEST)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(NEWEST) \
-		"$$(sed -n 's/^ *"\(transformers[^"]*\)".*/\1/p' pyproject.toml)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target $(NEWEST) "$$(sed -n 's/^ *"\(transformers[^"]*\)".*/\1/p' pyproject.toml)"
 	@ls -d $(NEWEST)/transformers-*
 	OMP_NUM_THREADS=1 PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest --numprocesses $(JOBS) \
 		--dist loadfile $(NETWORK_TESTS)
