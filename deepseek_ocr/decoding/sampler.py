@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from deepseek_ocr.decoding.loop_detector import LoopDetector, is_loop
 from deepseek_ocr.errors import GenerationError, PromptError
-from deepseek_ocr.model.network import Network
+from deepseek_ocr.model.network import Network, next_token_logits
 from deepseek_ocr.settings import DecodeSettings
 
 __all__ = [
@@ -69,15 +69,7 @@ def room(context: int, prompt_tokens: int, wanted: int) -> int:
 def prefill(network: Network, embeddings: torch.Tensor) -> Prefilled:
     """Run the decoder over a prompt's embeddings `[1, L, H]`."""
     cache = DynamicCache(config=network.config.text_config)
-    return Prefilled(cache, _last_logits(network, embeddings, cache))
-
-
-def _last_logits(network: Network, embeddings: torch.Tensor, cache: Cache) -> torch.Tensor:
-    output = network.model.language_model(
-        inputs_embeds=embeddings, past_key_values=cache, use_cache=True
-    )
-    logits: torch.Tensor = network.lm_head(output.last_hidden_state[:, -1])
-    return logits[0].float()
+    return Prefilled(cache, next_token_logits(network, embeddings, cache))
 
 
 @torch.inference_mode()
@@ -106,7 +98,7 @@ def decode(
         if token.id in end_ids or count == most:
             return
         step = torch.tensor([[token.id]], device=embed.weight.device)
-        logits = _last_logits(network, embed(step), prefilled.cache)
+        logits = next_token_logits(network, embed(step), prefilled.cache)
 
 
 @torch.inference_mode()

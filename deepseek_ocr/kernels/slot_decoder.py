@@ -12,7 +12,7 @@ from deepseek_ocr.errors import PromptError
 from deepseek_ocr.kernels import cuda_graphs, decoder_weights, native, steps
 from deepseek_ocr.kernels.slot_cache import SlotCache
 from deepseek_ocr.model import experts
-from deepseek_ocr.model.network import Network
+from deepseek_ocr.model.network import Network, next_token_logits
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,13 +58,7 @@ class FastDecoder:
                 f"The prompt has {tokens} tokens and the decoder's context {self.context}; "
                 "shorten the prompt or choose a smaller preset."
             )
-        output = self._network.model.language_model(
-            inputs_embeds=embeddings,
-            past_key_values=self._cache.for_prompt(slot, tokens),
-            use_cache=True,
-        )
-        logits: torch.Tensor = self._network.lm_head(output.last_hidden_state[:, -1])
-        return logits[0].float()
+        return next_token_logits(self._network, embeddings, self._cache.for_prompt(slot, tokens))
 
     @torch.inference_mode()
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
