@@ -40,8 +40,8 @@ from deepseek_ocr.engine.results import (
 )
 from deepseek_ocr.engine.scheduler import EngineStatus, Scheduler
 from deepseek_ocr.errors import DeviceError, SettingsError
-from deepseek_ocr.images.views import ImageLimits, Resize, Source, Views, by_pillow
-from deepseek_ocr.kernels import choice, op_fallbacks, resizing
+from deepseek_ocr.images.views import ImageLimits, Source, Views
+from deepseek_ocr.kernels import choice, op_fallbacks
 from deepseek_ocr.kernels.decoder_factory import Decoders
 from deepseek_ocr.kernels.rehearsal import Outcome, outcome_of
 from deepseek_ocr.model import adapters, footprint, prompts
@@ -80,12 +80,10 @@ class OcrEngine:
         make: Callable[[int], Decoder] | None = None,
         slots: int = 0,
         within: Callable[[], AbstractContextManager[object]] = nullcontext,
-        resize: Resize = by_pillow,
     ) -> None:
         """`make` makes a decoder with so many slots, the plain one by default; `slots` is how many
         pages are read at once, 0 as many as `memory.slots_for` says; `within` is entered by the
-        thread that computes (autocast counts per thread); `resize` gives the same pixels as
-        `images.by_pillow`.
+        thread that computes (autocast counts per thread).
 
         Raises `SettingsError` for a negative number of slots.
         """
@@ -97,7 +95,7 @@ class OcrEngine:
         self.limits = limits or ImageLimits()
         make = make or partial(PlainDecoder, network)
         slots = slots or memory.choose_slots(network)
-        open_page = partial(Work, codec=codec, limits=self.limits, resize=resize)
+        open_page = partial(Work, codec=codec, limits=self.limits)
         self._scheduler = Scheduler(network, open_page, make, slots, within)
         self._finalizer = weakref.finalize(self, self._scheduler.close)
         self._finalizer.atexit = False
@@ -158,14 +156,7 @@ class OcrEngine:
             selection = fast_paths.prepare(network, chosen)
             op_fallbacks.rehearse(network, options.strict)
             decoders = Decoders(network, selection.paths, context)
-            engine = cls(
-                network,
-                codec,
-                options.limits,
-                decoders.make,
-                options.slots,
-                resize=resizing.choose(chosen),
-            )
+            engine = cls(network, codec, options.limits, decoders.make, options.slots)
         except Exception as error:
             if not memory.is_out_of_memory(error):
                 raise
