@@ -18,6 +18,7 @@ from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.kernels import choice, op_fallbacks
 from deepseek_ocr.kernels.slot_decoder import FastDecoder
 from deepseek_ocr.model import network as model
+from deepseek_ocr.model.loading import load_network
 from tests.goldens import CASES, GOLDEN, VIEWS, Golden, embedded, golden_views, load_golden
 from tests.goldens import relative_error as error
 
@@ -45,8 +46,8 @@ def check(settings: Settings, rows: Rows) -> None:
 def _check_type(settings: Settings, rows: Rows, golden: Golden, dtype: str, quant: str) -> None:
     name = dtype if quant == "none" else f"{quant} in {dtype}"
     kind = dtype if quant == "none" else quant
-    plain = model.load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
-    ours = model.load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
+    plain = load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
+    ours = load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
     op_fallbacks.fit(plain)
     selection = kernels.prepare(ours, choice.parse("auto"))
     tolerance = TOLERANCE[dtype]

@@ -34,6 +34,7 @@ from deepseek_ocr.kernels import op_fallbacks, slot_decoder
 from deepseek_ocr.kernels.slot_decoder import FastDecoder
 from deepseek_ocr.model import int8_layers
 from deepseek_ocr.model import network as model
+from deepseek_ocr.model.loading import load_network
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,7 +45,7 @@ def main() -> None:
     if not (flags.checkpoint / random_checkpoint.FILE).is_file():
         print(f"writing a random checkpoint to {flags.checkpoint} …", flush=True)
         random_checkpoint.write(flags.checkpoint)
-    network = model.load_network(flags.checkpoint, flags.device, flags.dtype)
+    network = load_network(flags.checkpoint, flags.device, flags.dtype)
     op_fallbacks.fit(network)
     limits = decoding.limits(network.device, network.dtype)
     found: dict[str, Any] = {

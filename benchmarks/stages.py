@@ -24,6 +24,7 @@ from deepseek_ocr.model import network as model
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.int8_layers import Int8Experts, Int8Linear, quantize_decoder
 from deepseek_ocr.model.int8_rows import Rows
+from deepseek_ocr.model.loading import load_network, rebuild_buffers
 
 PROMPT_TAIL = 9
 """Text tokens behind the page in the Markdown prompt: 913 in all with an A4 page at Gundam."""
@@ -46,12 +47,12 @@ class Ways:
 def load(folder: Path, device: str, dtype: str, chosen: frozenset[str], quant: str) -> Ways:
     """Both ways, ours with the fast paths `chosen`; in both are stand-ins for what the device
     lacks."""
-    ours = model.load_network(folder, device, dtype)
+    ours = load_network(folder, device, dtype)
     plain = model.empty_network(read_config(folder))
     for name, parameter in ours.named_parameters():
         owner, _, leaf = name.rpartition(".")
         setattr(plain.get_submodule(owner), leaf, nn.Parameter(parameter, requires_grad=False))
-    model.rebuild_buffers(plain, ours.device)
+    rebuild_buffers(plain, ours.device)
     op_fallbacks.fit(plain)
     if quant == "int8":
         quantize_decoder(ours)

@@ -15,7 +15,7 @@ from deepseek_ocr.decoding.decoder import PlainDecoder
 from deepseek_ocr.kernels import compiling, slot_decoder
 from deepseek_ocr.kernels.slot_decoder import FastDecoder
 from deepseek_ocr.model import int8_layers
-from deepseek_ocr.model.network import load_network
+from deepseek_ocr.model.loading import load_network
 from tests.conftest import GOLDEN, ROOT
 from tests.goldens import relative_error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,20 @@ from benchmarks.random_checkpoint import FULL_SIZE
 from deepseek_ocr import presets
 from deepseek_ocr.errors import DeviceError, GenerationError
 from deepseek_ocr.images.views import Views
-from deepseek_ocr.model import network as model
+from deepseek_ocr.model import loading
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.footprint import (
     Estimate,
     Footprint,
     Load,
+    cache_bytes,
     explained,
+    in_gb,
     refused_at_load,
-    table,
     too_little,
 )
+from deepseek_ocr.model.loading import load_network, rebuild_buffers
+from deepseek_ocr.model.network import Network, empty_network
 from deepseek_ocr.settings import CropSettings
 from tests.conftest import GOLDEN
 
@@ -35,6 +39,26 @@ PRESETS = {
     short: presets.RESOLUTIONS[name] for short, name in presets.RESOLUTION_SHORT_NAMES.items()
 }
 GB = 10**9
+
+
+def table(
+    footprint: Footprint, presets: Mapping[str, CropSettings], slots: tuple[int, ...] = (1, 4, 16)
+) -> list[tuple[str, ...]]:
+    """Rows of the table of memory: preset, then GB for each type and number of slots; the first
+    row is the heading."""
+    kinds = {
+        "16 bits": Load(torch.bfloat16),
+        "int8": Load(torch.bfloat16, quant="int8"),
+        "float32": Load(torch.float32),
+    }
+    columns = [(name, load, count) for name, load in kinds.items() for count in slots]
+    rows = [("preset", *(f"{name}, {count}" for name, _, count in columns))]
+    for preset, crop in presets.items():
+        sizes = [
+            footprint.estimate(crop, replace(load, slots=count)).total for _, load, count in columns
+        ]
+        rows.append((preset, *(in_gb(size) for size in sizes)))
+    return rows
 
 
 class Peak(TorchDispatchMode):
@@ -75,20 +99,22 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Footprint:
     return Footprint(read_config(folder))
 
 
-def test_weights_are_the_parameters(full: Footprint, tiny: model.Network) -> None:
+def test_weights_are_the_parameters(full: Footprint, tiny: Network) -> None:
     assert full.vision + full.matrices + full.rest == 3_335_504_128
     small = Footprint(read_config(GOLDEN / "checkpoint"))
     total = sum(parameter.numel() for parameter in tiny.parameters())
     assert small.estimate(CropSettings(), Load(torch.float32)).weights == 4 * total
 
 
-def test_the_cache_is_what_a_full_page_takes(tiny: model.Network) -> None:
-    footprint = Footprint(read_config(GOLDEN / "checkpoint"))
+def test_the_cache_is_what_a_full_page_takes(tiny: Network) -> None:
     config = tiny.config.text_config
     head = config.hidden_size // config.num_attention_heads
     keys = torch.empty(config.num_key_value_heads, config.max_position_embeddings, head)
     layers = config.num_hidden_layers
-    assert footprint.cache_per_page(4) == 2 * layers * keys.numel() * keys.itemsize
+    assert (
+        cache_bytes(read_config(GOLDEN / "checkpoint"), 4)
+        == 2 * layers * keys.numel() * keys.itemsize
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,16 +122,16 @@ def test_the_cache_is_what_a_full_page_takes(tiny: model.Network) -> None:
     [(CropSettings(1024, 1024, False), 0), (CropSettings(512, 640, True), 2)],
 )
 def test_no_view_takes_more_than_the_estimate(
-    tiny: model.Network, monkeypatch: pytest.MonkeyPatch, crop: CropSettings, tiles: int
+    tiny: Network, monkeypatch: pytest.MonkeyPatch, crop: CropSettings, tiles: int
 ) -> None:
     """The plain class's own peak: no less than half of the estimate and no more than all of it."""
     footprint = Footprint(read_config(GOLDEN / "checkpoint"))
-    network = model.empty_network(tiny.config)  # the plain class: nothing replaced
+    network = empty_network(tiny.config)  # the plain class: nothing replaced
     for name, value in tiny.named_parameters():
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, value)
-    model.rebuild_buffers(network, torch.device("cpu"))
-    monkeypatch.setattr("deepseek_ocr.model.footprint.MOST_TILES", tiles)
+    rebuild_buffers(network, torch.device("cpu"))
+    monkeypatch.setattr("deepseek_ocr.model.footprint.MAX_TILES", tiles)
     side = crop.base_size
     views = Views(torch.zeros(3, side, side), torch.zeros(tiles, 3, 640, 640), (2, 1))
     with torch.no_grad(), Peak() as peak:
@@ -184,12 +210,12 @@ def test_loading_takes_what_the_estimate_says(
     folder, target = GOLDEN / "checkpoint", torch.device("meta")
     footprint = Footprint(read_config(folder))
     estimate = footprint.estimate(CropSettings(), Load(dtype, quant=quant, context=0))
-    empty = model.empty_network(read_config(folder))
-    monkeypatch.setattr(model, "empty_network", lambda config: empty)
-    monkeypatch.setattr(model, "rebuild_buffers", lambda network, device: None)
+    empty = empty_network(read_config(folder))
+    monkeypatch.setattr(loading, "empty_network", lambda config: empty)
+    monkeypatch.setattr(loading, "rebuild_buffers", lambda network, device: None)
     monkeypatch.setattr("deepseek_ocr.devices.selection.choose_device", lambda name: target)
     with Peak("meta") as peak:
-        network = model.load_network(
+        network = load_network(
             folder, dtype=dtype, quant=quant, adapt=(lambda network: network) if adapted else None
         )
     assert estimate.loading < footprint.matrices / 4

@@ -19,7 +19,7 @@ from deepseek_ocr.decoding.decoder import PlainDecoder
 from deepseek_ocr.kernels import cuda_graphs
 from deepseek_ocr.kernels.rehearsal import CONTEXT, LENGTHS, difference, play
 from deepseek_ocr.kernels.slot_decoder import GRAPHS, FastDecoder
-from deepseek_ocr.model.network import load_network
+from deepseek_ocr.model.loading import load_network
 from tests.conftest import GOLDEN
 from tests.recorder import Recorder
 

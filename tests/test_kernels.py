@@ -29,7 +29,8 @@ from deepseek_ocr.kernels.slot_decoder import FastDecoder, Path
 from deepseek_ocr.model import experts, prompts
 from deepseek_ocr.model.int8_layers import quantize_decoder
 from deepseek_ocr.model.int8_rows import quantize
-from deepseek_ocr.model.network import Network, load_network
+from deepseek_ocr.model.loading import load_network
+from deepseek_ocr.model.network import Network
 from tests.conftest import GOLDEN, ROOT
 from tests.goldens import CASES, Golden, embedded, relative_error
 from tests.recorder import Recorder, compute_as_a_card

@@ -15,7 +15,8 @@ from deepseek_ocr.kernels import choice, compiling, slot_decoder
 from deepseek_ocr.kernels.decoder_factory import Decoders
 from deepseek_ocr.kernels.slot_decoder import FastDecoder, paths_for
 from deepseek_ocr.model import int8_layers, int8_rows
-from deepseek_ocr.model.network import Network, load_network, vision_tokens
+from deepseek_ocr.model.loading import load_network
+from deepseek_ocr.model.network import Network, vision_tokens
 from tests.conftest import GOLDEN, POCKET
 from tests.goldens import Golden, golden_views, relative_error
 

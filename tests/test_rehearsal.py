@@ -35,7 +35,8 @@ from deepseek_ocr.kernels import (
 from deepseek_ocr.kernels.decoder_factory import Decoders
 from deepseek_ocr.kernels.slot_decoder import GRAPHS, TORCH, FastDecoder
 from deepseek_ocr.model import network as model
-from deepseek_ocr.model.network import Network, load_network
+from deepseek_ocr.model.loading import load_network
+from deepseek_ocr.model.network import Network
 from tests.conftest import GOLDEN, POCKET
 from tests.recorder import Recorder
 

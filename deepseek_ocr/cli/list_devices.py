@@ -80,10 +80,11 @@ def _fitting(job: Job, sizes: Footprint) -> str:
     load = load_of(job, device)
     lines = [f"memory on {device} by preset, at most ({_name(load.dtype)}, {load.quant}):"]
     for name, crop in PRESETS.items():
-        total = sizes.estimate(crop, load).total
+        estimate = sizes.estimate(crop, load)
+        total = estimate.total
         verdict = "" if free is None else "  fits" if total <= free else "  does not fit now"
         lines.append(f"  {name:8}{in_gb(total):>9}{verdict}")
-    lines.append(f"  and {in_gb(sizes.cache_per_page(load.dtype.itemsize))} for each further page "
+    lines.append(f"  and {in_gb(estimate.cache // load.slots)} for each further page "
                  "at once (--slots)")  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -100,7 +101,7 @@ def warn_of_too_little(job: Job, folder: Path, name: str) -> None:
     """Tell, before it is loaded, where the job's preset may not fit into what is free, and what
     would. The estimate is the most it can take, so it is tried all the same."""
     device = selection.choose_device(name)
-    known = selection.free_and_total(device)
+    known = memory.free_and_total(device)
     if known is None:
         return
     sizes = Footprint(read_config(folder))

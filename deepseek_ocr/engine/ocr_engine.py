@@ -47,6 +47,7 @@ from deepseek_ocr.kernels.rehearsal import Outcome, outcome_of
 from deepseek_ocr.model import adapters, footprint, prompts
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.checkpoint import read_config
+from deepseek_ocr.model.loading import load_network
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class OcrEngine:
         within: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """`make` makes a decoder with so many slots, the plain one by default; `slots` is how many
-        pages are read at once, 0 as many as `memory.slots_for` says; `within` is entered by the
+        pages are read at once, 0 as many as `footprint.slots_for` says; `within` is entered by the
         thread that computes (autocast counts per thread).
 
         Raises `SettingsError` for a negative number of slots.
@@ -94,7 +95,7 @@ class OcrEngine:
         self.rehearsal: Outcome | None = None
         self.limits = limits or ImageLimits()
         make = make or partial(PlainDecoder, network)
-        slots = slots or memory.choose_slots(network)
+        slots = slots or footprint.choose_slots(network)
         open_page = partial(Work, codec=codec, limits=self.limits)
         self._scheduler = Scheduler(network, open_page, make, slots, within)
         self._finalizer = weakref.finalize(self, self._scheduler.close)
@@ -305,9 +306,7 @@ def _network(folder: Path, device: torch.device, options: LoadOptions) -> model.
     adapt = None
     if options.adapter is not None:
         adapt = partial(adapters.merge_adapter, folder=Path(options.adapter))
-    return model.load_network(
-        folder, device, options.dtype, options.vision_device, options.quant, adapt
-    )
+    return load_network(folder, device, options.dtype, options.vision_device, options.quant, adapt)
 
 
 def _as_set(ids: int | list[int]) -> frozenset[int]:

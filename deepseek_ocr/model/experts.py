@@ -9,16 +9,14 @@ summed in float32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from deepseek_ocr.model.int8_rows import STEPS, Rows, linear
-
-if TYPE_CHECKING:  # the loader in `model` uses this module
-    from deepseek_ocr.model.network import Network
+from deepseek_ocr.model.network import Network
 
 GATHERED = 2
 """Rows up to which the weights of the chosen experts are gathered on a GPU; steps have 1, 2, 4, 8 …

@@ -7,16 +7,13 @@ the encoders stay as they are, and so do inputs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from deepseek_ocr.model.experts import looped
 from deepseek_ocr.model.int8_rows import Rows, empty_int8, linear, quantize
-
-if TYPE_CHECKING:  # the loader in `model` uses this module
-    from deepseek_ocr.model.network import Network
+from deepseek_ocr.model.network import Network
 
 
 class Int8Linear(nn.Module):
