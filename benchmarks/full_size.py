@@ -24,14 +24,14 @@ from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.engine.results import Failure, Page
 from deepseek_ocr.images.views import MAX_TILES, Views
 from deepseek_ocr.kernels import choice
-from deepseek_ocr.kernels.decoder_factory import Decoders
+from deepseek_ocr.kernels.decoder_factory import DecoderFactory
 from deepseek_ocr.kernels.rehearsal import TOLERANCES
-from deepseek_ocr.kernels.slot_decoder import GRAPHS, FastDecoder
+from deepseek_ocr.kernels.slot_decoder import GRAPHS, SlotDecoder
 from deepseek_ocr.model import footprint
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.checkpoint import read_config
-from deepseek_ocr.model.footprint import Footprint, Load, cache_bytes
-from deepseek_ocr.model.loading import load_network
+from deepseek_ocr.model.footprint import Footprint, MemoryEstimate, MemoryLoad, cache_bytes
+from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,7 +137,7 @@ def decode(settings: Settings, rows: Rows) -> None:
         for pages in settings.pages:
 
             def measured(name: str = name, path: Any = path, pages: int = pages) -> Figures:
-                one = FastDecoder(network, pages, task.context, path)
+                one = SlotDecoder(network, pages, task.context, path)
                 figures = {"attention": ways.selection.attention}
                 figures |= _row(name, one, task, network, limits)
                 return figures | ({"times_plain": figures["tokens_per_s"] / rate} if rate else {})
@@ -279,17 +279,17 @@ def memory_use(settings: Settings, rows: Rows) -> None:
     network = load_network(settings.checkpoint, settings.device, settings.dtype)
     selection = kernels.prepare(network, choice.parse("auto"))
     context = network.config.text_config.max_position_embeddings
-    decoders = Decoders(network, selection.paths, context)
+    decoders = DecoderFactory(network, selection.paths, context)
     sizes = Footprint(network.config)
     for name in PRESETS:
         crop = presets.crop_for(name)
-        expected = sizes.estimate(crop, Load(network.dtype)).vision
+        expected = sizes.estimate(crop, MemoryLoad(network.dtype)).vision
         if lacking := _lacking(network.device, expected):
             rows.leave_out(f"vision, {name}", lacking)
             continue
         rows.add(f"vision, {name}", partial(_vision_peak, network, crop, expected), needs=2)
     for slots in settings.pages:
-        load = Load(network.dtype, slots, context=0)
+        load = MemoryLoad(network.dtype, slots, context=0)
         estimate = replace(sizes.estimate(presets.crop_for("gundam"), load), vision=0)
         name = _counted(slots, "slot")
         if lacking := _lacking(network.device, estimate.cache):
@@ -315,7 +315,7 @@ def _vision_peak(network: model.Network, crop: CropSettings, expected: int) -> F
 
 
 def _slots(
-    decoders: Decoders, network: model.Network, slots: int, estimate: footprint.Estimate
+    decoders: DecoderFactory, network: model.Network, slots: int, estimate: MemoryEstimate
 ) -> Figures:
     """What a decoder with `slots` slots takes, and all tensors that the device holds with it while
     prompts are read; None: unknown. `device_bytes` has what the driver keeps of graphs too."""

@@ -16,9 +16,9 @@ from benchmarks.parts import Figures, Rows, Settings
 from deepseek_ocr import kernels
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.kernels import choice, op_fallbacks
-from deepseek_ocr.kernels.slot_decoder import FastDecoder
+from deepseek_ocr.kernels.slot_decoder import SlotDecoder
 from deepseek_ocr.model import network as model
-from deepseek_ocr.model.loading import load_network
+from deepseek_ocr.model.loader import load_network
 from tests.goldens import CASES, GOLDEN, VIEWS, Golden, embedded, golden_views, load_golden
 from tests.goldens import relative_error as error
 
@@ -76,7 +76,7 @@ def _decoders(
     """Every way of decoding: its name, the network it reads pages with, what makes its decoder."""
     yield "plain", plain, partial(PlainDecoder, plain)
     for way, path in decoding.ways(ours):
-        yield way, ours, partial(FastDecoder, ours, 1, CONTEXT, path)
+        yield way, ours, partial(SlotDecoder, ours, 1, CONTEXT, path)
 
 
 def _vision(network: model.Network, golden: Golden, tolerance: float) -> Figures:

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from deepseek_ocr.model.loading import load_network
+from deepseek_ocr.model.loader import load_network
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -18,13 +18,13 @@ from deepseek_ocr.decoding.decoder import Decoder
 from deepseek_ocr.devices import selection as devices
 from deepseek_ocr.images import views as images
 from deepseek_ocr.kernels import op_fallbacks
-from deepseek_ocr.kernels.decoder_factory import Decoders
-from deepseek_ocr.kernels.rehearsal import Selection
+from deepseek_ocr.kernels.decoder_factory import DecoderFactory
+from deepseek_ocr.kernels.rehearsal import PathSelection
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.int8_layers import Int8Experts, Int8Linear, quantize_decoder
-from deepseek_ocr.model.int8_rows import Rows
-from deepseek_ocr.model.loading import load_network, rebuild_buffers
+from deepseek_ocr.model.loader import load_network, rebuild_buffers
+from deepseek_ocr.model.weight_matrix import Matrix
 
 PROMPT_TAIL = 9
 """Text tokens behind the page in the Markdown prompt: 913 in all with an A4 page at Gundam."""
@@ -37,11 +37,11 @@ class Ways:
     plain: model.Network
     ours: model.Network
     chosen: frozenset[str]
-    selection: Selection
+    selection: PathSelection
 
     def decoder(self, slots: int, context: int) -> Decoder:
         """Our decoder with so many slots."""
-        return Decoders(self.ours, self.selection.paths, context).make(slots)
+        return DecoderFactory(self.ours, self.selection.paths, context).make(slots)
 
 
 def load(folder: Path, device: str, dtype: str, chosen: frozenset[str], quant: str) -> Ways:
@@ -113,7 +113,7 @@ def _weights(module: nn.Module) -> list[torch.Tensor]:
     return list(module.parameters(recurse=False))
 
 
-def _of(rows: Rows) -> list[torch.Tensor]:
+def _of(rows: Matrix) -> list[torch.Tensor]:
     return [rows.values] + ([] if rows.scales is None else [rows.scales])
 
 

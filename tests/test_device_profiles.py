@@ -29,7 +29,7 @@ from deepseek_ocr.kernels import convolutions, float32_fallback
 from deepseek_ocr.kernels import op_fallbacks as operators
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.checkpoint import read_config
-from deepseek_ocr.model.loading import load_network
+from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from tests.conftest import GOLDEN, POCKET, ROOT
 from tests.goldens import golden_views, relative_error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deepseek_ocr.model.loading import load_network
+from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.model.network import Network, vision_tokens
 from deepseek_ocr.settings import DecodeSettings
 from tests.goldens import CASES, GOLDEN, VIEWS, Golden, embedded, golden_views, relative_error

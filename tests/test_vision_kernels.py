@@ -13,7 +13,7 @@ from deepseek_ocr.devices import cpu as processors
 from deepseek_ocr.images.views import Views
 from deepseek_ocr.kernels import compiled_attention, compiling, sam_attention, vision
 from deepseek_ocr.kernels.sam_attention import Heads, Positions
-from deepseek_ocr.model.loading import load_network
+from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.model.network import Network, vision_tokens
 from tests.conftest import GOLDEN, POCKET
 from tests.goldens import golden_views

@@ -16,7 +16,7 @@ from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.engine.results import Page, Reading
 from deepseek_ocr.images.views import make_views, open_image
 from deepseek_ocr.kernels import choice
-from deepseek_ocr.kernels.decoder_factory import Decoders
+from deepseek_ocr.kernels.decoder_factory import DecoderFactory
 from deepseek_ocr.kernels.slot_decoder import paths_for
 from deepseek_ocr.model.network import Network, embed, vision_tokens
 from deepseek_ocr.model.prompts import Codec, encode, with_image
@@ -93,7 +93,7 @@ def engine_with(network: Network, decoder: Callable[[int], Decoder], slots: int)
 def engine_of(network: Network, slots: int, paths: str = "auto") -> OcrEngine:
     """An engine with the fast paths called `paths`."""
     context = network.config.text_config.max_position_embeddings
-    decoders = Decoders(network, paths_for(network, choice.parse(paths)), context)
+    decoders = DecoderFactory(network, paths_for(network, choice.parse(paths)), context)
     return engine_with(network, decoders.make, slots)
 
 

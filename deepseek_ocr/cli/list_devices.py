@@ -10,11 +10,12 @@ from deepseek_ocr import presets
 from deepseek_ocr.cli.console import ALL_READ, complain, write
 from deepseek_ocr.cli.read_arguments import Job
 from deepseek_ocr.devices import cpu, memory, selection
+from deepseek_ocr.devices.selection import DeviceDescription
 from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.model import footprint
 from deepseek_ocr.model.checkpoint import read_config
-from deepseek_ocr.model.footprint import Footprint, Load, in_gb
+from deepseek_ocr.model.footprint import Footprint, MemoryLoad, in_gb
 from deepseek_ocr.weights import registry
 
 PRESETS = {
@@ -37,7 +38,7 @@ def show(job: Job) -> int:
     return ALL_READ
 
 
-def _described(found: selection.Description) -> str:
+def _described(found: DeviceDescription) -> str:
     room = ""
     if found.memory:
         free, total = found.memory
@@ -89,7 +90,7 @@ def _fitting(job: Job, sizes: Footprint) -> str:
     return "\n".join(lines) + "\n"
 
 
-def load_of(job: Job, device: torch.device) -> Load:
+def load_of(job: Job, device: torch.device) -> MemoryLoad:
     """What the job's settings put on `device`."""
     settings = job.settings
     return footprint.load_for(

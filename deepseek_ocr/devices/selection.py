@@ -256,7 +256,7 @@ def release(device: torch.device) -> None:
 
 
 @dataclass(frozen=True)
-class Description:
+class DeviceDescription:
     """A device as `--devices` shows it.
 
     - `memory`: free and total bytes, None where it shares the system's
@@ -273,10 +273,10 @@ class Description:
     attention: str
 
 
-def describe(device: torch.device) -> Description:
+def describe(device: torch.device) -> DeviceDescription:
     """What is known of a device that is here."""
     dtype, why = _native_dtype(device)
-    return Description(
+    return DeviceDescription(
         device, _name(device), memory.free_and_total(device), dtype, why, _types(device),
         prompt_attention(device, dtype)[0],
     )  # fmt: skip

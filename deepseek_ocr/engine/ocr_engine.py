@@ -26,7 +26,7 @@ from deepseek_ocr.devices import memory
 from deepseek_ocr.devices import selection as devices
 from deepseek_ocr.devices.cpu import use_threads
 from deepseek_ocr.engine.load_options import LoadOptions
-from deepseek_ocr.engine.page_state import Work
+from deepseek_ocr.engine.page_state import PageState
 from deepseek_ocr.engine.request import Handle, OnEvent, failed, wait_for
 from deepseek_ocr.engine.results import (
     Counts,
@@ -42,12 +42,12 @@ from deepseek_ocr.engine.scheduler import EngineStatus, Scheduler
 from deepseek_ocr.errors import DeviceError, SettingsError
 from deepseek_ocr.images.views import ImageLimits, Source, Views
 from deepseek_ocr.kernels import choice, op_fallbacks
-from deepseek_ocr.kernels.decoder_factory import Decoders
-from deepseek_ocr.kernels.rehearsal import Outcome, outcome_of
+from deepseek_ocr.kernels.decoder_factory import DecoderFactory
+from deepseek_ocr.kernels.rehearsal import RehearsalOutcome, outcome_of
 from deepseek_ocr.model import adapters, footprint, prompts
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.checkpoint import read_config
-from deepseek_ocr.model.loading import load_network
+from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 
 log = logging.getLogger(__name__)
@@ -92,11 +92,11 @@ class OcrEngine:
             raise SettingsError("slots must be at least 1, or 0 to choose by what memory is free.")
         self.network = network
         self.codec = codec
-        self.rehearsal: Outcome | None = None
+        self.rehearsal: RehearsalOutcome | None = None
         self.limits = limits or ImageLimits()
         make = make or partial(PlainDecoder, network)
         slots = slots or footprint.choose_slots(network)
-        open_page = partial(Work, codec=codec, limits=self.limits)
+        open_page = partial(PageState, codec=codec, limits=self.limits)
         self._scheduler = Scheduler(network, open_page, make, slots, within)
         self._finalizer = weakref.finalize(self, self._scheduler.close)
         self._finalizer.atexit = False
@@ -156,7 +156,7 @@ class OcrEngine:
             network = _network(folder, target, options)
             selection = fast_paths.prepare(network, chosen)
             op_fallbacks.rehearse(network, options.strict)
-            decoders = Decoders(network, selection.paths, context)
+            decoders = DecoderFactory(network, selection.paths, context)
             engine = cls(network, codec, options.limits, decoders.make, options.slots)
         except Exception as error:
             if not memory.is_out_of_memory(error):

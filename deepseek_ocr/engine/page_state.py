@@ -13,7 +13,7 @@ import torch
 from deepseek_ocr.decoding import sampler
 from deepseek_ocr.devices import selection
 from deepseek_ocr.engine.results import Delta, Page, Reading, Timings
-from deepseek_ocr.engine.text_accumulator import Confidences, Output, count, valid_tokens
+from deepseek_ocr.engine.text_accumulator import Confidences, TextAccumulator, count, valid_tokens
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.images import views as images
 from deepseek_ocr.images.views import ImageLimits, Views
@@ -22,7 +22,7 @@ from deepseek_ocr.model import network as model
 from deepseek_ocr.model import prompts
 
 
-class Work:
+class PageState:
     """A page between its picture and its reading.
 
     Made from the page alone (views and prompt, no network); then `see` turns the views into the
@@ -57,7 +57,7 @@ class Work:
         self.chooser = sampler.Chooser(
             page.decode, prompt.ids, codec.token_ids(page.decode.exempt_tokens)
         )
-        self.output = Output(codec, page.decode.stop_on_loop)
+        self.output = TextAccumulator(codec, page.decode.stop_on_loop)
         self._written: list[int] = []
         self._seconds = {"vision": 0.0, "prefill": 0.0}
         self._preprocess = time.perf_counter() - began

@@ -24,9 +24,9 @@ import torch
 from deepseek_ocr.decoding import sampler
 from deepseek_ocr.decoding.decoder import Decoder
 from deepseek_ocr.devices import memory, selection
-from deepseek_ocr.engine.page_state import Work
-from deepseek_ocr.engine.preprocess_pool import Helpers, Prepared, helpers_for
-from deepseek_ocr.engine.request import Job, OnEvent, portable
+from deepseek_ocr.engine.page_state import PageState
+from deepseek_ocr.engine.preprocess_pool import Prepared, PreprocessPool, helpers_for
+from deepseek_ocr.engine.request import OnEvent, Request, portable
 from deepseek_ocr.engine.results import Page, Reading
 from deepseek_ocr.errors import CancelledError, DeviceError, GenerationError, OcrError
 from deepseek_ocr.kernels import float32_fallback
@@ -56,7 +56,7 @@ class Scheduler:
     def __init__(
         self,
         network: Network,
-        open_page: Callable[..., Work],
+        open_page: Callable[..., PageState],
         make: Callable[[int], Decoder],
         slots: int,
         within: Callable[[], AbstractContextManager[object]] = nullcontext,
@@ -66,7 +66,9 @@ class Scheduler:
         decoder = self._made(slots)
         self._context = decoder.context
         self._most = decoder.slots
-        self._helpers = Helpers(helpers_for(network.device.type), self._prepare, self._prepared)
+        self._helpers = PreprocessPool(
+            helpers_for(network.device.type), self._prepare, self._prepared
+        )
 
         self._door = threading.RLock()  # a finalizer may run anywhere
         self._worker: threading.Thread | None = None
@@ -79,11 +81,11 @@ class Scheduler:
         self._decoder: Decoder | None = decoder
         self._slots = decoder.slots
         self._free = set(range(decoder.slots))
-        self._jobs: set[Job] = set()
-        self._waiting: deque[Job] = deque()
+        self._jobs: set[Request] = set()
+        self._waiting: deque[Request] = deque()
         self._preparing = 0
-        self._ready: deque[Job] = deque()
-        self._active: dict[int, Job] = {}
+        self._ready: deque[Request] = deque()
+        self._active: dict[int, Request] = {}
 
     # --- for any thread -------------------------------------------------------------------------
 
@@ -105,10 +107,10 @@ class Scheduler:
         """How many pages in flight keep every slot busy: those in slots and those prepared."""
         return self._slots + self._helpers.count
 
-    def submit(self, page: Page, on_event: OnEvent | None) -> Job:
+    def submit(self, page: Page, on_event: OnEvent | None) -> Request:
         """Take a page in. Raises `CancelledError` when closed, `DeviceError` when the device
         failed."""
-        job = Job(page, on_event)
+        job = Request(page, on_event)
         with self._door:
             if self._failure is not None:
                 raise DeviceError(str(self._failure))
@@ -120,7 +122,7 @@ class Scheduler:
             self._inbox.put(partial(self._take_in, job))
         return job
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: Request) -> None:
         """Give a page up."""
         job.given_up = True
         self._inbox.put(partial(self._end, job, CancelledError("The page was cancelled.")))
@@ -154,10 +156,10 @@ class Scheduler:
         finally:
             stay.put(self._worker is worker)
 
-    def _prepare(self, page: Page) -> Work:
+    def _prepare(self, page: Page) -> PageState:
         return self._open_page(page, context=self._context)
 
-    def _prepared(self, job: Job, outcome: Prepared) -> None:
+    def _prepared(self, job: Request, outcome: Prepared) -> None:
         self._inbox.put(partial(self._take_prepared, job, outcome))
 
     # --- the worker: messages -------------------------------------------------------------------
@@ -193,12 +195,12 @@ class Scheduler:
         except Empty:
             pass
 
-    def _take_in(self, job: Job) -> None:
+    def _take_in(self, job: Request) -> None:
         self._helpers.start()
         self._waiting.append(job)
         self._prepare_more()
 
-    def _take_prepared(self, job: Job, outcome: Prepared) -> None:
+    def _take_prepared(self, job: Request, outcome: Prepared) -> None:
         self._preparing -= 1
         if isinstance(outcome, Exception):
             self._end(job, outcome)
@@ -213,7 +215,7 @@ class Scheduler:
             self._preparing += 1
             self._helpers.prepare(self._waiting.popleft())
 
-    def _end(self, job: Job, outcome: Reading | Exception) -> None:
+    def _end(self, job: Request, outcome: Reading | Exception) -> None:
         """End a page wherever it is."""
         if isinstance(outcome, Exception) and not isinstance(outcome, OcrError):
             self._check_device(outcome)
@@ -278,7 +280,7 @@ class Scheduler:
         if self._active:
             self._advance()
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, job: Request) -> None:
         problem = self._attempt(self._make_again)
         if problem is not None:
             self._end(job, problem)
@@ -329,7 +331,7 @@ class Scheduler:
             except Exception as error:  # of this page alone
                 self._end(job, error)
 
-    def _write_down(self, job: Job, token: sampler.Token) -> None:
+    def _write_down(self, job: Request, token: sampler.Token) -> None:
         work = job.work
         assert work is not None
         job.tell(work.take(token))
@@ -351,7 +353,7 @@ class Scheduler:
         assert self._decoder is not None
         return self._decoder
 
-    def _work(self, slot: int) -> Work:
+    def _work(self, slot: int) -> PageState:
         work = self._active[slot].work
         assert work is not None
         return work

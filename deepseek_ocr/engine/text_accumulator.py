@@ -18,7 +18,7 @@ from deepseek_ocr.model import prompts
 from deepseek_ocr.settings import CELL, CropSettings
 
 
-class Output:
+class TextAccumulator:
     """Gathers tokens into text, watches for loops, knows how the page ended."""
 
     def __init__(self, codec: prompts.Codec, stop_on_loop: bool) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deepseek_ocr.kernels.rehearsal import Selection
+    from deepseek_ocr.kernels.rehearsal import PathSelection
     from deepseek_ocr.model.network import Network
 
 
-def prepare(network: Network, chosen: frozenset[str]) -> Selection:
+def prepare(network: Network, chosen: frozenset[str]) -> PathSelection:
     """Put stand-ins for operators that its devices lack into a loaded network, and those of the
     fast paths `chosen` that work there; which they are. `decoder.Decoders` takes their `paths`.
 

@@ -17,7 +17,7 @@ from deepseek_ocr.devices import memory, selection
 from deepseek_ocr.errors import DeviceError, GenerationError
 from deepseek_ocr.images.views import MAX_TILES
 from deepseek_ocr.model import int8_layers
-from deepseek_ocr.model import int8_rows as rows
+from deepseek_ocr.model import weight_matrix as rows
 from deepseek_ocr.model.network import Network, empty_network
 from deepseek_ocr.settings import CropSettings
 
@@ -46,7 +46,7 @@ and their sum with weights, and the hidden layer of the MLP (4) before and after
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes by what they are for.
 
     - `cache`: of all slots; `vision`: of the largest batch of views
@@ -73,7 +73,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Load:
+class MemoryLoad:
     """What is put on a device.
 
     - `dtype`: of weights and cache; `quant`: of the decoder's matrices
@@ -95,17 +95,17 @@ def load_for(
     quant: str = "none",
     slots: int = 0,
     vision_device: str | torch.device | None = None,
-) -> Load:
+) -> MemoryLoad:
     """What these settings of `OcrEngine.load` put on `device`; 0 slots count as one.
 
     Raises `DeviceError`.
     """
     apart = vision_device is not None and selection.choose_device(vision_device) != device
-    return Load(
+    return MemoryLoad(
         selection.choose_dtype(dtype, device),
         max(1, slots),
         quant,
-        ("decoder",) if apart else Load().parts,
+        ("decoder",) if apart else MemoryLoad().parts,
         context=0 if device.type == "cpu" else CONTEXT_BYTES,
     )
 
@@ -139,7 +139,7 @@ class Footprint:
                 self.vision += count
         self._widened = largest + head
 
-    def estimate(self, crop: CropSettings, load: Load = Load()) -> Estimate:
+    def estimate(self, crop: CropSettings, load: MemoryLoad = MemoryLoad()) -> MemoryEstimate:
         """Most memory that loading, or reading pages cut by `crop`, takes."""
         size, weights, vision, cache = load.dtype.itemsize, 0, 0, 0
         widened = loading = 0
@@ -154,7 +154,7 @@ class Footprint:
                 widened, loading = self._widened * size, self._quantising
             else:
                 weights += self.matrices * size
-        return Estimate(weights, vision, cache, widened, loading, load.context)
+        return MemoryEstimate(weights, vision, cache, widened, loading, load.context)
 
     def _vision_peak(self, crop: CropSettings, size: int) -> int:
         """The most that SAM's global attention takes: the global view alone, then all tiles."""
@@ -208,7 +208,7 @@ def choose_slots(network: Network) -> int:
 def too_little(
     footprint: Footprint,
     crop: CropSettings,
-    load: Load,
+    load: MemoryLoad,
     presets: Mapping[str, CropSettings],
     free: int,
 ) -> str | None:
@@ -238,10 +238,10 @@ _SMALLER: dict[tuple[str, ...], dict[str, Any]] = {
     ("vision_device cpu",): {"parts": ("decoder",)},
     ("quant int8", "vision_device cpu"): {"quant": "int8", "parts": ("decoder",)},
 }
-"""Settings that take less memory, and what each changes in a `Load`."""
+"""Settings that take less memory, and what each changes in a `MemoryLoad`."""
 
 
-def _smaller_loads(load: Load) -> Iterator[tuple[tuple[str, ...], Load]]:
+def _smaller_loads(load: MemoryLoad) -> Iterator[tuple[tuple[str, ...], MemoryLoad]]:
     """Settings under which less than `load` is put on the device, and what it is then."""
     seen = {load}
     for settings, changes in _SMALLER.items():
@@ -260,7 +260,7 @@ def in_gb(count: int) -> str:
 
 
 def refused_at_load(
-    error: Exception, config: Any, device: torch.device, load: Load, free: int | None
+    error: Exception, config: Any, device: torch.device, load: MemoryLoad, free: int | None
 ) -> DeviceError:
     """What to raise if memory ran out while the network of `config` was put on `device`: what it
     takes there, and what would fit.

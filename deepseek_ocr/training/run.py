@@ -24,7 +24,7 @@ from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import DeviceError, InputError, OcrError, SettingsError
 from deepseek_ocr.model.adapters import merge_adapter
 from deepseek_ocr.model.checkpoint import read_config
-from deepseek_ocr.model.loading import load_network
+from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.model.network import Network
 from deepseek_ocr.model.prompts import Codec, load_codec
 from deepseek_ocr.settings import DecodeSettings

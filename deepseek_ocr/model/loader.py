@@ -14,8 +14,8 @@ from deepseek_ocr.devices import hugepages, selection
 from deepseek_ocr.errors import CheckpointError, DeviceError
 from deepseek_ocr.model import int8_layers, position_tables
 from deepseek_ocr.model.checkpoint import TensorFiles, plan, read_config
-from deepseek_ocr.model.int8_rows import quantize_into
 from deepseek_ocr.model.network import Network, empty_network, replace_parameter
+from deepseek_ocr.model.weight_matrix import quantize_into
 from deepseek_ocr.settings import check_quant
 
 _VISION = ("model.vision_tower.", "model.multi_modal_projector.")
