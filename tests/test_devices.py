@@ -200,7 +200,7 @@ library.fallback(lambda op, *args, **more: op(*args, **more), "PrivateUse1")
 kernel = torch.library.Library("aten", "IMPL")
 kernel.impl("topk", lambda *args: None, "PrivateUse1")
 
-from deepseek_ocr import operators
+from deepseek_ocr.kernels import op_fallbacks as operators
 from deepseek_ocr.errors import DeviceError
 npu = torch.device("npu:0")
 assert operators.falls_back("aten::histc", "npu")
