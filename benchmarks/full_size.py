@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks import decoding, machine, random_checkpoint, stages
 from benchmarks.decoding import Limits
 from benchmarks.parts import Figures, Rows, Settings
-from deepseek_ocr import kernels, presets
+from deepseek_ocr import presets
 from deepseek_ocr.decoding.decoder import PlainDecoder
 from deepseek_ocr.devices import memory
 from deepseek_ocr.devices import selection as devices
@@ -25,7 +25,7 @@ from deepseek_ocr.engine.results import Failure, Page
 from deepseek_ocr.images.views import MAX_TILES, Views
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.kernels.decoder_factory import DecoderFactory
-from deepseek_ocr.kernels.rehearsal import TOLERANCES
+from deepseek_ocr.kernels.rehearsal import TOLERANCES, prepare
 from deepseek_ocr.kernels.slot_decoder import GRAPHS, SlotDecoder
 from deepseek_ocr.model import footprint
 from deepseek_ocr.model import network as model
@@ -277,7 +277,7 @@ def memory_use(settings: Settings, rows: Rows) -> None:
     if not fits(settings, rows, pages=False):
         return
     network = load_network(settings.checkpoint, settings.device, settings.dtype)
-    selection = kernels.prepare(network, choice.parse("auto"))
+    selection = prepare(network, choice.parse("auto"))
     context = network.config.text_config.max_position_embeddings
     decoders = DecoderFactory(network, selection.paths, context)
     sizes = Footprint(network.config)

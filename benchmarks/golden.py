@@ -13,9 +13,9 @@ import torch
 
 from benchmarks import decoding
 from benchmarks.parts import Figures, Rows, Settings
-from deepseek_ocr import kernels
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.kernels import choice, op_fallbacks
+from deepseek_ocr.kernels.rehearsal import prepare
 from deepseek_ocr.kernels.slot_decoder import SlotDecoder
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.loader import load_network
@@ -49,7 +49,7 @@ def _check_type(settings: Settings, rows: Rows, golden: Golden, dtype: str, quan
     plain = load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
     ours = load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
     op_fallbacks.fit(plain)
-    selection = kernels.prepare(ours, choice.parse("auto"))
+    selection = prepare(ours, choice.parse("auto"))
     tolerance = TOLERANCE[dtype]
     if quant == "none":
         rows.add(f"{name}, vision, plain", partial(_vision, plain, golden, tolerance))

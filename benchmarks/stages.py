@@ -13,13 +13,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deepseek_ocr import kernels
 from deepseek_ocr.decoding.decoder import Decoder
 from deepseek_ocr.devices import selection as devices
 from deepseek_ocr.images import views as images
 from deepseek_ocr.kernels import op_fallbacks
 from deepseek_ocr.kernels.decoder_factory import DecoderFactory
-from deepseek_ocr.kernels.rehearsal import PathSelection
+from deepseek_ocr.kernels.rehearsal import PathSelection, prepare
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.int8_layers import Int8Experts, Int8Linear, quantize_decoder
@@ -56,7 +55,7 @@ def load(folder: Path, device: str, dtype: str, chosen: frozenset[str], quant: s
     op_fallbacks.fit(plain)
     if quant == "int8":
         quantize_decoder(ours)
-    return Ways(plain.eval(), ours, chosen, kernels.prepare(ours, chosen))
+    return Ways(plain.eval(), ours, chosen, prepare(ours, chosen))
 
 
 def in_turn(calls: list[Callable[[], Any]], repeat: int, device: torch.device) -> list[float]:

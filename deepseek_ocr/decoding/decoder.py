@@ -46,7 +46,7 @@ class PlainDecoder:
     def prefill(self, slot: int, embeddings: torch.Tensor) -> torch.Tensor:
         """See `Decoder.prefill`."""
         self._caches[slot] = DynamicCache(config=self._network.config.text_config)
-        return self._logits(slot, embeddings)
+        return next_logits(self._network, embeddings, self._caches[slot])
 
     @torch.inference_mode()
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
@@ -55,16 +55,19 @@ class PlainDecoder:
         rows = []
         for slot, token in zip(slots, ids, strict=True):
             id_ = torch.tensor([[token]], device=embed.weight.device)
-            rows.append(self._logits(slot, embed(id_)))
+            rows.append(next_logits(self._network, embed(id_), self._caches[slot]))
         return torch.stack(rows)
 
     def free(self, slot: int) -> None:
         """See `Decoder.free`."""
         self._caches.pop(slot, None)
 
-    def _logits(self, slot: int, embeddings: torch.Tensor) -> torch.Tensor:
-        output = self._network.model.language_model(
-            inputs_embeds=embeddings, past_key_values=self._caches[slot], use_cache=True
-        )
-        logits: torch.Tensor = self._network.lm_head(output.last_hidden_state[:, -1])
-        return logits[0].float()
+
+def next_logits(network: Network, embeddings: torch.Tensor, cache: Cache) -> torch.Tensor:
+    """Read `embeddings [1, L, H]` behind what `cache` holds, by the library's class; the logits
+    `[V]` (float32) of the token behind them."""
+    output = network.model.language_model(
+        inputs_embeds=embeddings, past_key_values=cache, use_cache=True
+    )
+    logits: torch.Tensor = network.lm_head(output.last_hidden_state[:, -1])
+    return logits[0].float()

@@ -20,7 +20,6 @@ from queue import SimpleQueue
 
 import torch
 
-from deepseek_ocr import kernels as fast_paths
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.devices import memory
 from deepseek_ocr.devices import selection as devices
@@ -29,19 +28,15 @@ from deepseek_ocr.engine.load_options import LoadOptions
 from deepseek_ocr.engine.page_state import PageState
 from deepseek_ocr.engine.request import Handle, OnEvent, failed, wait_for
 from deepseek_ocr.engine.results import (
-    Counts,
     Delta,
     Failure,
-    FinishReason,
     Page,
     Reading,
-    TextToken,
-    Timings,
 )
 from deepseek_ocr.engine.scheduler import EngineStatus, Scheduler
 from deepseek_ocr.errors import DeviceError, SettingsError
 from deepseek_ocr.images.views import ImageLimits, Source, Views
-from deepseek_ocr.kernels import choice, op_fallbacks
+from deepseek_ocr.kernels import choice, op_fallbacks, rehearsal
 from deepseek_ocr.kernels.decoder_factory import DecoderFactory
 from deepseek_ocr.kernels.rehearsal import RehearsalOutcome, outcome_of
 from deepseek_ocr.model import adapters, footprint, prompts
@@ -51,20 +46,6 @@ from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 
 log = logging.getLogger(__name__)
-
-__all__ = [
-    "Counts",
-    "Delta",
-    "EngineStatus",
-    "Failure",
-    "FinishReason",
-    "Handle",
-    "OcrEngine",
-    "Page",
-    "Reading",
-    "TextToken",
-    "Timings",
-]
 
 
 class OcrEngine:
@@ -154,7 +135,7 @@ class OcrEngine:
         try:
             free = memory.free_bytes(target)
             network = _network(folder, target, options)
-            selection = fast_paths.prepare(network, chosen)
+            selection = rehearsal.prepare(network, chosen)
             op_fallbacks.rehearse(network, options.strict)
             decoders = DecoderFactory(network, selection.paths, context)
             engine = cls(network, codec, options.limits, decoders.make, options.slots)

@@ -22,8 +22,8 @@ from deepseek_ocr.devices import memory
 from deepseek_ocr.devices import selection as devices
 from deepseek_ocr.errors import DeviceError
 from deepseek_ocr.images.views import Views
+from deepseek_ocr.kernels import op_fallbacks, vision
 from deepseek_ocr.kernels import slot_decoder as decoder
-from deepseek_ocr.kernels import vision
 from deepseek_ocr.kernels.slot_decoder import DecodePath, SlotDecoder
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.experts import way_for
@@ -137,6 +137,16 @@ class Candidate:
 
     name: str
     run: Callable[[], list[OutputRow]]
+
+
+def prepare(network: Network, chosen: frozenset[str]) -> PathSelection:
+    """Put stand-ins for operators that its devices lack into a loaded network, and those of the
+    fast paths `chosen` that work there; which they are. `DecoderFactory` takes their `paths`.
+
+    Raises what `select` raises.
+    """
+    op_fallbacks.fit(network, "unfold" in chosen)
+    return select(network, chosen)
 
 
 def select(network: Network, chosen: frozenset[str]) -> PathSelection:

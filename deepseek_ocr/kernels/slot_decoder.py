@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from deepseek_ocr.decoding.decoder import next_logits
 from deepseek_ocr.errors import PromptError
 from deepseek_ocr.kernels import compiled_steps, cuda_graphs, decoder_weights, torch_steps
 from deepseek_ocr.kernels.compiled_steps import CompiledSteps
@@ -60,13 +61,7 @@ class SlotDecoder:
                 f"The prompt has {tokens} tokens and the decoder's context {self.context}; "
                 "shorten the prompt or choose a smaller preset."
             )
-        output = self._network.model.language_model(
-            inputs_embeds=embeddings,
-            past_key_values=self._cache.for_prompt(slot, tokens),
-            use_cache=True,
-        )
-        logits: torch.Tensor = self._network.lm_head(output.last_hidden_state[:, -1])
-        return logits[0].float()
+        return next_logits(self._network, embeddings, self._cache.for_prompt(slot, tokens))
 
     @torch.inference_mode()
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
