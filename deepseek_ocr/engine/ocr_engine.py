@@ -123,12 +123,7 @@ class OcrEngine:
             use_threads(options.threads)
         folder = Path(folder)
         config = read_config(folder)
-        codec = prompts.load_codec(
-            folder,
-            begin_id=config.text_config.bos_token_id,
-            end_ids=_as_set(config.text_config.eos_token_id),
-            image_id=config.image_token_id,
-        )
+        codec = prompts.codec_of(folder, config)
         target = devices.choose_device(options.device)
         context: int = config.text_config.max_position_embeddings
         free: int | None = None
@@ -288,7 +283,3 @@ def _network(folder: Path, device: torch.device, options: LoadOptions) -> model.
     if options.adapter is not None:
         adapt = partial(adapters.merge_adapter, folder=Path(options.adapter))
     return load_network(folder, device, options.dtype, options.vision_device, options.quant, adapt)
-
-
-def _as_set(ids: int | list[int]) -> frozenset[int]:
-    return frozenset([ids] if isinstance(ids, int) else ids)

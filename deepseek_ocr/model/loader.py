@@ -81,7 +81,7 @@ def load_network(
     device of another kind they have the type that it does well (`selection.vision_dtype`).
 
     With `quant` "int8" the decoder's matrices are quantised as they are read
-    (`kernels.quantized`): only their 8 bits, and a block of rows, ever lie on the device. `adapt`
+    (`int8_layers`): only their 8 bits, and a block of rows, ever lie on the device. `adapt`
     changes the weights before that, as merging an adapter does; the decoder that it is given lies
     on the CPU then.
 
@@ -93,12 +93,11 @@ def load_network(
     target = selection.choose_device(device)
     kind = selection.choose_dtype(dtype, target)
     vision = target if vision_device is None else selection.choose_device(vision_device)
-    adapted_first = quant == "int8" and adapt is not None
-    places = {"": (torch.device("cpu") if adapted_first else target, kind)}
-    for part in _VISION:
-        places[part] = (vision, selection.vision_dtype(kind, vision, target))
     if not folder.is_dir():
         raise CheckpointError(f"There is no folder {folder}; give the folder of a checkpoint.")
+    adapted_first = quant == "int8" and adapt is not None
+    places = {"": (torch.device("cpu") if adapted_first else target, kind)}
+    places |= dict.fromkeys(_VISION, (vision, selection.vision_dtype(kind, vision, target)))
     for place, _ in places.values():
         selection.configure(place)
     network = empty_network(read_config(folder))
