@@ -17,9 +17,17 @@ from typing import Any
 
 from platformdirs import user_config_path
 
+from deepseek_ocr.engine.load_options import LoadOptions
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.kernels import choice
-from deepseek_ocr.settings import ExistingText, FormulaDelimiters, existing_text, formula_delimiters
+from deepseek_ocr.settings import (
+    QUANTS,
+    ExistingText,
+    FormulaDelimiters,
+    check_quant,
+    existing_text,
+    formula_delimiters,
+)
 
 PREFIX = "DEEPSEEK_OCR_"
 """Of every environment variable: `DEEPSEEK_OCR_DEVICE` sets `device`."""
@@ -73,6 +81,19 @@ class Settings:
     existing_text: ExistingText = "skip"
     formulas: FormulaDelimiters = "dollars"
 
+    def load_options(self) -> LoadOptions:
+        """How the engine is to load the checkpoint: what `OcrEngine.from_options` takes."""
+        return LoadOptions(
+            device=self.device,
+            dtype=self.dtype,
+            quant=self.quant,
+            kernels=self.kernels,
+            slots=self.slots,
+            vision_device=self.vision_device,
+            strict=self.strict,
+            threads=self.threads,
+        )
+
 
 def default_path() -> Path:
     """Where the configuration file is looked for."""
@@ -107,7 +128,7 @@ def load(
     values["formulas"] = formula_delimiters(values.get("formulas", Settings.formulas))
     settings = Settings(**values)
     choice.parse(settings.kernels)
-    choice.check_quant(settings.quant)
+    check_quant(settings.quant)
     return settings
 
 
@@ -226,7 +247,7 @@ MEANINGS = {
     "dtype": "auto, bfloat16, float16, float32",
     "checkpoints": "folder that holds the named checkpoints",
     "source": "where named checkpoints are fetched from",
-    "quant": "how the decoder's weights are held: " + ", ".join(choice.QUANTS),
+    "quant": "how the decoder's weights are held: " + ", ".join(QUANTS),
     "kernels": "fast paths: auto (all), plain (none), or names; - before one leaves it out",
     "slots": "how many pages are read at once, or auto, by free memory",
     "vision_device": "where the encoders run, if not where the decoder does; same is with it",

@@ -77,7 +77,7 @@ def test_names_behind_devices_mean_what_they_did() -> None:
 def test_too_little_memory_is_told_before_the_model_is_loaded(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_report.devices, "free_and_total", lambda device: (2 * 10**8, 10**9))
+    monkeypatch.setattr(device_report.memory, "free_and_total", lambda device: (2 * 10**8, 10**9))
     folder = ROOT / "checkpoints" / "pocket"
     device_report.warn_of_too_little(job("page.png", "--size", "large"), folder, "cpu")
     told = capsys.readouterr().err

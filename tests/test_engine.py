@@ -296,7 +296,7 @@ def test_a_page_is_read_with_weights_of_8_bits(kernels: str) -> None:
     "stage",
     [
         "deepseek_ocr.model.checkpoint.TensorFiles.read",
-        "deepseek_ocr.kernels.prepare",
+        "deepseek_ocr.kernels.rehearsal.prepare",
         "deepseek_ocr.kernels.op_fallbacks.rehearse",
     ],
 )

@@ -10,7 +10,13 @@ from typing import get_args
 from deepseek_ocr import __version__, configuration, presets
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.kernels import choice
-from deepseek_ocr.settings import DecodeSettings, ExistingText, FormulaDelimiters, RenderSettings
+from deepseek_ocr.settings import (
+    QUANTS,
+    DecodeSettings,
+    ExistingText,
+    FormulaDelimiters,
+    RenderSettings,
+)
 from deepseek_ocr.weights import registry
 
 PRINTED = ("txt", "md", "json")
@@ -228,7 +234,7 @@ def add_speed(group: argparse._ArgumentGroup) -> None:
     """The flags that change how fast pages are read."""
     group.add_argument(
         "--quant", metavar="NAME",
-        help=f"how the decoder's weights are held: {', '.join(choice.QUANTS)} (default: none)",
+        help=f"how the decoder's weights are held: {', '.join(QUANTS)} (default: none)",
     )  # fmt: skip
     group.add_argument(
         "--kernels", metavar="A,B",

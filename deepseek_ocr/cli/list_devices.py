@@ -10,11 +10,12 @@ from deepseek_ocr import presets
 from deepseek_ocr.cli.console import ALL_READ, complain, write
 from deepseek_ocr.cli.read_arguments import Job
 from deepseek_ocr.devices import cpu, memory, selection
+from deepseek_ocr.devices.selection import DeviceDescription
 from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.model import footprint
 from deepseek_ocr.model.checkpoint import read_config
-from deepseek_ocr.model.footprint import Footprint, Load, in_gb
+from deepseek_ocr.model.footprint import Footprint, MemoryLoad, in_gb
 from deepseek_ocr.weights import registry
 
 PRESETS = {
@@ -37,7 +38,7 @@ def show(job: Job) -> int:
     return ALL_READ
 
 
-def _described(found: selection.Description) -> str:
+def _described(found: DeviceDescription) -> str:
     room = ""
     if found.memory:
         free, total = found.memory
@@ -80,15 +81,16 @@ def _fitting(job: Job, sizes: Footprint) -> str:
     load = load_of(job, device)
     lines = [f"memory on {device} by preset, at most ({_name(load.dtype)}, {load.quant}):"]
     for name, crop in PRESETS.items():
-        total = sizes.estimate(crop, load).total
+        estimate = sizes.estimate(crop, load)
+        total = estimate.total
         verdict = "" if free is None else "  fits" if total <= free else "  does not fit now"
         lines.append(f"  {name:8}{in_gb(total):>9}{verdict}")
-    lines.append(f"  and {in_gb(sizes.cache_per_page(load.dtype.itemsize))} for each further page "
+    lines.append(f"  and {in_gb(estimate.cache // load.slots)} for each further page "
                  "at once (--slots)")  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def load_of(job: Job, device: torch.device) -> Load:
+def load_of(job: Job, device: torch.device) -> MemoryLoad:
     """What the job's settings put on `device`."""
     settings = job.settings
     return footprint.load_for(
@@ -100,7 +102,7 @@ def warn_of_too_little(job: Job, folder: Path, name: str) -> None:
     """Tell, before it is loaded, where the job's preset may not fit into what is free, and what
     would. The estimate is the most it can take, so it is tried all the same."""
     device = selection.choose_device(name)
-    known = selection.free_and_total(device)
+    known = memory.free_and_total(device)
     if known is None:
         return
     sizes = Footprint(read_config(folder))

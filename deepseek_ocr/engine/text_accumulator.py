@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from deepseek_ocr.decoding import sampler
+from deepseek_ocr.decoding.detokenizer import TextStream
+from deepseek_ocr.decoding.loop_detector import LoopDetector
+from deepseek_ocr.decoding.sampler import Token
 from deepseek_ocr.engine.results import Counts, Delta, FinishReason, TextToken
 from deepseek_ocr.grounding.parser import Confidence, Region
 from deepseek_ocr.images import views as images
@@ -16,13 +18,13 @@ from deepseek_ocr.model import prompts
 from deepseek_ocr.settings import CELL, CropSettings
 
 
-class Output:
+class TextAccumulator:
     """Gathers tokens into text, watches for loops, knows how the page ended."""
 
     def __init__(self, codec: prompts.Codec, stop_on_loop: bool) -> None:
         self._end_ids = codec.end_ids
-        self._stream = sampler.TextStream(codec.tokenizer)
-        self._loops = sampler.LoopDetector() if stop_on_loop else None
+        self._stream = TextStream(codec.tokenizer)
+        self._loops = LoopDetector() if stop_on_loop else None
         self._waiting: list[TextToken] = []
         self.tokens: list[TextToken] = []
         self.finish_reason: FinishReason = "length"
@@ -32,7 +34,7 @@ class Output:
         """All text so far."""
         return self._stream.text
 
-    def add(self, token: sampler.Token) -> Delta | None:
+    def add(self, token: Token) -> Delta | None:
         """Take in the next token; the text that it completes, if any."""
         if token.id in self._end_ids:
             self.finish_reason = "stop"

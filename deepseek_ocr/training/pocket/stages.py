@@ -33,7 +33,7 @@ from deepseek_ocr.devices import selection
 from deepseek_ocr.errors import OcrError
 from deepseek_ocr.images.views import Views
 from deepseek_ocr.model.checkpoint import read_config
-from deepseek_ocr.model.network import load_network
+from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.model.prompts import Codec, load_codec
 from deepseek_ocr.training import synth
 from deepseek_ocr.training.batches import IGNORED, EncodedExample, collate, encode_answer
