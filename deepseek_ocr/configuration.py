@@ -20,7 +20,13 @@ from platformdirs import user_config_path
 from deepseek_ocr.engine.load_options import LoadOptions
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.kernels import choice
-from deepseek_ocr.settings import ExistingText, FormulaDelimiters, existing_text, formula_delimiters
+from deepseek_ocr.settings import (
+    MAX_PICTURE_PIXELS,
+    ExistingText,
+    FormulaDelimiters,
+    existing_text,
+    formula_delimiters,
+)
 
 PREFIX = "DEEPSEEK_OCR_"
 """Of every environment variable: `DEEPSEEK_OCR_DEVICE` sets `device`."""
@@ -275,7 +281,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "workers": (1, 64),
     "max_body_mb": (1, 2048),
     "max_held_mb": (1, 2**20),
-    "max_pixels": (1, 178_956_970),
+    "max_pixels": (1, MAX_PICTURE_PIXELS),
     "max_pages": (1, 1000),
     "page_timeout": (0.1, 86_400),
     "body_timeout": (0.1, 3600),

@@ -18,11 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from deepseek_ocr.errors import DocumentError, SettingsError
-
-PICTURE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif",
-     ".avif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"]
-)  # fmt: skip
+from deepseek_ocr.images.limits import PICTURE_SUFFIXES
 
 SUFFIXES = PICTURE_SUFFIXES | {".pdf", ".zip"}
 """Files that are taken from folders; one that is named itself is taken whatever its suffix."""

@@ -27,7 +27,8 @@ from PIL import ExifTags, Image
 
 from deepseek_ocr.documents import inputs
 from deepseek_ocr.errors import DocumentError, OcrError
-from deepseek_ocr.images.views import ImageLimits, check_pixels, open_frames, open_image
+from deepseek_ocr.images.limits import PICTURE_SUFFIXES, ImageLimits
+from deepseek_ocr.images.loading import check_pixels, open_frames, open_image
 
 POINTS_PER_INCH = 72
 
@@ -231,7 +232,7 @@ def _locked(name: str, password_given: bool) -> str:
 def _is_picture(member: zipfile.ZipInfo) -> bool:
     parts = member.filename.split("/")
     hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
-    return not hidden and Path(parts[-1]).suffix.lower() in inputs.PICTURE_SUFFIXES
+    return not hidden and Path(parts[-1]).suffix.lower() in PICTURE_SUFFIXES
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -29,7 +29,7 @@ from PIL import Image
 from deepseek_ocr.documents.inputs import shown
 from deepseek_ocr.errors import DocumentError
 from deepseek_ocr.formats.records import OwnText, SourceKind
-from deepseek_ocr.images.views import ImageLimits
+from deepseek_ocr.images.limits import ImageLimits
 from deepseek_ocr.settings import RenderSettings
 
 _START_S = 60.0

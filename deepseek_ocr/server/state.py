@@ -11,7 +11,7 @@ from fastapi import Request
 
 from deepseek_ocr import configuration, presets
 from deepseek_ocr.engine.ocr_engine import OcrEngine
-from deepseek_ocr.images.views import ImageLimits
+from deepseek_ocr.images.limits import ImageLimits
 from deepseek_ocr.server.admission import Admission
 from deepseek_ocr.server.auth import Keys
 from deepseek_ocr.server.errors import ApiError, ClosingError, EngineFailedError, NotReadyError

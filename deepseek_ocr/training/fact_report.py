@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deepseek_ocr.images.limits import PICTURE_SUFFIXES
 from deepseek_ocr.training import evaluation_report
 from deepseek_ocr.training.bootstrap import Figure, Share, figures
 from deepseek_ocr.training.experiment import versions
@@ -17,7 +18,6 @@ from deepseek_ocr.training.files import json_bytes
 from deepseek_ocr.training.readers import Names, sole_names
 from deepseek_ocr.training.samples import Rejection
 from deepseek_ocr.training.scoring import Prediction
-from deepseek_ocr.training.split import SUFFIXES
 
 ALL = "all"
 """Name of the pass rate over facts of every type."""
@@ -48,7 +48,7 @@ def picture(data_root: Path, page: Page, names: Sequence[str]) -> Path:
     if page.number is None:
         return data_root / page.file
     for name in names:
-        for suffix in sorted(SUFFIXES):
+        for suffix in sorted(PICTURE_SUFFIXES):
             if os.path.isfile(path := data_root / f"{name}{suffix}"):
                 return path
     return data_root / f"{names[0]}.png"

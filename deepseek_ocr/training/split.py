@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from deepseek_ocr.errors import InputError, OcrError
+from deepseek_ocr.images.limits import PICTURE_SUFFIXES
 from deepseek_ocr.training.files import json_bytes, read_json, write_all
 from deepseek_ocr.training.progress import track
 from deepseek_ocr.training.samples import (
@@ -33,12 +34,6 @@ from deepseek_ocr.training.samples import (
 from deepseek_ocr.weights.fetch_console import one_line
 
 ALL_USED, SOME_REJECTED, COULD_NOT_START, INTERRUPTED = 0, 1, 2, 130
-
-SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
-    *(".heic", ".heif", ".avif", ".jp2", ".ppm"),
-}
-"""Of files that are taken for pictures, in any case."""
 
 OUTPUTS = ("train.json", "test.json", "rejected.json")
 
@@ -102,7 +97,7 @@ def gather(data_root: Path, output_dir: Path) -> Found:
     outputs = {(output_dir / name).resolve() for name in OUTPUTS}
     found = Found()
     for path in _files(data_root, found):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in PICTURE_SUFFIXES:
             pictures[path.with_suffix("")].append(path)
         elif path.suffix.lower() == ".json" and path.resolve() not in outputs:
             annotations.add(path)
@@ -145,7 +140,7 @@ def pixel_hash(image_path: Path) -> tuple[str, bool]:
 
     Raises `ImageError` where the picture cannot be opened.
     """
-    from deepseek_ocr.images.views import open_image  # imports torch: seconds
+    from deepseek_ocr.images.loading import open_image  # imports torch: seconds
 
     image = open_image(image_path)
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
