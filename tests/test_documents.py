@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 
 from benchmarks import machine
 from deepseek_ocr import presets
-from deepseek_ocr.documents.inputs import Input, Pages, find, parse_pages
-from deepseek_ocr.documents.pipeline import Plan, Tally, Watcher, read_documents
+from deepseek_ocr.documents.inputs import Input, PageSelection, find, parse_pages
+from deepseek_ocr.documents.pipeline import read_documents
+from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.documents.renderer import Renderer
+from deepseek_ocr.documents.run_progress import Tally, Watcher
 from deepseek_ocr.documents.run_store import Store, read_manifests
 from deepseek_ocr.engine.results import Failure, Page, Reading
-from deepseek_ocr.formats.export import FORMATS
 from deepseek_ocr.settings import CropSettings, DecodeSettings, RenderSettings
 from tests import papers
 from tests.scripted import FAULTS, Run, ScriptedEngine, Server, text_of
@@ -214,7 +215,7 @@ def run_here(
     folder: Path,
     paths: list[Path],
     *,
-    pages: Pages = Pages(),
+    pages: PageSelection = PageSelection(),
     dpi: int = 36,
     watcher: Watcher | None = None,
     formats: tuple[str, ...] = ("json",),
@@ -514,9 +515,3 @@ def test_what_cannot_start_says_why(
     status, out, err = server.run(*arguments, cwd=tmp_path)
     assert (status, out) == (2, "")
     assert message in err
-
-
-def test_the_formats_of_the_command_line_are_those_there_are() -> None:
-    from deepseek_ocr.cli import flags
-
-    assert list(flags.FORMATS) == list(FORMATS)

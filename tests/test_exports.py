@@ -17,8 +17,8 @@ from PIL import Image
 
 from deepseek_ocr.engine.results import Failure
 from deepseek_ocr.errors import ImageError, SettingsError
-from deepseek_ocr.formats import export, markdown
-from deepseek_ocr.formats.export import FORMATS, TEXT_FORMATS, text_of, write
+from deepseek_ocr.formats import FORMATS, export, markdown
+from deepseek_ocr.formats.export import text_of, write
 from deepseek_ocr.formats.figures import MOST_AREA, MOST_FIGURES, figure_crops, save_figures
 from deepseek_ocr.formats.records import PageRecord
 from deepseek_ocr.grounding import parser
@@ -78,7 +78,7 @@ def test_pages_are_taken_one_at_a_time() -> None:
                 yield page
 
     document = document_of(Pages(record_of(number, PAGE) for number in range(1, 100)))
-    for name in TEXT_FORMATS:
+    for name in (name for name, one in FORMATS.items() if one.is_text):
         taken.clear()
         pieces = text_of(document, name, Path("absent"))
         for _ in range(4):

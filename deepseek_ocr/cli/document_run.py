@@ -19,11 +19,14 @@ from deepseek_ocr.cli.progress import Lines, progress
 from deepseek_ocr.cli.read import checkpoint_folder
 from deepseek_ocr.cli.read_arguments import STANDARD_INPUT, Job, Output
 from deepseek_ocr.documents.inputs import Input, Listing, each_once, find, output_names, spool
-from deepseek_ocr.documents.pipeline import Plan, Tally, read_documents
+from deepseek_ocr.documents.pipeline import read_documents
+from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.documents.renderer import Renderer
+from deepseek_ocr.documents.run_progress import Tally
 from deepseek_ocr.documents.run_store import Store, checkpoint_digest
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.formats.writing import WriteOptions
 
 _MOST_WORKERS = 4
 """Rendering processes: each renders tens of pages a second."""
@@ -106,9 +109,7 @@ def _plan(job: Job, output: Output) -> Plan:
         formats=output.formats,
         pages=job.pages,
         password=job.password,
-        join_tables=output.join_tables,
-        existing_text=job.settings.existing_text,
-        formulas=job.settings.formulas,
+        options=WriteOptions(output.join_tables, job.settings.existing_text, job.settings.formulas),
         overwrite=output.overwrite,
         about=about,
     )

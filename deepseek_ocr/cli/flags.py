@@ -9,6 +9,7 @@ from typing import get_args
 
 from deepseek_ocr import __version__, configuration, presets
 from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.formats import FORMATS
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.settings import DecodeSettings, ExistingText, FormulaDelimiters, RenderSettings
 from deepseek_ocr.weights import registry
@@ -18,9 +19,6 @@ PRINTED = ("txt", "md", "json")
 
 LIST_DEVICES = ""
 """What `--devices` is without names."""
-
-FORMATS = ("md", "html", "json", "txt", "mmd", "pdf", "searchable-pdf", "regions")
-"""Formats of files: those of `deepseek_ocr.formats.export`, which would import torch."""
 
 _DESCRIPTION = """\
 Read pictures of pages, PDFs, TIFFs, zips of pictures and folders of them with DeepSeek-OCR: print

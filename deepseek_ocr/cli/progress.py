@@ -16,9 +16,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from deepseek_ocr.cli.console import complain, harmless
 from deepseek_ocr.cli.printing import left_out_of
 from deepseek_ocr.documents.inputs import Input
-from deepseek_ocr.documents.pipeline import Watcher
-from deepseek_ocr.formats.pdf_builder import PdfPages
+from deepseek_ocr.documents.run_progress import Watcher
 from deepseek_ocr.formats.records import PageRecord
+from deepseek_ocr.formats.writing import PdfPages
 
 _QUIET_S = 30.0
 """Seconds between plain lines that say how far the run is."""

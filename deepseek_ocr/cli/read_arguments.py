@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from deepseek_ocr import configuration, presets
-from deepseek_ocr.cli.flags import FORMATS, LIST_DEVICES, PRINTED, parser
-from deepseek_ocr.documents.inputs import Pages, Shard, parse_pages, parse_shard
+from deepseek_ocr.cli.flags import LIST_DEVICES, PRINTED, parser
+from deepseek_ocr.documents.inputs import PageSelection, Shard, parse_pages, parse_shard
 from deepseek_ocr.errors import OcrError, SettingsError
+from deepseek_ocr.formats import find_format
 from deepseek_ocr.settings import CropSettings, DecodeSettings, RenderSettings
 from deepseek_ocr.weights import registry
 
@@ -46,7 +47,7 @@ class Job:
     crop: CropSettings
     decode: DecodeSettings
     render: RenderSettings
-    pages: Pages
+    pages: PageSelection
     password: str | None
     format: str
     settings: configuration.Settings
@@ -125,7 +126,7 @@ def _job(
         render=RenderSettings(
             dpi=flags.dpi, rotate=None if flags.rotate == "auto" else int(flags.rotate)
         ),
-        pages=Pages() if flags.pages is None else parse_pages(flags.pages),
+        pages=PageSelection() if flags.pages is None else parse_pages(flags.pages),
         password=flags.password,
         format="txt" if output else _printed(flags.format),
         settings=settings,
@@ -139,16 +140,11 @@ def _printed(names: str | None) -> str:
     """The format of standard output."""
     if names in (None, *PRINTED):
         return names or "txt"
-    _known(names.split(","))
+    for name in names.split(","):
+        find_format(name)
     raise SettingsError(
         f"--format {names} makes files; add -o FOLDER. Printed is one of {', '.join(PRINTED)}."
     )
-
-
-def _known(names: Sequence[str]) -> None:
-    for name in names:
-        if name not in FORMATS:
-            raise SettingsError(f"There is no format {name!r}; choose among {', '.join(FORMATS)}.")
 
 
 def _output(flags: argparse.Namespace) -> Output | None:
@@ -161,8 +157,7 @@ def _output(flags: argparse.Namespace) -> Output | None:
         raise SettingsError("--stdout prints and -o writes files; give one of them.")
     if flags.devices and flags.device:
         raise SettingsError("--devices names several devices, --device one; give one of them.")
-    names = [name.strip() for name in (flags.format or "md").split(",")]
-    _known(names)
+    names = [find_format(name.strip()).name for name in (flags.format or "md").split(",")]
     devices = tuple(name.strip() for name in (flags.devices or "").split(",") if name.strip())
     retries = len(presets.RETRIES) if flags.retries is None else flags.retries
     presets.attempts(CropSettings(), DecodeSettings(), retries)  # are there as many?

@@ -67,7 +67,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Pages:
+class PageSelection:
     """Which pages to read, as (first, last) counted from 1, from the end where negative.
 
     Empty is all of them.
@@ -90,8 +90,8 @@ class Pages:
 _ITEM = re.compile(r"(-?\d{1,9})(?:(-)(-?\d{1,9})?)?")
 
 
-def parse_pages(text: str) -> Pages:
-    """`1-3,7,-1` as `Pages`: numbers count from 1, negative ones from the end; `5-` is the rest.
+def parse_pages(text: str) -> PageSelection:
+    """`1-3,7,-1` as `PageSelection`: numbers count from 1, negative ones from the end; `5-` is the rest.
 
     Raises `SettingsError` for anything else, and beyond `LONGEST_CHOICE` characters.
     """
@@ -108,7 +108,7 @@ def parse_pages(text: str) -> Pages:
             )
         last = int(match[3]) if match[3] else (-1 if match[2] else first)
         ranges.append((first, last))
-    return Pages(tuple(ranges))
+    return PageSelection(tuple(ranges))
 
 
 @dataclass(frozen=True)

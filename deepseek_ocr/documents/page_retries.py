@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from time import perf_counter
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from PIL import Image
 
 from deepseek_ocr.documents.renderer import Rendered
 from deepseek_ocr.engine.results import Failure, Page, Reading
-from deepseek_ocr.formats.records import Try
+from deepseek_ocr.formats.figures import save_figures
+from deepseek_ocr.formats.records import PageRecord, Try, page_record
 from deepseek_ocr.settings import Attempt
 
 OUTCOMES = ("stop", "length", "timeout", "loop", "empty", "failed")
@@ -160,6 +162,25 @@ def ready(attempts: Sequence[Attempt], page: ReadPage[Wanted]) -> Attempt:
     if left is None:
         return attempts[at]
     return replace(attempts[at], decode=replace(attempts[at].decode, timeout=max(left, 1e-3)))
+
+
+def record_of(page: ReadPage[Any], number: int, folder: Path | None = None) -> PageRecord:
+    """The record of `page`, the `number`-th (from 1), with all its tries; its figures are written
+    below `folder`, if there is one. Raises `OSError` where the disk takes no more."""
+    rendered = page.rendered
+    if page.reading is None:
+        return PageRecord(
+            number, rendered.image.width, rendered.image.height, rendered.points,
+            rendered.rotation, tries=tuple(page.tries), error=page.error,
+            own_text=rendered.own_text,
+        )  # fmt: skip
+    figures: tuple[str, ...] = ()
+    if folder is not None:
+        figures = save_figures(rendered.image, page.reading.regions, number, folder)
+    return page_record(
+        number, page.reading, rendered.points, rendered.rotation, figures,
+        tuple(page.tries), page.kept, rendered.own_text,
+    )  # fmt: skip
 
 
 def outcome_of(reading: Reading) -> str:

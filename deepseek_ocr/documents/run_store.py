@@ -34,8 +34,8 @@ from filelock import FileLock, Timeout
 from deepseek_ocr.documents.inputs import Input, Shard, shown, with_hash
 from deepseek_ocr.errors import RecordError, SettingsError
 from deepseek_ocr.files import atomic_write
-from deepseek_ocr.formats.pdf_builder import PdfPages
 from deepseek_ocr.formats.records import PageRecord, record_from_json, record_to_json
+from deepseek_ocr.formats.writing import PdfPages
 
 PAGES = ".pages"
 

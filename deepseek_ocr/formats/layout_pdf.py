@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from pikepdf import Array, Dictionary, Name
-from PIL import Image
 
 from deepseek_ocr.formats.glyphless import compressed, width_of
 from deepseek_ocr.formats.joined_tables import PageContent
 from deepseek_ocr.formats.markdown import remarks
-from deepseek_ocr.formats.pdf_builder import Decorator, Leaf, PdfPages, write_book
+from deepseek_ocr.formats.pdf_builder import Decorator, Leaf, build_pdf
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
+from deepseek_ocr.formats.writing import PdfPages, WriteContext
 from deepseek_ocr.grounding.geometry import Rectangle, picture_to_user
 from deepseek_ocr.grounding.parser import SCALE, Region
 
@@ -45,14 +45,9 @@ _LONGEST_NOTE = 300
 _PRINTED_READ_ONLY_LOCKED = 4 + 64 + 128
 
 
-def write_layout_pdf(
-    document: DocumentRecord,
-    render: Callable[[int], Image.Image],
-    path: Path,
-    password: str | None,
-) -> PdfPages:
-    """Write `document` with its regions drawn to `path`; see `book.write_book`."""
-    return write_book(document, render, lambda pdf: Decorator(_page, lambda: None), path, password)
+def write_layout_pdf(document: DocumentRecord, context: WriteContext, path: Path) -> PdfPages:
+    """Write `document` with its regions drawn to `path`; see `pdf_builder.build_pdf`."""
+    return build_pdf(document, context, path, lambda pdf: Decorator(_page, lambda: None))
 
 
 def colour_of(label: str) -> Colour:

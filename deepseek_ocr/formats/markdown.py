@@ -8,6 +8,7 @@ from functools import partial
 from deepseek_ocr.formats.figures import FOLDER
 from deepseek_ocr.formats.joined_tables import Group, PageContent, page_contents, row_texts
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
+from deepseek_ocr.formats.writing import WriteContext
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.markup import (
     NameFigure,
@@ -27,23 +28,21 @@ _ENDINGS = {
 }
 
 
-def write_markdown(
-    document: DocumentRecord, join_tables: bool, formulas: FormulaDelimiters
-) -> Iterator[str]:
+def write_markdown(document: DocumentRecord, context: WriteContext) -> Iterator[str]:
     """Markdown, page by page, each headed by a comment that says which it is."""
-    for page in page_contents(document.pages, join_tables):
+    for page in page_contents(document.pages, context.options.join_tables):
         notes = map(comment, [f"page {page.record.number}", *remarks(page)])
-        yield "\n\n".join([*notes, *_body(page, formulas)]) + "\n\n"
+        yield "\n\n".join([*notes, *_body(page, context.options.formulas)]) + "\n\n"
 
 
-def write_official(document: DocumentRecord) -> Iterator[str]:
+def write_official(document: DocumentRecord, context: WriteContext) -> Iterator[str]:
     """`NAME.mmd`: tags removed, figures linked, pages parted as the official script does."""
     for record in document.pages:
         cleaned = official_clean(record.text, partial(figure_path, record))
         yield _official_mark(record) + cleaned + PAGE_SPLIT
 
 
-def write_official_tagged(document: DocumentRecord) -> Iterator[str]:
+def write_official_tagged(document: DocumentRecord, context: WriteContext) -> Iterator[str]:
     """`NAME_det.mmd`: the model's text with its tags, pages parted as the official script does."""
     for record in document.pages:
         yield _official_mark(record) + record.text + PAGE_SPLIT

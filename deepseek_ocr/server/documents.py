@@ -24,10 +24,10 @@ from platformdirs import user_state_path
 from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
-from deepseek_ocr.documents.pipeline import settings_data
+from deepseek_ocr.documents.plan import settings_data
 from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.errors import DocumentError, OutputError, SettingsError
-from deepseek_ocr.formats import export
+from deepseek_ocr.formats import FORMATS, export
 from deepseek_ocr.formats.records import DocumentRecord
 from deepseek_ocr.server import logs
 from deepseek_ocr.server.auth import client_of
@@ -42,12 +42,6 @@ from deepseek_ocr.server.uploads import OPENAPI, Upload, received
 router = APIRouter(prefix="/v1/ocr", dependencies=[Depends(client_of)])
 
 NDJSON = "application/x-ndjson"
-
-_MEDIA = {
-    "md": "text/markdown", "html": "text/html", "json": "application/json", "txt": "text/plain",
-    "mmd": "text/markdown", "pdf": "application/pdf", "searchable-pdf": "application/pdf",
-    "regions": NDJSON,
-}  # fmt: skip
 
 _LONGEST_SIDE = 2000
 """Pixels of a page's picture as it is shown beside its text."""
@@ -158,8 +152,10 @@ async def read_document(request: Request, jobs: JobsHere, client: Client) -> Res
         raise
     gone = BackgroundTask(jobs.forget, job.id)
     if format_ == "json":
-        return FileResponse(path, media_type=_MEDIA[format_], background=gone)
-    return FileResponse(path, media_type=_MEDIA[format_], filename=path.name, background=gone)
+        return FileResponse(path, media_type=FORMATS[format_].media_type, background=gone)
+    return FileResponse(
+        path, media_type=FORMATS[format_].media_type, filename=path.name, background=gone
+    )
 
 
 @router.post("/jobs", status_code=202, openapi_extra=OPENAPI)
@@ -231,15 +227,15 @@ async def show_blocks(jobs: JobsHere, job: JobHere, number: PageNumber) -> dict[
 @router.get("/jobs/{id}/output/{output}", response_model=None)
 async def show_output(jobs: JobsHere, job: JobHere, output: str) -> Response:
     """A finished document in a format of `ocr.py --format`, as a file."""
-    if output not in _MEDIA:
-        known = ", ".join(_MEDIA)
+    if output not in FORMATS:
+        known = ", ".join(FORMATS)
         raise ApiError(404, f"There is no such format; choose among {known}.", "no_format")
     if job.status != "done":
         raise ApiError(
             409, "The document is not read to its end; see its status.", "job_not_finished"
         )
     path = await _written(jobs, job, output)
-    return FileResponse(path, media_type=_MEDIA[output], filename=path.name)
+    return FileResponse(path, media_type=FORMATS[output].media_type, filename=path.name)
 
 
 # --- taking in ----------------------------------------------------------------------------------
@@ -404,11 +400,13 @@ async def _written(jobs: Jobs, job: Job, output: str) -> Path:
                 raise _no_job()
             try:
                 written = export.write(
-                    document, (output,), folder,
+                    document,
+                    (output,),
+                    folder,
                     lambda number: jobs.render(job, plan, number).image,
-                    join_tables=plan.plan.join_tables, password=plan.plan.password,
-                    existing_text=plan.plan.existing_text, formulas=plan.plan.formulas,
-                )  # fmt: skip
+                    plan.plan.options,
+                    plan.plan.password,
+                )
             except OutputError as error:  # its cause says what the client may see
                 raise error.__cause__ or error from None
             if not jobs.store.has(job.id):

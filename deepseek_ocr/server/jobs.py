@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from deepseek_ocr.documents.pipeline import record_of
+from deepseek_ocr.documents.page_retries import record_of
 from deepseek_ocr.documents.renderer import OpenDocument, Rendered, Renderer
 from deepseek_ocr.errors import DocumentError
 from deepseek_ocr.formats.records import PageRecord

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from deepseek_ocr.documents.page_retries import ReadPage, read_page
-from deepseek_ocr.documents.pipeline import Plan
+from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.documents.renderer import Rendered
 from deepseek_ocr.engine.results import Failure, Page, Reading
 from deepseek_ocr.errors import DeviceError
