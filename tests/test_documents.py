@@ -30,6 +30,10 @@ from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.documents.run_progress import Tally, Watcher
 from deepseek_ocr.documents.run_store import Store, read_manifests
 from deepseek_ocr.engine.results import Failure, Page, Reading
+from deepseek_ocr.formats import FORMATS, Format
+from deepseek_ocr.formats.records import DocumentRecord
+from deepseek_ocr.formats.writing import WriteContext
+from deepseek_ocr.server.document_fields import output_format
 from deepseek_ocr.settings import CropSettings, DecodeSettings, RenderSettings
 from tests import papers
 from tests.scripted import FAULTS, Run, ScriptedEngine, Server, text_of
@@ -515,3 +519,20 @@ def test_what_cannot_start_says_why(
     status, out, err = server.run(*arguments, cwd=tmp_path)
     assert (status, out) == (2, "")
     assert message in err
+
+
+def write_loudly(document: DocumentRecord, context: WriteContext) -> Iterator[str]:
+    """A writer that a test adds."""
+    for page in document.pages:
+        yield f"{page.text.upper()}\n"
+
+
+def test_one_entry_adds_an_output_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loud = Format("loud", "in capitals", {"_loud.txt": f"{__name__}:write_loudly"}, "text/x-loud")
+    monkeypatch.setitem(FORMATS, "loud", loud)
+    papers.pdf(tmp_path / "scan.pdf", (1, 2))
+    tally = run_here(tmp_path, [tmp_path / "scan.pdf"], formats=("loud", "json"))
+    assert (tally.documents, tally.failures) == (1, 0)
+    written = (tmp_path / "out" / "scan" / "scan_loud.txt").read_text()
+    assert written == f"{text_of(1)}\n{text_of(2)}\n".upper()
+    assert output_format({"output_format": "loud"}) == "loud"

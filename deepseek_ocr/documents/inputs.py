@@ -91,7 +91,7 @@ _ITEM = re.compile(r"(-?\d{1,9})(?:(-)(-?\d{1,9})?)?")
 
 
 def parse_pages(text: str) -> PageSelection:
-    """`1-3,7,-1` as `PageSelection`: numbers count from 1, negative ones from the end; `5-` is the rest.
+    """`1-3,7,-1` as a selection: pages count from 1, negative ones from the end; `5-` is the rest.
 
     Raises `SettingsError` for anything else, and beyond `LONGEST_CHOICE` characters.
     """
