@@ -21,6 +21,7 @@ from deepseek_ocr.formats import FORMATS, export, markdown
 from deepseek_ocr.formats.export import text_of, write
 from deepseek_ocr.formats.figures import MOST_AREA, MOST_FIGURES, figure_crops, save_figures
 from deepseek_ocr.formats.records import PageRecord
+from deepseek_ocr.formats.writing import WriteContext
 from deepseek_ocr.grounding import parser
 from tests.conftest import ROOT, reference
 from tests.output_fixtures import (
@@ -142,7 +143,9 @@ def test_official_files_are_the_official_scripts() -> None:
         f"{TABLE}\n\n\\[ a_1 := b_2 \\]\n\n<--- Page Split --->\n"
         "Free text\n\n\n\n\nof it\n\n<--- Page Split --->\n"
     )
-    tagged = "".join(markdown.write_official_tagged(document_of(pages)))
+    tagged = "".join(
+        markdown.write_official_tagged(document_of(pages), WriteContext(Path("absent")))
+    )
     assert tagged == (
         f"{PAGE}\n\n<--- Page Split --->\nFree text\n\n\n\n\nof it\n\n<--- Page Split --->\n"
     )
