@@ -27,8 +27,8 @@ from deepseek_ocr.documents.inputs import Input, PageSelection, find, parse_page
 from deepseek_ocr.documents.pipeline import read_documents
 from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.documents.renderer import Renderer
-from deepseek_ocr.documents.run_progress import Tally, Watcher
 from deepseek_ocr.documents.run_store import Store, read_manifests
+from deepseek_ocr.documents.run_tally import Tally, Watcher
 from deepseek_ocr.engine.results import Failure, Page, Reading
 from deepseek_ocr.formats import FORMATS, Format
 from deepseek_ocr.formats.records import DocumentRecord

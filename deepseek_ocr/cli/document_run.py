@@ -22,8 +22,8 @@ from deepseek_ocr.documents.inputs import Input, Listing, each_once, find, outpu
 from deepseek_ocr.documents.pipeline import read_documents
 from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.documents.renderer import Renderer
-from deepseek_ocr.documents.run_progress import Tally
 from deepseek_ocr.documents.run_store import Store, checkpoint_digest
+from deepseek_ocr.documents.run_tally import Tally
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.formats.writing import WriteOptions

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from deepseek_ocr.cli.console import complain, harmless
 from deepseek_ocr.cli.printing import left_out_of
 from deepseek_ocr.documents.inputs import Input
-from deepseek_ocr.documents.run_progress import Watcher
+from deepseek_ocr.documents.run_tally import Watcher
 from deepseek_ocr.formats.records import PageRecord
 from deepseek_ocr.formats.writing import PdfPages
 

@@ -17,8 +17,8 @@ from PIL import ExifTags, Image
 from deepseek_ocr.documents import inputs
 from deepseek_ocr.documents.pdf_file import PdfFile, encrypted_reason
 from deepseek_ocr.errors import DocumentError
+from deepseek_ocr.images.image_loading import check_pixels, open_frames, open_image
 from deepseek_ocr.images.limits import PICTURE_SUFFIXES, ImageLimits
-from deepseek_ocr.images.loading import check_pixels, open_frames, open_image
 from deepseek_ocr.settings import RenderSettings
 
 MAX_PAGES = 100_000

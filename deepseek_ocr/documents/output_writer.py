@@ -9,8 +9,8 @@ from PIL import Image
 from deepseek_ocr.documents.inputs import Input
 from deepseek_ocr.documents.plan import Plan, settings_data
 from deepseek_ocr.documents.renderer import OpenDocument, Renderer
-from deepseek_ocr.documents.run_progress import RunProgress
 from deepseek_ocr.documents.run_store import Store
+from deepseek_ocr.documents.run_tally import RunReporter
 from deepseek_ocr.errors import OutputError
 from deepseek_ocr.formats import export
 from deepseek_ocr.formats.records import DocumentRecord
@@ -35,7 +35,7 @@ class DocumentInRun:
 class OutputWriter:
     """Writes the outputs of documents from the records in `store`."""
 
-    def __init__(self, plan: Plan, store: Store, renderer: Renderer, progress: RunProgress) -> None:
+    def __init__(self, plan: Plan, store: Store, renderer: Renderer, progress: RunReporter) -> None:
         self._plan, self._store, self._renderer = plan, store, renderer
         self._progress = progress
 

@@ -20,8 +20,8 @@ from deepseek_ocr.documents.output_writer import DocumentInRun, OutputWriter
 from deepseek_ocr.documents.page_retries import Engine, read_pages, record_of
 from deepseek_ocr.documents.plan import Plan, settings_data
 from deepseek_ocr.documents.renderer import Ahead, OpenDocument, Rendered, Renderer
-from deepseek_ocr.documents.run_progress import RunProgress, Tally, Watcher
 from deepseek_ocr.documents.run_store import Store, file_digest, settings_digest
+from deepseek_ocr.documents.run_tally import RunReporter, Tally, Watcher
 from deepseek_ocr.errors import DocumentError, OcrError
 from deepseek_ocr.formats.records import PageRecord
 
@@ -64,7 +64,7 @@ def read_documents(
     Raises `OSError` if the disk is full.
     """
     names = output_names(inputs) if names is None else names
-    progress = RunProgress(store, watcher or Watcher())
+    progress = RunReporter(store, watcher or Watcher())
     _DocumentRun(plan, store, renderer, progress, names).read(inputs, engines)
     return progress.tally
 
@@ -77,7 +77,7 @@ class _DocumentRun:
         plan: Plan,
         store: Store,
         renderer: Renderer,
-        progress: RunProgress,
+        progress: RunReporter,
         names: Mapping[str, str],
     ) -> None:
         self._plan, self._store, self._renderer = plan, store, renderer

@@ -15,8 +15,8 @@ from deepseek_ocr.devices import selection
 from deepseek_ocr.engine.results import Delta, Page, Reading, Timings
 from deepseek_ocr.engine.text_accumulator import Confidences, Output, count, valid_tokens
 from deepseek_ocr.grounding import parser
+from deepseek_ocr.images.image_loading import open_image
 from deepseek_ocr.images.limits import ImageLimits
-from deepseek_ocr.images.loading import open_image
 from deepseek_ocr.images.views import Views, make_views
 from deepseek_ocr.kernels import float32_fallback
 from deepseek_ocr.model import network as model

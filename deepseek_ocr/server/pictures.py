@@ -12,8 +12,8 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from deepseek_ocr.errors import ImageError
+from deepseek_ocr.images.image_loading import check_pixels, open_frames
 from deepseek_ocr.images.limits import ImageLimits
-from deepseek_ocr.images.loading import check_pixels, open_frames
 from deepseek_ocr.server.errors import ApiError
 from deepseek_ocr.server.state import Caller
 

@@ -140,7 +140,7 @@ def pixel_hash(image_path: Path) -> tuple[str, bool]:
 
     Raises `ImageError` where the picture cannot be opened.
     """
-    from deepseek_ocr.images.loading import open_image  # imports torch: seconds
+    from deepseek_ocr.images.image_loading import open_image  # imports torch: seconds
 
     image = open_image(image_path)
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())

@@ -68,7 +68,7 @@ class Watcher:
         """One of these is a PDF of the format `name`, not all of whose pages are the usual."""
 
 
-class RunProgress:
+class RunReporter:
     """Counts what happens in `tally`, lists failures in `store`, tells `watcher`.
 
     Methods may be called from several threads.
