@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import zipfile
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -128,17 +130,9 @@ def _is_picture(member: zipfile.ZipInfo) -> bool:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """A key by which `page 2` comes before `page 10`."""
-    pieces: list[tuple[int, str]] = []
-    digits = text = ""
-    for sign in name.casefold() + "\0":
-        if sign in "0123456789":
-            digits += sign
-            continue
-        if digits:
-            pieces += [(0, text), (int(digits[:18]), digits)]
-            digits = text = ""
-        text += sign
-    return [*pieces, (0, text)]
+    pieces = re.findall(r"([^0-9]*)([0-9]*)", name.casefold() + "\0")
+    numbered = (((0, text), (int(digits[:18] or 0), digits)) for text, digits in pieces)
+    return list(chain.from_iterable(numbered))
 
 
 def _mode_of_jpeg(image: Image.Image, picture: Image.Image) -> str | None:

@@ -167,20 +167,21 @@ def ready(attempts: Sequence[Attempt], page: ReadPage[Wanted]) -> Attempt:
 def record_of(page: ReadPage[Any], number: int, folder: Path | None = None) -> PageRecord:
     """The record of `page`, the `number`-th (from 1), with all its tries; its figures are written
     below `folder`, if there is one. Raises `OSError` where the disk takes no more."""
-    rendered = page.rendered
     if page.reading is None:
-        return PageRecord(
-            number, rendered.image.width, rendered.image.height, rendered.points,
-            rendered.rotation, tries=tuple(page.tries), error=page.error,
-            own_text=rendered.own_text,
-        )  # fmt: skip
-    figures: tuple[str, ...] = ()
-    if folder is not None:
-        figures = save_figures(rendered.image, page.reading.regions, number, folder)
-    return page_record(
-        number, page.reading, rendered.points, rendered.rotation, figures,
-        tuple(page.tries), page.kept, rendered.own_text,
-    )  # fmt: skip
+        record = PageRecord(number, *page.rendered.image.size, error=page.error)
+    else:
+        record = page_record(number, page.reading)
+        if folder is not None:
+            figures = save_figures(page.rendered.image, record.regions, number, folder)
+            record = replace(record, figures=figures)
+    return replace(
+        record,
+        points=page.rendered.points,
+        rotation=page.rendered.rotation,
+        tries=tuple(page.tries),
+        kept=page.kept,
+        own_text=page.rendered.own_text,
+    )
 
 
 def outcome_of(reading: Reading) -> str:

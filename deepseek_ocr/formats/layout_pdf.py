@@ -16,8 +16,8 @@ from deepseek_ocr.formats.markdown import remarks
 from deepseek_ocr.formats.pdf_builder import Decorator, Leaf, build_pdf
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
 from deepseek_ocr.formats.writing import PdfPages, WriteContext
-from deepseek_ocr.grounding.geometry import Rectangle, picture_to_user
-from deepseek_ocr.grounding.parser import SCALE, Region
+from deepseek_ocr.grounding.geometry import Rectangle, picture_to_user, to_displayed
+from deepseek_ocr.grounding.parser import Region
 
 Colour = tuple[float, float, float]
 
@@ -109,9 +109,9 @@ def _regions(record: PageRecord, width: float, height: float, unit: float) -> It
         name = _name_of(record, region)
         colour = colour_of(name)
         line = unit * (0.2 if region.label in ("title", "sub_title") else 0.12)
-        for x1, y1, x2, y2 in region.boxes:
-            left, right = x1 / SCALE * width, x2 / SCALE * width
-            top, bottom = height - y1 / SCALE * height, height - y2 / SCALE * height
+        for box in region.boxes:
+            left, upper, right, lower = to_displayed(box, (width, height), 0)
+            top, bottom = height - upper, height - lower
             shape = f"{left:.2f} {bottom:.2f} {right - left:.2f} {top - bottom:.2f} re"
             yield f"q {_rgb(colour)} rg {_rgb(colour)} RG /T gs {line:.2f} w {shape} B Q"
             label = _printable(f"{order} {name}", _LONGEST_LABEL)

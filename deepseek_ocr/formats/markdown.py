@@ -50,19 +50,8 @@ def write_official_tagged(document: DocumentRecord, context: WriteContext) -> It
 
 def official_clean(text: str, name_of: Callable[[int], str]) -> str:
     """`text` as the official script cleans it, which keeps blank lines that we would not."""
-    parts: list[str] = []
-    at = figures = removed = 0
-    for region in parser.parse(text):
-        parts.append(text[at : region.start])
-        if region.is_figure:
-            links = [f"![]({name_of(figures + nth)})\n" for nth in range(len(region.boxes))]
-            parts += links
-            figures += len(links)
-        else:
-            removed += 1
-        at = region.text_start
-    cleaned = "".join([*parts, text[at:]])
-    cleaned = cleaned.replace("\\coloneqq", ":=").replace("\\eqqcolon", "=:")
+    cleaned = parser.without_tags(text, name_of)
+    removed = sum(not region.is_figure for region in parser.parse(text))
     for _ in range(removed):  # once a tag, as there; it soon changes nothing more
         shorter = cleaned.replace("\n\n\n\n", "\n\n").replace("\n\n\n", "\n\n")
         if shorter == cleaned:

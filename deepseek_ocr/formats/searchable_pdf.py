@@ -22,8 +22,8 @@ from deepseek_ocr.formats.pdf_builder import (
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
 from deepseek_ocr.formats.text_placement import PlacedLine, place
 from deepseek_ocr.formats.writing import PdfPages, WriteContext
-from deepseek_ocr.grounding.geometry import Rectangle, picture_to_user
-from deepseek_ocr.grounding.parser import SCALE, Region
+from deepseek_ocr.grounding.geometry import Rectangle, picture_to_user, to_displayed
+from deepseek_ocr.grounding.parser import Region
 from deepseek_ocr.markup import Part, plain_lines
 from deepseek_ocr.settings import ExistingText
 
@@ -110,8 +110,8 @@ def _printable(sign: str) -> str:
 
 
 def _box(region: Region, width: float, height: float) -> Rectangle:
-    x1, y1, x2, y2 = max(region.boxes, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
-    return x1 / SCALE * width, y1 / SCALE * height, x2 / SCALE * width, y2 / SCALE * height
+    largest = max(region.boxes, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
+    return to_displayed(largest, (width, height), 0)
 
 
 def _add(leaf: Leaf, lines: list[PlacedLine], font: GlyphlessFont) -> None:
