@@ -11,7 +11,7 @@ from deepseek_ocr.cli.flags import add_config, add_speed
 from deepseek_ocr.cli.read_arguments import show_config
 from deepseek_ocr.configuration import MEANINGS, ServerSettings, Settings
 from deepseek_ocr.errors import OcrError
-from deepseek_ocr.server.auth import check_binding, read_keys
+from deepseek_ocr.server.security.api_keys import check_binding, read_keys
 
 _DESCRIPTION = """\
 Serve DeepSeek-OCR over HTTP: /v1/chat/completions, /v1/responses and /v1/models for clients of
