@@ -9,7 +9,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deepseek_ocr import __version__, presets
@@ -160,12 +160,8 @@ def _reading(job: Job) -> Iterator[Finding]:
     """A tiny read with the bundled model, on the chosen device."""
     from deepseek_ocr.engine.ocr_engine import OcrEngine
 
-    settings = job.settings
-    folder = registry.ensure("pocket", Path(settings.checkpoints), fetch=False)
-    engine = OcrEngine.load(
-        folder, settings.device, settings.dtype, kernels=settings.kernels, slots=1,
-        vision_device=settings.vision_device, strict=settings.strict,
-    )  # fmt: skip
+    folder = registry.ensure("pocket", Path(job.settings.checkpoints), fetch=False)
+    engine = OcrEngine.from_options(folder, replace(job.settings.load_options(), slots=1))
     try:
         reading = engine.read(
             ROOT / "examples" / "fruit.png", presets.prompt_for("ocr"), presets.crop_for("tiny")

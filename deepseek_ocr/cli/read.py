@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,19 +85,14 @@ def _load(job: Job) -> list[OcrEngine]:
         gc.disable()  # nothing of what is imported is garbage: looking takes a sixth of the time
         try:
             from deepseek_ocr.cli.list_devices import warn_of_too_little
-            from deepseek_ocr.devices.cpu import use_threads
             from deepseek_ocr.engine.ocr_engine import OcrEngine  # imports torch: seconds
         finally:
             gc.freeze()  # nor will it be: two looks before the first page, 0.2 s each
             gc.enable()
-        use_threads(job.settings.threads)
+        options = replace(job.settings.load_options(), adapter=job.adapter)
         for device in devices or (job.settings.device,):
             warn_of_too_little(job, folder, device)
-            engine = OcrEngine.load(
-                folder, device, job.settings.dtype, adapter=job.adapter,
-                quant=job.settings.quant, kernels=job.settings.kernels, slots=job.settings.slots,
-                vision_device=job.settings.vision_device, strict=job.settings.strict,
-            )  # fmt: skip
+            engine = OcrEngine.from_options(folder, replace(options, device=device))
             tell(f"on {engine.device}, {str(engine.dtype).removeprefix('torch.')}")
             engines.append(engine)
     except OcrError as error:

@@ -75,15 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         folder = registry.ensure(settings.model, Path(settings.checkpoints), fetch=False)
         began = time.perf_counter()
-        from deepseek_ocr.devices.cpu import use_threads
         from deepseek_ocr.engine.ocr_engine import OcrEngine
 
-        use_threads(settings.threads)
-        engine = OcrEngine.load(
-            folder, settings.device, settings.dtype,
-            quant=settings.quant, kernels=settings.kernels, slots=settings.slots,
-            vision_device=settings.vision_device, strict=settings.strict,
-        )  # fmt: skip
+        engine = OcrEngine.from_options(folder, settings.load_options())
     except Exception as error:  # a device that is out of memory raises what it likes
         sys.stderr.write(f"verify: {error}\n")
         return 2
