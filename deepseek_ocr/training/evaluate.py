@@ -15,7 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from deepseek_ocr import __version__, configuration, presets
+from deepseek_ocr.console import one_line
 from deepseek_ocr.errors import CheckpointError, InputError, OcrError
+from deepseek_ocr.progress import track
 from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.training import evaluation_report, fact_report
 from deepseek_ocr.training.evaluation_flags import Job, parse
@@ -24,7 +26,6 @@ from deepseek_ocr.training.experiment import ExperimentLog, versions
 from deepseek_ocr.training.facts import load_facts
 from deepseek_ocr.training.files import read_text, write_all
 from deepseek_ocr.training.journal import Journal, Key, Stamp, key_of, stamp_of
-from deepseek_ocr.training.progress import track
 from deepseek_ocr.training.readers import (
     Names,
     extra_texts,
@@ -35,7 +36,6 @@ from deepseek_ocr.training.readers import (
 from deepseek_ocr.training.samples import Example, Rejection, Sample, examples_of, load_samples
 from deepseek_ocr.training.scoring import Prediction, Score, score, summarise
 from deepseek_ocr.weights import registry
-from deepseek_ocr.weights.fetch_console import one_line
 
 if TYPE_CHECKING:
     from deepseek_ocr.engine.ocr_engine import OcrEngine

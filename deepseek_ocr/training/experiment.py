@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 
 from deepseek_ocr import __version__
+from deepseek_ocr.console import one_line
 from deepseek_ocr.training.files import writing
-from deepseek_ocr.weights.fetch_console import one_line
 
 NAME = "experiment_logs.txt"
 

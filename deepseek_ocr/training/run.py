@@ -18,6 +18,7 @@ from accelerate.utils import gather_object, set_seed
 from peft import PeftModel
 
 from deepseek_ocr import presets
+from deepseek_ocr.console import one_line
 from deepseek_ocr.devices import selection
 from deepseek_ocr.documents.run_store import checkpoint_digest, file_digest
 from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -26,6 +27,7 @@ from deepseek_ocr.model.adapters import merge_adapter
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.network import Network, load_network
 from deepseek_ocr.model.prompts import Codec, load_codec
+from deepseek_ocr.progress import track
 from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.training import dataset, lora, run_state, text_metrics
 from deepseek_ocr.training.curves import write_curve
@@ -34,7 +36,6 @@ from deepseek_ocr.training.files import STATE, writing
 from deepseek_ocr.training.objective import Objective, route_in_float32
 from deepseek_ocr.training.optimisation import OptimiserSettings, Stepper, StepResult, cosine
 from deepseek_ocr.training.options import TrainOptions, check_output
-from deepseek_ocr.training.progress import track
 from deepseek_ocr.training.samples import Example, Rejection, write_rejections
 from deepseek_ocr.training.saved_checkpoints import (
     recover_folder,
@@ -43,7 +44,6 @@ from deepseek_ocr.training.saved_checkpoints import (
     stored_dtype,
 )
 from deepseek_ocr.training.scoring import comparable
-from deepseek_ocr.weights.fetch_console import one_line
 
 
 @dataclass

@@ -18,9 +18,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from deepseek_ocr.console import one_line
 from deepseek_ocr.errors import InputError, OcrError
+from deepseek_ocr.progress import track
 from deepseek_ocr.training.files import json_bytes, read_json, write_all
-from deepseek_ocr.training.progress import track
 from deepseek_ocr.training.samples import (
     LARGEST_ANNOTATION,
     Rejection,
@@ -30,7 +31,6 @@ from deepseek_ocr.training.samples import (
     samples_to_json,
     unknown_keys,
 )
-from deepseek_ocr.weights.fetch_console import one_line
 
 ALL_USED, SOME_REJECTED, COULD_NOT_START, INTERRUPTED = 0, 1, 2, 130
 

@@ -25,7 +25,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from deepseek_ocr.errors import OcrError, SettingsError
-from deepseek_ocr.training import fonts, layouts, progress
+from deepseek_ocr.progress import track
+from deepseek_ocr.training import fonts, layouts
 from deepseek_ocr.training.evaluation_flags import positive
 from deepseek_ocr.training.files import write_bytes
 from deepseek_ocr.training.layouts import Block, Canvas, Glyph, PixelBox, Style
@@ -331,7 +332,7 @@ def _make(given: argparse.Namespace) -> None:
     given.output.mkdir(parents=True, exist_ok=True)
     numbers = range(1, given.pages + 1)
     made = write_pages(given.output, recipe, numbers, given.seed, given.processes)
-    for _ in progress.track(made, given.pages, "pages"):
+    for _ in track(made, given.pages, "pages"):
         pass
     others = len(list(given.output.glob("*.png"))) - given.pages
     if others > 0:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepseek_ocr import presets
+from deepseek_ocr.console import one_line
 from deepseek_ocr.errors import InputError, OcrError
 from deepseek_ocr.training.options import TrainOptions, check_output, parse
 from deepseek_ocr.training.samples import (
@@ -23,7 +24,6 @@ from deepseek_ocr.training.samples import (
     write_rejections,
 )
 from deepseek_ocr.weights import registry
-from deepseek_ocr.weights.fetch_console import one_line
 
 DONE, SOME_REJECTED, COULD_NOT_START, INTERRUPTED = 0, 1, 2, 130
 

@@ -14,10 +14,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepseek_ocr.console import one_line, readable
 from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.weights import folders, tar_archive, transfer
 from deepseek_ocr.weights import origins as sources
-from deepseek_ocr.weights.fetch_console import Console, bytes_in, one_line, readable
+from deepseek_ocr.weights.fetch_console import Console, bytes_in
 from deepseek_ocr.weights.folders import Condition
 from deepseek_ocr.weights.origins import RemoteFile, Source
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import threading
 import time
@@ -12,40 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
-_ADDRESS = re.compile(r"https?://[^\s'\"]+")
-"""Up to its end, the query included: a pattern that sought the query would take time with the
-square of a text of many addresses."""
-
-_READ = 20
-"""Times the characters to be printed that are looked at: white space and queries go."""
-
-
-def readable(size: float) -> str:
-    """`size` in bytes as people write it: 6.7 GB."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
-
-
-def one_line(text: object, most: int = 300) -> str:
-    """`text` from elsewhere, safe to print: no control characters, no signed queries, no novels.
-
-    Only the first `_READ` times `most` characters are looked at, however long the text is.
-    """
-    whole = str(text).strip()
-    head = whole[: _READ * most]
-    line = _ADDRESS.sub(_without_query, " ".join(_UNPRINTABLE.sub(" ", head).split()))
-    if len(line) <= most and len(head) == len(whole):
-        return line
-    return f"{line[: most - 1]}…"
-
-
-def _without_query(address: re.Match[str]) -> str:
-    before, _, query = address[0].partition("?")
-    return f"{before}?…" if query else address[0]
+from deepseek_ocr.console import readable
 
 
 def bytes_in(folder: Path) -> int:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from deepseek_ocr.console import one_line
 from deepseek_ocr.errors import CheckpointError
-from deepseek_ocr.weights.fetch_console import one_line
 
 TAR_NAME = "part.tar"
 

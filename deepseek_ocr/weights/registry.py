@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepseek_ocr import configuration
+from deepseek_ocr.console import readable
 from deepseek_ocr.errors import CheckpointError, SettingsError
 from deepseek_ocr.weights import fetch as order
 from deepseek_ocr.weights import folders
-from deepseek_ocr.weights.fetch_console import Console, readable
+from deepseek_ocr.weights.fetch_console import Console
 from deepseek_ocr.weights.folders import Condition
 from deepseek_ocr.weights.origins import Source
 

@@ -20,8 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deepseek_ocr.console import one_line
 from deepseek_ocr.errors import CheckpointError
-from deepseek_ocr.weights.fetch_console import bytes_in, one_line
+from deepseek_ocr.weights.fetch_console import bytes_in
 from deepseek_ocr.weights.origins import RemoteFile, Source
 
 PGET_PREFIX = "pget-"
