@@ -22,7 +22,6 @@ from cog import BasePredictor, ConcatenateIterator, Input, Path, Secret, streami
 from PIL import Image
 
 from deepseek_ocr import configuration, presets
-from deepseek_ocr.devices.cpu import use_threads
 from deepseek_ocr.documents.inputs import Pages, parse_pages
 from deepseek_ocr.documents.renderer import OpenDocument
 from deepseek_ocr.documents.shared_reader import DocumentReader
@@ -183,13 +182,7 @@ def load_reader() -> DocumentReader:
     settings = configuration.load()
     checkpoints = pathlib.Path(settings.checkpoints)
     folder = registry.ensure(settings.model, checkpoints, source=settings.source)
-    use_threads(settings.threads)
-    engine = OcrEngine.load(
-        folder, settings.device, settings.dtype,
-        quant=settings.quant, kernels=settings.kernels, slots=settings.slots,
-        vision_device=settings.vision_device, strict=settings.strict,
-    )  # fmt: skip
-    reader = DocumentReader(engine)
+    reader = DocumentReader(OcrEngine.from_options(folder, settings.load_options()))
     warm_up(reader, settings.model)
     return reader
 

@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +85,9 @@ def measure(
     folder = registry.ensure(settings.model, Path(settings.checkpoints), fetch=False)
     known = registry.known_as(settings.model)
     began = time.perf_counter()
-    from deepseek_ocr.devices.cpu import use_threads
     from deepseek_ocr.engine.ocr_engine import OcrEngine
 
-    use_threads(settings.threads)
-    engine = OcrEngine.load(
-        folder, settings.device, settings.dtype, quant=settings.quant, kernels=settings.kernels,
-        slots=1, vision_device=settings.vision_device, strict=settings.strict,
-    )  # fmt: skip
+    engine = OcrEngine.from_options(folder, replace(settings.load_options(), slots=1))
     load_seconds = time.perf_counter() - began
     pages = flags.pages or sorted((ROOT / "examples").glob("*.png"))
     prompt = presets.prompt_for(flags.task or known.task)

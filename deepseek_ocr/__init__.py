@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deepseek_ocr.engine.load_options import LoadOptions
     from deepseek_ocr.engine.ocr_engine import OcrEngine
     from deepseek_ocr.engine.request import Handle
     from deepseek_ocr.engine.results import (
@@ -59,6 +60,7 @@ __all__ = [
     "ImageLimits",
     "ImageTooLargeError",
     "InputError",
+    "LoadOptions",
     "OcrEngine",
     "OcrError",
     "Page",
@@ -89,6 +91,7 @@ _HOME_OF = {
     "ImageLimits": "images.views",
     "ImageTooLargeError": "errors",
     "InputError": "errors",
+    "LoadOptions": "engine.load_options",
     "OcrEngine": "engine.ocr_engine",
     "OcrError": "errors",
     "Page": "engine.results",

@@ -17,6 +17,7 @@ from typing import Any
 
 from platformdirs import user_config_path
 
+from deepseek_ocr.engine.load_options import LoadOptions
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.settings import ExistingText, FormulaDelimiters, existing_text, formula_delimiters
@@ -72,6 +73,19 @@ class Settings:
     threads: int = 0
     existing_text: ExistingText = "skip"
     formulas: FormulaDelimiters = "dollars"
+
+    def load_options(self) -> LoadOptions:
+        """How the engine is to load the checkpoint: what `OcrEngine.from_options` takes."""
+        return LoadOptions(
+            device=self.device,
+            dtype=self.dtype,
+            quant=self.quant,
+            kernels=self.kernels,
+            slots=self.slots,
+            vision_device=self.vision_device,
+            strict=self.strict,
+            threads=self.threads,
+        )
 
 
 def default_path() -> Path:

@@ -214,7 +214,7 @@ def _child(request: dict[str, Any]) -> None:
         os.chdir(request["cwd"])
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         log = request["log"] and Path(request["log"])
-        OcrEngine.load = lambda *_, **__: ScriptedEngine(request["delay"], log)  # type: ignore
+        OcrEngine.from_options = lambda *_: ScriptedEngine(request["delay"], log)  # type: ignore
         import deepseek_ocr.cli.read
 
         status = deepseek_ocr.cli.read.main(request["arguments"])

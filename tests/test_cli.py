@@ -286,7 +286,7 @@ def test_a_model_that_does_not_fit_its_device_cannot_start(
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(OcrEngine, "load", full)
+    monkeypatch.setattr(OcrEngine, "from_options", full)
     assert read.main(["--model", "pocket", str(ROOT / INVOICE)]) == 2
     assert "CUDA out of memory" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ from deepseek_ocr.engine.results import Delta, Page, Reading, Timings
 from deepseek_ocr.engine.text_accumulator import Confidences, Output, count, valid_tokens
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.images import views as images
-from deepseek_ocr.images.views import ImageLimits, Resize, Views
+from deepseek_ocr.images.views import ImageLimits, Views
 from deepseek_ocr.kernels import float32_fallback
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model import prompts
@@ -35,7 +35,6 @@ class Work:
         codec: prompts.Codec,
         limits: ImageLimits,
         context: int,
-        resize: Resize = images.by_pillow,
     ) -> None:
         """Open the picture, cut it, encode the prompt; in any thread.
 
@@ -43,7 +42,7 @@ class Work:
         """
         began = time.perf_counter()
         picture = images.open_image(page.image, limits)
-        views = images.make_views(picture, page.crop, resize)
+        views = images.make_views(picture, page.crop)
         prompt = prompts.encode(codec, prompts.with_image(page.prompt), views.token_count)
         self._most = sampler.room(context, len(prompt.ids), page.decode.max_new_tokens)
         self._views: Views | None = views

@@ -1,8 +1,7 @@
 """From a picture to the square views that the network sees.
 
-Everything here must match the official preprocessing to the pixel, so resizing is Pillow's (or
-equal to it) and the arithmetic is plain; `tests/golden/preprocess.json` holds what the official
-code gave.
+Everything here must match the official preprocessing to the pixel, so resizing is Pillow's
+and the arithmetic is plain; `tests/golden/preprocess.json` holds what the official code gave.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +35,6 @@ Size = tuple[int, int]
 """Width and height, px."""
 
 Pixels = np.ndarray[Any, Any]
-
-Resize = Callable[[Image.Image, Sequence[Size]], list[Pixels]]
-"""How an RGB picture is resized to each of some sizes; see `by_pillow`."""
 
 PADDING = (127, 127, 127)
 """Colour around a padded view: the official mean 0.5 in 8 bits."""
@@ -264,16 +260,15 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def by_pillow(image: Image.Image, sizes: Sequence[Size]) -> list[Pixels]:
+def _resize(image: Image.Image, sizes: Sequence[Size]) -> list[Pixels]:
     """An RGB picture resized to each of `sizes`, bicubic: `[height, width, 3]`, 8 bits."""
     image.load()
     with ThreadPoolExecutor(len(sizes)) as pool:  # Pillow lets other threads run while it resizes
         return list(pool.map(lambda size: np.asarray(image.resize(size)), sizes))
 
 
-def make_views(image: Image.Image, crop: CropSettings, resize: Resize = by_pillow) -> Views:
-    """Cut an RGB page into its views as the official code does (see `CropSettings`); `resize`
-    gives the same pixels as `by_pillow`."""
+def make_views(image: Image.Image, crop: CropSettings) -> Views:
+    """Cut an RGB page into its views as the official code does (see `CropSettings`)."""
     import torch  # late, so that a process that only opens pictures stays small
 
     width, height = image.size
@@ -282,13 +277,13 @@ def make_views(image: Image.Image, crop: CropSettings, resize: Resize = by_pillo
         if max(image.size) > crop.image_size:
             grid = choose_grid(width, height, crop.image_size)
             tiled = [(grid[0] * crop.image_size, grid[1] * crop.image_size)]
-        fitted, *page = resize(image, [_fit(width, height, crop.base_size), *tiled])
+        fitted, *page = _resize(image, [_fit(width, height, crop.base_size), *tiled])
         views = _normalise(_pad(fitted, crop.base_size), (1, 1))
         tiles = torch.empty(0, 3, crop.image_size, crop.image_size)
         return Views(views[0], _normalise(page[0], grid) if page else tiles, grid)
     side = crop.image_size
     stretched = side <= LARGEST_STRETCHED
-    square = resize(image, [(side, side) if stretched else _fit(width, height, side)])[0]
+    square = _resize(image, [(side, side) if stretched else _fit(width, height, side)])[0]
     views = _normalise(_pad(square, side), (1, 1))
     return Views(views[0], torch.empty(0, 3, side, side), (1, 1))
 

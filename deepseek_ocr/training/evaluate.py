@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -59,10 +60,7 @@ def load_engine(folder: Path, adapter: Path | None, settings: configuration.Sett
     from deepseek_ocr.engine.ocr_engine import OcrEngine  # imports torch: seconds
 
     try:
-        return OcrEngine.load(
-            folder, settings.device, settings.dtype, adapter=adapter,
-            quant=settings.quant, kernels=settings.kernels, slots=settings.slots,
-        )  # fmt: skip
+        return OcrEngine.from_options(folder, replace(settings.load_options(), adapter=adapter))
     except OcrError:
         raise
     except Exception as error:  # a device that is out of memory raises what it likes
