@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from deepseek_ocr import __version__
-from deepseek_ocr.cli.flags import HelpFormatter
+from deepseek_ocr.cli.flags import CommandParser
 
 
 @dataclass(frozen=True)
@@ -53,25 +53,23 @@ examples:
 
 
 class _Subparsers(argparse._SubParsersAction):  # type: ignore[type-arg]
-    """Gives each sub-command its line in the help and the formatting that all share."""
+    """Gives each sub-command its line in the help."""
 
     def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
-        shared = {"formatter_class": HelpFormatter, "allow_abbrev": False}
-        line = {"help": COMMANDS[name].help}
-        parser: argparse.ArgumentParser = super().add_parser(name, **(shared | options | line))
+        parser: argparse.ArgumentParser = super().add_parser(
+            name, **(options | {"help": COMMANDS[name].help})
+        )
         return parser
 
 
 def build_parser(wanted: Container[str]) -> argparse.ArgumentParser:
     """The parser of the program. Only the modules of the sub-commands `wanted` are imported; the
     others can be named and take nothing."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="deepseek-ocr",
         usage="deepseek-ocr COMMAND [options]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"deepseek-ocr {__version__}")
     commands = parser.add_subparsers(

@@ -31,6 +31,14 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{', '.join(action.option_strings)} {value}"
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A parser with this help and without abbreviated flags; parsers of sub-commands are alike."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        shared = {"formatter_class": HelpFormatter, "allow_abbrev": False}
+        super().__init__(*arguments, **(shared | options))
+
+
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add every flag that says which model is loaded, and where."""
     group = parser.add_argument_group("which model and where (also by DEEPSEEK_OCR_MODEL, …)")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deepseek_ocr import configuration
-from deepseek_ocr.cli.flags import HelpFormatter, Subparsers
+from deepseek_ocr.cli.flags import Subparsers
 from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
 from deepseek_ocr.console import readable
 from deepseek_ocr.errors import CheckpointError, SettingsError
@@ -50,10 +50,7 @@ def add_parser(commands: Subparsers) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
 
     def add_action(name: str, purpose: str, action: _Action) -> argparse.ArgumentParser:
-        one = actions.add_parser(
-            name, help=purpose, description=purpose, allow_abbrev=False,
-            formatter_class=HelpFormatter,
-        )  # fmt: skip
+        one = actions.add_parser(name, help=purpose, description=purpose)
         one.add_argument("--checkpoints", metavar="FOLDER", help="where named checkpoints are kept")
         one.set_defaults(run=run, action=action)
         return one
