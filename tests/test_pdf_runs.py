@@ -15,7 +15,7 @@ from deepseek_ocr import configuration
 from deepseek_ocr.cli.read_arguments import parse
 from deepseek_ocr.documents.run_store import read_manifests
 from deepseek_ocr.errors import SettingsError
-from deepseek_ocr.server.document_fields import as_fields, document_plan
+from deepseek_ocr.server.jobs.document_options import as_fields, document_plan
 from tests import papers
 from tests.scripted import Server
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from deepseek_ocr.configuration import ServerSettings, Settings
 from deepseek_ocr.server.app import create_app
-from deepseek_ocr.server.auth import Keys
-from deepseek_ocr.server.state import AHEAD, State
+from deepseek_ocr.server.security.api_keys import Keys
+from deepseek_ocr.server.server_state import AHEAD, ServerState
 from tests.conftest import POCKET, ROOT
 from tests.failing_device import FAILED
 from tests.serving_world import FOREVER, FRUIT, Server, chat, endless_model, serving
@@ -155,14 +155,14 @@ def engines() -> tuple[Engine, Engine]:
 
 
 @pytest.fixture
-def state(engines: tuple[Engine, Engine]) -> State:
+def state(engines: tuple[Engine, Engine]) -> ServerState:
     def load() -> Any:
         return {"pocket": engines}
 
-    return State(Settings(), ServerSettings(), Keys(()), {"pocket": "pocket"}, load)
+    return ServerState(Settings(), ServerSettings(), Keys(()), {"pocket": "pocket"}, load)
 
 
-def test_one_engine_of_several_is_enough(state: State, engines: tuple[Engine, Engine]) -> None:
+def test_one_engine_of_several_is_enough(state: ServerState, engines: tuple[Engine, Engine]) -> None:
     async def scenario() -> None:
         failed = asyncio.Event()
         app = create_app(state, failed.set)
@@ -191,7 +191,7 @@ def test_one_engine_of_several_is_enough(state: State, engines: tuple[Engine, En
 
 
 def test_engines_that_are_stopped_with_the_server_have_not_failed(
-    state: State, engines: tuple[Engine, Engine]
+    state: ServerState, engines: tuple[Engine, Engine]
 ) -> None:
     state.open_pools({"pocket": engines})  # type: ignore[dict-item]
     assert state.ready

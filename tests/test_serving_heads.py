@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from deepseek_ocr.server.heads import BoundedHeads
+from deepseek_ocr.server.security.request_heads import BoundedHeads
 
 SECONDS, BYTES = 1.0, 2000
 

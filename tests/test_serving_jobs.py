@@ -21,10 +21,10 @@ from deepseek_ocr.documents.pipeline import record_of
 from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.formats.records import PageRecord
-from deepseek_ocr.server.auth import Keys
-from deepseek_ocr.server.job_store import Job, JobStore
-from deepseek_ocr.server.jobs import JobLimits, Jobs
-from deepseek_ocr.server.state import State
+from deepseek_ocr.server.jobs.job_manager import JobLimits, Jobs
+from deepseek_ocr.server.jobs.job_store import Job, JobStore
+from deepseek_ocr.server.security.api_keys import Keys
+from deepseek_ocr.server.server_state import ServerState
 from tests.serving_process import FAILING, GATED, KnownEngine, Server, document, text_of
 from tests.test_serving_documents import upload
 
@@ -333,7 +333,7 @@ def store(tmp_path: Path) -> Iterator[JobStore]:
 def run_with(store: JobStore, scenario: Callable[[Jobs], Coroutine[Any, Any, None]]) -> None:
     """Run `scenario` over jobs that no server has."""
     settings, server = configuration.Settings(model="pocket"), configuration.ServerSettings()
-    state = State(settings, server, Keys([]), {"pocket": "pocket"}, dict)
+    state = ServerState(settings, server, Keys([]), {"pocket": "pocket"}, dict)
 
     async def run() -> None:
         with Renderer() as renderer:
@@ -531,7 +531,7 @@ def test_nothing_of_a_deleted_job_is_written_afterwards(
         await forgetting
         assert not store.home(job.id).exists()
 
-    monkeypatch.setattr("deepseek_ocr.server.jobs.record_of", slow)
+    monkeypatch.setattr("deepseek_ocr.server.jobs.job_manager.record_of", slow)
     run_with(store, scenario)
 
 

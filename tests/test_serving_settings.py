@@ -20,10 +20,10 @@ from deepseek_ocr.engine.results import Delta, Failure, Page
 from deepseek_ocr.errors import GenerationError, SettingsError
 from deepseek_ocr.formats.markdown import PAGE_SPLIT
 from deepseek_ocr.server.app import create_app
-from deepseek_ocr.server.auth import Keys
 from deepseek_ocr.server.lifecycle import devices_of, name_of
-from deepseek_ocr.server.state import Engines, State
-from deepseek_ocr.server.writers import writer_for
+from deepseek_ocr.server.openai.page_writers import writer_for
+from deepseek_ocr.server.security.api_keys import Keys
+from deepseek_ocr.server.server_state import Engines, ServerState
 from tests.cog_server import copy_image
 from tests.conftest import ROOT
 from tests.scripted import reading
@@ -156,11 +156,11 @@ def test_importing_what_help_needs_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def state(load: Any = dict) -> State:
-    return State(Settings(), ServerSettings(), Keys(()), {"pocket": "pocket"}, load)
+def state(load: Any = dict) -> ServerState:
+    return ServerState(Settings(), ServerSettings(), Keys(()), {"pocket": "pocket"}, load)
 
 
-async def asked(of: State, path: str, **options: Any) -> httpx.Response:
+async def asked(of: ServerState, path: str, **options: Any) -> httpx.Response:
     transport = httpx.ASGITransport(create_app(of))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         return await client.request("POST" if options else "GET", path, **options)

@@ -19,12 +19,12 @@ from deepseek_ocr.cli.serve import Start
 from deepseek_ocr.devices.selection import available
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import OcrError
-from deepseek_ocr.server import logs
 from deepseek_ocr.server.app import create_app
-from deepseek_ocr.server.auth import Keys
-from deepseek_ocr.server.fetcher import Fetcher
-from deepseek_ocr.server.heads import BoundedHeads
-from deepseek_ocr.server.state import Engines, State
+from deepseek_ocr.server.observability import logs
+from deepseek_ocr.server.security.api_keys import Keys
+from deepseek_ocr.server.security.request_heads import BoundedHeads
+from deepseek_ocr.server.security.url_fetcher import Fetcher
+from deepseek_ocr.server.server_state import Engines, ServerState
 from deepseek_ocr.weights import registry
 
 ENDED, FAILED, COULD_NOT_START = 0, 1, 2
@@ -49,7 +49,7 @@ def main(start: Start) -> int:
     return run(state, listener)
 
 
-def make_state(start: Start) -> State:
+def make_state(start: Start) -> ServerState:
     """The server's state before anything is loaded.
 
     Raises `CheckpointError` where a model is not there, so that it is said before the port opens.
@@ -71,7 +71,7 @@ def make_state(start: Start) -> State:
             for name, folder in folders.items()
         }
 
-    state = State(
+    state = ServerState(
         settings,
         server,
         Keys(start.keys),
@@ -120,7 +120,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def run(state: State, listener: socket.socket) -> int:
+def run(state: ServerState, listener: socket.socket) -> int:
     """Serve on `listener` until SIGTERM or SIGINT, or until a model cannot be loaded or an engine
     fails; the exit status."""
     config = uvicorn.Config(
@@ -146,7 +146,7 @@ def run(state: State, listener: socket.socket) -> int:
     return status
 
 
-def _leave(server: _Server, state: State) -> None:
+def _leave(server: _Server, state: ServerState) -> None:
     """Refuse what waits and let pages being read end, for so long; then the server ends."""
     state.close_queues()
     server.should_exit = True
@@ -154,7 +154,7 @@ def _leave(server: _Server, state: State) -> None:
     loop.call_later(state.server.shutdown_seconds, state.give_up)
 
 
-async def _serve(server: _Server, state: State, listener: socket.socket) -> None:
+async def _serve(server: _Server, state: ServerState, listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

@@ -12,11 +12,11 @@ from fastapi import Request
 from deepseek_ocr import configuration, presets
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.images.views import ImageLimits
-from deepseek_ocr.server.admission import Admission
-from deepseek_ocr.server.auth import Keys
-from deepseek_ocr.server.errors import ApiError, ClosingError, EngineFailedError, NotReadyError
-from deepseek_ocr.server.fetcher import Fetcher
-from deepseek_ocr.server.metrics import Metrics
+from deepseek_ocr.server.api_errors import ApiError, ClosingError, EngineFailedError, NotReadyError
+from deepseek_ocr.server.observability.metrics import Metrics
+from deepseek_ocr.server.queueing.admission import Admission
+from deepseek_ocr.server.security.api_keys import Keys
+from deepseek_ocr.server.security.url_fetcher import Fetcher
 from deepseek_ocr.weights import registry
 
 Engines = Mapping[str, tuple[OcrEngine, ...]]

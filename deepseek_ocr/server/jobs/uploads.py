@@ -17,8 +17,8 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 
 from deepseek_ocr.documents.inputs import safe_name
-from deepseek_ocr.server.document_fields import KNOWN, as_fields
-from deepseek_ocr.server.errors import ApiError
+from deepseek_ocr.server.api_errors import ApiError
+from deepseek_ocr.server.jobs.document_options import KNOWN, as_fields
 
 _DATA_URI = re.compile(r"data:[\w.+-]{0,100}/?[\w.+-]{0,100}(;[\w=.+-]{0,100}){0,5},")
 

@@ -16,7 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from types import TracebackType
 
-from deepseek_ocr.server.errors import ApiError, ClosingError, QueueFullError
+from deepseek_ocr.server.api_errors import ApiError, ClosingError, QueueFullError
 
 
 class Visit:

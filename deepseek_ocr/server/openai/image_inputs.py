@@ -13,8 +13,8 @@ from typing import ParamSpec, TypeVar
 
 from deepseek_ocr.errors import ImageError
 from deepseek_ocr.images.views import ImageLimits, check_pixels, open_frames
-from deepseek_ocr.server.errors import ApiError
-from deepseek_ocr.server.state import Caller
+from deepseek_ocr.server.api_errors import ApiError
+from deepseek_ocr.server.server_state import Caller
 
 P = ParamSpec("P")
 Made = TypeVar("Made")

@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from deepseek_ocr.server import logs
-from deepseek_ocr.server.errors import ApiError, api_error
+from deepseek_ocr.server.api_errors import ApiError, api_error
+from deepseek_ocr.server.observability import logs
 
 Given = TypeVar("Given")
 

@@ -11,7 +11,7 @@ import json
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from deepseek_ocr.server.errors import ApiError
+from deepseek_ocr.server.api_errors import ApiError
 
 
 class BoundedHeads(HttpToolsProtocol):

@@ -11,10 +11,10 @@ from deepseek_ocr.documents.pipeline import Plan
 from deepseek_ocr.documents.renderer import Rendered
 from deepseek_ocr.engine.results import Failure, Page, Reading
 from deepseek_ocr.errors import DeviceError
-from deepseek_ocr.server.errors import RETRY_AFTER, ClosingError, QueueFullError
-from deepseek_ocr.server.reading import reading
-from deepseek_ocr.server.splitting import RegionFound, RegionText, Splitter
-from deepseek_ocr.server.state import Pool, State
+from deepseek_ocr.server.api_errors import RETRY_AFTER, ClosingError, QueueFullError
+from deepseek_ocr.server.jobs.region_splitter import RegionFound, RegionText, Splitter
+from deepseek_ocr.server.queueing.page_streams import reading
+from deepseek_ocr.server.server_state import Pool, ServerState
 from deepseek_ocr.settings import Attempt
 
 Told = RegionFound | RegionText | int
@@ -26,7 +26,7 @@ begins, which makes void what was told before."""
 class Reader:
     """Reads pages for `client` with the model of `pool`; each try takes a turn in its queue."""
 
-    state: State
+    state: ServerState
     pool: Pool
     client: str
 

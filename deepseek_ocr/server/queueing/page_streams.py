@@ -20,9 +20,9 @@ from contextlib import contextmanager, suppress
 from deepseek_ocr.engine.request import Handle
 from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
 from deepseek_ocr.errors import DeviceError
-from deepseek_ocr.server.admission import Visit
-from deepseek_ocr.server.errors import EngineFailedError
-from deepseek_ocr.server.state import Pool, State
+from deepseek_ocr.server.api_errors import EngineFailedError
+from deepseek_ocr.server.queueing.admission import Visit
+from deepseek_ocr.server.server_state import Pool, ServerState
 
 Event = Delta | Reading | Failure
 
@@ -34,7 +34,7 @@ second at most; the first of a page never waits."""
 class Flight:
     """One page on its way; belongs to the event loop it was made on."""
 
-    def __init__(self, state: State, pool: Pool, visit: Visit, number: int, page: Page) -> None:
+    def __init__(self, state: ServerState, pool: Pool, visit: Visit, number: int, page: Page) -> None:
         self._metrics = state.metrics
         self._pool = pool
         self._visit = visit
@@ -141,7 +141,7 @@ def _joined(deltas: Sequence[Delta]) -> Delta:
 
 @contextmanager
 def reading(
-    state: State, pool: Pool, client: str, pages: Sequence[Page]
+    state: ServerState, pool: Pool, client: str, pages: Sequence[Page]
 ) -> Iterator[tuple[Flight, ...]]:
     """Put the pages of one request into the queue, all or none; their flights, in order.
 

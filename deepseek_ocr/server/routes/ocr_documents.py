@@ -29,15 +29,15 @@ from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.errors import DocumentError, OutputError, SettingsError
 from deepseek_ocr.formats import export
 from deepseek_ocr.formats.records import DocumentRecord
-from deepseek_ocr.server import logs
-from deepseek_ocr.server.auth import client_of
-from deepseek_ocr.server.document_fields import DocumentPlan, flag, output_format
-from deepseek_ocr.server.errors import ApiError, ClosingError
-from deepseek_ocr.server.job_store import Job, JobStore, now
-from deepseek_ocr.server.jobs import Jobs
-from deepseek_ocr.server.nodes import page_blocks
-from deepseek_ocr.server.state import State
-from deepseek_ocr.server.uploads import OPENAPI, Upload, received
+from deepseek_ocr.server.api_errors import ApiError, ClosingError
+from deepseek_ocr.server.jobs.document_options import DocumentPlan, flag, output_format
+from deepseek_ocr.server.jobs.job_manager import Jobs
+from deepseek_ocr.server.jobs.job_store import Job, JobStore, now
+from deepseek_ocr.server.jobs.uploads import OPENAPI, Upload, received
+from deepseek_ocr.server.observability import logs
+from deepseek_ocr.server.security.api_keys import client_of
+from deepseek_ocr.server.server_state import ServerState
+from deepseek_ocr.server.web.page_nodes import page_blocks
 
 router = APIRouter(prefix="/v1/ocr", dependencies=[Depends(client_of)])
 
@@ -63,7 +63,7 @@ _HANG_UP_S = 0.25
 
 
 @asynccontextmanager
-async def documents_of(app: FastAPI, state: State) -> AsyncIterator[None]:
+async def documents_of(app: FastAPI, state: ServerState) -> AsyncIterator[None]:
     """Read documents while the application runs.
 
     Where their folder cannot be had the server runs without them, and its log says why.

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from deepseek_ocr.errors import CancelledError, ImageTooLargeError, InputError, OcrError
-from deepseek_ocr.server import logs
+from deepseek_ocr.server.observability import logs
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 

@@ -10,13 +10,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from deepseek_ocr.server.answers import Answer
-from deepseek_ocr.server.errors import ApiError, json_answer
-from deepseek_ocr.server.orders import Wish, last_turn, make_order, refuse
-from deepseek_ocr.server.requests import ChatRequest
-from deepseek_ocr.server.sending import EventStream, as_event, log_fields, unless_hung_up
-from deepseek_ocr.server.state import Caller, caller_of
-from deepseek_ocr.server.writers import Piece
+from deepseek_ocr.server.api_errors import ApiError, json_answer
+from deepseek_ocr.server.openai.answers import Answer
+from deepseek_ocr.server.openai.event_streams import (
+    EventStream,
+    as_event,
+    log_fields,
+    unless_hung_up,
+)
+from deepseek_ocr.server.openai.page_writers import Piece
+from deepseek_ocr.server.openai.request_parsing import Wish, last_turn, make_order, refuse
+from deepseek_ocr.server.openai.request_schemas import ChatRequest
+from deepseek_ocr.server.server_state import Caller, caller_of
 
 router = APIRouter(prefix="/v1")
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from deepseek_ocr.formats.json_document import page_data
 from deepseek_ocr.formats.records import PageRecord
-from deepseek_ocr.server.errors import ApiError, api_error
-from deepseek_ocr.server.job_store import Job, counts_of
-from deepseek_ocr.server.page_reader import Told
-from deepseek_ocr.server.splitting import RegionFound, RegionText
+from deepseek_ocr.server.api_errors import ApiError, api_error
+from deepseek_ocr.server.jobs.job_store import Job, counts_of
+from deepseek_ocr.server.jobs.page_runner import Told
+from deepseek_ocr.server.jobs.region_splitter import RegionFound, RegionText
 
 Event = dict[str, Any]
 

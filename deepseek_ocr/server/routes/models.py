@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from deepseek_ocr import presets
-from deepseek_ocr.server.state import State, state_of
+from deepseek_ocr.server.server_state import ServerState, state_of
 
 router = APIRouter(prefix="/v1")
 
@@ -15,7 +15,7 @@ _OWNER = "deepseek-ai"
 
 
 @router.get("/models")
-async def list_models(state: Annotated[State, Depends(state_of)]) -> dict[str, Any]:
+async def list_models(state: Annotated[ServerState, Depends(state_of)]) -> dict[str, Any]:
     """Every name that requests may give as `model`; `NAME:PRESET` reads at that preset."""
     names = [
         name
@@ -26,11 +26,11 @@ async def list_models(state: Annotated[State, Depends(state_of)]) -> dict[str, A
 
 
 @router.get("/models/{model}")
-async def show_model(model: str, state: Annotated[State, Depends(state_of)]) -> dict[str, Any]:
+async def show_model(model: str, state: Annotated[ServerState, Depends(state_of)]) -> dict[str, Any]:
     """One of them."""
     state.check_name(model)
     return _entry(model, state)
 
 
-def _entry(name: str, state: State) -> dict[str, Any]:
+def _entry(name: str, state: ServerState) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": state.started, "owned_by": _OWNER}

@@ -7,12 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
-from starlette.responses import JSONResponse
+from deepseek_ocr import formats
 
-router = APIRouter()
-
-_PATH = Path(__file__).resolve().parents[2] / "docs" / "document.schema.json"
+_PATH = Path(formats.__file__).with_name("document.schema.json")
 _ANNOTATIONS = {"$id", "$schema", "title", "description"}
 
 
@@ -42,10 +39,3 @@ def _bare(schema: object) -> object:
         for name, part in schema.items()
         if name not in _ANNOTATIONS or not isinstance(part, str)
     }
-
-
-@router.head("/document.schema.json", include_in_schema=False)
-@router.get("/document.schema.json")
-async def show_schema() -> JSONResponse:
-    """The JSON Schema of what `response_format` and `output_format: json` give."""
-    return JSONResponse(document_schema())

@@ -10,13 +10,14 @@ from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
 from deepseek_ocr import presets
-from deepseek_ocr.server.errors import ApiError
-from deepseek_ocr.server.state import State, state_of
+from deepseek_ocr.server import web
+from deepseek_ocr.server.api_errors import ApiError
+from deepseek_ocr.server.server_state import ServerState, state_of
 from deepseek_ocr.weights import registry
 
 router = APIRouter(include_in_schema=False)
 
-FOLDER = Path(__file__).resolve().parent / "page"
+FOLDER = Path(web.__file__).with_name("page")
 
 FILES = {
     "style.css": "text/css",
@@ -45,7 +46,7 @@ def index() -> Response:
 
 @router.head("/page/options.json")
 @router.get("/page/options.json")
-def options(state: Annotated[State, Depends(state_of)]) -> dict[str, Any]:
+def options(state: Annotated[ServerState, Depends(state_of)]) -> dict[str, Any]:
     """What may be chosen on the page. Open to all: it says nothing that the README does not."""
     known = registry.known_as(next(iter(state.names.values())))
     return {

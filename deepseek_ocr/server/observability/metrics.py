@@ -18,7 +18,7 @@ from prometheus_client.core import GaugeMetricFamily
 
 if TYPE_CHECKING:
     from deepseek_ocr.engine.results import Reading
-    from deepseek_ocr.server.state import Pool
+    from deepseek_ocr.server.server_state import Pool
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepseek_ocr.engine.results import Reading
-from deepseek_ocr.server.orders import Order
-from deepseek_ocr.server.reading import reading
-from deepseek_ocr.server.state import State
-from deepseek_ocr.server.writers import Piece, writer_for
+from deepseek_ocr.server.openai.page_writers import Piece, writer_for
+from deepseek_ocr.server.openai.request_parsing import Order
+from deepseek_ocr.server.queueing.page_streams import reading
+from deepseek_ocr.server.server_state import ServerState
 
 
 @dataclass
 class Answer:
     """An answer in the making; `readings` grows as pages end."""
 
-    state: State
+    state: ServerState
     order: Order
     readings: list[Reading] = field(default_factory=list)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from fastapi import Request
 
 from deepseek_ocr.errors import SettingsError
-from deepseek_ocr.server.errors import ApiError
+from deepseek_ocr.server.api_errors import ApiError
 
 _SHORTEST_KEY = 8
 

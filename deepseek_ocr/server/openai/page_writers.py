@@ -12,7 +12,7 @@ from deepseek_ocr.formats.export import page_to_json
 from deepseek_ocr.formats.markdown import PAGE_SPLIT
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.markup import blocks_in, settled_parts, to_markdown
-from deepseek_ocr.server.requests import OutputFormat
+from deepseek_ocr.server.openai.request_schemas import OutputFormat
 
 _ENOUGH = 200
 """New characters after which text is cleaned again, so that the work stays linear in practice."""

@@ -18,7 +18,7 @@ from functools import partial
 
 import httpx
 
-from deepseek_ocr.server.errors import ApiError
+from deepseek_ocr.server.api_errors import ApiError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -10,11 +10,11 @@ from typing import Any
 from deepseek_ocr import presets
 from deepseek_ocr.engine.results import Page
 from deepseek_ocr.model.prompts import IMAGE
-from deepseek_ocr.server.errors import ApiError
-from deepseek_ocr.server.pictures import pictures
-from deepseek_ocr.server.requests import Asked, Message, OutputFormat, Part
-from deepseek_ocr.server.schema import is_ours
-from deepseek_ocr.server.state import Caller, Pool
+from deepseek_ocr.server.api_errors import ApiError
+from deepseek_ocr.server.openai.image_inputs import pictures
+from deepseek_ocr.server.openai.reading_schema import is_ours
+from deepseek_ocr.server.openai.request_schemas import Asked, Message, OutputFormat, Part
+from deepseek_ocr.server.server_state import Caller, Pool
 from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.weights import registry
 

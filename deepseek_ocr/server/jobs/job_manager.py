@@ -25,11 +25,10 @@ from deepseek_ocr.documents.pipeline import record_of
 from deepseek_ocr.documents.renderer import OpenDocument, Rendered, Renderer
 from deepseek_ocr.errors import DocumentError
 from deepseek_ocr.formats.records import PageRecord
-from deepseek_ocr.server import logs
-from deepseek_ocr.server.document_fields import DocumentPlan, document_plan, with_defaults
-from deepseek_ocr.server.errors import ApiError, ClosingError
-from deepseek_ocr.server.job_store import Job, JobStore, counts_of, now
-from deepseek_ocr.server.live_jobs import (
+from deepseek_ocr.server.api_errors import ApiError, ClosingError
+from deepseek_ocr.server.jobs.document_options import DocumentPlan, document_plan, with_defaults
+from deepseek_ocr.server.jobs.job_store import Job, JobStore, counts_of, now
+from deepseek_ocr.server.jobs.live_jobs import (
     Event,
     Flight,
     LiveJob,
@@ -40,8 +39,9 @@ from deepseek_ocr.server.live_jobs import (
     reason_of,
     told,
 )
-from deepseek_ocr.server.page_reader import Reader
-from deepseek_ocr.server.state import State
+from deepseek_ocr.server.jobs.page_runner import Reader
+from deepseek_ocr.server.observability import logs
+from deepseek_ocr.server.server_state import ServerState
 from deepseek_ocr.weights import registry
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class Jobs:
     """The documents of a server."""
 
     def __init__(
-        self, state: State, store: JobStore, renderer: Renderer, limits: JobLimits = JobLimits()
+        self, state: ServerState, store: JobStore, renderer: Renderer, limits: JobLimits = JobLimits()
     ) -> None:
         self.state, self.store, self.renderer, self.limits = state, store, renderer, limits
         self.rendering = asyncio.Semaphore(renderer.workers)

@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.responses import JSONResponse, Response
 
-from deepseek_ocr.server import metrics
-from deepseek_ocr.server.state import State, state_of
+from deepseek_ocr.server.observability import metrics
+from deepseek_ocr.server.server_state import ServerState, state_of
 
 router = APIRouter()
 
@@ -22,7 +22,7 @@ async def health() -> dict[str, str]:
 
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready")
-async def ready(state: Annotated[State, Depends(state_of)]) -> JSONResponse:
+async def ready(state: Annotated[ServerState, Depends(state_of)]) -> JSONResponse:
     """200 while pages can be read; 503 while the model is loaded, while shutting down, and as soon
     as the device of an engine fails."""
     if state.problem is not None:
@@ -31,6 +31,6 @@ async def ready(state: Annotated[State, Depends(state_of)]) -> JSONResponse:
 
 
 @router.get("/metrics", response_class=Response)
-def numbers(state: Annotated[State, Depends(state_of)]) -> Response:
+def numbers(state: Annotated[ServerState, Depends(state_of)]) -> Response:
     """Numbers for Prometheus."""
     return Response(state.metrics.text(), media_type=metrics.CONTENT_TYPE)

@@ -1,0 +1,1 @@
+"""Keys, origins, bounds of requests, and the addresses a server may fetch."""
