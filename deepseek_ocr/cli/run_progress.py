@@ -1,27 +1,20 @@
-"""How far a run is: a bar at a terminal, plain lines elsewhere."""
+"""How far a run over documents is, in words and as a bar."""
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any, Self
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
-
-from deepseek_ocr.cli.console import complain, harmless
 from deepseek_ocr.cli.printing import left_out_of
+from deepseek_ocr.cli.terminal import PROGRAM
 from deepseek_ocr.documents.inputs import Input
 from deepseek_ocr.documents.pipeline import Watcher
 from deepseek_ocr.formats.pdf_builder import PdfPages
 from deepseek_ocr.formats.records import PageRecord
-
-_QUIET_S = 30.0
-"""Seconds between plain lines that say how far the run is."""
+from deepseek_ocr.progress import progress_display
 
 
 class Counter:
@@ -103,87 +96,56 @@ def _pages(numbers: Sequence[int]) -> str:
     return f"pages {', '.join(map(str, numbers))}"
 
 
-class Lines(Watcher):
-    """Says in plain lines what failed, what was written, and now and then how far the run is."""
+class RunProgress(Watcher):
+    """Says what failed, what was written, and how far the run is: a bar at a terminal, now and
+    then a plain line elsewhere. Use it as a context."""
 
     def __init__(self, inputs: int) -> None:
         self._lock = threading.Lock()
-        self._said = time.monotonic()
-        self.counter = Counter(inputs, self._said)
+        self._display = progress_display(program=PROGRAM)
+        self.counter = Counter(inputs, time.monotonic())
 
-    def running(self) -> AbstractContextManager[object]:
-        """What must be open while the run goes on."""
-        return nullcontext()
+    def __enter__(self) -> Self:
+        self._display.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._display.__exit__(*raised)
 
     def opened(self, found: Input, pages: int, done: int, left_out: int) -> None:
         with self._lock:
             self.counter.opened(pages, done)
             if left_out:
-                self._say(left_out_of(str(found), left_out))
+                self._display.say(left_out_of(str(found), left_out))
             self._show()
 
     def page(self, found: Input, record: PageRecord) -> None:
         with self._lock:
             self.counter.settle(failed=record.error is not None)
             if record.error is not None:
-                self._say(f"{found}, page {record.number}: {record.error}")
+                self._display.say(f"{found}, page {record.number}: {record.error}")
             self._show()
 
     def unopened(self, found: Input, reason: str) -> None:
         with self._lock:
             self.counter.unopened()
-            self._say(reason if str(found) in reason else f"{found}: {reason}")
+            self._display.say(reason if str(found) in reason else f"{found}: {reason}")
 
     def unwritten(self, found: Input, reason: str) -> None:
         with self._lock:
-            self._say(reason)
+            self._display.say(reason)
 
     def written(self, found: Input, files: Sequence[Path]) -> None:
         with self._lock:
             if files:
-                self._say(f"wrote {files[0].parent} ({', '.join(file.name for file in files)})")
+                names = ", ".join(file.name for file in files)
+                self._display.say(f"wrote {files[0].parent} ({names})")
 
     def pdf_written(self, found: Input, name: str, pages: PdfPages) -> None:
         with self._lock:
             for text in _pdf_lines(pages):
-                self._say(f"{found}, {name}: {text}")
-
-    def _say(self, text: str) -> None:
-        complain(text)
+                self._display.say(f"{found}, {name}: {text}")
 
     def _show(self) -> None:
-        now = time.monotonic()
-        if now - self._said >= _QUIET_S:
-            self._said = now
-            self._say(self.counter.text(now))
-
-
-class Bar(Lines):
-    """The same at a terminal: a bar, with messages above it."""
-
-    def __init__(self, inputs: int) -> None:
-        super().__init__(inputs)
-        self._progress = Progress(
-            BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True)
-        )
-        self._task = self._progress.add_task("opening …", total=None)
-
-    def running(self) -> AbstractContextManager[object]:
-        return self._progress
-
-    def _say(self, text: str) -> None:
-        self._progress.console.print(escape(harmless(text)), highlight=False, soft_wrap=True)
-
-    def _show(self) -> None:
-        self._progress.update(
-            self._task,
-            total=self.counter.expected or None,
-            completed=self.counter.done + self.counter.settled,
-            description=self.counter.text(time.monotonic()),
-        )
-
-
-def progress(inputs: int) -> Lines:
-    """A bar where a person watches, lines where not."""
-    watched = sys.stderr is not None and sys.stderr.isatty()
-    return Bar(inputs) if watched else Lines(inputs)
+        text = self.counter.text(time.monotonic())
+        self._display.show(text, self.counter.done + self.counter.settled, self.counter.expected)

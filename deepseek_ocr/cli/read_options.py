@@ -1,18 +1,19 @@
-"""What `ocr.py` understands, turned into values. Answers `--help` without importing torch."""
+"""What `deepseek-ocr read` is asked for, as values. Imports no torch."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn
 
-from deepseek_ocr import configuration, presets
-from deepseek_ocr.cli.flags import FORMATS, LIST_DEVICES, PRINTED, parser
+from deepseek_ocr import presets
+from deepseek_ocr.cli.flags import load_settings
+from deepseek_ocr.cli.read_flags import FORMATS, PRINTED
+from deepseek_ocr.configuration import Settings
 from deepseek_ocr.documents.inputs import Pages, Shard, parse_pages, parse_shard
-from deepseek_ocr.errors import OcrError, SettingsError
+from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.settings import CropSettings, DecodeSettings, RenderSettings
 from deepseek_ocr.weights import registry
 
@@ -20,7 +21,7 @@ STANDARD_INPUT = "-"
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputOptions:
     """What a run with -o writes, and which part of the inputs it reads on which devices."""
 
     folder: Path
@@ -33,11 +34,10 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run of the program; without `output` it prints in `format`.
+class ReadOptions:
+    """One run of `deepseek-ocr read`; without `output` it prints in `format`.
 
-    `task` is the key of `presets.TASKS`, or None for a prompt of the user's own. With `report`
-    no page is read: it tells of the devices or of the installation.
+    `task` is the key of `presets.TASKS`, or None for a prompt of the user's own.
     """
 
     inputs: list[str]
@@ -49,74 +49,23 @@ class Job:
     pages: Pages
     password: str | None
     format: str
-    settings: configuration.Settings
+    settings: Settings
     adapter: Path | None = None
-    output: Output | None = None
-    report: Literal["devices", "doctor"] | None = None
+    output: OutputOptions | None = None
 
 
-def parse(arguments: Sequence[str] | None = None) -> Job:
-    """The job that `arguments` ask for; leaves the program with status 2 where they are wrong."""
-    known = parser()
-    flags = known.parse_args(arguments)
-    if flags.print_config or flags.init_config:
-        show_config(known, flags)
-    report = _report(flags)
-    if not (flags.inputs or report) and (flags.output or flags.stdout or not _is_terminal()):
-        known.error("no image given; try: python ocr.py --model pocket examples/invoice.png")
-    try:
-        settings = configuration.load(
-            {name: getattr(flags, name) for name in configuration.FLAGS},
-            path=flags.config,
+def read_options(flags: argparse.Namespace) -> ReadOptions:
+    """The run that `flags` ask for. Raises `SettingsError` if they do not go together."""
+    if not flags.inputs and (flags.output or flags.stdout or not _is_interactive()):
+        raise SettingsError(
+            "no image given; try: deepseek-ocr read --model pocket examples/invoice.png"
         )
-        if flags.inputs.count(STANDARD_INPUT) > 1:
-            raise SettingsError("- stands for standard input, which can be read once only.")
-        return _job(flags, settings, report)
-    except OcrError as error:
-        known.error(str(error))
-
-
-def show_config(
-    known: argparse.ArgumentParser,
-    flags: argparse.Namespace,
-    of_server: Mapping[str, Any] | None = None,
-) -> NoReturn:
-    """Do what `--init-config` or `--print-config` asks for, and leave the program.
-
-    `of_server` are flags that are the server's own.
-    """
-    try:
-        if flags.init_config:
-            known.exit(0, f"{configuration.write_template(flags.config)}\n")
-        settings = configuration.load(vars(flags), path=flags.config)
-        server = configuration.load_server(of_server, path=flags.config)
-    except OcrError as error:
-        known.error(str(error))
-    print(configuration.as_toml(settings, server), end="")
-    known.exit(0)
-
-
-def _is_terminal() -> bool:
-    """True where somebody can be asked for paths."""
-    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
-
-
-def _report(flags: argparse.Namespace) -> Literal["devices", "doctor"] | None:
-    """What is to be told in place of reading; takes `--devices` without names off the flags."""
-    if flags.devices == LIST_DEVICES:
-        flags.devices = None
-        return "devices"
-    return "doctor" if flags.doctor else None
-
-
-def _job(
-    flags: argparse.Namespace,
-    settings: configuration.Settings,
-    report: Literal["devices", "doctor"] | None,
-) -> Job:
+    if flags.inputs.count(STANDARD_INPUT) > 1:
+        raise SettingsError("- stands for standard input, which can be read once only.")
+    settings = load_settings(flags)
     defaults = registry.known_as(settings.model)
     output = _output(flags)
-    return Job(
+    return ReadOptions(
         inputs=flags.inputs,
         task=None if flags.prompt is not None else presets.task_name(flags.task or defaults.task),
         prompt=_prompt(flags, defaults.task),
@@ -131,27 +80,31 @@ def _job(
         settings=settings,
         adapter=flags.adapter,
         output=output,
-        report=report,
     )
+
+
+def _is_interactive() -> bool:
+    """True if somebody can be asked for paths."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
 def _printed(names: str | None) -> str:
     """The format of standard output."""
     if names in (None, *PRINTED):
         return names or "txt"
-    _known(names.split(","))
+    _check_formats(names.split(","))
     raise SettingsError(
         f"--format {names} makes files; add -o FOLDER. Printed is one of {', '.join(PRINTED)}."
     )
 
 
-def _known(names: Sequence[str]) -> None:
+def _check_formats(names: Sequence[str]) -> None:
     for name in names:
         if name not in FORMATS:
             raise SettingsError(f"There is no format {name!r}; choose among {', '.join(FORMATS)}.")
 
 
-def _output(flags: argparse.Namespace) -> Output | None:
+def _output(flags: argparse.Namespace) -> OutputOptions | None:
     if flags.output is None:
         for flag in ("overwrite", "shard", "devices", "retries", "join_tables", "existing_text"):
             if getattr(flags, flag) is not None:
@@ -162,11 +115,11 @@ def _output(flags: argparse.Namespace) -> Output | None:
     if flags.devices and flags.device:
         raise SettingsError("--devices names several devices, --device one; give one of them.")
     names = [name.strip() for name in (flags.format or "md").split(",")]
-    _known(names)
+    _check_formats(names)
     devices = tuple(name.strip() for name in (flags.devices or "").split(",") if name.strip())
     retries = len(presets.RETRIES) if flags.retries is None else flags.retries
     presets.attempts(CropSettings(), DecodeSettings(), retries)  # are there as many?
-    return Output(
+    return OutputOptions(
         folder=flags.output,
         formats=tuple(dict.fromkeys(names)),
         join_tables=flags.join_tables is not False,
@@ -207,17 +160,6 @@ def _crop(flags: argparse.Namespace, default_resolution: str) -> CropSettings:
 
 
 def _decode(flags: argparse.Namespace) -> DecodeSettings:
-    return DecodeSettings(
-        max_new_tokens=flags.max_new_tokens,
-        temperature=flags.temperature,
-        top_p=flags.top_p,
-        top_k=flags.top_k,
-        repetition_penalty=flags.repetition_penalty,
-        seed=flags.seed,
-        no_repeat_ngram_size=flags.no_repeat_ngram_size,
-        no_repeat_window=flags.no_repeat_window,
-        exempt_tokens=tuple(token for token in flags.exempt_tokens.split(",") if token),
-        exempt_ngrams=flags.exempt_ngrams,
-        stop_on_loop=flags.stop_on_loop,
-        timeout=flags.timeout,
-    )
+    values = {field.name: getattr(flags, field.name) for field in fields(DecodeSettings)}
+    values["exempt_tokens"] = tuple(token for token in flags.exempt_tokens.split(",") if token)
+    return DecodeSettings(**values)
