@@ -67,7 +67,9 @@ def test_a_changed_checkpoint_is_noticed_at_start(
     home: Path, recorded: Path, harm: Callable[[Path], Any], message: str
 ) -> None:
     harm(recorded)
-    with pytest.raises(CheckpointError, match=f"{message}.*python weights.py fetch deepseek-ocr"):
+    with pytest.raises(
+        CheckpointError, match=f"{message}.*deepseek-ocr weights fetch deepseek-ocr"
+    ):
         registry.ensure(NAME, home, fetch=False)
 
 
@@ -100,7 +102,7 @@ def test_verify_sees_what_sizes_do_not_show(home: Path, recorded: Path) -> None:
 
 
 def test_verify_needs_a_record(home: Path, by_hand: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no sums on record.*weights\.py adopt"):
+    with pytest.raises(CheckpointError, match=r"no sums on record.*deepseek-ocr weights adopt"):
         registry.verify(NAME, home)
 
 
