@@ -29,13 +29,9 @@ from pathlib import Path
 
 sys.path.insert(0, ROOT)
 
-from deepseek_ocr.cli.serve import parse
-
-start = parse()
-
 import pytest
+from deepseek_ocr.cli.main import main
 from deepseek_ocr.kernels.decoder_factory import Decoders
-from deepseek_ocr.server.lifecycle import main
 from tests.failing_device import Card, OnCard
 
 card = Card(pytest.MonkeyPatch())
@@ -48,7 +44,7 @@ def make(decoders, slots):
 
 
 Decoders.make = make
-raise SystemExit(main(start))
+raise SystemExit(main(["serve", *sys.argv[1:]]))
 """
 """The real program, on a device that fails at the next step once there is a file `fail`."""
 
@@ -162,7 +158,9 @@ def state(engines: tuple[Engine, Engine]) -> ServerState:
     return ServerState(Settings(), ServerSettings(), Keys(()), {"pocket": "pocket"}, load)
 
 
-def test_one_engine_of_several_is_enough(state: ServerState, engines: tuple[Engine, Engine]) -> None:
+def test_one_engine_of_several_is_enough(
+    state: ServerState, engines: tuple[Engine, Engine]
+) -> None:
     async def scenario() -> None:
         failed = asyncio.Event()
         app = create_app(state, failed.set)

@@ -230,7 +230,7 @@ async def show_blocks(jobs: JobsHere, job: JobHere, number: PageNumber) -> dict[
 
 @router.get("/jobs/{id}/output/{output}", response_model=None)
 async def show_output(jobs: JobsHere, job: JobHere, output: str) -> Response:
-    """A finished document in a format of `ocr.py --format`, as a file."""
+    """A finished document in a format of `deepseek-ocr read --format`, as a file."""
     if output not in _MEDIA:
         known = ", ".join(_MEDIA)
         raise ApiError(404, f"There is no such format; choose among {known}.", "no_format")
