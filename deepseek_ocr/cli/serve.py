@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from deepseek_ocr import __version__, configuration
 from deepseek_ocr.cli.flags import add_config, add_speed
 from deepseek_ocr.cli.read_arguments import show_config
 from deepseek_ocr.configuration import MEANINGS, ServerSettings, Settings
 from deepseek_ocr.errors import OcrError
-from deepseek_ocr.server.security.api_keys import check_binding, read_keys
+from deepseek_ocr.server.startup import ServerStart, check_binding, read_keys
 
 _DESCRIPTION = """\
 Serve DeepSeek-OCR over HTTP: /v1/chat/completions, /v1/responses and /v1/models for clients of
@@ -31,16 +31,7 @@ _SEVERAL = {"models": "model", "api_keys": "api-key", "cors": "cors", "devices":
 """Settings that hold several values → their flags."""
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a server starts with; `keys` are all there are, those of the file included."""
-
-    settings: Settings
-    server: ServerSettings
-    keys: tuple[str, ...]
-
-
-def parse(arguments: Sequence[str] | None = None) -> Start:
+def parse(arguments: Sequence[str] | None = None) -> ServerStart:
     """What `arguments` ask for; leaves the program with status 2 where they are wrong."""
     known = parser()
     found = known.parse_args(arguments)
@@ -55,7 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> Start:
         check_binding(server.host, bool(keys), server.no_auth)
     except OcrError as error:
         known.error(str(error))
-    return Start(settings, server, keys)
+    return ServerStart(settings, server, keys)
 
 
 def parser() -> argparse.ArgumentParser:

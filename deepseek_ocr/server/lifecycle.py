@@ -14,17 +14,18 @@ from pathlib import Path
 
 import uvicorn
 
-from deepseek_ocr.cli.serve import Start
 from deepseek_ocr.devices.cpu import use_threads
 from deepseek_ocr.devices.selection import available
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import OcrError
 from deepseek_ocr.server.app import create_app
 from deepseek_ocr.server.observability import logs
+from deepseek_ocr.server.queueing.model_pools import Engines
 from deepseek_ocr.server.security.api_keys import Keys
 from deepseek_ocr.server.security.request_heads import BoundedHeads
 from deepseek_ocr.server.security.url_fetcher import Fetcher
-from deepseek_ocr.server.server_state import Engines, ServerState
+from deepseek_ocr.server.server_state import ServerState
+from deepseek_ocr.server.startup import ServerStart
 from deepseek_ocr.weights import registry
 
 ENDED, FAILED, COULD_NOT_START = 0, 1, 2
@@ -37,7 +38,7 @@ _LEAVING_SECONDS = 5
 """For answers to reach their clients after the last page is read or given up."""
 
 
-def main(start: Start) -> int:
+def main(start: ServerStart) -> int:
     """Serve until told to stop; the exit status is in the help text."""
     try:
         state = make_state(start)
@@ -49,7 +50,7 @@ def main(start: Start) -> int:
     return run(state, listener)
 
 
-def make_state(start: Start) -> ServerState:
+def make_state(start: ServerStart) -> ServerState:
     """The server's state before anything is loaded.
 
     Raises `CheckpointError` where a model is not there, so that it is said before the port opens.
@@ -97,7 +98,7 @@ def name_of(model: str) -> str:
     return Path(model).expanduser().resolve().name.replace(":", "-") or "model"
 
 
-def devices_of(start: Start) -> tuple[str, ...]:
+def devices_of(start: ServerStart) -> tuple[str, ...]:
     """Where to load: the devices named, else `--workers` of the kind that is configured, or of the
     kind that this machine has where that is left to it."""
     server, device = start.server, start.settings.device.strip().lower()
