@@ -14,8 +14,9 @@ from PIL import Image
 
 from deepseek_ocr.configuration import ServerSettings, Settings
 from deepseek_ocr.server.app import create_app
+from deepseek_ocr.server.queueing.model_pools import AHEAD
 from deepseek_ocr.server.security.api_keys import Keys
-from deepseek_ocr.server.server_state import AHEAD, ServerState
+from deepseek_ocr.server.server_state import ServerState
 from tests.conftest import POCKET, ROOT
 from tests.failing_device import FAILED
 from tests.serving_world import FOREVER, FRUIT, Server, chat, endless_model, serving

@@ -22,7 +22,8 @@ import pytest
 from PIL import Image
 
 from deepseek_ocr.errors import SettingsError
-from deepseek_ocr.server.security.api_keys import Keys, check_binding, read_keys
+from deepseek_ocr.server.security.api_keys import Keys
+from deepseek_ocr.server.startup import check_binding, read_keys
 from tests.conftest import ROOT
 from tests.serving_world import FRUIT, TEXT, Server, chat, serving, uri
 

@@ -22,9 +22,10 @@ from deepseek_ocr.errors import GenerationError, SettingsError
 from deepseek_ocr.formats.markdown import PAGE_SPLIT
 from deepseek_ocr.server.app import create_app
 from deepseek_ocr.server.lifecycle import devices_of, name_of
-from deepseek_ocr.server.openai.page_writers import writer_for
+from deepseek_ocr.server.openai.answers import writer_for
+from deepseek_ocr.server.queueing.model_pools import Engines
 from deepseek_ocr.server.security.api_keys import Keys
-from deepseek_ocr.server.server_state import Engines, ServerState
+from deepseek_ocr.server.server_state import ServerState
 from tests.cog_server import copy_image
 from tests.command_line import flags_of
 from tests.conftest import ROOT
