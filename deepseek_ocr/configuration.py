@@ -268,7 +268,7 @@ MEANINGS = {
     "jobs_folder": "where documents lie while they are read; empty is the platform's place",
     "shutdown_seconds": "how long pages may go on once the server is told to stop",
 }
-"""Every setting in one line, for the help and for the file that `deepseek-ocr config init` writes."""
+"""Every setting in one line, for the help and for the file that `config init` writes."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65535),

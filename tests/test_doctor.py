@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from deepseek_ocr.cli.read_arguments import Job, parse
 
 from benchmarks import report
 from deepseek_ocr import configuration, presets
-from deepseek_ocr.cli import doctor, read
-from deepseek_ocr.cli import list_devices as device_report
+from deepseek_ocr.cli import device_report, doctor, memory_advice
+from deepseek_ocr.cli.main import main
+from deepseek_ocr.configuration import Settings
 from deepseek_ocr.devices import selection
 from deepseek_ocr.errors import SettingsError
 from tests.conftest import ROOT

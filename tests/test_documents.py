@@ -1,4 +1,4 @@
-"""Documents in, outputs out, through `deepseek-ocr read` as processes: no page lost, whatever happens."""
+"""Documents in, outputs out, through processes of `read`: no page lost, whatever happens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run of `deepseek-ocr read` says of the pages of its PDFs: on screen, in the manifest, in JSON."""
+"""What `read` says of the pages of its PDFs: on screen, in the manifest, in JSON."""
 
 from __future__ import annotations
 

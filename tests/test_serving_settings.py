@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from deepseek_ocr.server.startup import ServerStart
 
 from deepseek_ocr import configuration
 from deepseek_ocr.cli.serve import load_server_settings
@@ -26,6 +25,7 @@ from deepseek_ocr.server.openai.answers import writer_for
 from deepseek_ocr.server.queueing.model_pools import Engines
 from deepseek_ocr.server.security.api_keys import Keys
 from deepseek_ocr.server.server_state import ServerState
+from deepseek_ocr.server.startup import ServerStart
 from tests.cog_server import copy_image
 from tests.command_line import flags_of
 from tests.conftest import ROOT

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,6 @@ import uvicorn
 
 from deepseek_ocr.console import complain
 from deepseek_ocr.devices.cpu import use_threads
-from deepseek_ocr.console import complain
 from deepseek_ocr.devices.selection import available
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import OcrError
