@@ -17,7 +17,6 @@ from PIL import Image
 
 from deepseek_ocr.engine.results import Failure
 from deepseek_ocr.errors import ImageError, SettingsError
-from deepseek_ocr.files import part_of, replacing
 from deepseek_ocr.formats import export, markdown
 from deepseek_ocr.formats.export import FORMATS, TEXT_FORMATS, text_of, write
 from deepseek_ocr.formats.figures import MOST_AREA, MOST_FIGURES, figure_crops, save_figures
@@ -67,33 +66,6 @@ def test_an_unknown_format_is_refused_before_anything_is_written(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(SettingsError, match="regions"):
         text("pdf")
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-
-    def interrupted() -> None:
-        with replacing(path) as stream:
-            stream.write(b"half of the n")
-            stream.flush()
-            assert (path.read_text(), part_of(path).read_text()) == ("old", "half of the n")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert [path.read_text(), *tmp_path.iterdir()] == ["old", path]
-
-
-def test_a_link_laid_where_a_file_is_being_written_is_not_followed(tmp_path: Path) -> None:
-    path, other = tmp_path / "out" / "a.txt", tmp_path / "other.txt"
-    path.parent.mkdir()
-    other.write_text("untouched")
-    part_of(path).symlink_to(other)
-    with replacing(path) as stream:
-        stream.write(b"new")
-    assert (path.is_symlink(), path.read_text(), other.read_text()) == (False, "new", "untouched")
-    assert [*path.parent.iterdir()] == [path]
 
 
 def test_pages_are_taken_one_at_a_time() -> None:

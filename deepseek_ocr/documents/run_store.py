@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 
 from deepseek_ocr.documents.inputs import Input, Shard, shown, with_hash
 from deepseek_ocr.errors import RecordError, SettingsError
-from deepseek_ocr.files import appearing
+from deepseek_ocr.files import atomic_write
 from deepseek_ocr.formats.pdf_builder import PdfPages
 from deepseek_ocr.formats.records import PageRecord, record_from_json, record_to_json
 
@@ -222,7 +222,7 @@ class Store:
     # --- writing -------------------------------------------------------------------------------
 
     def _keep(self, path: Path, data: Mapping[str, Any]) -> None:
-        with appearing(path) as stream:
+        with atomic_write(path, sync=False) as stream:
             stream.write(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace"))
 
     def _append(self, line: Mapping[str, Any]) -> None:

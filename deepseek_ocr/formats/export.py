@@ -12,7 +12,7 @@ from PIL import Image
 
 from deepseek_ocr.engine.results import Failure, Reading
 from deepseek_ocr.errors import OcrError, OutputError, SettingsError
-from deepseek_ocr.files import replacing
+from deepseek_ocr.files import atomic_write
 from deepseek_ocr.formats import html, json_document, layout_pdf, markdown, searchable_pdf, text
 from deepseek_ocr.formats.figures import FOLDER, figure_crops, save_figures
 from deepseek_ocr.formats.pdf_builder import PdfPages
@@ -228,7 +228,7 @@ def _check_format(name: str, known: Sequence[str] | dict[str, str]) -> None:
 
 
 def _write_text(path: Path, pieces: Iterator[str]) -> None:
-    with replacing(path) as stream:
+    with atomic_write(path) as stream:
         for piece in pieces:
             stream.write(piece.encode("utf-8", "replace"))
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pikepdf
 from PIL import Image
 
-from deepseek_ocr.files import part_of, replacing
+from deepseek_ocr.files import atomic_write, part_path
 from deepseek_ocr.formats.pdf_images import add_picture_page, stored_jpeg
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
 from deepseek_ocr.grounding.geometry import Rectangle, picture_size
@@ -198,7 +198,7 @@ def _write_pictures(
     """Write every page as its picture; `reason` says why, if the source is a PDF."""
     outcomes = _Outcomes()
     with ExitStack() as stack:
-        scratch = part_of(path).with_suffix(".pages")
+        scratch = part_path(path).with_suffix(".pages")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
@@ -214,7 +214,7 @@ def _write_pictures(
 
 
 def _save(pdf: pikepdf.Pdf, path: Path) -> None:
-    with replacing(path) as stream, warnings.catch_warnings():
+    with atomic_write(path) as stream, warnings.catch_warnings():
         # Form fields that are not listed in the form are so in the original too.
         warnings.simplefilter("ignore", pikepdf.PageCopyWarning)
         # XMP metadata that are no XML stay as they are: putting a version into them fails.

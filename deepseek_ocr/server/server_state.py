@@ -100,7 +100,7 @@ class ServerState:
     def serves(self, model: str) -> bool:
         """True for a name that `/v1/models` lists."""
         name, colon, preset = model.partition(":")
-        return name in self.names and (not colon or preset in presets.RESOLUTION_SHORT_NAMES)
+        return name in self.names and (not colon or preset in presets.PRESETS)
 
     def check_name(self, model: str) -> tuple[str, str]:
         """`model` as a loaded checkpoint's name and a preset's short name ("" for its own).
@@ -128,7 +128,7 @@ class ServerState:
         if self.problem is not None:
             raise self.problem
         pool = self.pools[name]
-        return pool, presets.resolution_name(preset) if preset else pool.known.resolution
+        return pool, preset or pool.known.preset
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ def parse(arguments: Sequence[str] | None = None) -> Job:
         return Job(
             output_dir=flags.output_dir,
             data_root=flags.data_root or Path(),
-            tasks=tuple(dict.fromkeys(tasks.task_name(name) for name in chosen)),
-            size=tasks.resolution_name(flags.size or defaults.resolution),
+            tasks=tuple(dict.fromkeys(tasks.task_title(name) for name in chosen)),
+            size=tasks.preset_title(flags.size or defaults.preset),
             settings=settings,
             test_file=flags.test_file,
             facts=flags.facts,
@@ -95,7 +95,7 @@ def _check(flags: argparse.Namespace) -> None:
         raise SettingsError("--adapter belongs to --model_path.")
     if len(flags.task or ()) > 1 and (flags.predictions or flags.facts):
         raise SettingsError("--predictions and --facts hold texts of one --task.")
-    if flags.facts and "locate" in (tasks.TASKS[name].short for name in flags.task or ()):
+    if flags.facts and "locate" in (tasks.task_name(name) for name in flags.task or ()):
         raise SettingsError("--facts are about the text of a page; use --task ocr or markdown.")
     DecodeSettings(max_new_tokens=flags.max_tokens)
 
@@ -131,14 +131,14 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how pages are read")
-    shorts = ", ".join(tasks.TASK_SHORT_NAMES)
+    shorts = ", ".join(tasks.TASKS)
     group.add_argument(
-        "--task", nargs="+", metavar="TASK", type=_named(tasks.task_name),
+        "--task", nargs="+", metavar="TASK", type=_named(tasks.task_title),
         help=f"one or more of {shorts} (default: ocr; with --facts: markdown)",
     )  # fmt: skip
     group.add_argument(
-        "--size", type=_named(tasks.resolution_name),
-        help=f"{', '.join(tasks.RESOLUTION_SHORT_NAMES)} (default: gundam; pocket: tiny)",
+        "--size", type=_named(tasks.preset_title),
+        help=f"{', '.join(tasks.PRESETS)} (default: gundam; pocket: tiny)",
     )  # fmt: skip
     group.add_argument(
         "--adapter", type=Path, metavar="DIR", help="LoRA adapter of deepseek-ocr train"

@@ -92,8 +92,8 @@ def _options(flags: argparse.Namespace) -> TrainOptions:
     given |= {
         "settings": settings,
         "lora": not flags.full,
-        "tasks": tuple(dict.fromkeys(tasks.task_name(name) for name in flags.task)),
-        "resolution": tasks.resolution_name(flags.resolution),
+        "tasks": tuple(dict.fromkeys(tasks.task_title(name) for name in flags.task)),
+        "resolution": tasks.preset_title(flags.resolution),
     }
     DecodeSettings(max_new_tokens=flags.max_tokens)
     return TrainOptions(**given)
@@ -139,9 +139,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     add("--val_pages", type=positive, default=50, metavar="N",
         help="the first so many pages of it (default: 50)")  # fmt: skip
-    shorts = ", ".join(tasks.TASK_SHORT_NAMES)
+    shorts = ", ".join(tasks.TASKS)
     add("--task", nargs="+", default=["ocr"], metavar="TASK", help=f"{shorts} (default: ocr)")
-    presets = ", ".join(tasks.RESOLUTION_SHORT_NAMES)
+    presets = ", ".join(tasks.PRESETS)
     add("--resolution", default="base", metavar="PRESET", help=f"{presets} (default: base)")
     add("--max_tokens", type=positive, default=4096, metavar="N",
         help="longest page, prompt and answer together (default: 4096)")  # fmt: skip

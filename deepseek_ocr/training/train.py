@@ -105,7 +105,7 @@ def usable_examples(options: TrainOptions, file: Path) -> Usable:
         found = examples_of(sample, options.tasks)
         examples += found
         if not found:
-            names = ", ".join(presets.TASKS[task].short for task in options.tasks)
+            names = ", ".join(presets.task_name(task) for task in options.tasks)
             rejections.append(Rejection(sample.name, f"its annotation has nothing for {names}."))
     return Usable(examples, rejections, entries)
 
@@ -119,7 +119,7 @@ def compared(validation: Usable, pages: int) -> Usable:
     located: list[Example] = []
     rejections = list(validation.rejections)
     for one in validation.examples:
-        short = presets.TASKS[one.task].short
+        short = presets.task_name(one.task)
         if not comparable(one.answer, short).strip():
             rejections.append(Rejection(one.page, f"its answer for {short} holds no text."))
         else:
