@@ -149,6 +149,15 @@ def test_every_extra_that_is_named_exists() -> None:
     assert needed <= set(project["optional-dependencies"])
 
 
+@pytest.mark.parametrize("command", ["config show", "completion bash"])
+def test_a_reader_that_has_seen_enough_is_no_error(command: str) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m deepseek_ocr {command} 3>&- | true"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+
+
 # --- completion -----------------------------------------------------------------------------------
 
 
