@@ -14,7 +14,13 @@ from deepseek_ocr.documents.inputs import Pages, parse_pages
 from deepseek_ocr.documents.pipeline import Plan
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.formats.export import FORMATS
-from deepseek_ocr.settings import DecodeSettings, RenderSettings, existing_text, formula_delimiters
+from deepseek_ocr.settings import (
+    DecodeSettings,
+    RenderSettings,
+    existing_text,
+    formula_delimiters,
+    parse_switch,
+)
 from deepseek_ocr.weights import registry
 
 DECODE = {
@@ -32,8 +38,6 @@ KNOWN = (
 
 LONGEST_FIELD = 20_000
 """Characters of a field."""
-
-_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 @dataclass(frozen=True)
@@ -123,10 +127,7 @@ def output_format(given: Mapping[str, str]) -> str:
 
 def flag(given: Mapping[str, str], name: str, default: bool) -> bool:
     """A field that is true or false. Raises `SettingsError`."""
-    text = given.get(name, str(default)).strip().lower()
-    if text not in _WORDS:
-        raise SettingsError(f"{name} must be true or false, not {text[:60]!r}.")
-    return _WORDS[text]
+    return parse_switch(name, given.get(name, str(default)))
 
 
 def _prompt(given: Mapping[str, str], task: str | None) -> str:
