@@ -57,7 +57,9 @@ class Settings:
     `vision_device` is None: the encoders run on `device`.
     """
 
-    model: str = _setting("deepseek-ocr", "a named checkpoint (see weights.py) or a folder")
+    model: str = _setting(
+        "deepseek-ocr", "a named checkpoint (see deepseek-ocr weights list) or a folder"
+    )
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps, npu …")
     dtype: str = _setting("auto", "auto, bfloat16, float16, float32")
     checkpoints: str = field(
@@ -321,7 +323,7 @@ def write_template(path: Path | None = None) -> Path:
     """
     chosen = path or default_path()
     text = (
-        "# Settings of ocr.py and serve.py. Flags and DEEPSEEK_OCR_… variables come before them.\n"
+        "# Settings of deepseek-ocr. Flags and DEEPSEEK_OCR_… variables come before them.\n"
         + _table(Settings(), "# ")
         + f"\n[{SERVER}]\n"
         + _table(ServerSettings(), "# ")

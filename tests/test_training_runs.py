@@ -72,7 +72,8 @@ def test_a_run_from_pages_to_an_adapter_that_reads(data: Path, tmp_path: Path) -
     merged = OcrEngine.load(output / "merged", "cpu", "float32")
     assert adapted.read(page, PROMPT, crop).text == merged.read(page, PROMPT, crop).text
     result = subprocess.run(
-        [sys.executable, "ocr.py", "--model", str(POCKET), "--adapter", str(output / "best"),
+        [sys.executable, "-m", "deepseek_ocr", "read", "--model", str(POCKET),
+         "--adapter", str(output / "best"),
          "--size", "tiny", "--task", "ocr", str(page)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -246,7 +247,8 @@ def test_only_adapters_have_moved_after_a_run(data: Path, tmp_path: Path) -> Non
     assert all(torch.equal(before[name], after[name]) for name in vision if name in after)
     assert any(not torch.equal(before[name], after[name]) for name in after if name not in vision)
     result = subprocess.run(
-        [sys.executable, "ocr.py", "--model", str(tmp_path / "full" / "best"), "--size", "tiny",
+        [sys.executable, "-m", "deepseek_ocr", "read",
+         "--model", str(tmp_path / "full" / "best"), "--size", "tiny",
          "--task", "ocr", str(data / "000001.png")],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip

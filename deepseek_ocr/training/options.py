@@ -24,8 +24,8 @@ examples:
 
 The output folder gets a checkpoint after each epoch (with LoRA: an adapter), best/ by validation
 CER, rejected.json, experiment_logs.txt and loss.png. Read pages with the result:
-  python ocr.py --model deepseek-ocr --adapter runs/first/best page.png     (LoRA)
-  python ocr.py --model runs/first/best page.png                            (--full)
+  deepseek-ocr read --model deepseek-ocr --adapter runs/first/best page.png   (LoRA)
+  deepseek-ocr read --model runs/first/best page.png                          (--full)
 
 exit status: 0 done, 1 done but some samples could not be used (rejected.json; by a launcher 0), 2
 could not start or go on, 130 interrupted
