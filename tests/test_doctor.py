@@ -112,9 +112,9 @@ def test_what_is_wrong_is_marked_with_what_to_do(
     assert doctor.examine(wanted) == 1
     out = capsys.readouterr().out
     assert "!!  packages: missing: einops" in out
-    assert "pip install -r requirements-local.txt" in out
+    assert "pip install -r requirements/checkout.txt" in out
     assert "?   packages: not as pinned: nh3 0.1" in out
-    assert "requirements-npu.txt" in out
+    assert "requirements/npu.txt" in out
     assert "python weights.py fetch deepseek-ocr" in out
     assert "marked !!" in out
 
@@ -133,7 +133,7 @@ def test_torch_that_does_not_import_ends_the_examination(
     assert "reading" not in out
 
 
-@pytest.mark.parametrize("name", ["requirements-local.txt", "requirements-npu.txt"])
+@pytest.mark.parametrize("name", ["requirements/checkout.txt", "requirements/npu.txt"])
 def test_pins_are_read(name: str) -> None:
     pins = doctor.pins(ROOT / name)
     assert {"torch", "transformers", "pillow"} <= pins.keys()
@@ -141,11 +141,14 @@ def test_pins_are_read(name: str) -> None:
 
 
 def test_an_ascend_pins_what_belongs_together() -> None:
-    pins, local = doctor.pins(ROOT / "requirements-npu.txt"), doctor.pins(ROOT / "requirements.txt")
+    pins, local = (
+        doctor.pins(ROOT / "requirements/npu.txt"),
+        doctor.pins(ROOT / "requirements/cuda.txt"),
+    )
     assert pins["torch-npu"].startswith(pins["torch"])
     assert {name: version for name, version in pins.items() if "torch" not in name} == {
         name: version for name, version in local.items() if name != "torch"
-    } | {"rich": doctor.pins(ROOT / "requirements-local.txt")["rich"], "pyyaml": pins["pyyaml"]}
+    } | {"rich": doctor.pins(ROOT / "requirements/checkout.txt")["rich"], "pyyaml": pins["pyyaml"]}
 
 
 # --- settings ------------------------------------------------------------------------------------

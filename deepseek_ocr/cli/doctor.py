@@ -76,7 +76,7 @@ def _packages(job: Job) -> Iterator[Finding]:
     """The packages that reading needs, against the pins of the file that this machine installs
     from."""
     on_ascend = importlib.util.find_spec("torch_npu") is not None
-    name = "requirements-npu.txt" if on_ascend else "requirements-local.txt"
+    name = "requirements/npu.txt" if on_ascend else "requirements/checkout.txt"
     missing, other = [], []
     for package, wanted in pins(ROOT / name).items():
         try:
