@@ -148,12 +148,10 @@ def _prompt(given: Mapping[str, str], task: str | None) -> str:
 def _decode(given: Mapping[str, str], timeout: float) -> DecodeSettings:
     values: dict[str, Any] = {}
     for name, kind in DECODE.items():
-        if name in given:
-            values[name] = (
-                flag(given, name, False) if kind is bool
-                else _whole(given, name, 0) if kind is int
-                else _number(given, name)
-            )  # fmt: skip
+        if name in given and kind is bool:
+            values[name] = flag(given, name, False)
+        elif name in given:
+            values[name] = _whole(given, name, 0) if kind is int else _number(given, name)
     decode = DecodeSettings(**values)
     return replace(decode, timeout=min(decode.timeout or timeout, timeout))
 

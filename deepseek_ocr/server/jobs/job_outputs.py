@@ -46,7 +46,7 @@ def result_of(jobs: JobManager, job: OcrJob, status: Mapping[str, Any]) -> Itera
 
 async def output_of(jobs: JobManager, job: OcrJob, output: str) -> Path:
     """A file of a finished document; made once. Raises `ApiError` if it cannot be."""
-    async with jobs.writing(job.id):
+    async with jobs.threads.writing(job.id):
         return await jobs.threads.run(
             job.id, lambda: _write(jobs, job, output), jobs.threads.outputs
         )

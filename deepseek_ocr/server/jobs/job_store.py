@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -136,10 +136,7 @@ class JobStore:
 
     def add(self, job: OcrJob) -> None:
         """Keep a new job, whose upload lies in its place already."""
-        values = (
-            job.id, job.client, job.created, job.deadline, job.kept, job.status, job.error,
-            job.model, job.file, job.kind, json.dumps(job.numbers), json.dumps(dict(job.fields)),
-        )  # fmt: skip
+        values = (*astuple(job)[:-2], json.dumps(job.numbers), json.dumps(dict(job.fields)))
         self._run("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def get(self, job: str, client: str) -> OcrJob | None:
@@ -280,11 +277,8 @@ class _Pages(Sequence[PageRecord]):
 
 
 def _job(row: Sequence[Any]) -> OcrJob:
-    (name, client, created, deadline, kept, status, error, model, file, kind, numbers, fields) = row
-    return OcrJob(
-        name, client, created, deadline, bool(kept), status, error, model, file, kind,
-        tuple(json.loads(numbers)), json.loads(fields),
-    )  # fmt: skip
+    job, numbers, fields = OcrJob(*row), tuple(json.loads(row[-2])), json.loads(row[-1])
+    return replace(job, kept=bool(job.kept), numbers=numbers, fields=fields)
 
 
 def counts_of(job: OcrJob, settled: int, failed: int) -> dict[str, int]:

@@ -89,7 +89,7 @@ async def read_document(request: Request, jobs: Jobs, client: ClientName) -> Res
         await _until_read(request, jobs, job)
         path = await output_of(jobs, job, format_)
     except BaseException:
-        jobs.forget_soon(job.id)
+        jobs.spawn(jobs.forget(job.id))
         raise
     name = None if format_ == "json" else path.name
     gone = BackgroundTask(jobs.forget, job.id)
@@ -178,7 +178,7 @@ async def _lines(jobs: JobManager, job: OcrJob) -> AsyncIterator[str]:
         if jobs.state.closing:
             yield json.dumps({"type": "error", **ClosingError().body()}) + "\n"
     finally:
-        jobs.forget_soon(job.id)
+        jobs.spawn(jobs.forget(job.id))
 
 
 async def _until_read(request: Request, jobs: JobManager, job: OcrJob) -> None:
