@@ -15,18 +15,19 @@ from deepseek_ocr.images.views import make_views
 from deepseek_ocr.model.network import Network, load_network
 from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.settings import CropSettings
-from deepseek_ocr.training import objective, synth
-from deepseek_ocr.training.batches import IGNORED, collate, encode_example
-from deepseek_ocr.training.optimisation import OptimiserSettings, Stepper
-from deepseek_ocr.training.phrases import CHARACTERS
+from deepseek_ocr.training.data.batches import IGNORED, collate, encode_example
+from deepseek_ocr.training.finetune import objective
+from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper
 from deepseek_ocr.training.pocket import auxiliary, stages
 from deepseek_ocr.training.pocket.auxiliary import AuxiliaryObjective, Lessons
 from deepseek_ocr.training.pocket.forward import decode, patchify, see
 from deepseek_ocr.training.pocket.untrained import write_untrained
-from deepseek_ocr.training.synth import Recipe
+from deepseek_ocr.training.synthetic import synthetic_pages
+from deepseek_ocr.training.synthetic.phrases import CHARACTERS
+from deepseek_ocr.training.synthetic.synthetic_pages import Recipe
 from tests.conftest import POCKET
 
-PAGE = synth.make_page(Recipe(effects=0.0, dark=0.0), 7)
+PAGE = synthetic_pages.make_page(Recipe(effects=0.0, dark=0.0), 7)
 
 
 @pytest.mark.parametrize("view", [256, 512, 640, 1024])
@@ -65,7 +66,7 @@ def test_products_give_the_numbers_of_the_librarys_class(
 @pytest.mark.parametrize("kind", ["lines", "full", "article", "table", "chart"])
 def test_every_character_of_the_text_is_where_it_is_said_to_be(kind: str, seed: int) -> None:
     recipe = Recipe(kinds={kind: 1.0}, largest=40, effects=0.0, dark=0.0)
-    page = synth.make_page(recipe, seed)
+    page = synthetic_pages.make_page(recipe, seed)
     assert "\n".join("".join(c for c, _, _ in line) for line in page.glyphs) == page.annotation.text
     grey = np.asarray(page.image.convert("L")).astype(int)
     ground = np.median(grey)
@@ -77,7 +78,7 @@ def test_every_character_of_the_text_is_where_it_is_said_to_be(kind: str, seed: 
 
 
 def test_characters_move_with_a_page_that_is_turned() -> None:
-    straight, turned = (synth.make_page(Recipe(effects=share), 7) for share in (0.0, 1.0))
+    straight, turned = (synthetic_pages.make_page(Recipe(effects=share), 7) for share in (0.0, 1.0))
     for page, lines_are_level in ((straight, True), (turned, False)):
         longest = max(page.glyphs, key=len)
         assert (len({round(y, 3) for _, _, y in longest}) == 1) == lines_are_level
@@ -134,7 +135,7 @@ def test_labels_of_places_lie_on_the_tokens_of_the_text(codec: Codec) -> None:
 
 
 def test_an_empty_page_teaches_to_end_at_once(codec: Codec) -> None:
-    empty = synth.make_page(Recipe(kinds={"blank": 1.0}), 1)
+    empty = synthetic_pages.make_page(Recipe(kinds={"blank": 1.0}), 1)
     for task in ("ocr", "markdown"):
         (page,) = stages._pages(empty, task, 512, codec)
         assert page.example.labels[page.example.labels != IGNORED].tolist() == [min(codec.end_ids)]
@@ -144,7 +145,7 @@ def test_an_empty_page_teaches_to_end_at_once(codec: Codec) -> None:
 
 
 def test_empty_pages_alone_have_a_loss(network: Network, codec: Codec) -> None:
-    empty = synth.make_page(Recipe(kinds={"blank": 1.0}), 1)
+    empty = synthetic_pages.make_page(Recipe(kinds={"blank": 1.0}), 1)
     lessons = stages._lessons(stages._pages(empty, "ocr", 512, codec), 2)
     taught = AuxiliaryObjective(network, torch.float32)
     loss, _ = taught(lessons)

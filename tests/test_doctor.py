@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from deepseek_ocr.cli.read_arguments import Job, parse
 
 from benchmarks import report
 from deepseek_ocr import configuration
 from deepseek_ocr.cli import doctor, read
 from deepseek_ocr.cli import list_devices as device_report
-from deepseek_ocr.cli.read_arguments import Job, parse
 from deepseek_ocr.devices import selection
 from deepseek_ocr.errors import SettingsError
 from tests.conftest import ROOT

@@ -16,10 +16,16 @@ from typing import Any
 import pytest
 
 from deepseek_ocr.engine.ocr_engine import OcrEngine
-from deepseek_ocr.training.evaluate import main
-from deepseek_ocr.training.evaluation_report import Run, contents, escaped
-from deepseek_ocr.training.samples import Example, Rejection
-from deepseek_ocr.training.scoring import Prediction, evaluate, precision_by_ratio, score, summarise
+from deepseek_ocr.training.data.samples import Example, Rejection
+from deepseek_ocr.training.evaluation.evaluation_report import Run, contents, escaped
+from deepseek_ocr.training.evaluation.evaluation_run import main
+from deepseek_ocr.training.evaluation.scoring import (
+    Prediction,
+    evaluate,
+    precision_by_ratio,
+    score,
+    summarise,
+)
 from tests.conftest import POCKET, ROOT
 from tests.test_weights_places import mounted
 from tests.training_fixtures import EXAMPLES, jsonl, put_examples, put_list, put_page
@@ -123,7 +129,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, sent: int, status: int) 
     command = [
         sys.executable,
         "-m",
-        "deepseek_ocr.training.evaluate",
+        "deepseek_ocr.training.evaluation.evaluation_run",
         *flags(data, output, *WITH_POCKET),
     ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as running:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
 from deepseek_ocr.errors import InputError
-from deepseek_ocr.training.evaluate import main
-from deepseek_ocr.training.fact_report import verdicts
-from deepseek_ocr.training.facts import (
+from deepseek_ocr.training.evaluation.evaluation_run import main
+from deepseek_ocr.training.evaluation.fact_report import verdicts
+from deepseek_ocr.training.evaluation.facts import (
     LAST_PAGE,
     Page,
     PageText,
@@ -24,8 +24,8 @@ from deepseek_ocr.training.facts import (
     plain,
     starts,
 )
-from deepseek_ocr.training.scoring import Prediction
-from deepseek_ocr.training.teds import Rows, html_tables
+from deepseek_ocr.training.evaluation.scoring import Prediction
+from deepseek_ocr.training.evaluation.teds import Rows, html_tables
 from tests.training_fixtures import jsonl, put_page
 
 PAGE = """\
@@ -156,7 +156,7 @@ def test_a_page_is_made_ready_once_for_all_its_facts(monkeypatch: pytest.MonkeyP
         asked.append(text)
         return html_tables(text)
 
-    monkeypatch.setattr("deepseek_ocr.training.facts.html_tables", counting)
+    monkeypatch.setattr("deepseek_ocr.training.evaluation.facts.html_tables", counting)
     facts = [
         parse_fact({"image": f"{page}.png", "type": "table", "cell": "4.5%", "up": up})
         for page in "abab"

@@ -12,10 +12,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
-from deepseek_ocr.training import teds as tables
-from deepseek_ocr.training.bootstrap import Figure, figures
-from deepseek_ocr.training.teds import Cell, grid, html_tables, markdown_tables, table_scores, teds
-from deepseek_ocr.training.text_metrics import (
+from deepseek_ocr.training.evaluation import teds as tables
+from deepseek_ocr.training.evaluation.bootstrap import Figure, figures
+from deepseek_ocr.training.evaluation.teds import (
+    Cell,
+    grid,
+    html_tables,
+    markdown_tables,
+    table_scores,
+    teds,
+)
+from deepseek_ocr.training.evaluation.text_metrics import (
     MOST_BOXES,
     box_iou,
     character_error_rate,

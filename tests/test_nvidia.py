@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepseek_ocr.cli.read_arguments import parse
 
 from deepseek_ocr.cli import doctor
 from deepseek_ocr.cli import list_devices as device_report
-from deepseek_ocr.cli.read_arguments import parse
 from deepseek_ocr.devices import nvidia, selection
 from deepseek_ocr.errors import DeviceError
 

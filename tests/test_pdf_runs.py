@@ -9,10 +9,10 @@ from typing import Any
 
 import pikepdf
 import pytest
+from deepseek_ocr.cli.read_arguments import parse
 from pikepdf import Dictionary, Name
 
 from deepseek_ocr import configuration
-from deepseek_ocr.cli.read_arguments import parse
 from deepseek_ocr.documents.run_store import read_manifests
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.server.jobs.document_options import as_fields, document_plan

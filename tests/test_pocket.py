@@ -14,13 +14,13 @@ from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.settings import DecodeSettings
-from deepseek_ocr.training import fonts, synth
-from deepseek_ocr.training.bootstrap import Figure
+from deepseek_ocr.training.data.samples import Example, Sample, examples_of
+from deepseek_ocr.training.evaluation.bootstrap import Figure
+from deepseek_ocr.training.evaluation.predictions import model_reader
+from deepseek_ocr.training.evaluation.scoring import evaluate, summarise
 from deepseek_ocr.training.pocket import stages, untrained
 from deepseek_ocr.training.pocket.stages import HEADS
-from deepseek_ocr.training.readers import model_reader
-from deepseek_ocr.training.samples import Example, Sample, examples_of
-from deepseek_ocr.training.scoring import evaluate, summarise
+from deepseek_ocr.training.synthetic import fonts, synthetic_pages
 from tests.conftest import POCKET
 
 SEED = 1_000_003
@@ -73,12 +73,12 @@ def measured(
     engine: OcrEngine, folder: Path, task: str, size: str, numbers: range
 ) -> dict[str, Figure]:
     """Figures over clean pages in the held-out fonts."""
-    recipe = replace(synth.CLEAN_LINES, font_set="held-out")
+    recipe = replace(synthetic_pages.CLEAN_LINES, font_set="held-out")
     examples: list[Example] = []
     for number, path in zip(
-        numbers, synth.write_pages(folder, recipe, numbers, SEED, 1), strict=True
+        numbers, synthetic_pages.write_pages(folder, recipe, numbers, SEED, 1), strict=True
     ):
-        page = synth.make_page(recipe, synth.page_seed(SEED, number))
+        page = synthetic_pages.make_page(recipe, synthetic_pages.page_seed(SEED, number))
         examples += examples_of(Sample(path, page.annotation, path.stem), [task])
     read = model_reader(engine, presets.crop_for(size), DecodeSettings(max_new_tokens=512))
     return summarise(evaluate(examples, read))[task]
@@ -97,7 +97,7 @@ def test_a_stage_of_its_training_leaves_a_model_that_loads_and_a_log_of_losses(
     assert len(losses) == 8
     assert losses[-1] < losses[0]
     engine = OcrEngine.load(tmp_path / "out" / "model", "cpu", "float32")
-    page = synth.make_page(first.sources[0].recipe, 1)
+    page = synthetic_pages.make_page(first.sources[0].recipe, 1)
     decode = DecodeSettings(max_new_tokens=3)
     onward = ["--start", str(tmp_path / "out" / "model"), "--heads", str(tmp_path / "out" / HEADS)]
     assert stages.main(["--output", str(tmp_path / "on"), "--workers", "0", *onward]) == 0

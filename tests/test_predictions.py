@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_ocr.training.evaluate import main
-from deepseek_ocr.training.readers import extra_texts, folder_reader, read_prediction, sole_names
-from deepseek_ocr.training.samples import Example
-from deepseek_ocr.training.scoring import Prediction, Score, score
+from deepseek_ocr.training.data.samples import Example
+from deepseek_ocr.training.evaluation.evaluation_run import main
+from deepseek_ocr.training.evaluation.predictions import (
+    extra_texts,
+    folder_reader,
+    read_prediction,
+    sole_names,
+)
+from deepseek_ocr.training.evaluation.scoring import Prediction, Score, score
 from tests.conftest import POCKET
 from tests.test_evaluate import OCR, flags, metrics_in, value
 from tests.training_fixtures import EXAMPLES, put_examples, put_list, put_page
@@ -134,7 +139,7 @@ def test_what_the_evaluation_wrote_is_not_extra(data: Path, made: Path, place: s
 
 def test_the_search_for_extra_texts_is_bounded(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_texts(made, {f"{number}.md": "x" for number in range(20)})
-    monkeypatch.setattr("deepseek_ocr.training.readers.MOST_FILES", 7)
+    monkeypatch.setattr("deepseek_ocr.training.evaluation.predictions.MOST_FILES", 7)
     assert len(extra_texts(made, {})) == 7
 
 
@@ -183,7 +188,7 @@ def test_a_page_is_scored_once(
         scored.append(example.name)
         return score(example, prediction)
 
-    monkeypatch.setattr("deepseek_ocr.training.evaluate.score", counting)
+    monkeypatch.setattr("deepseek_ocr.training.evaluation.evaluation_run.score", counting)
     put_texts(made, {f"{name}.md": text for name, text in EXAMPLES.items()})
     assert main(flags(data, tmp_path / "out", "--predictions", str(made))) == 0
     assert sorted(scored) == sorted(EXAMPLES)

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from deepseek_ocr.cli.progress import Bar, Counter, Lines
 
 from deepseek_ocr.cli import progress
-from deepseek_ocr.cli.progress import Bar, Counter, Lines
 from deepseek_ocr.documents.inputs import Input
 from deepseek_ocr.formats.records import PageRecord
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from deepseek_ocr.errors import InputError, SettingsError
 from deepseek_ocr.grounding import parser
-from deepseek_ocr.training.files import OutputError
-from deepseek_ocr.training.samples import (
+from deepseek_ocr.training.data.samples import (
     LONGEST_TEXT,
     Annotation,
     AnnotationError,
@@ -28,6 +27,7 @@ from deepseek_ocr.training.samples import (
     save_samples,
     unknown_keys,
 )
+from deepseek_ocr.training.files import OutputError
 from tests.conftest import reference
 from tests.training_fixtures import put_list, put_page
 

@@ -162,7 +162,9 @@ def state(engines: tuple[Engine, Engine]) -> ServerState:
     return ServerState(Settings(), ServerSettings(), Keys(()), {"pocket": "pocket"}, load)
 
 
-def test_one_engine_of_several_is_enough(state: ServerState, engines: tuple[Engine, Engine]) -> None:
+def test_one_engine_of_several_is_enough(
+    state: ServerState, engines: tuple[Engine, Engine]
+) -> None:
     async def scenario() -> None:
         failed = asyncio.Event()
         app = create_app(state, failed.set)

@@ -20,19 +20,24 @@ from deepseek_ocr.images.views import Views
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.network import Network, load_network
 from deepseek_ocr.model.prompts import Codec
-from deepseek_ocr.training import dataset
-from deepseek_ocr.training.batches import IGNORED, Batch, ExampleError, collate, encode_example
+from deepseek_ocr.training.data import dataset
+from deepseek_ocr.training.data.batches import IGNORED, Batch, ExampleError, collate, encode_example
 from deepseek_ocr.training.files import OutputError
-from deepseek_ocr.training.objective import Objective, balance_loss, hidden_states, route_in_float32
-from deepseek_ocr.training.optimisation import OptimiserSettings, Stepper, cosine
-from deepseek_ocr.training.pocket.untrained import write_untrained
-from deepseek_ocr.training.saved_checkpoints import (
+from deepseek_ocr.training.finetune.objective import (
+    Objective,
+    balance_loss,
+    hidden_states,
+    route_in_float32,
+)
+from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper, cosine
+from deepseek_ocr.training.finetune.saved_checkpoints import (
     official_tensors,
     recover_folder,
     replacing_folder,
     save_checkpoint,
     stored_dtype,
 )
+from deepseek_ocr.training.pocket.untrained import write_untrained
 from tests.conftest import GOLDEN, POCKET, byte_tokenizer
 from tests.goldens import CASES, golden_views, relative_error
 

@@ -14,6 +14,7 @@ from deepseek_ocr.kernels import choice
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.footprint import Footprint, in_gb
 
+
 def show(settings: Settings) -> int:
     """Print it; the exit status. Raises `DeviceError` if the device asked for is not here."""
     for device in selection.every():

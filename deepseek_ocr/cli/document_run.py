@@ -67,7 +67,9 @@ def _listing(options: ReadOptions, folder: Path) -> Listing:
     return Listing(tuple(each_once(inputs)), found.left_out)
 
 
-def write_documents(engines: list[OcrEngine], options: ReadOptions, output: OutputOptions, ready: Prepared) -> int:
+def write_documents(
+    engines: list[OcrEngine], options: ReadOptions, output: OutputOptions, ready: Prepared
+) -> int:
     """Read every page that `options` name and write what was asked for; the exit status."""
     inputs = [found for found in ready.listing.inputs if output.shard.has(found.key)]
     names = output_names(ready.listing.inputs)

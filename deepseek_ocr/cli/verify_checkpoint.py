@@ -123,4 +123,3 @@ def _machine(engine: OcrEngine) -> dict[str, str]:
         "transformers": transformers.__version__, "python": platform.python_version(),
         "device": str(engine.device), "dtype": str(engine.dtype), "processor": name,
     }  # fmt: skip
-

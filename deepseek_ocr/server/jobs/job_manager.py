@@ -85,7 +85,11 @@ class Jobs:
     """The documents of a server."""
 
     def __init__(
-        self, state: ServerState, store: JobStore, renderer: Renderer, limits: JobLimits = JobLimits()
+        self,
+        state: ServerState,
+        store: JobStore,
+        renderer: Renderer,
+        limits: JobLimits = JobLimits(),
     ) -> None:
         self.state, self.store, self.renderer, self.limits = state, store, renderer, limits
         self.rendering = asyncio.Semaphore(renderer.workers)

@@ -34,7 +34,9 @@ second at most; the first of a page never waits."""
 class Flight:
     """One page on its way; belongs to the event loop it was made on."""
 
-    def __init__(self, state: ServerState, pool: Pool, visit: Visit, number: int, page: Page) -> None:
+    def __init__(
+        self, state: ServerState, pool: Pool, visit: Visit, number: int, page: Page
+    ) -> None:
         self._metrics = state.metrics
         self._pool = pool
         self._visit = visit

@@ -26,7 +26,9 @@ async def list_models(state: Annotated[ServerState, Depends(state_of)]) -> dict[
 
 
 @router.get("/models/{model}")
-async def show_model(model: str, state: Annotated[ServerState, Depends(state_of)]) -> dict[str, Any]:
+async def show_model(
+    model: str, state: Annotated[ServerState, Depends(state_of)]
+) -> dict[str, Any]:
     """One of them."""
     state.check_name(model)
     return _entry(model, state)

@@ -26,12 +26,12 @@ from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.grounding.parser import SCALE
 from deepseek_ocr.model.network import Network
 from deepseek_ocr.settings import CELL
-from deepseek_ocr.training.batches import IGNORED
+from deepseek_ocr.training.data.batches import IGNORED
 from deepseek_ocr.training.files import writing
-from deepseek_ocr.training.layouts import Glyph
-from deepseek_ocr.training.phrases import CHARACTERS
+from deepseek_ocr.training.finetune.saved_checkpoints import save_tensors
 from deepseek_ocr.training.pocket.forward import PATCH, decode, see
-from deepseek_ocr.training.saved_checkpoints import save_tensors
+from deepseek_ocr.training.synthetic.layouts import Glyph
+from deepseek_ocr.training.synthetic.phrases import CHARACTERS
 
 SLOT = (8, 16)
 """Width and height of the slots that characters are sorted into, px of the view: narrower than

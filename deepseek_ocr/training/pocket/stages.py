@@ -35,18 +35,18 @@ from deepseek_ocr.images.views import Views
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.network import load_network
 from deepseek_ocr.model.prompts import Codec, load_codec
-from deepseek_ocr.training import synth
-from deepseek_ocr.training.batches import IGNORED, EncodedExample, collate, encode_answer
+from deepseek_ocr.training.data.batches import IGNORED, EncodedExample, collate, encode_answer
+from deepseek_ocr.training.data.samples import Example, Sample, examples_of
 from deepseek_ocr.training.files import writing
-from deepseek_ocr.training.layouts import Glyph
-from deepseek_ocr.training.optimisation import OptimiserSettings, Stepper, StepResult, cosine
+from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper, StepResult, cosine
+from deepseek_ocr.training.finetune.saved_checkpoints import save_checkpoint
 from deepseek_ocr.training.pocket import auxiliary
 from deepseek_ocr.training.pocket.auxiliary import AuxiliaryObjective, Lessons
 from deepseek_ocr.training.pocket.forward import patchify
 from deepseek_ocr.training.pocket.untrained import CONFIG, CONTEXT, write_untrained
-from deepseek_ocr.training.samples import Example, Sample, examples_of
-from deepseek_ocr.training.saved_checkpoints import save_checkpoint
-from deepseek_ocr.training.synth import Recipe
+from deepseek_ocr.training.synthetic import synthetic_pages
+from deepseek_ocr.training.synthetic.layouts import Glyph
+from deepseek_ocr.training.synthetic.synthetic_pages import Recipe
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Pools(Dataset[list[Lessons]]):
         size = max(1, round(self.stage.batch * (512 / source.view) ** 2))
         pages: list[Page] = []
         while len(pages) < size * POOL:
-            drawn = synth.make_page(source.recipe, rng.getrandbits(64))
+            drawn = synthetic_pages.make_page(source.recipe, rng.getrandbits(64))
             wanted = self.stage.tasks
             task = rng.choices(list(wanted), list(wanted.values()))[0] if source.reads else None
             pages += _pages(drawn, task, source.view, self.codec)
@@ -126,7 +126,9 @@ class Pools(Dataset[list[Lessons]]):
         return [_lessons(part, self.pad_id) for part in parts]
 
 
-def _pages(drawn: synth.SynthPage, task: str | None, view: int, codec: Codec) -> list[Page]:
+def _pages(
+    drawn: synthetic_pages.SynthPage, task: str | None, view: int, codec: Codec
+) -> list[Page]:
     """What `task` asks of a page seen through a view of `view` px: nothing where it has no
     answer there. Without a task a page has no ids."""
     if task == "figure" and not drawn.annotation.figure:
@@ -151,12 +153,12 @@ def _pages(drawn: synth.SynthPage, task: str | None, view: int, codec: Codec) ->
     return pages
 
 
-def _is_asked(line: Sequence[Glyph], drawn: synth.SynthPage) -> bool:
+def _is_asked(line: Sequence[Glyph], drawn: synthetic_pages.SynthPage) -> bool:
     text = "".join(character for character, _, _ in line)
     return any(reference.text == text for reference in drawn.annotation.reference)
 
 
-def _asked(drawn: synth.SynthPage, task: str) -> list[Example]:
+def _asked(drawn: synthetic_pages.SynthPage, task: str) -> list[Example]:
     """What `task` asks of a page; of an empty one, where there is nothing to locate, all of it."""
     sample = Sample(Path(), drawn.annotation, "")
     if drawn.annotation.text or task == "locate":
@@ -255,7 +257,10 @@ _LINES = Recipe(smallest=22, largest=52, longest=24, most_lines=9, random_share=
 _FEW = replace(_LINES, most_lines=4)
 
 _KINDS = replace(
-    synth.MIXED, smallest=20, largest=48, kinds={"article": 0.5, "table": 0.3, "chart": 0.2}
+    synthetic_pages.MIXED,
+    smallest=20,
+    largest=48,
+    kinds={"article": 0.5, "table": 0.3, "chart": 0.2},
 )
 
 _SHORT = replace(_LINES, size=(256, 256), longest=9, most_lines=5)
@@ -263,7 +268,9 @@ _SHORT = replace(_LINES, size=(256, 256), longest=9, most_lines=5)
 _LARGE = replace(_LINES, smallest=44, largest=104, longest=12, most_lines=4)
 """As large views show the same pages, and as headings are."""
 
-_CLEAN = replace(synth.CLEAN_LINES, random_share=0.1, kinds={"lines": 0.95, "blank": 0.05})
+_CLEAN = replace(
+    synthetic_pages.CLEAN_LINES, random_share=0.1, kinds={"lines": 0.95, "blank": 0.05}
+)
 """What it is measured on, strings that cannot be guessed, and empty pages."""
 
 _SMALL = replace(_CLEAN, smallest=22, largest=32)

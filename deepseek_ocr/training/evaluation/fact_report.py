@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deepseek_ocr.training import evaluation_report
-from deepseek_ocr.training.bootstrap import Figure, Share, figures
-from deepseek_ocr.training.experiment import versions
-from deepseek_ocr.training.facts import TYPES, Fact, Page, PageText, Verdict, check
+from deepseek_ocr.training.data.data_split import SUFFIXES
+from deepseek_ocr.training.data.samples import Rejection
+from deepseek_ocr.training.evaluation import evaluation_report
+from deepseek_ocr.training.evaluation.bootstrap import Figure, Share, figures
+from deepseek_ocr.training.evaluation.facts import TYPES, Fact, Page, PageText, Verdict, check
+from deepseek_ocr.training.evaluation.predictions import Names, sole_names
+from deepseek_ocr.training.evaluation.scoring import Prediction
+from deepseek_ocr.training.experiment_log import versions
 from deepseek_ocr.training.files import json_bytes
-from deepseek_ocr.training.readers import Names, sole_names
-from deepseek_ocr.training.samples import Rejection
-from deepseek_ocr.training.scoring import Prediction
-from deepseek_ocr.training.split import SUFFIXES
 
 ALL = "all"
 """Name of the pass rate over facts of every type."""

@@ -11,7 +11,7 @@ from deepseek_ocr import configuration
 from deepseek_ocr import presets as tasks
 from deepseek_ocr.errors import OcrError, SettingsError
 from deepseek_ocr.settings import LARGEST_RANK, DecodeSettings
-from deepseek_ocr.training.evaluation_flags import positive
+from deepseek_ocr.training.evaluation.evaluation_options import positive
 from deepseek_ocr.training.files import STATE
 
 _EPILOG = """\
@@ -19,7 +19,7 @@ examples:
   deepseek-ocr train --data_root scans --train_file scans/train.json \\
       --val_file scans/test.json --model_path deepseek-ocr --output_dir runs/first \\
       --epochs 3 --batch_size 2 --grad_accum 8
-  accelerate launch -m deepseek_ocr.training.train …the same…      several GPUs or machines
+  accelerate launch -m deepseek_ocr.training.finetune.fine_tuning …the same…      several GPUs or machines
   deepseek-ocr train …the same… --resume        goes on after an interruption
 
 The output folder gets a checkpoint after each epoch (with LoRA: an adapter), best/ by validation

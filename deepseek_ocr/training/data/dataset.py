@@ -14,8 +14,14 @@ from deepseek_ocr.errors import GenerationError, InputError, OcrError
 from deepseek_ocr.images.views import make_views, open_image
 from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.settings import CropSettings
-from deepseek_ocr.training.batches import IGNORED, Batch, EncodedExample, collate, encode_example
-from deepseek_ocr.training.samples import Example, Rejection
+from deepseek_ocr.training.data.batches import (
+    IGNORED,
+    Batch,
+    EncodedExample,
+    collate,
+    encode_example,
+)
+from deepseek_ocr.training.data.samples import Example, Rejection
 
 
 @dataclass(frozen=True)

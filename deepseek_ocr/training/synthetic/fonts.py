@@ -15,7 +15,7 @@ from fontTools.ttLib import TTFont
 from PIL import ImageFont
 
 from deepseek_ocr.errors import InputError
-from deepseek_ocr.training.phrases import CHARACTERS
+from deepseek_ocr.training.synthetic.phrases import CHARACTERS
 
 FontSet = Literal["train", "held-out", "all"]
 

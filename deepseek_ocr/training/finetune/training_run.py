@@ -29,21 +29,23 @@ from deepseek_ocr.model.network import Network, load_network
 from deepseek_ocr.model.prompts import Codec, load_codec
 from deepseek_ocr.progress import track
 from deepseek_ocr.settings import DecodeSettings
-from deepseek_ocr.training import dataset, lora, run_state, text_metrics
-from deepseek_ocr.training.curves import write_curve
-from deepseek_ocr.training.experiment import ExperimentLog
+from deepseek_ocr.training.data import dataset
+from deepseek_ocr.training.data.samples import Example, Rejection, write_rejections
+from deepseek_ocr.training.evaluation import text_metrics
+from deepseek_ocr.training.evaluation.scoring import comparable
+from deepseek_ocr.training.experiment_log import ExperimentLog
 from deepseek_ocr.training.files import STATE, writing
-from deepseek_ocr.training.objective import Objective, route_in_float32
-from deepseek_ocr.training.optimisation import OptimiserSettings, Stepper, StepResult, cosine
-from deepseek_ocr.training.options import TrainOptions, check_output
-from deepseek_ocr.training.samples import Example, Rejection, write_rejections
-from deepseek_ocr.training.saved_checkpoints import (
+from deepseek_ocr.training.finetune import lora, run_state
+from deepseek_ocr.training.finetune.loss_curve import write_curve
+from deepseek_ocr.training.finetune.objective import Objective, route_in_float32
+from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper, StepResult, cosine
+from deepseek_ocr.training.finetune.saved_checkpoints import (
     recover_folder,
     replacing_folder,
     save_checkpoint,
     stored_dtype,
 )
-from deepseek_ocr.training.scoring import comparable
+from deepseek_ocr.training.finetune.train_options import TrainOptions, check_output
 
 
 @dataclass

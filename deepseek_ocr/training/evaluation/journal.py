@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from deepseek_ocr.errors import InputError, SettingsError
+from deepseek_ocr.training.data.samples import Example
+from deepseek_ocr.training.evaluation.scoring import Prediction, Score
 from deepseek_ocr.training.files import LARGEST_FILE, read_json, write_json, write_text, writing
-from deepseek_ocr.training.samples import Example
-from deepseek_ocr.training.scoring import Prediction, Score
 
 SETTINGS, SAMPLES = "run.json", "samples.jsonl"
 

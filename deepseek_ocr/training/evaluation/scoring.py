@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from deepseek_ocr import presets
 from deepseek_ocr.decoding.loop_detector import is_loop
 from deepseek_ocr.grounding import parser
-from deepseek_ocr.training import text_metrics
-from deepseek_ocr.training.bootstrap import Figure, Share, figures
-from deepseek_ocr.training.samples import Example
-from deepseek_ocr.training.teds import html_tables, table_scores
+from deepseek_ocr.training.data.samples import Example
+from deepseek_ocr.training.evaluation import text_metrics
+from deepseek_ocr.training.evaluation.bootstrap import Figure, Share, figures
+from deepseek_ocr.training.evaluation.teds import html_tables, table_scores
 
 RATIO_BANDS = (0.0, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0)
 """Lower bounds of the bands of text tokens per vision token; the last has no upper one."""

@@ -21,8 +21,7 @@ from pathlib import Path
 from deepseek_ocr.console import one_line
 from deepseek_ocr.errors import InputError, OcrError
 from deepseek_ocr.progress import track
-from deepseek_ocr.training.files import json_bytes, read_json, write_all
-from deepseek_ocr.training.samples import (
+from deepseek_ocr.training.data.samples import (
     LARGEST_ANNOTATION,
     Rejection,
     Sample,
@@ -31,6 +30,7 @@ from deepseek_ocr.training.samples import (
     samples_to_json,
     unknown_keys,
 )
+from deepseek_ocr.training.files import json_bytes, read_json, write_all
 
 ALL_USED, SOME_REJECTED, COULD_NOT_START, INTERRUPTED = 0, 1, 2, 130
 

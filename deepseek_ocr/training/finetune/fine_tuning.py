@@ -15,14 +15,14 @@ from pathlib import Path
 from deepseek_ocr import presets
 from deepseek_ocr.console import one_line
 from deepseek_ocr.errors import InputError, OcrError
-from deepseek_ocr.training.options import TrainOptions, check_output, parse
-from deepseek_ocr.training.samples import (
+from deepseek_ocr.training.data.samples import (
     Example,
     Rejection,
     examples_of,
     load_samples,
     write_rejections,
 )
+from deepseek_ocr.training.finetune.train_options import TrainOptions, check_output, parse
 from deepseek_ocr.weights import registry
 
 DONE, SOME_REJECTED, COULD_NOT_START, INTERRUPTED = 0, 1, 2, 130
@@ -72,7 +72,7 @@ def run(options: TrainOptions) -> int:
     if options.val_file:
         validation = compared(usable_examples(options, options.val_file), options.val_pages)
     _check_usable(options, train, validation)
-    from deepseek_ocr.training.run import Run  # imports torch: seconds
+    from deepseek_ocr.training.finetune.training_run import Run  # imports torch: seconds
 
     training = Run.prepare(options, folder)
     examples, more = training.checked(train.examples)
@@ -113,7 +113,7 @@ def usable_examples(options: TrainOptions, file: Path) -> Usable:
 def compared(validation: Usable, pages: int) -> Usable:
     """The examples of the first `pages` pages that have a text to compare; those of locating,
     whose answers are numbers, where there are no others. Answers without any text are rejected."""
-    from deepseek_ocr.training.scoring import comparable  # imports scipy: a second
+    from deepseek_ocr.training.evaluation.scoring import comparable  # imports scipy: a second
 
     texts: list[Example] = []
     located: list[Example] = []

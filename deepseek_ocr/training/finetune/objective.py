@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deepseek_ocr.model.network import Network
-from deepseek_ocr.training.batches import IGNORED, Batch
+from deepseek_ocr.training.data.batches import IGNORED, Batch
 
 
 def route_in_float32(network: Network) -> None:

@@ -26,11 +26,16 @@ from PIL import Image, ImageFilter
 
 from deepseek_ocr.errors import OcrError, SettingsError
 from deepseek_ocr.progress import track
-from deepseek_ocr.training import fonts, layouts
-from deepseek_ocr.training.evaluation_flags import positive
+from deepseek_ocr.training.data.samples import (
+    Annotation,
+    LabelledRegion,
+    Reference,
+    annotation_to_json,
+)
+from deepseek_ocr.training.evaluation.evaluation_options import positive
 from deepseek_ocr.training.files import write_bytes
-from deepseek_ocr.training.layouts import Block, Canvas, Glyph, PixelBox, Style
-from deepseek_ocr.training.samples import Annotation, LabelledRegion, Reference, annotation_to_json
+from deepseek_ocr.training.synthetic import fonts, layouts
+from deepseek_ocr.training.synthetic.layouts import Block, Canvas, Glyph, PixelBox, Style
 
 MADE, COULD_NOT_MAKE, INTERRUPTED = 0, 2, 130
 

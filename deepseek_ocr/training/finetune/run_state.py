@@ -13,7 +13,7 @@ from torch import nn
 
 from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.training.files import STATE
-from deepseek_ocr.training.saved_checkpoints import replacing_folder, save_tensors
+from deepseek_ocr.training.finetune.saved_checkpoints import replacing_folder, save_tensors
 
 COUNTERS, TENSORS = "state.json", "state.safetensors"
 

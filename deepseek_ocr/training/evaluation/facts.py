@@ -26,10 +26,17 @@ from rapidfuzz.distance import Levenshtein
 
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.grounding.parser import to_markdown
+from deepseek_ocr.training.data.samples import AnnotationError, Rejection, image_path
+from deepseek_ocr.training.evaluation.teds import (
+    Cell,
+    Grid,
+    Rows,
+    grid,
+    html_tables,
+    markdown_tables,
+)
+from deepseek_ocr.training.evaluation.text_metrics import composed
 from deepseek_ocr.training.files import read_text
-from deepseek_ocr.training.samples import AnnotationError, Rejection, image_path
-from deepseek_ocr.training.teds import Cell, Grid, Rows, grid, html_tables, markdown_tables
-from deepseek_ocr.training.text_metrics import composed
 
 TYPES = ("present", "absent", "order", "table")
 

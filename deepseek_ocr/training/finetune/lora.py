@@ -13,7 +13,7 @@ from torch import nn
 
 from deepseek_ocr.model.adapters import CONFIG, TENSORS, WHOLE, quiet_peft
 from deepseek_ocr.model.network import Network
-from deepseek_ocr.training.saved_checkpoints import replacing_folder, save_tensors
+from deepseek_ocr.training.finetune.saved_checkpoints import replacing_folder, save_tensors
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -20,22 +20,22 @@ from deepseek_ocr.console import one_line
 from deepseek_ocr.errors import CheckpointError, InputError, OcrError
 from deepseek_ocr.progress import track
 from deepseek_ocr.settings import DecodeSettings
-from deepseek_ocr.training import evaluation_report, fact_report
-from deepseek_ocr.training.evaluation_flags import Job, parse
-from deepseek_ocr.training.experiment import NAME as LOG
-from deepseek_ocr.training.experiment import ExperimentLog, versions
-from deepseek_ocr.training.facts import load_facts
-from deepseek_ocr.training.files import read_text, write_all
-from deepseek_ocr.training.journal import Journal, Key, Stamp, key_of, stamp_of
-from deepseek_ocr.training.readers import (
+from deepseek_ocr.training.data.samples import Example, Rejection, Sample, examples_of, load_samples
+from deepseek_ocr.training.evaluation import evaluation_report, fact_report
+from deepseek_ocr.training.evaluation.evaluation_options import Job, parse
+from deepseek_ocr.training.evaluation.facts import load_facts
+from deepseek_ocr.training.evaluation.journal import Journal, Key, Stamp, key_of, stamp_of
+from deepseek_ocr.training.evaluation.predictions import (
     Names,
     extra_texts,
     folder_reader,
     model_reader,
     sole_names,
 )
-from deepseek_ocr.training.samples import Example, Rejection, Sample, examples_of, load_samples
-from deepseek_ocr.training.scoring import Prediction, Score, score, summarise
+from deepseek_ocr.training.evaluation.scoring import Prediction, Score, score, summarise
+from deepseek_ocr.training.experiment_log import NAME as LOG
+from deepseek_ocr.training.experiment_log import ExperimentLog, versions
+from deepseek_ocr.training.files import read_text, write_all
 from deepseek_ocr.weights import registry
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from lxml import etree, html
 from rapidfuzz.distance import Levenshtein
 from scipy.optimize import linear_sum_assignment
 
-from deepseek_ocr.training.text_metrics import normalise
+from deepseek_ocr.training.evaluation.text_metrics import normalise
 
 MOST_TABLES = 50
 """Of one page; further ones are not looked at."""

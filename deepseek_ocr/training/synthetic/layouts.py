@@ -10,7 +10,7 @@ from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
 
-from deepseek_ocr.training import fonts, phrases
+from deepseek_ocr.training.synthetic import fonts, phrases
 
 PixelBox = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels."""
