@@ -27,7 +27,7 @@ from deepseek_ocr.training.data.samples import (
     save_samples,
     unknown_keys,
 )
-from deepseek_ocr.training.files import OutputError
+from deepseek_ocr.files import OutputError
 from tests.conftest import reference
 from tests.training_fixtures import put_list, put_page
 

@@ -22,7 +22,7 @@ from deepseek_ocr.model.network import Network, load_network
 from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.training.data import dataset
 from deepseek_ocr.training.data.batches import IGNORED, Batch, ExampleError, collate, encode_example
-from deepseek_ocr.training.files import OutputError
+from deepseek_ocr.files import OutputError
 from deepseek_ocr.training.finetune.objective import (
     Objective,
     balance_loss,

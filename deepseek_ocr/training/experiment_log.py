@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deepseek_ocr import __version__
 from deepseek_ocr.console import one_line
-from deepseek_ocr.training.files import writing
+from deepseek_ocr.files import explain_write_errors
 
 NAME = "experiment_logs.txt"
 
@@ -23,7 +23,7 @@ LIBRARIES = (
 class ExperimentLog:
     """Appends lines with the time to `experiment_logs.txt` in a folder.
 
-    Every line is on its way to the disk when the call returns. Raises `OutputError`.
+    Every line is on its way to the disk when the call returns. Raises `FileWriteError`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,7 +32,7 @@ class ExperimentLog:
     def line(self, text: str) -> None:
         """Add one line; line breaks and control characters in it become spaces."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S%z")
-        with writing(self.path):
+        with explain_write_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8", errors="replace") as file:
                 file.write(f"{stamp} {one_line(text, most=2000)}\n")

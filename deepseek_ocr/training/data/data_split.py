@@ -30,7 +30,7 @@ from deepseek_ocr.training.data.samples import (
     samples_to_json,
     unknown_keys,
 )
-from deepseek_ocr.training.files import json_bytes, read_json, write_all
+from deepseek_ocr.files import json_bytes, read_json, write_files
 
 ALL_USED, SOME_REJECTED, COULD_NOT_START, INTERRUPTED = 0, 1, 2, 130
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "training/README.md describes them."
             )
         train, test = split(found.samples, flags.test_fraction, flags.seed)
-        write_all(
+        write_files(
             {
                 flags.output_dir / "rejected.json": json_bytes(list(map(asdict, found.rejections))),
                 flags.output_dir / "test.json": samples_to_json(flags.data_root, test),

@@ -24,7 +24,7 @@ from typing import Any
 from deepseek_ocr import presets
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.grounding.parser import SCALE, Box
-from deepseek_ocr.training.files import read_json, write_bytes, write_json
+from deepseek_ocr.files import read_json, write_bytes, write_json
 
 LONGEST_TEXT = 400_000
 """Characters of one text; the model's context of 8,192 tokens holds a tenth of that."""
@@ -188,7 +188,7 @@ def load_samples(
 def write_rejections(folder: Path, rejections: Mapping[str, Sequence[Rejection]]) -> None:
     """Name in `rejected.json` what cannot be used of each file ("train", "validation").
 
-    Raises `OutputError`.
+    Raises `FileWriteError`.
     """
     rows = [
         {"file": file, "name": rejection.name, "reason": rejection.reason}
@@ -207,7 +207,7 @@ def describe_unknown(counts: dict[str, int]) -> str:
 def save_samples(data_root: Path, file: Path, samples: Sequence[Sample]) -> None:
     """Write `samples` as `load_samples` reads them, whole or not at all.
 
-    Raises `OutputError`, and `ValueError` for a picture outside `data_root`.
+    Raises `FileWriteError`, and `ValueError` for a picture outside `data_root`.
     """
     write_bytes(file, samples_to_json(data_root, samples))
 

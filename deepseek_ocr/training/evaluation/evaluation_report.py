@@ -20,7 +20,7 @@ from deepseek_ocr.console import one_line
 from deepseek_ocr.training.data.samples import Rejection
 from deepseek_ocr.training.evaluation.bootstrap import LEVEL, RESAMPLES, Figure
 from deepseek_ocr.training.evaluation.scoring import Band, Score, precision_by_ratio, summarise
-from deepseek_ocr.training.files import json_bytes
+from deepseek_ocr.files import json_bytes
 
 MOST_LISTED = 100
 """Failures and rejections listed in the report; all are in samples.jsonl and metrics.json."""

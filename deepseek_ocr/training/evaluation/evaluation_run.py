@@ -35,7 +35,7 @@ from deepseek_ocr.training.evaluation.predictions import (
 from deepseek_ocr.training.evaluation.scoring import Prediction, Score, score, summarise
 from deepseek_ocr.training.experiment_log import NAME as LOG
 from deepseek_ocr.training.experiment_log import ExperimentLog, versions
-from deepseek_ocr.training.files import read_text, write_all
+from deepseek_ocr.files import read_text, write_files
 from deepseek_ocr.weights import registry
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def _extra(job: Job, names: Names) -> list[str]:
 
 
 def _write(job: Job, files: dict[str, bytes], lines: list[str], counts: dict[str, int]) -> None:
-    write_all({job.output_dir / name: data for name, data in files.items()})
+    write_files({job.output_dir / name: data for name, data in files.items()})
     log = ExperimentLog(job.output_dir)
     for line in (*lines, ", ".join(f"{name} {count}" for name, count in counts.items())):
         log.line(line)

@@ -17,7 +17,7 @@ from deepseek_ocr.training.evaluation.facts import TYPES, Fact, Page, PageText, 
 from deepseek_ocr.training.evaluation.predictions import Names, sole_names
 from deepseek_ocr.training.evaluation.scoring import Prediction
 from deepseek_ocr.training.experiment_log import versions
-from deepseek_ocr.training.files import json_bytes
+from deepseek_ocr.files import json_bytes
 
 ALL = "all"
 """Name of the pass rate over facts of every type."""

@@ -36,7 +36,7 @@ from deepseek_ocr.training.evaluation.teds import (
     markdown_tables,
 )
 from deepseek_ocr.training.evaluation.text_metrics import composed
-from deepseek_ocr.training.files import read_text
+from deepseek_ocr.files import read_text
 
 TYPES = ("present", "absent", "order", "table")
 

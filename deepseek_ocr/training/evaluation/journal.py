@@ -18,7 +18,7 @@ from typing import Any
 from deepseek_ocr.errors import InputError, SettingsError
 from deepseek_ocr.training.data.samples import Example
 from deepseek_ocr.training.evaluation.scoring import Prediction, Score
-from deepseek_ocr.training.files import LARGEST_FILE, read_json, write_json, write_text, writing
+from deepseek_ocr.files import LARGEST_FILE, read_json, write_json, write_text, explain_write_errors
 
 SETTINGS, SAMPLES = "run.json", "samples.jsonl"
 
@@ -76,19 +76,19 @@ class Journal:
         return done
 
     def begin(self) -> None:
-        """Write the settings and what is taken up from an earlier run. Raises `OutputError`."""
+        """Write the settings and what is taken up from an earlier run. Raises `FileWriteError`."""
         write_json(self.path.parent / SETTINGS, self._settings)
         write_text(self.path, "".join(f"{line.text}\n" for line in self._before.values()))
 
     def add(self, score: Score, data_root: Path) -> None:
-        """Append one page; it is with the system when the call returns. Raises `OutputError`."""
+        """Append one page; it is with the system when the call returns. Raises `FileWriteError`."""
         line = self._line(score, data_root)
-        with writing(self.path), self.path.open("a", encoding="utf-8", errors="replace") as file:
+        with explain_write_errors(self.path), self.path.open("a", encoding="utf-8", errors="replace") as file:
             file.write(line + "\n")
 
     def rewrite(self, scores: list[Score], data_root: Path) -> None:
         """Put `scores` into the file, in this order, and behind them what the earlier run read
-        beyond them. Raises `OutputError`."""
+        beyond them. Raises `FileWriteError`."""
         lines = [self._line(score, data_root) for score in scores]
         asked = {key_of(score.example) for score in scores}
         lines += [line.text for key, line in self._before.items() if key not in asked]

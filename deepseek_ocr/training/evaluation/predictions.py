@@ -15,7 +15,7 @@ from deepseek_ocr.errors import InputError
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from deepseek_ocr.training.data.samples import Example
 from deepseek_ocr.training.evaluation.scoring import Prediction, Read, comparable
-from deepseek_ocr.training.files import read_text
+from deepseek_ocr.files import read_text
 
 if TYPE_CHECKING:
     from deepseek_ocr.engine.ocr_engine import OcrEngine

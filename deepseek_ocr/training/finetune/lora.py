@@ -13,7 +13,7 @@ from torch import nn
 
 from deepseek_ocr.model.adapters import CONFIG, TENSORS, WHOLE, quiet_peft
 from deepseek_ocr.model.network import Network
-from deepseek_ocr.training.finetune.saved_checkpoints import replacing_folder, save_tensors
+from deepseek_ocr.training.finetune.saved_checkpoints import replace_folder, save_tensors
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -87,7 +87,7 @@ def is_vision(name: str) -> bool:
 def save_adapter(wrapped: PeftModel, folder: Path) -> None:
     """Write the adapter as peft does, and what was trained whole beside it; all or nothing.
 
-    Raises `OutputError`.
+    Raises `FileWriteError`.
     """
     config = wrapped.peft_config["default"].to_dict()
     config = {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
@@ -98,7 +98,7 @@ def save_adapter(wrapped: PeftModel, folder: Path) -> None:
         for name, parameter in wrapped.named_parameters()
         if parameter.requires_grad and "lora_" not in name
     }
-    with replacing_folder(folder) as staging:
+    with replace_folder(folder) as staging:
         text = json.dumps(config, indent=1, default=str, sort_keys=True)
         (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
         save_tensors(_on_cpu(adapter), staging / TENSORS)

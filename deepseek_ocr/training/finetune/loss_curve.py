@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from deepseek_ocr.training.files import write_bytes
+from deepseek_ocr.files import write_bytes
 
 
 def write_curve(
@@ -17,7 +17,7 @@ def write_curve(
 ) -> None:
     """Loss by step (nats a token), smoothed beside raw, and CER by epoch, as PNG.
 
-    Raises `OutputError`.
+    Raises `FileWriteError`.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from deepseek_ocr.errors import CheckpointError
-from deepseek_ocr.training.files import STATE
-from deepseek_ocr.training.finetune.saved_checkpoints import replacing_folder, save_tensors
+from deepseek_ocr.files import STATE
+from deepseek_ocr.training.finetune.saved_checkpoints import replace_folder, save_tensors
 
 COUNTERS, TENSORS = "state.json", "state.safetensors"
 
@@ -40,7 +40,7 @@ def save_state(
 ) -> None:
     """Write counters, trainable weights (exactly) and the optimiser's averages.
 
-    Raises `OutputError`.
+    Raises `FileWriteError`.
     """
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in _trainable(network):
@@ -48,7 +48,7 @@ def save_state(
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"{key}:{name}"] = value
     tensors = {name: value.to("cpu").contiguous() for name, value in tensors.items()}
-    with replacing_folder(folder / STATE) as staging:
+    with replace_folder(folder / STATE) as staging:
         save_tensors(tensors, staging / TENSORS)
         text = json.dumps(asdict(progress), indent=1)
         (staging / COUNTERS).write_text(text + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from deepseek_ocr.model.checkpoint import TensorFiles, official_pieces
 from deepseek_ocr.model.network import Network
-from deepseek_ocr.training.files import writing
+from deepseek_ocr.files import explain_write_errors
 
 TENSORS = "model.safetensors"
 
@@ -50,9 +50,9 @@ def save_checkpoint(
     """Write the network into `folder` in the official format, whole or not at all.
 
     Config and tokenizer are those of the checkpoint `source` it came from; `dtype` is the type of
-    the file. Raises `OutputError` where it cannot be written.
+    the file. Raises `FileWriteError` where it cannot be written.
     """
-    with replacing_folder(folder) as staging:
+    with replace_folder(folder) as staging:
         for name in COMPANIONS:
             if (source / name).is_file():
                 shutil.copyfile(source / name, staging / name)
@@ -67,14 +67,14 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
+def replace_folder(folder: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `folder` when the block ends without an error.
 
-    Raises `OutputError` where the disk says no; what was in `folder` then stays.
+    Raises `FileWriteError` where the disk says no; what was in `folder` then stays.
     """
     staging = folder.with_name(f".{folder.name}.part")
     old = folder.with_name(f".{folder.name}.old")
-    with writing(folder):
+    with explain_write_errors(folder):
         recover_folder(folder)
         try:
             for leftover in (staging, old):
@@ -91,7 +91,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def recover_folder(folder: Path) -> None:
-    """Put back what `replacing_folder` had set aside when it was stopped between its two steps.
+    """Put back what `replace_folder` had set aside when it was stopped between its two steps.
 
     Several processes may look at once; one of them does it. Raises `OSError`.
     """

@@ -34,14 +34,14 @@ from deepseek_ocr.training.data.samples import Example, Rejection, write_rejecti
 from deepseek_ocr.training.evaluation import text_metrics
 from deepseek_ocr.training.evaluation.scoring import comparable
 from deepseek_ocr.training.experiment_log import ExperimentLog
-from deepseek_ocr.training.files import STATE, writing
+from deepseek_ocr.files import STATE, explain_write_errors
 from deepseek_ocr.training.finetune import lora, run_state
 from deepseek_ocr.training.finetune.loss_curve import write_curve
 from deepseek_ocr.training.finetune.objective import Objective, route_in_float32
 from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper, StepResult, cosine
 from deepseek_ocr.training.finetune.saved_checkpoints import (
     recover_folder,
-    replacing_folder,
+    replace_folder,
     save_checkpoint,
     stored_dtype,
 )
@@ -67,9 +67,9 @@ class Run:
     def prepare(cls, options: TrainOptions, source: Path) -> Run:
         """Load the checkpoint `source`, make what is to be trained trainable, resume if asked.
 
-        Raises `CheckpointError`, `DeviceError`, `SettingsError` and `OutputError`.
+        Raises `CheckpointError`, `DeviceError`, `SettingsError` and `FileWriteError`.
         """
-        with writing(options.output_dir):
+        with explain_write_errors(options.output_dir):
             for name in (STATE, "best"):
                 recover_folder(options.output_dir / name)
         check_output(options)
@@ -301,7 +301,7 @@ class Run:
 
 def link_folder(source: Path, target: Path) -> None:
     """`target` as a copy of the folder `source` that takes no room where the disk can link."""
-    with replacing_folder(target) as staging:
+    with replace_folder(target) as staging:
         for path in source.iterdir():
             try:
                 os.link(path, staging / path.name)

@@ -27,7 +27,7 @@ from deepseek_ocr.grounding.parser import SCALE
 from deepseek_ocr.model.network import Network
 from deepseek_ocr.settings import CELL
 from deepseek_ocr.training.data.batches import IGNORED
-from deepseek_ocr.training.files import writing
+from deepseek_ocr.files import explain_write_errors
 from deepseek_ocr.training.finetune.saved_checkpoints import save_tensors
 from deepseek_ocr.training.pocket.forward import PATCH, decode, see
 from deepseek_ocr.training.synthetic.layouts import Glyph
@@ -179,10 +179,10 @@ class AuxiliaryObjective(nn.Module):
         return total * lessons.taught, torch.zeros((), device=total.device)
 
     def save_heads(self, file: Path) -> None:
-        """Write the heads of the auxiliary losses, whole or not at all. Raises `OutputError`."""
+        """Write the heads of the auxiliary losses, whole or not at all. Raises `FileWriteError`."""
         kept = {n: v.detach().to("cpu", torch.bfloat16) for n, v in self._heads()}
         part = file.with_name(f".{file.name}.part")
-        with writing(file):
+        with explain_write_errors(file):
             save_tensors(kept, part)
             os.replace(part, file)
 

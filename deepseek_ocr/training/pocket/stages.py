@@ -37,7 +37,7 @@ from deepseek_ocr.model.network import load_network
 from deepseek_ocr.model.prompts import Codec, load_codec
 from deepseek_ocr.training.data.batches import IGNORED, EncodedExample, collate, encode_answer
 from deepseek_ocr.training.data.samples import Example, Sample, examples_of
-from deepseek_ocr.training.files import writing
+from deepseek_ocr.files import explain_write_errors
 from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper, StepResult, cosine
 from deepseek_ocr.training.finetune.saved_checkpoints import save_checkpoint
 from deepseek_ocr.training.pocket import auxiliary
@@ -225,7 +225,7 @@ class Log:
     def step(self, name: str, pages: int, result: StepResult, parts: dict[str, float]) -> None:
         """Note one optimiser step of `pages` pages and the parts of its loss.
 
-        Raises `OutputError`.
+        Raises `FileWriteError`.
         """
         self._pages += pages
         self._taken += 1
@@ -244,7 +244,7 @@ class Log:
             "seconds": round(seconds, 1),
         }
         self._parts.clear()
-        with writing(self._file), self._file.open("a", encoding="utf-8") as file:
+        with explain_write_errors(self._file), self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         print(json.dumps(entry), flush=True)
 
@@ -375,9 +375,9 @@ def train_stage(
     `output/model`; losses go to `output/log.jsonl`, the auxiliary losses' heads to `output/HEADS`,
     from where the next stage may take them as `heads`.
 
-    Raises `CheckpointError` and `OutputError`.
+    Raises `CheckpointError` and `FileWriteError`.
     """
-    with writing(output):
+    with explain_write_errors(output):
         output.mkdir(parents=True, exist_ok=True)
     if start is None:
         start = output / "untrained"

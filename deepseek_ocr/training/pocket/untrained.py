@@ -11,7 +11,7 @@ from torch import nn
 
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.network import Network
-from deepseek_ocr.training.files import write_json
+from deepseek_ocr.files import write_json
 from deepseek_ocr.training.finetune.saved_checkpoints import save_checkpoint
 
 BEGIN, END, PAD, IMAGE = (

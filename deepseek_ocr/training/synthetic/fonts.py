@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Literal
 
 from fontTools.ttLib import TTFont
 from PIL import ImageFont
 
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.training.synthetic.phrases import CHARACTERS
-
-FontSet = Literal["train", "held-out", "all"]
+from deepseek_ocr.training.synthetic.recipes import FontSet
 
 FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "/Library/Fonts", "C:/Windows/Fonts")
 

@@ -33,57 +33,9 @@ from deepseek_ocr.training.data.samples import (
     annotation_to_json,
 )
 from deepseek_ocr.training.evaluation.evaluation_options import positive
-from deepseek_ocr.training.files import write_bytes
+from deepseek_ocr.files import write_bytes
 from deepseek_ocr.training.synthetic import fonts, layouts
 from deepseek_ocr.training.synthetic.layouts import Block, Canvas, Glyph, PixelBox, Style
-
-MADE, COULD_NOT_MAKE, INTERRUPTED = 0, 2, 130
-
-KINDS = ("lines", "full", "article", "table", "chart", "blank")
-
-_DRAWN = tuple(kind for kind in KINDS if kind != "blank")
-"""Kinds that a data set may hold: an empty page has an empty annotation."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What pages are made of.
-
-    - `size`: width and height, px; `kinds`: how often each of `KINDS` (weights)
-    - `smallest`, `largest`: font sizes, px to the em; `longest`: characters in a line
-    - `most_lines`: lines on a page of kind "lines"; `random_share`: lines of random characters
-    - `effects`: share of pages that are noisy, blurred, turned by up to two degrees, compressed
-      (each on its own)
-    - `dark`: share of pages with light text on a dark ground
-    """
-
-    size: tuple[int, int] = (512, 512)
-    kinds: dict[str, float] = field(default_factory=lambda: {"lines": 1.0})
-    smallest: int = 24
-    largest: int = 48
-    longest: int = 22
-    most_lines: int = 6
-    random_share: float = 0.2
-    effects: float = 0.15
-    dark: float = 0.05
-    font_set: fonts.FontSet = "train"
-
-    def __post_init__(self) -> None:
-        if not self.kinds or not set(self.kinds) <= set(KINDS):
-            raise SettingsError(f"Page kinds are {', '.join(KINDS)}; not {', '.join(self.kinds)}.")
-        if not 4 <= self.smallest <= self.largest <= min(self.size):
-            raise SettingsError(
-                f"Font sizes {self.smallest} to {self.largest} px do not fit a page of "
-                f"{self.size[0]} x {self.size[1]} px; choose smaller ones."
-            )
-
-
-MIXED = Recipe(kinds={"lines": 0.5, "article": 0.25, "table": 0.15, "chart": 0.1})
-"""Pages of every kind."""
-
-CLEAN_LINES = Recipe(random_share=0.0, effects=0.0, dark=0.0)
-"""Clean printed English, up to six lines of up to 22 characters at 24 to 48 px."""
-
 
 @dataclass(frozen=True)
 class SynthPage:
@@ -277,7 +229,7 @@ def write_pages(
 ) -> Iterator[Path]:
     """Write page after page into `folder` as `000001.png` and `.json`; yields each picture.
 
-    Raises `SettingsError` where no text fits, `InputError` where there are no fonts, `OutputError`
+    Raises `SettingsError` where no text fits, `InputError` where there are no fonts, `FileWriteError`
     where a page cannot be written, and `BrokenProcessPool` where one of several processes died.
     """
     write = partial(_write_page, folder, recipe, seed)
@@ -306,99 +258,3 @@ def _write_page(folder: Path, recipe: Recipe, seed: int, number: int) -> Path:
 def page_seed(seed: int, number: int) -> str:
     """The seed of page `number` of a set."""
     return f"{seed}:{number}"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the folder of pages that `arguments` ask for; the exit status is in the help text."""
-    given = _parser().parse_args(arguments)
-    try:
-        _make(given)
-    except (OcrError, OSError) as error:
-        _complain(str(error))
-        return COULD_NOT_MAKE
-    except BrokenProcessPool:
-        _complain(
-            "a process that draws pages was ended from outside, mostly for want of memory; "
-            "choose fewer --processes."
-        )
-        return COULD_NOT_MAKE
-    except KeyboardInterrupt:
-        _complain(
-            f"interrupted; the pages made so far are in {given.output}, and the same command "
-            "makes them all."
-        )
-        return INTERRUPTED
-    print(f"{given.pages} pages with annotations are in {given.output}.")
-    return MADE
-
-
-def _make(given: argparse.Namespace) -> None:
-    recipe = _recipe(given)
-    given.output.mkdir(parents=True, exist_ok=True)
-    numbers = range(1, given.pages + 1)
-    made = write_pages(given.output, recipe, numbers, given.seed, given.processes)
-    for _ in track(made, given.pages, "pages"):
-        pass
-    others = len(list(given.output.glob("*.png"))) - given.pages
-    if others > 0:
-        _complain(
-            f"{given.output} holds {others} more pages from before; choose an empty --output to "
-            "have only these."
-        )
-
-
-def _complain(message: str) -> None:
-    """Tell on standard error what went otherwise than asked."""
-    print(f"synth: {message}", file=sys.stderr)
-
-
-def _recipe(given: argparse.Namespace) -> Recipe:
-    base = CLEAN_LINES if given.clean else MIXED
-    kinds = {kind: base.kinds.get(kind, 1.0) for kind in given.kinds} if given.kinds else base.kinds
-    return replace(
-        base,
-        kinds=kinds,
-        size=given.size,
-        smallest=given.font_sizes[0],
-        largest=given.font_sizes[1],
-        font_set=given.fonts,
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="deepseek-ocr synth",
-        description="Make synthetic pages with exact annotations for every task: plain text, "
-        "regions with boxes, a line to locate, a chart's content.",
-        epilog="Example: deepseek-ocr synth --output build/pages --pages 1000 --seed 1. "
-        "Exit status: 0 all pages were made, 2 it could not start or write, 130 interrupted.",
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--pages", type=positive, default=100, metavar="N")
-    parser.add_argument("--seed", type=int, default=0, help="same seed and fonts, same pages")
-    parser.add_argument(
-        "--kinds", nargs="+", choices=_DRAWN, help=f"default: {', '.join(MIXED.kinds)}, in shares"
-    )
-    parser.add_argument(
-        "--clean", action="store_true", help="only clean lines of English, nothing else by default"
-    )
-    parser.add_argument("--size", type=_size, default=(512, 512), metavar="WxH", help="px")
-    parser.add_argument(
-        "--font-sizes", type=positive, nargs=2, default=(24, 48), metavar=("MIN", "MAX"), help="px"
-    )
-    parser.add_argument(
-        "--fonts", choices=("train", "held-out", "all"), default="train", help="default: train"
-    )
-    parser.add_argument("--processes", type=positive, default=os.cpu_count() or 1, metavar="N")
-    return parser
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    if not all(side.isdecimal() and 64 <= int(side) <= 4096 for side in (width, height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 512x640 (64 to 4096 px a side)")
-    return int(width), int(height)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
