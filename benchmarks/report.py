@@ -91,7 +91,7 @@ def measure(
     load_seconds = time.perf_counter() - began
     pages = flags.pages or sorted((ROOT / "examples").glob("*.png"))
     prompt = presets.prompt_for(flags.task or known.task)
-    crop = presets.crop_for(flags.size or known.resolution)
+    crop = presets.crop_for(flags.size or known.preset)
     try:
         read(engine, pages[0], prompt, crop)
         samples = [read(engine, page, prompt, crop) for page in pages]

@@ -20,7 +20,14 @@ from platformdirs import user_config_path
 from deepseek_ocr.engine.load_options import LoadOptions
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.kernels import choice
-from deepseek_ocr.settings import ExistingText, FormulaDelimiters, existing_text, formula_delimiters
+from deepseek_ocr.settings import (
+    QUANTS,
+    ExistingText,
+    FormulaDelimiters,
+    check_quant,
+    existing_text,
+    formula_delimiters,
+)
 
 PREFIX = "DEEPSEEK_OCR_"
 """Of every environment variable: `DEEPSEEK_OCR_DEVICE` sets `device`."""
@@ -121,7 +128,7 @@ def load(
     values["formulas"] = formula_delimiters(values.get("formulas", Settings.formulas))
     settings = Settings(**values)
     choice.parse(settings.kernels)
-    choice.check_quant(settings.quant)
+    check_quant(settings.quant)
     return settings
 
 
@@ -240,7 +247,7 @@ MEANINGS = {
     "dtype": "auto, bfloat16, float16, float32",
     "checkpoints": "folder that holds the named checkpoints",
     "source": "where named checkpoints are fetched from",
-    "quant": "how the decoder's weights are held: " + ", ".join(choice.QUANTS),
+    "quant": "how the decoder's weights are held: " + ", ".join(QUANTS),
     "kernels": "fast paths: auto (all), plain (none), or names; - before one leaves it out",
     "slots": "how many pages are read at once, or auto, by free memory",
     "vision_device": "where the encoders run, if not where the decoder does; same is with it",

@@ -60,7 +60,7 @@ def add_parser(commands: Subparsers) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("doctor", description=_DESCRIPTION)
     parser.add_argument(
-        "--size", type=named(presets.resolution_name),
+        "--size", type=named(presets.preset_title),
         help="preset whose memory is looked at (default: gundam; pocket: tiny)",
     )  # fmt: skip
     add_settings(parser)
@@ -70,7 +70,8 @@ def add_parser(commands: Subparsers) -> None:
 def run(flags: argparse.Namespace) -> int:
     """Print what is well and what is not; the exit status. Raises `SettingsError`."""
     settings = load_settings(flags)
-    return examine(settings, flags.size or registry.known_as(settings.model).resolution)
+    best = presets.preset_title(registry.known_as(settings.model).preset)
+    return examine(settings, flags.size or best)
 
 
 def examine(settings: Settings, size: str) -> int:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from deepseek_ocr import configuration
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.kernels import choice
+from deepseek_ocr.settings import QUANTS
 from deepseek_ocr.weights import registry
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -78,7 +79,7 @@ def add_speed(group: argparse._ArgumentGroup) -> None:
     """Add the flags that change how fast pages are read."""
     group.add_argument(
         "--quant", metavar="NAME",
-        help=f"how the decoder's weights are held: {', '.join(choice.QUANTS)} (default: none)",
+        help=f"how the decoder's weights are held: {', '.join(QUANTS)} (default: none)",
     )  # fmt: skip
     group.add_argument(
         "--kernels", metavar="A,B",

@@ -15,9 +15,7 @@ from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.footprint import Footprint, Load
 from deepseek_ocr.settings import CropSettings
 
-PRESETS = {
-    short: presets.RESOLUTIONS[name] for short, name in presets.RESOLUTION_SHORT_NAMES.items()
-}
+PRESETS = {name: preset.crop for name, preset in presets.PRESETS.items()}
 
 
 def load_of(settings: Settings, device: torch.device) -> Load:

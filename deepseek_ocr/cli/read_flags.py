@@ -85,9 +85,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         f"with -o any of {', '.join(FORMATS)}, with commas between (default: md)",
     )  # fmt: skip
     add_model(parser)
-    tasks = "; ".join(f"{task.short}: {task.purpose}" for task in presets.TASKS.values())
+    tasks = "; ".join(f"{name}: {task.purpose}" for name, task in presets.TASKS.items())
     parser.add_argument(
-        "--task", type=named(presets.task_name),
+        "--task", type=named(presets.task_title),
         help=f"{tasks} (default: markdown; pocket: ocr)",
     )  # fmt: skip
     parser.add_argument("--reference", metavar="TEXT", help="what --task locate is to find")
@@ -95,8 +95,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--prompt", metavar="TEXT", help="a prompt of your own instead of --task; <image> in front"
     )
     parser.add_argument(
-        "--size", type=named(presets.resolution_name),
-        help=f"preset: {', '.join(presets.RESOLUTION_SHORT_NAMES)} (default: gundam; pocket: tiny)",
+        "--size", type=named(presets.preset_title),
+        help=f"preset: {', '.join(presets.PRESETS)} (default: gundam; pocket: tiny)",
     )  # fmt: skip
 
 

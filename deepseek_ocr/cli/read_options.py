@@ -37,7 +37,7 @@ class OutputOptions:
 class ReadOptions:
     """One run of `deepseek-ocr read`; without `output` it prints in `format`.
 
-    `task` is the key of `presets.TASKS`, or None for a prompt of the user's own.
+    `task` is the task's title, or None for a prompt of the user's own.
     """
 
     inputs: list[str]
@@ -67,9 +67,9 @@ def read_options(flags: argparse.Namespace) -> ReadOptions:
     output = _output(flags)
     return ReadOptions(
         inputs=flags.inputs,
-        task=None if flags.prompt is not None else presets.task_name(flags.task or defaults.task),
+        task=None if flags.prompt is not None else presets.task_title(flags.task or defaults.task),
         prompt=_prompt(flags, defaults.task),
-        crop=_crop(flags, defaults.resolution),
+        crop=_crop(flags, defaults.preset),
         decode=_decode(flags),
         render=RenderSettings(
             dpi=flags.dpi, rotate=None if flags.rotate == "auto" else int(flags.rotate)
@@ -142,7 +142,7 @@ def _prompt(flags: argparse.Namespace, default_task: str) -> str:
             raise SettingsError("--prompt may hold <image> once; each image is a page of its own.")
         return str(flags.prompt)
     task = presets.task_name(flags.task or default_task)
-    if flags.reference is not None and presets.TASKS[task].short != "locate":
+    if flags.reference is not None and task != "locate":
         raise SettingsError("--reference is only used with --task locate.")
     return presets.prompt_for(task, flags.reference or "")
 

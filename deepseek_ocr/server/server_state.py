@@ -124,7 +124,7 @@ class State:
         Raises `ApiError` 404 for a name that `/v1/models` does not list.
         """
         name, colon, preset = model.partition(":")
-        if name not in self.names or (colon and preset not in presets.RESOLUTION_SHORT_NAMES):
+        if name not in self.names or (colon and preset not in presets.PRESETS):
             raise ApiError(
                 404,
                 f"There is no such model here. There are: {', '.join(self.names)}, each also with "
@@ -144,7 +144,7 @@ class State:
         if self.problem is not None:
             raise self.problem
         pool = self.pools[name]
-        return pool, presets.resolution_name(preset) if preset else pool.known.resolution
+        return pool, preset or pool.known.preset
 
 
 @dataclass(frozen=True)

@@ -76,17 +76,15 @@ class Checkpoint:
     """
 
     task: str
-    resolution: str
+    preset: str
     files: tuple[str, ...] = ()
     size: int = 0
     sources: tuple[Source, ...] = ()
 
 
 CHECKPOINTS: dict[str, Checkpoint] = {
-    "deepseek-ocr": Checkpoint(
-        "Convert to Markdown", "Gundam (Recommended)", _FILES, 6_680_000_000, _SOURCES
-    ),
-    "pocket": Checkpoint("Free OCR", "Tiny"),
+    "deepseek-ocr": Checkpoint("markdown", "gundam", _FILES, 6_680_000_000, _SOURCES),
+    "pocket": Checkpoint("ocr", "tiny"),
 }
 
 FETCHED = tuple(name for name, checkpoint in CHECKPOINTS.items() if checkpoint.sources)

@@ -73,8 +73,8 @@ def _is_text(text: str) -> bool:
 def with_defaults(given: Mapping[str, str], known: registry.Checkpoint) -> dict[str, str]:
     """The fields `given`, and the task and the preset that the model, which is `known`, is best at
     where they name none: what is kept with a document, so that nothing else decides later."""
-    task = {} if "prompt" in given else {"task": known.task}
-    return {**task, "resolution": known.resolution, **given}
+    task = {} if "prompt" in given else {"task": presets.task_title(known.task)}
+    return {**task, "resolution": presets.preset_title(known.preset), **given}
 
 
 def document_plan(given: Mapping[str, str], server: configuration.ServerSettings) -> DocumentPlan:
@@ -82,13 +82,15 @@ def document_plan(given: Mapping[str, str], server: configuration.ServerSettings
 
     Raises `SettingsError` and `PromptError`.
     """
-    task = None if "prompt" in given else presets.task_name(given.get("task", presets.DEFAULT_TASK))
-    resolution = presets.resolution_name(given.get("resolution", presets.DEFAULT_RESOLUTION))
+    task = (
+        None if "prompt" in given else presets.task_title(given.get("task", presets.DEFAULT_TASK))
+    )
+    resolution = presets.preset_title(given.get("resolution", presets.DEFAULT_PRESET))
     rotate = given.get("rotate", "auto")
     plan = Plan(
         prompt=_prompt(given, task),
         attempts=presets.attempts(
-            presets.RESOLUTIONS[resolution],
+            presets.crop_for(resolution),
             _decode(given, server.page_timeout),
             _whole(given, "retries", len(presets.RETRIES)),
         ),
@@ -129,7 +131,7 @@ def flag(given: Mapping[str, str], name: str, default: bool) -> bool:
 
 def _prompt(given: Mapping[str, str], task: str | None) -> str:
     if task is not None:
-        if "reference" in given and presets.TASKS[task].short != "locate":
+        if "reference" in given and presets.task_name(task) != "locate":
             raise SettingsError("reference is only used with the task locate.")
         return presets.prompt_for(task, given.get("reference", ""))
     for name in ("task", "reference"):

@@ -198,7 +198,7 @@ def _simple(text: str) -> str:
 
 def _texts_of_tasks() -> Iterable[tuple[str, str]]:
     for name, task in presets.TASKS.items():
-        yield from ((_simple(known), name) for known in (name, task.short, task.prompt))
+        yield from ((_simple(known), name) for known in (name, task.title, task.prompt))
 
 
 _TASKS_BY_TEXT = dict(_texts_of_tasks())

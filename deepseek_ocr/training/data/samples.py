@@ -104,7 +104,7 @@ class Example:
     @property
     def page(self) -> str:
         """Name of the sample, which several examples of locating share."""
-        located = presets.TASKS[self.task].short == "locate"
+        located = presets.task_name(self.task) == "locate"
         return self.name.rpartition("#")[0] if located else self.name
 
 
@@ -240,10 +240,10 @@ def examples_of(sample: Sample, task_names: Sequence[str]) -> list[Example]:
     """
     examples: list[Example] = []
     for name in task_names:
-        task = presets.task_name(name)
-        if presets.TASKS[task].short == "locate":
+        task = presets.task_title(name)
+        if presets.task_name(task) == "locate":
             examples += _locate_examples(sample, task)
-        elif answer := _answer(sample.annotation, presets.TASKS[task].short):
+        elif answer := _answer(sample.annotation, presets.task_name(task)):
             prompt = presets.prompt_for(task)
             examples.append(Example(sample.image, task, prompt, answer, sample.name))
     return examples

@@ -262,7 +262,7 @@ def _outcome_parts(run: Run) -> list[str]:
 
 
 def _short(task: str) -> str:
-    return presets.TASKS[task].short
+    return presets.task_name(task)
 
 
 def _error(score: Score) -> float:

@@ -100,9 +100,9 @@ def run_samples(job: Job, load: Load) -> int:
         for task in job.tasks:
             found = examples_of(sample, [task])
             examples += found
-            unsupported += [] if found else [f"{sample.name} ({presets.TASKS[task].short})"]
+            unsupported += [] if found else [f"{sample.name} ({presets.task_name(task)})"]
     if not examples:
-        asked = ", ".join(presets.TASKS[task].short for task in job.tasks)
+        asked = ", ".join(presets.task_name(task) for task in job.tasks)
         raise InputError(
             f"{job.test_file} holds nothing that can be used for --task {asked}: "
             f"{len(rejections)} entries cannot be used{_first(rejections)}, "
@@ -263,7 +263,7 @@ def _settings(job: Job) -> dict[str, Any]:
         "adapter": str(job.adapter or "none"),
         "held against": str(job.test_file or job.facts),
         "data_root": str(job.data_root),
-        "tasks": ", ".join(presets.TASKS[task].short for task in job.tasks),
+        "tasks": ", ".join(presets.task_name(task) for task in job.tasks),
         "size": job.size if job.predictions is None else "unknown",
         "max_tokens": job.max_tokens,
         "device": job.settings.device,

@@ -57,7 +57,7 @@ def model_reader(engine: OcrEngine, crop: CropSettings, decode: DecodeSettings) 
 
 
 def _prediction(engine: OcrEngine, example: Example, reading: Reading) -> Prediction:
-    reference = comparable(example.answer, presets.TASKS[example.task].short)
+    reference = comparable(example.answer, presets.task_name(example.task))
     return Prediction(
         reading.text,
         finish_reason=reading.finish_reason,

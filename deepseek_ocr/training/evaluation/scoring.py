@@ -94,7 +94,7 @@ def evaluate(examples: Sequence[Example], read: Read) -> list[Score]:
 def score(example: Example, prediction: Prediction) -> Score:
     """Compare one prediction with the example's answer; an error counts as an empty text."""
     text = "" if prediction.error else prediction.text
-    short = presets.TASKS[example.task].short
+    short = presets.task_name(example.task)
     shares: dict[str, Share] = {"failed": (float(prediction.error is not None), 1.0)}
     looped = is_loop(text) if prediction.finish_reason is None else None
     shares["loop"] = (float(looped or prediction.finish_reason == "loop"), 1.0)
@@ -119,9 +119,9 @@ def comparable(text: str, short: str) -> str:
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, dict[str, Figure]]:
-    """For each task (long name) the figures that apply, pages drawn anew for the intervals."""
+    """For each task (its title) the figures that apply, pages drawn anew for the intervals."""
     summary: dict[str, dict[str, Figure]] = {}
-    for task in presets.TASKS:
+    for task in (task.title for task in presets.TASKS.values()):
         chosen = [score for score in scores if score.example.task == task]
         if chosen:
             summary[task] = figures(_by_page(chosen))

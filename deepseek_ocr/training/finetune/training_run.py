@@ -275,7 +275,7 @@ class Run:
     def _read(self, engine: OcrEngine, example: Example) -> tuple[str, str | None]:
         longest = len(self.codec.encode_text(example.answer)) * 2 + 32
         decode = DecodeSettings(max_new_tokens=longest)
-        short = presets.TASKS[example.task].short
+        short = presets.task_name(example.task)
         try:
             reading = engine.read(example.image, example.prompt, self.encoding.crop, decode)
         except OcrError as error:

@@ -163,7 +163,7 @@ def _asked(drawn: synthetic_pages.SynthPage, task: str) -> list[Example]:
     sample = Sample(Path(), drawn.annotation, "")
     if drawn.annotation.text or task == "locate":
         return examples_of(sample, [task])
-    name = tasks.task_name(task)
+    name = tasks.task_title(task)
     return [Example(sample.image, name, tasks.prompt_for(name), "", sample.name)]
 
 
