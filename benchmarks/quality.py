@@ -140,14 +140,14 @@ def synthetic(folder: Path, count: int = 20) -> tuple[Measure, Figures]:
     from deepseek_ocr.training.data.samples import Example, Sample, examples_of
     from deepseek_ocr.training.evaluation.predictions import model_reader
     from deepseek_ocr.training.evaluation.scoring import evaluate, summarise
-    from deepseek_ocr.training.synthetic import fonts, synthetic_pages
+    from deepseek_ocr.training.synthetic import fonts, recipes, synthetic_pages
 
-    which: fonts.FontSet = "held-out"
+    which: recipes.FontSet = "held-out"
     try:
         fonts.typefaces(which)
     except InputError:
         which = "all"
-    recipe = replace(synthetic_pages.CLEAN_LINES, font_set=which)
+    recipe = replace(recipes.CLEAN_LINES, font_set=which)
     numbers = range(1, count + 1)
     examples: list[Example] = []
     wanted = ["Free OCR", "Convert to Markdown", "Locate Object by Reference"]

@@ -24,7 +24,7 @@ from deepseek_ocr.training.pocket.forward import decode, patchify, see
 from deepseek_ocr.training.pocket.untrained import write_untrained
 from deepseek_ocr.training.synthetic import synthetic_pages
 from deepseek_ocr.training.synthetic.phrases import CHARACTERS
-from deepseek_ocr.training.synthetic.synthetic_pages import Recipe
+from deepseek_ocr.training.synthetic.recipes import Recipe
 from tests.conftest import POCKET
 
 PAGE = synthetic_pages.make_page(Recipe(effects=0.0, dark=0.0), 7)

@@ -8,6 +8,7 @@ from functools import partialmethod
 from pathlib import Path
 
 import pytest
+from deepseek_ocr.training.pocket.stages import HEADS
 
 from deepseek_ocr import presets
 from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -19,8 +20,7 @@ from deepseek_ocr.training.evaluation.bootstrap import Figure
 from deepseek_ocr.training.evaluation.predictions import model_reader
 from deepseek_ocr.training.evaluation.scoring import evaluate, summarise
 from deepseek_ocr.training.pocket import stages, untrained
-from deepseek_ocr.training.pocket.stages import HEADS
-from deepseek_ocr.training.synthetic import fonts, synthetic_pages
+from deepseek_ocr.training.synthetic import fonts, recipes, synthetic_pages
 from tests.conftest import POCKET
 
 SEED = 1_000_003
@@ -73,7 +73,7 @@ def measured(
     engine: OcrEngine, folder: Path, task: str, size: str, numbers: range
 ) -> dict[str, Figure]:
     """Figures over clean pages in the held-out fonts."""
-    recipe = replace(synthetic_pages.CLEAN_LINES, font_set="held-out")
+    recipe = replace(recipes.CLEAN_LINES, font_set="held-out")
     examples: list[Example] = []
     for number, path in zip(
         numbers, synthetic_pages.write_pages(folder, recipe, numbers, SEED, 1), strict=True

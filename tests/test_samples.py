@@ -11,23 +11,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deepseek_ocr.errors import InputError, SettingsError
+from deepseek_ocr.files import OutputError
 from deepseek_ocr.grounding import parser
-from deepseek_ocr.training.data.samples import (
+from deepseek_ocr.training.data.annotations import (
     LONGEST_TEXT,
     Annotation,
     AnnotationError,
     LabelledRegion,
     Reference,
-    Sample,
     annotation_to_json,
+    parse_annotation,
+    unknown_keys,
+)
+from deepseek_ocr.training.data.samples import (
+    Sample,
     examples_of,
     grounded_text,
     load_samples,
-    parse_annotation,
     save_samples,
-    unknown_keys,
 )
-from deepseek_ocr.files import OutputError
 from tests.conftest import reference
 from tests.training_fixtures import put_list, put_page
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from deepseek_ocr.training.data.annotations import Annotation
 from deepseek_ocr.training.data.data_split import main, split
-from deepseek_ocr.training.data.samples import Annotation, Sample, load_samples
+from deepseek_ocr.training.data.samples import Sample, load_samples
 from tests.conftest import ROOT
 from tests.test_weights_places import mounted
 from tests.training_fixtures import put_page

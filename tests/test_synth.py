@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 
 from deepseek_ocr.errors import InputError, SettingsError
-from deepseek_ocr.training.data.samples import load_samples, parse_annotation, save_samples
-from deepseek_ocr.training.synthetic import fonts, layouts, synthetic_pages
-from deepseek_ocr.training.synthetic.synthetic_pages import CLEAN_LINES, MIXED, Recipe, make_page
+from deepseek_ocr.training.data.annotations import parse_annotation
+from deepseek_ocr.training.data.samples import load_samples, save_samples
+from deepseek_ocr.training.synthetic import fonts, layouts, recipes, synthetic_pages
+from deepseek_ocr.training.synthetic.recipes import CLEAN_LINES, MIXED, Recipe
+from deepseek_ocr.training.synthetic.synthetic_pages import make_page
 
 ALL_FONTS = replace(MIXED, font_set="all")
 
@@ -27,7 +29,7 @@ def ink(image: Image.Image) -> np.ndarray:
     return np.abs(grey - np.median(grey)) > 60
 
 
-@pytest.mark.parametrize("kind", synthetic_pages.KINDS)
+@pytest.mark.parametrize("kind", recipes.KINDS)
 def test_the_same_seed_gives_the_same_page(kind: str) -> None:
     recipe = replace(ALL_FONTS, kinds={kind: 1.0}, effects=0.5)
     first, again, other = (make_page(recipe, seed) for seed in ("a", "a", "b"))

@@ -27,7 +27,8 @@ PROMPT = "<image>\nFree OCR."
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six small pages with annotations, four to train on."""
-    from deepseek_ocr.training.synthetic.synthetic_pages import Recipe, write_pages
+    from deepseek_ocr.training.synthetic.recipes import Recipe
+    from deepseek_ocr.training.synthetic.synthetic_pages import write_pages
 
     folder = tmp_path_factory.mktemp("pages")
     recipe = Recipe(

@@ -29,7 +29,9 @@ def between(least: float, most: float) -> Callable[[str], float]:
         except ValueError:
             value = float("nan")
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least:g} to {most:g}.")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number from {least:g} to {most:g}."
+            )
         return value
 
     return convert

@@ -1,6 +1,4 @@
-"""Split a folder of annotated pictures into train.json and test.json.
-
-    deepseek-ocr split --data_root DIR --output_dir DIR [--test_fraction 0.1] [--seed 0]
+"""Divide a folder of annotated pictures into train.json and test.json.
 
 Every picture (`NAME.png`, `.jpg`, …) goes with `NAME.json` beside it. Each pair is checked and the
 picture opened; what cannot be used is listed with its reason in rejected.json. The same picture
@@ -9,36 +7,26 @@ twice, whatever its name and format, is always on one side.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
-import sys
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
-from deepseek_ocr.console import one_line
-from deepseek_ocr.errors import InputError, OcrError
+from deepseek_ocr.documents.inputs import PICTURE_SUFFIXES
+from deepseek_ocr.errors import InputError
+from deepseek_ocr.files import json_bytes, read_json, write_files
 from deepseek_ocr.progress import track
-from deepseek_ocr.training.data.samples import (
+from deepseek_ocr.training.data.annotations import (
     LARGEST_ANNOTATION,
-    Rejection,
-    Sample,
     describe_unknown,
     parse_annotation,
-    samples_to_json,
     unknown_keys,
 )
-from deepseek_ocr.files import json_bytes, read_json, write_files
-
-ALL_USED, SOME_REJECTED, COULD_NOT_START, INTERRUPTED = 0, 1, 2, 130
-
-SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
-    *(".heic", ".heif", ".avif", ".jp2", ".ppm"),
-}
-"""Of files that are taken for pictures, in any case."""
+from deepseek_ocr.training.data.samples import Rejection, Sample, samples_to_json
+from deepseek_ocr.training.messages import warn
 
 OUTPUTS = ("train.json", "test.json", "rejected.json")
 
@@ -47,48 +35,62 @@ MOST_SHOWN = 20
 
 
 @dataclass
-class Found:
-    """What a data folder holds: usable samples with the hash of their pixels, and the rest."""
+class FoundPairs:
+    """What a data folder holds: usable samples with the hash of their pixels, what was rejected,
+    unknown keys with how often each was seen, and how many pictures hold further pages."""
 
     samples: list[tuple[Sample, str]] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
-    strangers: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    unknown_keys: Counter[str] = field(default_factory=Counter)
     more_pages: int = 0
 
+    @property
+    def twins(self) -> int:
+        """How many samples are of a picture that is there already."""
+        return len(self.samples) - len({pixels for _, pixels in self.samples})
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Split what `arguments` name; the exit status is in the help text."""
-    flags = _parser().parse_args(arguments)
-    try:
-        found = gather(flags.data_root, flags.output_dir)
-        if not found.samples:
-            _list_rejections(found.rejections)
-            raise InputError(
-                f"{flags.data_root} holds no usable pair of a picture and its annotation; "
-                "training/README.md describes them."
-            )
-        train, test = split(found.samples, flags.test_fraction, flags.seed)
-        write_files(
-            {
-                flags.output_dir / "rejected.json": json_bytes(list(map(asdict, found.rejections))),
-                flags.output_dir / "test.json": samples_to_json(flags.data_root, test),
-                flags.output_dir / "train.json": samples_to_json(flags.data_root, train),
-            }
+
+@dataclass(frozen=True)
+class DataSplit:
+    """What was found in a folder, and how its samples were divided."""
+
+    found: FoundPairs
+    train: list[Sample]
+    test: list[Sample]
+
+
+def split_folder(data_root: Path, output_dir: Path, test_fraction: float, seed: int) -> DataSplit:
+    """Write train.json, test.json and rejected.json for the pictures in `data_root`, and warn of
+    what was not used.
+
+    Raises `InputError` if there is no usable pair, `FileWriteError` if the disk is full.
+    """
+    found = gather(data_root, output_dir)
+    for rejection in found.rejections[:MOST_SHOWN]:
+        warn(f"rejected {rejection.name}: {rejection.reason}")
+    if len(found.rejections) > MOST_SHOWN:
+        warn(f"… and {len(found.rejections) - MOST_SHOWN} more.")
+    if not found.samples:
+        raise InputError(
+            f"{data_root} holds no usable pair of a picture and its annotation; "
+            "training/README.md describes them."
         )
-    except OcrError as error:
-        _complain(str(error))
-        return COULD_NOT_START
-    except OSError as error:  # a folder that is somebody else's
-        _complain(f"{error.filename} cannot be read: {error.strerror}.")
-        return COULD_NOT_START
-    except KeyboardInterrupt:
-        _complain("interrupted; nothing was written.")
-        return INTERRUPTED
-    _summarise(found, train, test)
-    return SOME_REJECTED if found.rejections else ALL_USED
+    train, test = split(found.samples, test_fraction, seed)
+    write_files(
+        {
+            output_dir / "rejected.json": json_bytes(list(map(asdict, found.rejections))),
+            output_dir / "test.json": samples_to_json(data_root, test),
+            output_dir / "train.json": samples_to_json(data_root, train),
+        }
+    )
+    if found.unknown_keys:
+        warn(describe_unknown(found.unknown_keys))
+    if found.more_pages:
+        warn(f"{found.more_pages} pictures hold further pages, which are not used; split them.")
+    return DataSplit(found, train, test)
 
 
-def gather(data_root: Path, output_dir: Path) -> Found:
+def gather(data_root: Path, output_dir: Path) -> FoundPairs:
     """Check every picture and annotation below `data_root`; what `output_dir` holds of an earlier
     split is passed over, and so is what begins with a dot.
 
@@ -100,14 +102,15 @@ def gather(data_root: Path, output_dir: Path) -> Found:
     pictures: dict[Path, list[Path]] = defaultdict(list)
     annotations: set[Path] = set()
     outputs = {(output_dir / name).resolve() for name in OUTPUTS}
-    found = Found()
+    found = FoundPairs()
     for path in _files(data_root, found):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in PICTURE_SUFFIXES:
             pictures[path.with_suffix("")].append(path)
-        elif path.suffix.lower() == ".json" and path.resolve() not in outputs:
-            annotations.add(path)
         elif path.suffix.lower() == ".json":
-            _check_earlier(path)
+            if path.resolve() in outputs:
+                _check_earlier(path)
+            else:
+                annotations.add(path)
     for stem in track(sorted(pictures), len(pictures), "checking"):
         _take(found, data_root, pictures[stem])
     for path in sorted(annotations):
@@ -137,7 +140,8 @@ def split(
         last = at == len(order) - 1 and test_fraction < 1
         fits = len(test) + len(groups[pixels]) / 2 <= wanted
         (test if first or (fits and not last) else train).extend(groups[pixels])
-    return _by_name(train), _by_name(test)
+    by_name = attrgetter("name")
+    return sorted(train, key=by_name), sorted(test, key=by_name)
 
 
 def pixel_hash(image_path: Path) -> tuple[str, bool]:
@@ -153,7 +157,7 @@ def pixel_hash(image_path: Path) -> tuple[str, bool]:
     return digest.hexdigest(), bool(image.info.get("more_pages"))
 
 
-def _files(data_root: Path, found: Found) -> Iterator[Path]:
+def _files(data_root: Path, found: FoundPairs) -> Iterator[Path]:
     """The files below `data_root` that are not hidden; folders that are not searched are rejected,
     so that nobody misses their pages unawares."""
 
@@ -185,7 +189,7 @@ def _check_earlier(path: Path) -> None:
         )
 
 
-def _take(found: Found, data_root: Path, pictures: list[Path]) -> None:
+def _take(found: FoundPairs, data_root: Path, pictures: list[Path]) -> None:
     """Add the pair of a picture and its annotation to `found`, or the reason why not."""
     image = pictures[0]
     file = image.with_suffix(".json")
@@ -206,92 +210,10 @@ def _take(found: Found, data_root: Path, pictures: list[Path]) -> None:
     except (InputError, UnicodeEncodeError) as error:
         _reject(found, data_root, image, str(error))
         return
-    for key in unknown_keys(raw):
-        found.strangers[key] += 1
+    found.unknown_keys.update(unknown_keys(raw))
     found.more_pages += more_pages
     found.samples.append((Sample(image, annotation, name), pixels))
 
 
-def _reject(found: Found, data_root: Path, path: Path, reason: str) -> None:
+def _reject(found: FoundPairs, data_root: Path, path: Path, reason: str) -> None:
     found.rejections.append(Rejection(path.relative_to(data_root).as_posix(), reason))
-
-
-def _by_name(samples: Iterable[Sample]) -> list[Sample]:
-    return sorted(samples, key=lambda sample: sample.name)
-
-
-def _summarise(found: Found, train: Sequence[Sample], test: Sequence[Sample]) -> None:
-    _list_rejections(found.rejections)
-    if found.strangers:
-        _complain(describe_unknown(found.strangers))
-    if found.more_pages:
-        _complain(
-            f"{found.more_pages} pictures hold further pages, which are not used; split them."
-        )
-    twins = len(found.samples) - len({pixels for _, pixels in found.samples})
-    print(
-        f"{len(train)} samples in train.json, {len(test)} in test.json, "
-        f"{len(found.rejections)} rejected (rejected.json), {twins} of a picture that is there "
-        "already (kept on one side)"
-    )
-
-
-def _list_rejections(rejections: Sequence[Rejection]) -> None:
-    for rejection in rejections[:MOST_SHOWN]:
-        _complain(f"rejected {rejection.name}: {rejection.reason}")
-    if len(rejections) > MOST_SHOWN:
-        _complain(f"… and {len(rejections) - MOST_SHOWN} more.")
-
-
-def _complain(text: str) -> None:
-    print(f"split: {one_line(text, most=1000)}", file=sys.stderr)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="deepseek-ocr split",
-        description="Split annotated pictures into train.json and test.json.",
-        epilog="""\
-examples:
-  deepseek-ocr split --data_root scans --output_dir scans
-  deepseek-ocr split --data_root scans --output_dir data --test_fraction 0.2 --seed 7
-
-Beside NAME.png (or .jpg, .webp, .tif, …) lies NAME.json, an object such as {"text": "Invoice 498"};
-training/README.md describes all of it. The same folder and seed always give the same split.
-
-exit status: 0 all pairs are used, 1 some were rejected (see rejected.json), 2 nothing was written,
-130 interrupted
-""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--data_root", type=Path, required=True, metavar="DIR",
-        help="folder with pictures and annotations, searched with all folders in it",
-    )  # fmt: skip
-    parser.add_argument(
-        "--output_dir", type=Path, required=True, metavar="DIR",
-        help="where train.json, test.json and rejected.json go; may be the data folder",
-    )  # fmt: skip
-    parser.add_argument(
-        "--test_fraction", type=_fraction, default=0.1, metavar="X",
-        help="share of the samples for the test set, 0 to 1 (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seed", type=int, default=0, help="another seed, another split (default: %(default)s)"
-    )
-    return parser
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share; give a number such as 0.1.")
-    return value
-
-
-if __name__ == "__main__":
-    sys.exit(main())

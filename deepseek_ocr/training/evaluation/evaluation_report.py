@@ -17,10 +17,10 @@ from matplotlib.ticker import MaxNLocator
 
 from deepseek_ocr import presets
 from deepseek_ocr.console import one_line
+from deepseek_ocr.files import json_bytes
 from deepseek_ocr.training.data.samples import Rejection
 from deepseek_ocr.training.evaluation.bootstrap import LEVEL, RESAMPLES, Figure
 from deepseek_ocr.training.evaluation.scoring import Band, Score, precision_by_ratio, summarise
-from deepseek_ocr.files import json_bytes
 
 MOST_LISTED = 100
 """Failures and rejections listed in the report; all are in samples.jsonl and metrics.json."""
@@ -44,7 +44,7 @@ FIGURES: dict[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Run:
+class EvaluationRun:
     """What a report is made of.
 
     `rejections` are entries of the test file that cannot be used, `unsupported` the samples that
@@ -64,7 +64,7 @@ class Run:
         return [score for score in self.scores if score.prediction.error is not None]
 
 
-def contents(run: Run) -> dict[str, bytes]:
+def contents(run: EvaluationRun) -> dict[str, bytes]:
     """File names and contents of the report: report.md, its plots, metrics.json."""
     summary = summarise(run.scores)
     bands = {task: precision_by_ratio(_of(run, task)) for task in summary}
@@ -78,7 +78,7 @@ def contents(run: Run) -> dict[str, bytes]:
 
 
 def _metrics(
-    run: Run,
+    run: EvaluationRun,
     summary: Mapping[str, Mapping[str, Figure]],
     bands: Mapping[str, Sequence[Band]],
 ) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _metrics(
     }
 
 
-def counts(run: Run) -> dict[str, int]:
+def counts(run: EvaluationRun) -> dict[str, int]:
     """How many examples there were, and what became of them."""
     return {
         "examples": len(run.scores),
@@ -142,7 +142,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in lines_) + "\n"
 
 
-def _of(run: Run, task: str) -> list[Score]:
+def _of(run: EvaluationRun, task: str) -> list[Score]:
     return [score for score in run.scores if score.example.task == task]
 
 
@@ -155,7 +155,7 @@ def _failure(score: Score) -> dict[str, str]:
 
 
 def _markdown(
-    run: Run,
+    run: EvaluationRun,
     summary: Mapping[str, Mapping[str, Figure]],
     bands: Mapping[str, Sequence[Band]],
     plots: Sequence[str],
@@ -184,7 +184,7 @@ def _markdown(
     return "\n".join(parts)
 
 
-def _settings_rows(run: Run) -> list[list[str]]:
+def _settings_rows(run: EvaluationRun) -> list[list[str]]:
     known = {**run.settings, **counts(run)}
     return [[escaped(name), escaped(str(value))] for name, value in known.items()]
 
@@ -233,7 +233,7 @@ def _worst_part(scores: Sequence[Score]) -> list[str]:
     return ["Pages with the largest error:\n", table(head, rows)]
 
 
-def _outcome_parts(run: Run) -> list[str]:
+def _outcome_parts(run: EvaluationRun) -> list[str]:
     parts: list[str] = []
     named = {
         "Not read, counted as empty": [
@@ -273,7 +273,7 @@ def _error(score: Score) -> float:
     return 1 - above / below
 
 
-def _plots(run: Run, summary: Mapping[str, Mapping[str, Figure]]) -> dict[str, bytes]:
+def _plots(run: EvaluationRun, summary: Mapping[str, Mapping[str, Figure]]) -> dict[str, bytes]:
     plots: dict[str, bytes] = {}
     for task in summary:
         scores = _of(run, task)

@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deepseek_ocr.training.data.data_split import SUFFIXES
+from deepseek_ocr.documents.inputs import PICTURE_SUFFIXES
+from deepseek_ocr.files import json_bytes
 from deepseek_ocr.training.data.samples import Rejection
 from deepseek_ocr.training.evaluation import evaluation_report
 from deepseek_ocr.training.evaluation.bootstrap import Figure, Share, figures
-from deepseek_ocr.training.evaluation.facts import TYPES, Fact, Page, PageText, Verdict, check
+from deepseek_ocr.training.evaluation.facts import TYPES, Fact, FactPage, PageText, Verdict, check
 from deepseek_ocr.training.evaluation.predictions import Names, sole_names
 from deepseek_ocr.training.evaluation.scoring import Prediction
 from deepseek_ocr.training.experiment_log import versions
-from deepseek_ocr.files import json_bytes
 
 ALL = "all"
 """Name of the pass rate over facts of every type."""
@@ -33,22 +33,22 @@ class FactRun:
     extra: Sequence[str] = ()
 
 
-def name_of(page: Page) -> str:
+def name_of(page: FactPage) -> str:
     """How a page is called in reports."""
     return page.file if page.number is None else f"{page.file} page {page.number}"
 
 
-def names_of(pages: Iterable[Page]) -> Names:
+def names_of(pages: Iterable[FactPage]) -> Names:
     """What the texts and pictures of `pages`, all that are known, may be called, by `name_of`."""
     return sole_names({name_of(page): page.names() for page in pages})
 
 
-def picture(data_root: Path, page: Page, names: Sequence[str]) -> Path:
+def picture(data_root: Path, page: FactPage, names: Sequence[str]) -> Path:
     """Where the picture of `page` is, by one of its `names`, or would be expected."""
     if page.number is None:
         return data_root / page.file
     for name in names:
-        for suffix in sorted(SUFFIXES):
+        for suffix in sorted(PICTURE_SUFFIXES):
             if os.path.isfile(path := data_root / f"{name}{suffix}"):
                 return path
     return data_root / f"{names[0]}.png"

@@ -25,8 +25,10 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from deepseek_ocr.errors import InputError
+from deepseek_ocr.files import read_text
 from deepseek_ocr.grounding.parser import to_markdown
-from deepseek_ocr.training.data.samples import AnnotationError, Rejection, image_path
+from deepseek_ocr.training.data.annotations import AnnotationError, image_path
+from deepseek_ocr.training.data.samples import Rejection
 from deepseek_ocr.training.evaluation.teds import (
     Cell,
     Grid,
@@ -36,7 +38,6 @@ from deepseek_ocr.training.evaluation.teds import (
     markdown_tables,
 )
 from deepseek_ocr.training.evaluation.text_metrics import composed
-from deepseek_ocr.files import read_text
 
 TYPES = ("present", "absent", "order", "table")
 
@@ -69,7 +70,7 @@ _BREAK = re.compile(r"<br ?/?>")
 
 
 @dataclass(frozen=True)
-class Page:
+class FactPage:
     """Where a fact's page is: a picture below the data folder, or a page (from 1) of a PDF."""
 
     file: str
@@ -93,7 +94,7 @@ class Fact:
     """
 
     id: str
-    page: Page
+    page: FactPage
     type: str
     texts: dict[str, str]
     max_diffs: int = 0
@@ -285,13 +286,13 @@ def _cased(fact: Fact, text: str) -> str:
     return text if fact.case_sensitive else text.lower()
 
 
-def _page(raw: dict[str, Any]) -> Page:
+def _page(raw: dict[str, Any]) -> FactPage:
     key = "image" if "image" in raw else "pdf"
     try:
         file = image_path(raw.get(key)).as_posix()
     except AnnotationError as error:
         raise InputError(f"{key}: {error}") from error
-    return Page(file, _page_number(raw) if key == "pdf" else None)
+    return FactPage(file, _page_number(raw) if key == "pdf" else None)
 
 
 def _page_number(raw: dict[str, Any]) -> int:

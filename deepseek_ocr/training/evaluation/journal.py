@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from deepseek_ocr.errors import InputError, SettingsError
+from deepseek_ocr.files import LARGEST_FILE, explain_write_errors, read_json, write_json, write_text
 from deepseek_ocr.training.data.samples import Example
 from deepseek_ocr.training.evaluation.scoring import Prediction, Score
-from deepseek_ocr.files import LARGEST_FILE, read_json, write_json, write_text, explain_write_errors
 
 SETTINGS, SAMPLES = "run.json", "samples.jsonl"
 
@@ -83,7 +83,10 @@ class Journal:
     def add(self, score: Score, data_root: Path) -> None:
         """Append one page; it is with the system when the call returns. Raises `FileWriteError`."""
         line = self._line(score, data_root)
-        with explain_write_errors(self.path), self.path.open("a", encoding="utf-8", errors="replace") as file:
+        with (
+            explain_write_errors(self.path),
+            self.path.open("a", encoding="utf-8", errors="replace") as file,
+        ):
             file.write(line + "\n")
 
     def rewrite(self, scores: list[Score], data_root: Path) -> None:

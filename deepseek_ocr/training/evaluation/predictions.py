@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 from deepseek_ocr import presets
 from deepseek_ocr.errors import InputError
+from deepseek_ocr.files import read_text
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from deepseek_ocr.training.data.samples import Example
 from deepseek_ocr.training.evaluation.scoring import Prediction, Read, comparable
-from deepseek_ocr.files import read_text
 
 if TYPE_CHECKING:
     from deepseek_ocr.engine.ocr_engine import OcrEngine
     from deepseek_ocr.engine.results import Reading
 
-SUFFIXES = (".md", ".mmd", ".txt")
+TEXT_SUFFIXES = (".md", ".mmd", ".txt")
 """Of texts made elsewhere, in the order in which they are looked for."""
 
 LARGEST_TEXT = 2 * 2**20
@@ -110,7 +110,7 @@ def find_text(folder: Path, names: Iterable[str]) -> Path | None:
     for name in names:
         if ".." in PurePosixPath(name).parts:
             continue
-        for suffix in SUFFIXES:
+        for suffix in TEXT_SUFFIXES:
             path = folder / f"{name.lstrip('/')}{suffix}"
             if os.path.isfile(path):  # pathlib's own raises for a name that is too long
                 return path
@@ -121,8 +121,8 @@ def read_prediction(folder: Path, names: Sequence[str]) -> Prediction:
     """The first text in `folder` under one of `names`, or a prediction that says what is wrong."""
     path = find_text(folder, names)
     if path is None:
-        wanted = f"{names[0] if names else ''}{SUFFIXES[0]}"
-        rest = ", ".join(SUFFIXES[1:])
+        wanted = f"{names[0] if names else ''}{TEXT_SUFFIXES[0]}"
+        rest = ", ".join(TEXT_SUFFIXES[1:])
         return Prediction("", error=f"{wanted} is not in {folder} (nor {rest}).")
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         return Prediction(
@@ -141,7 +141,7 @@ def extra_texts(folder: Path, names: Names) -> list[str]:
     folders.
     """
     used = {find_text(folder, some) for some in names.values()}
-    texts = (path for path in islice(_below(folder), MOST_FILES) if path.suffix in SUFFIXES)
+    texts = (path for path in islice(_below(folder), MOST_FILES) if path.suffix in TEXT_SUFFIXES)
     return sorted(
         path.relative_to(folder).as_posix()
         for path in texts

@@ -92,9 +92,7 @@ def comparable_examples(validation: UsableExamples, pages: int) -> UsableExample
     return UsableExamples(chosen, rejections, validation.entries)
 
 
-def _check_usable(
-    options: TrainOptions, train: UsableExamples, validation: UsableExamples
-) -> None:
+def _check_usable(options: TrainOptions, train: UsableExamples, validation: UsableExamples) -> None:
     """Raises `InputError` if one of the files holds nothing that can be used; what is wrong with
     each entry is then in `rejected.json`."""
     for file, found in ((options.train_file, train), (options.val_file, validation)):

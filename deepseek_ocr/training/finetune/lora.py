@@ -11,9 +11,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 
+from deepseek_ocr.files import replace_folder
 from deepseek_ocr.model.adapters import CONFIG, TENSORS, WHOLE, quiet_peft
 from deepseek_ocr.model.network import Network
-from deepseek_ocr.training.finetune.saved_checkpoints import replace_folder, save_tensors
+from deepseek_ocr.training.finetune.saved_checkpoints import save_tensors
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -12,14 +12,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from deepseek_ocr.errors import CheckpointError
-from deepseek_ocr.files import STATE
-from deepseek_ocr.training.finetune.saved_checkpoints import replace_folder, save_tensors
+from deepseek_ocr.files import replace_folder
+from deepseek_ocr.training.finetune.saved_checkpoints import save_tensors
+from deepseek_ocr.training.finetune.train_options import STATE
 
 COUNTERS, TENSORS = "state.json", "state.safetensors"
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """Where a run is: finished epochs, steps, and what was measured on the way.
 
     `settings` is what must not change between a run and its resumption, `scaler` the state of
@@ -36,7 +37,7 @@ class Progress:
 
 
 def save_state(
-    folder: Path, progress: Progress, network: nn.Module, optimiser: torch.optim.Optimizer
+    folder: Path, progress: RunProgress, network: nn.Module, optimiser: torch.optim.Optimizer
 ) -> None:
     """Write counters, trainable weights (exactly) and the optimiser's averages.
 
@@ -54,11 +55,11 @@ def save_state(
         (staging / COUNTERS).write_text(text + "\n", encoding="utf-8")
 
 
-def read_progress(folder: Path) -> Progress:
+def read_progress(folder: Path) -> RunProgress:
     """The counters of a run that stopped. Raises `CheckpointError` where there are none."""
     path = folder / STATE / COUNTERS
     try:
-        return Progress(**json.loads(path.read_text(encoding="utf-8")))
+        return RunProgress(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder} holds no finished epoch to go on from; leave out --resume."

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from deepseek_ocr.files import replace_folder, sync_path
 from deepseek_ocr.model.checkpoint import TensorFiles, official_pieces
 from deepseek_ocr.model.network import Network
-from deepseek_ocr.files import explain_write_errors
 
 TENSORS = "model.safetensors"
 
@@ -66,46 +64,10 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return files.read(next(iter(files.shapes))).dtype
 
 
-@contextmanager
-def replace_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `folder` when the block ends without an error.
-
-    Raises `FileWriteError` where the disk says no; what was in `folder` then stays.
-    """
-    staging = folder.with_name(f".{folder.name}.part")
-    old = folder.with_name(f".{folder.name}.old")
-    with explain_write_errors(folder):
-        recover_folder(folder)
-        try:
-            for leftover in (staging, old):
-                shutil.rmtree(leftover, ignore_errors=True)
-            staging.mkdir(parents=True)
-            yield staging
-            if folder.exists():
-                os.replace(folder, old)
-            os.replace(staging, folder)
-        finally:
-            recover_folder(folder)
-            for leftover in (staging, old):
-                shutil.rmtree(leftover, ignore_errors=True)
-
-
-def recover_folder(folder: Path) -> None:
-    """Put back what `replace_folder` had set aside when it was stopped between its two steps.
-
-    Several processes may look at once; one of them does it. Raises `OSError`.
-    """
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        with suppress(FileNotFoundError):
-            os.replace(old, folder)
-
-
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write `tensors` as safetensors and see them onto the disk. Raises `OSError`."""
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
     except SafetensorError as error:  # the library wraps what the system says
         raise OSError(str(error)) from error
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    sync_path(path)

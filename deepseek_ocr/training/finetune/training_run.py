@@ -23,6 +23,7 @@ from deepseek_ocr.devices import selection
 from deepseek_ocr.documents.run_store import checkpoint_digest, file_digest
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import DeviceError, InputError, OcrError, SettingsError
+from deepseek_ocr.files import explain_write_errors, recover_folder, replace_folder
 from deepseek_ocr.model.adapters import merge_adapter
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.network import Network, load_network
@@ -34,22 +35,16 @@ from deepseek_ocr.training.data.samples import Example, Rejection, write_rejecti
 from deepseek_ocr.training.evaluation import text_metrics
 from deepseek_ocr.training.evaluation.scoring import comparable
 from deepseek_ocr.training.experiment_log import ExperimentLog
-from deepseek_ocr.files import STATE, explain_write_errors
 from deepseek_ocr.training.finetune import lora, run_state
 from deepseek_ocr.training.finetune.loss_curve import write_curve
 from deepseek_ocr.training.finetune.objective import Objective, route_in_float32
 from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper, StepResult, cosine
-from deepseek_ocr.training.finetune.saved_checkpoints import (
-    recover_folder,
-    replace_folder,
-    save_checkpoint,
-    stored_dtype,
-)
-from deepseek_ocr.training.finetune.train_options import TrainOptions, check_output
+from deepseek_ocr.training.finetune.saved_checkpoints import save_checkpoint, stored_dtype
+from deepseek_ocr.training.finetune.train_options import STATE, TrainOptions, check_output
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """Everything a run holds. Made by `prepare`."""
 
     options: TrainOptions
@@ -61,10 +56,10 @@ class Run:
     encoding: dataset.Encoding
     stepper: Stepper
     log: ExperimentLog
-    progress: run_state.Progress
+    progress: run_state.RunProgress
 
     @classmethod
-    def prepare(cls, options: TrainOptions, source: Path) -> Run:
+    def prepare(cls, options: TrainOptions, source: Path) -> TrainingRun:
         """Load the checkpoint `source`, make what is to be trained trainable, resume if asked.
 
         Raises `CheckpointError`, `DeviceError`, `SettingsError` and `FileWriteError`.
@@ -88,7 +83,7 @@ class Run:
         )
         stepper = Stepper(Objective(network, options.balance > 0), settings, accelerator)
         log = ExperimentLog(options.output_dir)
-        progress = run_state.Progress(_fixed(options, source, dtype, accelerator.num_processes))
+        progress = run_state.RunProgress(_fixed(options, source, dtype, accelerator.num_processes))
         run = cls(
             options, source, accelerator, network, adapted, codec, encoding, stepper, log, progress
         )
@@ -142,7 +137,7 @@ class Run:
         rejected = [reasons[number] for number in range(len(examples))]
         return good, list(dict.fromkeys(reason for reason in rejected if reason is not None))
 
-    def tell_rejections(
+    def report_rejections(
         self,
         rejections: Sequence[Rejection],
         usable: int,

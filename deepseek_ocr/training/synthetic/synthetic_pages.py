@@ -1,4 +1,4 @@
-"""Make synthetic pages with exact annotations: `deepseek-ocr synth --output DIR --pages N`.
+"""Synthetic pages with exact annotations.
 
 Page `i` of seed `s` is the same picture with the same annotation on every machine that has the
 same fonts, however many processes make it.
@@ -6,16 +6,12 @@ same fonts, however many processes make it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
@@ -24,18 +20,18 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageFilter
 
-from deepseek_ocr.errors import OcrError, SettingsError
-from deepseek_ocr.progress import track
-from deepseek_ocr.training.data.samples import (
+from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.files import write_bytes
+from deepseek_ocr.training.data.annotations import (
     Annotation,
     LabelledRegion,
     Reference,
     annotation_to_json,
 )
-from deepseek_ocr.training.evaluation.evaluation_options import positive
-from deepseek_ocr.files import write_bytes
 from deepseek_ocr.training.synthetic import fonts, layouts
 from deepseek_ocr.training.synthetic.layouts import Block, Canvas, Glyph, PixelBox, Style
+from deepseek_ocr.training.synthetic.recipes import FontSet, Recipe
+
 
 @dataclass(frozen=True)
 class SynthPage:
@@ -86,7 +82,7 @@ def _attempt(recipe: Recipe, rng: Random) -> SynthPage | None:
 
 
 @cache
-def _families(which: fonts.FontSet) -> dict[str, list[fonts.Typeface]]:
+def _families(which: FontSet) -> dict[str, list[fonts.Typeface]]:
     families: dict[str, list[fonts.Typeface]] = {}
     for face in fonts.typefaces(which):
         families.setdefault(face.family, []).append(face)
@@ -221,7 +217,7 @@ def to_thousandths(box: PixelBox, size: tuple[int, int]) -> tuple[int, int, int,
     return (left, top, right, bottom)
 
 
-# --- the command line -----------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def write_pages(
@@ -229,8 +225,8 @@ def write_pages(
 ) -> Iterator[Path]:
     """Write page after page into `folder` as `000001.png` and `.json`; yields each picture.
 
-    Raises `SettingsError` where no text fits, `InputError` where there are no fonts, `FileWriteError`
-    where a page cannot be written, and `BrokenProcessPool` where one of several processes died.
+    Raises `SettingsError` if no text fits, `InputError` if there are no fonts, `FileWriteError` if
+    a page cannot be written, and `BrokenProcessPool` if one of several processes died.
     """
     write = partial(_write_page, folder, recipe, seed)
     if processes == 1:
