@@ -10,8 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deepseek_ocr.errors import InputError, SettingsError
-from deepseek_ocr.files import OutputError
+from deepseek_ocr.errors import FileWriteError, InputError, SettingsError
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.training.data.annotations import (
     LONGEST_TEXT,
@@ -28,10 +27,9 @@ from deepseek_ocr.training.data.samples import (
     examples_of,
     grounded_text,
     load_samples,
-    save_samples,
 )
 from tests.conftest import reference
-from tests.training_fixtures import put_list, put_page
+from tests.training_fixtures import put_list, put_page, save_samples
 
 FULL: dict[str, Any] = {
     "text": "Invoice\nTotal 498",
@@ -262,5 +260,5 @@ def test_a_list_that_is_none(tmp_path: Path, content: bytes, says: str) -> None:
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(FileWriteError, match="cannot be written"):
         save_samples(tmp_path, tmp_path / "file" / "train.json", [])

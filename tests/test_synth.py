@@ -13,12 +13,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepseek_ocr.cli.main import main
 from deepseek_ocr.errors import InputError, SettingsError
 from deepseek_ocr.training.data.annotations import parse_annotation
-from deepseek_ocr.training.data.samples import load_samples, save_samples
+from deepseek_ocr.training.data.samples import load_samples
 from deepseek_ocr.training.synthetic import fonts, layouts, recipes, synthetic_pages
 from deepseek_ocr.training.synthetic.recipes import CLEAN_LINES, MIXED, Recipe
 from deepseek_ocr.training.synthetic.synthetic_pages import make_page
+from tests.training_fixtures import save_samples
+
+
+def synth(arguments: list[str]) -> int:
+    """The exit status of `deepseek-ocr synth`."""
+    return main(["synth", *arguments])
+
 
 ALL_FONTS = replace(MIXED, font_set="all")
 
@@ -158,7 +166,7 @@ def test_clean_lines_are_as_promised() -> None:
 
 
 def test_a_folder_of_pages_is_a_data_set(tmp_path: Path) -> None:
-    status = synthetic_pages.main(
+    status = synth(
         ["--output", str(tmp_path), "--pages", "5", "--seed", "9", "--fonts", "all",
          "--processes", "2"]
     )  # fmt: skip
@@ -220,7 +228,7 @@ def test_a_page_without_room_for_bars_has_no_chart() -> None:
 
 
 def test_small_pages_of_charts_are_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = synthetic_pages.main(
+    status = synth(
         ["--output", str(tmp_path), "--pages", "60", "--size", "64x64", "--font-sizes", "10", "12",
          "--kinds", "chart", "--fonts", "all", "--processes", "1"]
     )  # fmt: skip
@@ -259,13 +267,10 @@ def test_the_command_line_complains_in_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert (
-        synthetic_pages.main(["--output", str(tmp_path / "file"), "--pages", "1", "--fonts", "all"])
-        == 2
-    )
+    assert synth(["--output", str(tmp_path / "file"), "--pages", "1", "--fonts", "all"]) == 2
     assert "synth: " in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        synthetic_pages.main(["--output", str(tmp_path), "--size", "9x9"])
+        synth(["--output", str(tmp_path), "--size", "9x9"])
     assert "64 to 4096" in capsys.readouterr().err
 
 
@@ -277,16 +282,16 @@ def test_empty_pages_are_no_choice_of_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        synthetic_pages.main(few_pages(tmp_path, 1, "--kinds", "blank"))
+        synth(few_pages(tmp_path, 1, "--kinds", "blank"))
     assert "invalid choice: 'blank'" in capsys.readouterr().err
 
 
 def test_older_pages_in_the_folder_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert synthetic_pages.main(few_pages(tmp_path, 3, "--processes", "1")) == 0
+    assert synth(few_pages(tmp_path, 3, "--processes", "1")) == 0
     assert "from before" not in capsys.readouterr().err
-    assert synthetic_pages.main(few_pages(tmp_path, 1, "--processes", "1")) == 0
+    assert synth(few_pages(tmp_path, 1, "--processes", "1")) == 0
     said = capsys.readouterr().err
     assert f"{tmp_path} holds 2 more pages from before; choose an empty --output" in said
 
@@ -298,7 +303,7 @@ def test_an_interrupted_run_says_so(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(synthetic_pages, "make_page", interrupted)
-    assert synthetic_pages.main(few_pages(tmp_path, 1, "--processes", "1")) == 130
+    assert synth(few_pages(tmp_path, 1, "--processes", "1")) == 130
     assert "synth: interrupted; " in capsys.readouterr().err
 
 
@@ -311,7 +316,7 @@ def test_a_process_that_dies_is_told_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(synthetic_pages, "_write_page", killed)
-    assert synthetic_pages.main(few_pages(tmp_path, 2, "--processes", "2")) == 2
+    assert synth(few_pages(tmp_path, 2, "--processes", "2")) == 2
     assert "fewer --processes" in capsys.readouterr().err
 
 

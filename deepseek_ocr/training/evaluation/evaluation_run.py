@@ -40,9 +40,6 @@ REPORT = "report.md"
 FIRST_NAMED = 5
 """Texts that belong to no page that are named on the screen; all are in metrics.json."""
 
-Load = Callable[[Path, Path | None, configuration.Settings], "OcrEngine"]
-"""Makes an engine of a checkpoint folder, an adapter folder or None, and settings."""
-
 
 def load_engine(folder: Path, adapter: Path | None, settings: configuration.Settings) -> OcrEngine:
     """The engine of a checkpoint, an adapter merged into it.
@@ -59,16 +56,16 @@ def load_engine(folder: Path, adapter: Path | None, settings: configuration.Sett
         raise CheckpointError(f"The model in {folder} could not be loaded: {error}") from error
 
 
-def evaluate(options: EvaluationOptions, load: Load = load_engine) -> int:
+def evaluate(options: EvaluationOptions) -> int:
     """Read what `options` name, compare, and write the report.
 
     Returns 0, or 1 if a page was not read or an entry cannot be used; both are named on standard
     error. Raises `OcrError`, and `OSError` for a file that changed meanwhile.
     """
-    return _evaluate_facts(options, load) if options.facts else _evaluate_samples(options, load)
+    return _evaluate_facts(options) if options.facts else _evaluate_samples(options)
 
 
-def _evaluate_samples(options: EvaluationOptions, load: Load) -> int:
+def _evaluate_samples(options: EvaluationOptions) -> int:
     assert options.test_file is not None
     samples, rejections = load_samples(options.data_root, options.test_file, warn)
     names = _names(options, samples, rejections)
@@ -88,7 +85,7 @@ def _evaluate_samples(options: EvaluationOptions, load: Load) -> int:
             f"{len(rejections)} entries cannot be used{_first(rejections)}, "
             f"{len(unsupported)} have no answer."
         )
-    scores = _read_all(options, examples, load, names, score)
+    scores = _read_all(options, examples, names, score)
     extra = _extra(options, names)
     run = evaluation_report.EvaluationRun(
         _settings(options), scores, rejections, unsupported, versions(), extra
@@ -104,7 +101,7 @@ def _evaluate_samples(options: EvaluationOptions, load: Load) -> int:
     return int(bool(rejections or run.failures))
 
 
-def _evaluate_facts(options: EvaluationOptions, load: Load) -> int:
+def _evaluate_facts(options: EvaluationOptions) -> int:
     assert options.facts is not None
     known, rejections = load_facts(options.facts)
     facts = known[: options.limit]
@@ -120,7 +117,7 @@ def _evaluate_facts(options: EvaluationOptions, load: Load) -> int:
                 presets.prompt_for(options.tasks[0]), "", name)
         for name, page in pages.items()
     ]  # fmt: skip
-    scores = _read_all(options, examples, load, names, _unscored)
+    scores = _read_all(options, examples, names, _unscored)
     readings = {score.example.name: score.prediction for score in scores}
     verdicts = fact_report.verdicts(facts, readings)
     run = fact_report.FactRun(_settings(options), verdicts, rejections, _extra(options, names))
@@ -152,7 +149,6 @@ def _names(
 def _read_all(
     options: EvaluationOptions,
     examples: Sequence[Example],
-    load: Load,
     names: Names,
     judge: Callable[[Example, Prediction], Score],
 ) -> list[Score]:
@@ -168,7 +164,7 @@ def _read_all(
     waiting = [example for example in examples if key_of(example) not in before]
     used = "no model"
     if folder is not None and waiting:
-        engine = load(folder, options.adapter, options.settings)
+        engine = load_engine(folder, options.adapter, options.settings)
         used = f"{engine.device}, {engine.dtype}"
         decode = DecodeSettings(max_new_tokens=options.max_tokens)
         read = model_reader(engine, presets.crop_for(options.size), decode)

@@ -76,15 +76,14 @@ def word_errors(reference: str, prediction: str) -> Errors:
 def character_error_rate(references: Sequence[str], predictions: Sequence[str]) -> float:
     """CER of a corpus: all edits over all characters of the references; 0 is perfect.
 
-    Raises `ValueError` where there are not as many predictions as references, or where all
+    Raises `ValueError` if there are not as many predictions as references, or if all
     references are empty.
     """
-    return _rate([character_errors(*pair) for pair in zip(references, predictions, strict=True)])
-
-
-def word_error_rate(references: Sequence[str], predictions: Sequence[str]) -> float:
-    """WER of a corpus: all edits over all words of the references. Raises as CER does."""
-    return _rate([word_errors(*pair) for pair in zip(references, predictions, strict=True)])
+    errors = [character_errors(*pair) for pair in zip(references, predictions, strict=True)]
+    length = sum(error.length for error in errors)
+    if not length:
+        raise ValueError("There is no text to compare with; give references that are not empty.")
+    return sum(error.edits for error in errors) / length
 
 
 def normalised_edit_distance(reference: str, prediction: str) -> float:
@@ -99,11 +98,6 @@ def normalised_edit_distance(reference: str, prediction: str) -> float:
 def exact_match(reference: str, prediction: str) -> bool:
     """True where the texts agree line by line; spaces within and around lines do not count."""
     return _lines(reference) == _lines(prediction)
-
-
-def box_iou(first: Box, second: Box) -> float:
-    """Intersection over union of two boxes, 0 to 1; boxes without area are equal or apart."""
-    return float(_all_ious([first], [second])[0, 0])
 
 
 def matched_ious(truth: Sequence[Box], predicted: Sequence[Box]) -> list[float]:
@@ -131,13 +125,6 @@ def _all_ious(truth: Sequence[Box], predicted: Sequence[Box]) -> np.ndarray:
     flat = union <= 0
     ious: np.ndarray = np.where(flat, (a == b).all(-1), common / np.where(flat, 1.0, union))
     return ious
-
-
-def _rate(errors: Sequence[Errors]) -> float:
-    length = sum(error.length for error in errors)
-    if not length:
-        raise ValueError("There is no text to compare with; give references that are not empty.")
-    return sum(error.edits for error in errors) / length
 
 
 def _lines(text: str) -> list[str]:
