@@ -17,10 +17,10 @@ import pytest
 
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.training.data.samples import Example, Rejection
+from deepseek_ocr.training.evaluation import scoring
 from deepseek_ocr.training.evaluation.evaluation_report import EvaluationRun, contents, escaped
 from deepseek_ocr.training.evaluation.scoring import (
     Prediction,
-    evaluate,
     precision_by_ratio,
     score,
     summarise,
@@ -335,7 +335,7 @@ def test_a_failure_is_a_full_error_in_every_figure() -> None:
 
 def test_locating_counts_hits_from_half_an_overlap() -> None:
     answer = "<|ref|>a<|/ref|><|det|>[[0, 0, 100, 100]]<|/det|>"
-    scores = evaluate(
+    scores = scoring.evaluate(
         [example(answer, LOCATE, f"page#{at}") for at in (1, 2, 3)],
         lambda _: iter(
             Prediction(answer.replace("100, 100]", box)) for box in ("100, 50]", "100, 49]", "x]")
@@ -387,7 +387,7 @@ def test_every_prediction_must_come() -> None:
         yield Prediction("a")
 
     with pytest.raises(ValueError, match="shorter"):
-        evaluate([example("a"), example("b")], short)
+        scoring.evaluate([example("a"), example("b")], short)
 
 
 def test_hostile_text_means_nothing_in_a_report() -> None:

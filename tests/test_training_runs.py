@@ -16,6 +16,7 @@ from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.settings import CropSettings
 from deepseek_ocr.training.data import dataset
 from deepseek_ocr.training.data.samples import Example
+from deepseek_ocr.training.finetune.fine_tuning import UsableExamples, comparable_examples
 from tests.conftest import POCKET, ROOT
 from tests.test_training import small_codec
 from tests.test_weights_places import mounted
@@ -74,7 +75,8 @@ def test_a_run_from_pages_to_an_adapter_that_reads(data: Path, tmp_path: Path) -
     merged = OcrEngine.load(output / "merged", "cpu", "float32")
     assert adapted.read(page, PROMPT, crop).text == merged.read(page, PROMPT, crop).text
     result = subprocess.run(
-        [sys.executable, "-m", "deepseek_ocr", "read", "--model", str(POCKET), "--adapter", str(output / "best"),
+        [sys.executable, "-m", "deepseek_ocr", "read",
+         "--model", str(POCKET), "--adapter", str(output / "best"),
          "--size", "tiny", "--task", "ocr", str(page)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -248,7 +250,8 @@ def test_only_adapters_have_moved_after_a_run(data: Path, tmp_path: Path) -> Non
     assert all(torch.equal(before[name], after[name]) for name in vision if name in after)
     assert any(not torch.equal(before[name], after[name]) for name in after if name not in vision)
     result = subprocess.run(
-        [sys.executable, "-m", "deepseek_ocr", "read", "--model", str(tmp_path / "full" / "best"), "--size", "tiny",
+        [sys.executable, "-m", "deepseek_ocr", "read",
+         "--model", str(tmp_path / "full" / "best"), "--size", "tiny",
          "--task", "ocr", str(data / "000001.png")],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -286,8 +289,8 @@ def test_validation_is_of_whole_pages_and_of_texts(data: Path) -> None:
     def example(page: int, task: str, number: int = 0, answer: str = "x") -> Example:
         return Example(data / f"{page}.png", task, "", answer, f"{page}#{number}")
 
-    def chosen(examples: list[Example]) -> fine_tuning.Usable:
-        return fine_tuning.compared(fine_tuning.Usable(examples, [], 3), 2)
+    def chosen(examples: list[Example]) -> UsableExamples:
+        return comparable_examples(UsableExamples(examples, [], 3), 2)
 
     both = [
         example(page, task) for page in (1, 2, 3) for task in ("Free OCR", "Convert to Markdown")
