@@ -38,7 +38,7 @@ FLAGS = (
     "model", "device", "vision_device", "dtype", "checkpoints", "quant", "kernels", "slots",
     "existing_text", "formulas",
 )  # fmt: skip
-"""Settings that `ocr.py` also takes as flags."""
+"""Settings that `deepseek-ocr read` also takes as flags."""
 
 MOST_THREADS = 4096
 
@@ -50,7 +50,7 @@ MOST_SLOTS = 1024
 class Settings:
     """What every program needs to know before it loads a model.
 
-    - `model`: a named checkpoint (see `weights.py`) or a folder
+    - `model`: a named checkpoint (see `deepseek-ocr weights list`) or a folder
     - `device`: auto, cpu, cuda, cuda:1, mps, npu …; `dtype`: auto, bfloat16, float16, float32
     - `checkpoints`: folder that holds the named checkpoints
     - `source`: where named checkpoints are fetched from
@@ -208,7 +208,7 @@ SERVER = "server"
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What only `serve.py` needs to know.
+    """What only `deepseek-ocr serve` needs to know.
 
     `MEANINGS` says what each is.
 
@@ -242,7 +242,7 @@ class ServerSettings:
 
 
 MEANINGS = {
-    "model": "a named checkpoint (see weights.py) or a folder",
+    "model": "a named checkpoint (see deepseek-ocr weights list) or a folder",
     "device": "auto, cpu, cuda, cuda:1, mps, npu …",
     "dtype": "auto, bfloat16, float16, float32",
     "checkpoints": "folder that holds the named checkpoints",
@@ -275,7 +275,7 @@ MEANINGS = {
     "jobs_folder": "where documents lie while they are read; empty is the platform's place",
     "shutdown_seconds": "how long pages may go on once the server is told to stop",
 }
-"""Every setting in one line, for the help and for the file that `--init-config` writes."""
+"""Every setting in one line, for the help and for the file that `config init` writes."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65535),
@@ -367,7 +367,7 @@ def write_template(path: Path | None = None) -> Path:
     """
     chosen = path or default_path()
     text = (
-        "# Settings of ocr.py and serve.py. Flags and DEEPSEEK_OCR_… variables come before them.\n"
+        "# Settings of deepseek-ocr. Flags and DEEPSEEK_OCR_… variables come before them.\n"
         + _table(Settings(), "# ")
         + f"\n[{SERVER}]\n"
         + _table(ServerSettings(), "# ")

@@ -261,8 +261,9 @@ def _main() -> None:
     from deepseek_ocr.engine.ocr_engine import OcrEngine
     from deepseek_ocr.server.lifecycle import listen, run
     from deepseek_ocr.server.observability import logs
+    from deepseek_ocr.server.queueing.model_pools import Engines
     from deepseek_ocr.server.security.api_keys import Keys
-    from deepseek_ocr.server.server_state import Engines, ServerState
+    from deepseek_ocr.server.server_state import ServerState
 
     def load() -> Engines:
         if flags.engine == "pocket":

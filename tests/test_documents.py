@@ -1,4 +1,4 @@
-"""Documents in, outputs out, through `ocr.py` as processes: no page lost, whatever happens."""
+"""Documents in, outputs out, through processes of `read`: no page lost, whatever happens."""
 
 from __future__ import annotations
 
@@ -517,6 +517,6 @@ def test_what_cannot_start_says_why(
 
 
 def test_the_formats_of_the_command_line_are_those_there_are() -> None:
-    from deepseek_ocr.cli import flags
+    from deepseek_ocr.cli import read_flags
 
-    assert list(flags.FORMATS) == list(FORMATS)
+    assert list(read_flags.FORMATS) == list(FORMATS)

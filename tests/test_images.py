@@ -193,7 +193,7 @@ def png_header(width: int, height: int) -> bytes:
         (b"", "empty"),
         (b"GIF89a", "damaged|not a picture"),
         (b"not an image at all", "not a picture"),
-        (b"%PDF-1.7\n", "is a PDF.*ocr.py"),
+        (b"%PDF-1.7\n", "is a PDF.*deepseek-ocr read"),
         ("https://example.org/page.jpg", "addresses are not fetched"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
         (encoded(RED, "PNG")[:60], "damaged"),

@@ -71,7 +71,7 @@ def test_evaluation_loads_what_the_settings_say(loaded: list[LoadOptions]) -> No
 
 
 def test_the_doctor_loads_what_the_settings_say(loaded: list[LoadOptions]) -> None:
-    doctor.examine(replace(parse(["--doctor"]), settings=SETTINGS))
+    doctor.examine(SETTINGS, "tiny")
     assert loaded == [replace(SETTINGS.load_options(), slots=1)]
 
 

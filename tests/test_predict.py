@@ -148,12 +148,12 @@ def test_the_configuration_names_what_exists(name: str) -> None:
 
 
 def test_the_pins_agree() -> None:
-    gpu, local = pins("requirements.txt"), pins("requirements-local.txt")
+    gpu, local = pins("requirements/cuda.txt"), pins("requirements/checkout.txt")
     tools = pins("tests/requirements.txt")
     build = config("cog.yaml")["build"]
     wheel = next(
         line
-        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        for line in (ROOT / "requirements/cuda.txt").read_text().splitlines()
         if "flash_attn" in line
     )
     assert {name: local[name] for name in gpu if name != "torch"} == {
@@ -188,7 +188,7 @@ def test_only_a_predictor_that_is_asynchronous_runs_many_predictions() -> None:
 
 def test_every_pin_of_the_container_is_used_and_explained() -> None:
     readme = (ROOT / "README.md").read_text()
-    for name in [*pins("requirements.txt"), "flash-attn", "pget"]:
+    for name in [*pins("requirements/cuda.txt"), "flash-attn", "pget"]:
         assert re.search(rf"\| `{name}`", readme), f"{name} is not in the README's table"
 
 

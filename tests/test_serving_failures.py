@@ -14,8 +14,9 @@ from PIL import Image
 
 from deepseek_ocr.configuration import ServerSettings, Settings
 from deepseek_ocr.server.app import create_app
+from deepseek_ocr.server.queueing.model_pools import AHEAD
 from deepseek_ocr.server.security.api_keys import Keys
-from deepseek_ocr.server.server_state import AHEAD, ServerState
+from deepseek_ocr.server.server_state import ServerState
 from tests.conftest import POCKET, ROOT
 from tests.failing_device import FAILED
 from tests.serving_world import FOREVER, FRUIT, Server, chat, endless_model, serving
@@ -29,13 +30,9 @@ from pathlib import Path
 
 sys.path.insert(0, ROOT)
 
-from deepseek_ocr.cli.serve import parse
-
-start = parse()
-
 import pytest
+from deepseek_ocr.cli.main import main
 from deepseek_ocr.kernels.decoder_factory import Decoders
-from deepseek_ocr.server.lifecycle import main
 from tests.failing_device import Card, OnCard
 
 card = Card(pytest.MonkeyPatch())
@@ -48,7 +45,7 @@ def make(decoders, slots):
 
 
 Decoders.make = make
-raise SystemExit(main(start))
+raise SystemExit(main(["serve", *sys.argv[1:]]))
 """
 """The real program, on a device that fails at the next step once there is a file `fail`."""
 

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deepseek_ocr.server.server_state import AHEAD
+from deepseek_ocr.server.queueing.model_pools import AHEAD
 from tests.conftest import ROOT
 from tests.serving_world import (
     ENDLESS,

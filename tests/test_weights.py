@@ -1,11 +1,9 @@
-"""Named checkpoints without a network: found, judged, verified, adopted; the command line."""
+"""Named checkpoints without a network: found, judged, verified, adopted."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,7 +52,7 @@ def test_a_name_nobody_knows(home: Path) -> None:
 
 
 def test_without_fetching_the_message_says_how_to_fetch(home: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"\(6\.7 GB\) with: python weights\.py fetch deep"):
+    with pytest.raises(CheckpointError, match=r"\(6\.7 GB\) with: deepseek-ocr weights fetch deep"):
         registry.ensure(NAME, home, fetch=False)
     assert not home.exists()
 
@@ -205,106 +203,6 @@ def test_a_mount_point_is_refused_before_the_work(
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == home / NAME)
     with pytest.raises(CheckpointError, match="is a mount point"):
         registry.adopt(folder, home)
-
-
-# --- the command line ---------------------------------------------------------------------------
-
-
-def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "weights.py", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **more},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_help_teaches() -> None:
-    done = run("--help")
-    assert done.returncode == registry.OK
-    for word in (
-        "fetch deepseek-ocr",
-        "adopt",
-        "verify",
-        "list",
-        "HF_TOKEN",
-        "pget",
-        "exit status",
-    ):
-        assert word in done.stdout
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [(), ("fetch",), ("fetch", "pocket"), ("fetch", NAME, "--source", "x"), ("burn", NAME)],
-)
-def test_wrong_usage(arguments: tuple[str, ...]) -> None:
-    done = run(*arguments)
-    assert done.returncode == registry.USAGE
-    assert done.stdout == ""
-
-
-def test_list_says_what_is_here(
-    home: Path, by_hand: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    where = ["--checkpoints", str(home)]
-    assert registry.main(["list", *where]) == registry.OK
-    assert "deepseek-ocr: complete, but placed by hand" in capsys.readouterr().out
-    registry.adopt(by_hand, home)
-    assert registry.main(["list", *where]) == registry.OK
-    listed = capsys.readouterr().out
-    assert f"deepseek-ocr: ready, {by_hand}\n" in listed
-    assert "from adopted" in listed
-    assert f"pocket: bundled, {ROOT / 'checkpoints/pocket'}" in listed
-    cut(by_hand / WEIGHTS)
-    assert registry.main(["list", *where]) == registry.OK
-    assert "damaged" in capsys.readouterr().out
-    shutil.rmtree(by_hand)
-    assert registry.main(["list", *where]) == registry.OK
-    assert f"deepseek-ocr: not here, {by_hand}\n" in capsys.readouterr().out
-
-
-def test_the_environment_says_where(home: Path, recorded: Path) -> None:
-    done = run("verify", NAME, DEEPSEEK_OCR_CHECKPOINTS=str(home))
-    assert (done.returncode, done.stderr) == (registry.OK, "")
-    assert done.stdout == "deepseek-ocr: all 6 files are as they came from adopted\n"
-    missing = run("verify", NAME, DEEPSEEK_OCR_CHECKPOINTS=str(home / "empty"))
-    assert missing.returncode == registry.FAILED
-    assert missing.stderr.startswith("weights.py: The checkpoint 'deepseek-ocr' is not in ")
-
-
-def test_a_wrong_setting_is_wrong_usage(home: Path) -> None:
-    done = run("fetch", NAME, "--checkpoints", str(home), DEEPSEEK_OCR_SOURCE="torrent")
-    assert done.returncode == registry.USAGE
-    assert "There is no source 'torrent'" in done.stderr
-
-
-def test_commands_for_the_bundled_one_and_for_adopting(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = write_files(tmp_path / "download", checkpoint_files())
-    where = ["--checkpoints", str(home)]
-    assert registry.main(["verify", "pocket", *where]) == registry.OK
-    assert "pocket is whole" in capsys.readouterr().out
-    assert registry.main(["adopt", str(folder), *where]) == registry.OK
-    assert f"deepseek-ocr is in {home / NAME}" in capsys.readouterr().out
-    assert registry.main(["adopt", str(folder), *where]) == registry.FAILED
-    assert registry.main(["fetch", NAME, *where], NOWHERE) == registry.OK, (
-        "it is there: nothing to fetch"
-    )
-
-
-def test_an_interrupt_is_no_traceback(
-    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(registry, "ensure", interrupted)
-    assert registry.main(["fetch", NAME, "--checkpoints", str(home)]) == registry.INTERRUPTED
-    assert "interrupted" in capsys.readouterr().err
 
 
 def test_the_console_writes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,9 @@ def test_a_changed_checkpoint_is_noticed_at_start(
     home: Path, recorded: Path, harm: Callable[[Path], Any], message: str
 ) -> None:
     harm(recorded)
-    with pytest.raises(CheckpointError, match=f"{message}.*python weights.py fetch deepseek-ocr"):
+    with pytest.raises(
+        CheckpointError, match=f"{message}.*deepseek-ocr weights fetch deepseek-ocr"
+    ):
         registry.ensure(NAME, home, fetch=False)
 
 

@@ -73,7 +73,7 @@ def build_parser(wanted: Container[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"deepseek-ocr {__version__}")
     commands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", dest="command", action=_Subparsers
+        title="commands", prog="deepseek-ocr", metavar="COMMAND", action=_Subparsers
     )
     for name, command in COMMANDS.items():
         if name in wanted:

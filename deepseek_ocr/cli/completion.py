@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deepseek_ocr.cli.commands import COMMANDS, build_parser
 from deepseek_ocr.cli.flags import Subparsers
+from deepseek_ocr.cli.terminal import write
 
 SHELLS = ("bash", "zsh")
 
@@ -31,7 +32,7 @@ def run(flags: argparse.Namespace) -> int:
 
     parser = build_parser(COMMANDS)
     _complete_paths(parser)
-    print(shtab.complete(parser, flags.shell))
+    write(f"{shtab.complete(parser, flags.shell)}\n")
     return 0
 
 

@@ -7,6 +7,7 @@ import argparse
 from deepseek_ocr import configuration
 from deepseek_ocr.cli.flags import Subparsers, add_config
 from deepseek_ocr.cli.serve import add_server_flags, load_server_settings
+from deepseek_ocr.cli.terminal import write
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -25,11 +26,11 @@ def add_parser(commands: Subparsers) -> None:
 
 def run_show(flags: argparse.Namespace) -> int:
     """Print the settings; keys are hidden. Raises `SettingsError`."""
-    print(configuration.as_toml(*load_server_settings(flags)), end="")
+    write(configuration.as_toml(*load_server_settings(flags)))
     return 0
 
 
 def run_init(flags: argparse.Namespace) -> int:
     """Write the file. Raises `SettingsError` if there is one already."""
-    print(configuration.write_template(flags.config))
+    write(f"{configuration.write_template(flags.config)}\n")
     return 0

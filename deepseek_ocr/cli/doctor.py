@@ -125,9 +125,9 @@ def _packages() -> Iterator[Finding]:
     """The packages that reading needs: against the pins of the file that this machine installs
     from in a checkout, else against the requirements of the installed distribution."""
     on_ascend = importlib.util.find_spec("torch_npu") is not None
-    file = ROOT / ("requirements-npu.txt" if on_ascend else "requirements-local.txt")
-    if file.is_file():
-        wanted, source, install = pins(file), file.name, f"python -m pip install -r {file.name}"
+    name = "requirements/npu.txt" if on_ascend else "requirements/checkout.txt"
+    if (ROOT / name).is_file():
+        wanted, source, install = pins(ROOT / name), name, f"python -m pip install -r {name}"
     else:
         wanted, source, install = requirements(), DISTRIBUTION, f"pip install -U {DISTRIBUTION}"
     missing, other = [], []

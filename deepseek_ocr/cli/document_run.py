@@ -42,7 +42,7 @@ class Prepared:
 def prepared(options: ReadOptions, output: OutputOptions) -> Iterator[Prepared]:
     """What a run needs, opened and closed again, so that it fails before a model is loaded.
 
-    Raises `OcrError` where there is nothing to read or nowhere to write.
+    Raises `OcrError` if there is nothing to read or nowhere to write.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepseek-ocr-")))
@@ -53,7 +53,7 @@ def prepared(options: ReadOptions, output: OutputOptions) -> Iterator[Prepared]:
 
 
 def _listing(options: ReadOptions, folder: Path) -> Listing:
-    """Everything that was named. Raises `OcrError` where that is nothing."""
+    """Everything that was named. Raises `OcrError` if that is nothing."""
     found = find(name for name in options.inputs if name != STANDARD_INPUT)
     inputs = [*found.inputs]
     if STANDARD_INPUT in options.inputs:

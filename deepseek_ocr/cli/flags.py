@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +22,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Help in few lines: `-o, --output FOLDER`, and `--[no-]crop` for a flag with an opposite."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **({"max_help_position": 26} | options))
+        super().__init__(*arguments, **({"max_help_position": 28} | options))
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, argparse.BooleanOptionalAction):
@@ -36,7 +37,7 @@ class CommandParser(argparse.ArgumentParser):
     """A parser with this help and without abbreviated flags; parsers of sub-commands are alike."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        shared = {"formatter_class": HelpFormatter, "allow_abbrev": False}
+        shared: dict[str, Any] = {"formatter_class": HelpFormatter, "allow_abbrev": False}
         super().__init__(*arguments, **(shared | options))
 
 
@@ -58,7 +59,7 @@ def load_settings(flags: argparse.Namespace) -> configuration.Settings:
     return configuration.load(given, path=flags.config)
 
 
-def add_model(group: argparse._ArgumentGroup) -> None:
+def add_model(group: argparse._ActionsContainer) -> None:
     """Add the model and the device."""
     names = ", ".join(registry.CHECKPOINTS)
     group.add_argument("--model", metavar="NAME|FOLDER", help=f"{names}, or a checkpoint folder")
@@ -70,7 +71,7 @@ def add_placement(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--checkpoints", metavar="FOLDER", help="where named models are kept")
     group.add_argument(
         "--vision-device", metavar="DEVICE",
-        help="where the encoders run, for small cards: cpu, cuda:1 … (default: --device)",
+        help="where the encoders run, for small cards (default: --device)",
     )  # fmt: skip
     group.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
 
@@ -83,21 +84,22 @@ def add_speed(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--kernels", metavar="A,B",
-        help=f"fast paths: auto (all), plain (none), {', '.join(choice.NAMES)}; - before one "
-        "leaves it out, as in auto,-compiled (default: auto)",
+        help=f"fast paths: auto (all, the default), plain (none), {', '.join(choice.NAMES)}; "
+        "a - leaves one out: auto,-compiled",
     )  # fmt: skip
     group.add_argument(
         "--slots", metavar="N",
-        help="how many pages are read at once, or auto, by free memory (default: auto)",
+        help="pages that are read at once, or auto, by free memory (default: auto)",
     )  # fmt: skip
 
 
 def add_config(group: argparse._ActionsContainer) -> None:
     """Add the file with settings."""
-    shown = str(configuration.default_path()).replace("%", "%%")
+    path, home = str(configuration.default_path()), os.path.expanduser("~")
+    shown = path.replace(home, "~", 1) if path.startswith(home + os.sep) else path
     group.add_argument(
         "--config", type=Path, metavar="FILE",
-        help=f"TOML file with model, device, … (default: {shown})",
+        help="TOML file with settings (default: " + shown.replace("%", "%%") + ")",
     )  # fmt: skip
 
 

@@ -14,9 +14,7 @@ from deepseek_ocr.cli.read_options import ReadOptions
 from deepseek_ocr.cli.terminal import (
     ALL_READ,
     SOME_FAILED,
-    StdoutError,
     complain,
-    stdout_failed,
     write,
 )
 from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -35,21 +33,18 @@ _COMMANDS = ("all", "help", "quit", "test")
 
 
 def ask(engine: OcrEngine, options: ReadOptions) -> int:
-    """Read what is asked for until there is nothing more; the exit status."""
+    """Read what is asked for until there is nothing more; the exit status. Raises `StdoutError`."""
     _complete_paths()
     printer = Printer(engine, options)
-    try:
-        write("Give the path of a page, or: help\n")
-        while (line := _line()) is not None:
-            wanted = understood(line)
-            if wanted == "quit":
-                break
-            if isinstance(wanted, str):
-                write(wanted)
-            elif wanted:
-                _read(printer, options, wanted)
-    except StdoutError as error:
-        return stdout_failed(error)
+    write("Give the path of a page, or: help\n")
+    while (line := _line()) is not None:
+        wanted = understood(line)
+        if wanted == "quit":
+            break
+        if isinstance(wanted, str):
+            write(wanted)
+        elif wanted:
+            _read(printer, options, wanted)
     return SOME_FAILED if printer.failed else ALL_READ
 
 
@@ -106,7 +101,7 @@ def _read(printer: Printer, options: ReadOptions, paths: list[str]) -> None:
 
 
 def _complete_paths() -> None:
-    """Let Tab complete paths and commands, where the system can."""
+    """Let Tab complete paths and commands, if the system can."""
     try:
         import readline
     except ImportError:  # Windows

@@ -10,7 +10,13 @@ import sys
 from collections.abc import Sequence
 
 from deepseek_ocr.cli.commands import COMMANDS, build_parser
-from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
+from deepseek_ocr.cli.terminal import (
+    COULD_NOT_START,
+    INTERRUPTED,
+    StdoutError,
+    complain,
+    stdout_failed,
+)
 from deepseek_ocr.errors import OcrError
 
 
@@ -41,6 +47,8 @@ def _run(words: Sequence[str]) -> int:
     try:
         status: int = flags.run(flags)
         return status
+    except StdoutError as error:
+        return stdout_failed(error)
     except ModuleNotFoundError as error:
         complain(_missing(name, error))
     except OcrError as error:

@@ -18,7 +18,6 @@ from deepseek_ocr.cli.terminal import (
     SOME_FAILED,
     StdoutError,
     complain,
-    stdout_failed,
     write,
 )
 from deepseek_ocr.documents.inputs import Input, find, may_have_pages, spool
@@ -50,7 +49,7 @@ class PrintedPage:
 
     @property
     def title(self) -> str:
-        """The page by its file and, where that has several, its number."""
+        """The page by its file and, if that has several, its number."""
         return self.name if self.count == 1 else f"{self.name}, page {self.number}"
 
 
@@ -111,18 +110,15 @@ class Printer:
 
 
 def print_all(engine: OcrEngine, options: ReadOptions) -> int:
-    """Read and print every page that the options name; the exit status."""
+    """Read and print every page that the options name; the exit status. Raises `StdoutError`."""
     printer = Printer(engine, options)
     status = ALL_READ
     try:
-        try:
-            print_inputs(printer, options, options.inputs)
-        except KeyboardInterrupt:
-            complain("interrupted; what was read so far is kept.")
-            status = INTERRUPTED
-        printer.finish()
-    except StdoutError as error:
-        return stdout_failed(error)
+        print_inputs(printer, options, options.inputs)
+    except KeyboardInterrupt:
+        complain("interrupted; what was read so far is kept.")
+        status = INTERRUPTED
+    printer.finish()
     return status or (SOME_FAILED if printer.failed else ALL_READ)
 
 

@@ -39,7 +39,7 @@ examples:
   deepseek-ocr read scans/ 'more/**/*.pdf' -o out --format md,html,searchable-pdf
 
 The bundled model "pocket" is a toy for trying the whole path: it reads a few large, clean, printed
-English words. Real pages need the model "deepseek-ocr" (deepseek-ocr weights fetch deepseek-ocr).
+English words. Real pages need the model "deepseek-ocr": see deepseek-ocr weights --help.
 
 exit status: 0 all pages read, 1 some failed, 2 could not start, 130 interrupted
 """
@@ -81,8 +81,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--format", metavar="NAMES",
-        help="printed: txt (default: what the model writes, at once), md (cleaned), or json; "
-        f"with -o any of {', '.join(FORMATS)}, with commas between (default: md)",
+        help="printed: txt (default: as the model writes it), md (cleaned) or json; with -o some "
+        f"of {','.join(FORMATS)} (default: md)",
     )  # fmt: skip
     add_model(parser)
     tasks = "; ".join(f"{name}: {task.purpose}" for name, task in presets.TASKS.items())
@@ -96,7 +96,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size", type=named(presets.preset_title),
-        help=f"preset: {', '.join(presets.PRESETS)} (default: gundam; pocket: tiny)",
+        help=f"{', '.join(presets.PRESETS)} (gundam; pocket: tiny)",
     )  # fmt: skip
 
 
@@ -110,16 +110,16 @@ def _add_documents(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--password", metavar="TEXT", help="of encrypted PDFs and zips")
     group.add_argument(
         "--dpi", type=int, default=base.dpi, metavar="N",
-        help="resolution of PDF pages, lower for those of more than "
-        f"{base.max_pixels // 10**6} million pixels (default: %(default)s)",
+        help="resolution of PDF pages, lowered above "
+        f"{base.max_pixels // 10**6} megapixels (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--rotate", choices=("auto", "0", "90", "180", "270"), default="auto",
-        help="degrees clockwise instead of what PDF and EXIF flags say (default: auto)",
+        "--rotate", choices=("auto", "0", "90", "180", "270"), default="auto", metavar="TURN",
+        help="auto (default): as PDF and EXIF flags say; 0, 90, 180, 270: degrees",
     )  # fmt: skip
     group.add_argument(
         "--timeout", type=float, default=0.0, metavar="S",
-        help="seconds a page may take; what was read by then is kept (default: no limit)",
+        help="seconds a page may take; what was read by then is kept (default: none)",
     )  # fmt: skip
     group.add_argument(
         "--stdout", action="store_true", help="print page after page; the same as no -o"
@@ -132,22 +132,21 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--retries", type=int, metavar="N",
-        help="tries after the first for a page that loops, is cut or comes out empty (default: "
-        f"{len(presets.RETRIES)}: {', '.join(retry.name for retry in presets.RETRIES)})",
+        help="more tries for a page that loops, is cut or comes out empty: 0 to "
+        f"{len(presets.RETRIES)} (default): {', '.join(retry.name for retry in presets.RETRIES)}",
     )  # fmt: skip
     group.add_argument(
         "--join-tables", action=argparse.BooleanOptionalAction, default=None,
         help="join tables that go on over a page break (default: yes)",
     )  # fmt: skip
     group.add_argument(
-        "--existing-text", choices=get_args(ExistingText), default=None,
-        help="text that pages have already, in searchable PDFs: skip (keep it, add nothing), "
-        "replace (an invisible layer by what was read; a page of visible text becomes a picture "
-        "at --dpi), both (default: skip)",
+        "--existing-text", choices=get_args(ExistingText), default=None, metavar="MODE",
+        help="text that pages of searchable PDFs have: skip (default: leave it), "
+        "replace (a page of visible text becomes a picture at --dpi), both",
     )  # fmt: skip
     group.add_argument(
-        "--formulas", choices=get_args(FormulaDelimiters), default=None,
-        help="in Markdown: dollars ($x$, $$x$$) or brackets (\\(x\\), \\[x\\]) (default: dollars)",
+        "--formulas", choices=get_args(FormulaDelimiters), default=None, metavar="STYLE",
+        help="in Markdown: dollars (default: $x$, $$x$$) or brackets (\\(x\\), \\[x\\])",
     )  # fmt: skip
     group.add_argument(
         "--shard", metavar="I/N", help="read the I-th of N parts of the inputs, on N machines"
@@ -179,7 +178,9 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
 
     guard = parser.add_argument_group("repetition guard")
     _add_number(guard, "repetition-penalty", float, "above 1 discourages tokens already written")
-    _add_number(guard, "no-repeat-ngram-size", int, "tokens that may not come again; 0 is off")
+    _add_number(
+        guard, "no-repeat-ngram-size", int, "forbid sequences of so many tokens to return; 0 is off"
+    )
     _add_number(guard, "no-repeat-window", int, "how many tokens back that looks; 0 is all")
     base = DecodeSettings()
     guard.add_argument(

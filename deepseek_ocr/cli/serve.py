@@ -62,7 +62,7 @@ def load_server_settings(flags: argparse.Namespace) -> tuple[Settings, ServerSet
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every setting; one that is not given is None, so that the next source counts."""
+    """Add a flag for every setting. One that is not given is None: then the next source counts."""
     add_config(parser.add_argument_group("settings"))
     parser.add_argument(
         "--model", action="append", metavar="NAME|FOLDER",

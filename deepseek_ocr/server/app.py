@@ -14,7 +14,9 @@ from starlette.middleware.cors import CORSMiddleware
 from deepseek_ocr import __version__
 from deepseek_ocr.server import api_errors
 from deepseek_ocr.server.api_errors import ApiError, EngineFailedError
+from deepseek_ocr.server.jobs.job_lifespan import running_jobs
 from deepseek_ocr.server.observability import logs
+from deepseek_ocr.server.queueing.model_pools import Engines, PoolGauges
 from deepseek_ocr.server.routes import (
     chat,
     health,
@@ -25,7 +27,7 @@ from deepseek_ocr.server.routes import (
     web_page,
 )
 from deepseek_ocr.server.security.middleware import Guard
-from deepseek_ocr.server.server_state import Engines, ServerState
+from deepseek_ocr.server.server_state import ServerState
 
 _LOOK_S = 0.2
 """Seconds between looks at whether the engines still read."""
@@ -40,7 +42,8 @@ def create_app(state: ServerState, on_failure: Callable[[], None] = lambda: None
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(state, on_failure))
-        async with ocr_documents.documents_of(app, state):
+        async with running_jobs(state) as jobs:
+            app.state.documents = jobs
             yield
             loading.cancel()
             state.close_queues()
@@ -55,7 +58,7 @@ def create_app(state: ServerState, on_failure: Callable[[], None] = lambda: None
         redoc_url=None,
     )
     app.state.server = state
-    state.metrics.watch(state.pools)
+    state.metrics.watch(PoolGauges(state.pools))
     api_errors.add_handlers(app)
     for router in (
         health.router,

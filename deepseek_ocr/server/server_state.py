@@ -7,41 +7,20 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from fastapi import Request
-
 from deepseek_ocr import configuration, presets
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.images.views import ImageLimits
 from deepseek_ocr.server.api_errors import ApiError, ClosingError, EngineFailedError, NotReadyError
 from deepseek_ocr.server.observability.metrics import Metrics
 from deepseek_ocr.server.queueing.admission import Admission
+from deepseek_ocr.server.queueing.model_pools import AHEAD, Engines, ModelPool
 from deepseek_ocr.server.security.api_keys import Keys
 from deepseek_ocr.server.security.url_fetcher import Fetcher
 from deepseek_ocr.weights import registry
 
-Engines = Mapping[str, tuple[OcrEngine, ...]]
-"""Name of a model → its engines, one a device."""
-
-AHEAD = 2
-"""Pages handed to an engine beyond its slots, so that a free slot finds the next one prepared."""
-
-
-@dataclass(frozen=True)
-class Pool:
-    """One checkpoint, loaded on one device or several, and the queue in front of it.
-
-    - `name`: as clients say it; `known`: the task and preset it is best at
-    - `engines`: one a device; a turn of `admission` says which of them
-    """
-
-    name: str
-    known: registry.Checkpoint
-    engines: tuple[OcrEngine, ...]
-    admission: Admission
-
 
 @dataclass(eq=False)
-class State:
+class ServerState:
     """The server: what it was told, its models once they are loaded, its queues and its numbers.
 
     - `settings`, `server`: what both programs share, and what is the server's alone
@@ -61,7 +40,7 @@ class State:
     load: Callable[[], Engines]
     fetcher: Fetcher | None = None
     metrics: Metrics = field(default_factory=Metrics)
-    pools: dict[str, Pool] = field(default_factory=dict)
+    pools: dict[str, ModelPool] = field(default_factory=dict)
     failed: ApiError | None = None
     closing: bool = False
     held: int = 0
@@ -105,7 +84,7 @@ class State:
             places = [engine.slots + AHEAD for engine in group]
             admission = Admission(places, self.server.max_waiting)
             known = registry.known_as(self.names[name])
-            self.pools[name] = Pool(name, known, group, admission)
+            self.pools[name] = ModelPool(name, known, group, admission)
 
     def close_queues(self) -> None:
         """Refuse what waits and what comes; pages being read go on. Belongs to the event loop."""
@@ -118,13 +97,18 @@ class State:
         for engine in self.engines:
             threading.Thread(target=engine.close, daemon=True).start()
 
+    def serves(self, model: str) -> bool:
+        """True for a name that `/v1/models` lists."""
+        name, colon, preset = model.partition(":")
+        return name in self.names and (not colon or preset in presets.PRESETS)
+
     def check_name(self, model: str) -> tuple[str, str]:
         """`model` as a loaded checkpoint's name and a preset's short name ("" for its own).
 
         Raises `ApiError` 404 for a name that `/v1/models` does not list.
         """
-        name, colon, preset = model.partition(":")
-        if name not in self.names or (colon and preset not in presets.PRESETS):
+        name, _, preset = model.partition(":")
+        if not self.serves(model):
             raise ApiError(
                 404,
                 f"There is no such model here. There are: {', '.join(self.names)}, each also with "
@@ -134,7 +118,7 @@ class State:
             )
         return name, preset
 
-    def pool_for(self, model: str) -> tuple[Pool, str]:
+    def pool_for(self, model: str) -> tuple[ModelPool, str]:
         """The pool of `model` and the preset its name asks for (`deepseek-ocr:tiny`), else the
         preset it is best at.
 
@@ -156,23 +140,6 @@ class Caller:
       `QueueFullError` where all requests keep too much
     """
 
-    state: State
+    state: ServerState
     client: str
     hold: Callable[[int], None]
-
-
-async def caller_of(request: Request) -> Caller:
-    """Dependency: who asks; `middleware.Guard` has found it out."""
-    scope = request.scope
-    state: State = request.app.state.server
-    return Caller(state, scope["deepseek_ocr.client"], scope["deepseek_ocr.hold"])
-
-
-async def state_of(request: Request) -> State:
-    """Dependency: the state of the server that answers `request`.
-
-    Not a plain function: FastAPI would call that in another thread, and each such call waits for
-    the threads that compute.
-    """
-    state: State = request.app.state.server
-    return state

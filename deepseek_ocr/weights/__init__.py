@@ -1,4 +1,4 @@
-"""How `weights.py` fetches a checkpoint and keeps it whole. Imports no torch, executes nothing.
+"""How checkpoints are fetched and kept whole. Imports no torch, executes nothing.
 
 order.py      one checkpoint from the first source that gives it, built beside its final name
 sources.py    where the files are and what the hub says about them (sizes, SHA-256)

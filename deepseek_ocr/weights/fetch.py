@@ -27,7 +27,9 @@ _SLACK = 16 * 2**20
 
 _READY = "ready"
 
-_ADVICE = "Try again later, or download its files by hand and run: python weights.py adopt FOLDER"
+_ADVICE = (
+    "Try again later, or download its files by hand and run: deepseek-ocr weights adopt FOLDER"
+)
 
 
 @dataclass(frozen=True)

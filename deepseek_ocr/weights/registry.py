@@ -1,21 +1,17 @@
-#!/usr/bin/env python3
 """Named checkpoints: where they live, how they get there, and whether they are whole.
 
-`python weights.py --help` is the command line; programs call `ensure`. The mechanics are in
-`fetching/`. Importing this file imports no torch, and nothing in a checkpoint is ever executed.
+`deepseek-ocr weights` is the command line; programs call `ensure`. Importing this file imports no
+torch, and nothing in a checkpoint is ever executed.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepseek_ocr import configuration
 from deepseek_ocr.console import readable
 from deepseek_ocr.errors import CheckpointError, SettingsError
 from deepseek_ocr.weights import fetch as order
@@ -23,8 +19,6 @@ from deepseek_ocr.weights import folders
 from deepseek_ocr.weights.fetch_console import Console
 from deepseek_ocr.weights.folders import Condition
 from deepseek_ocr.weights.origins import Source
-
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 BUNDLED = Path(__file__).resolve().parents[2] / "checkpoints"
 """The checkout's own folder: bundled checkpoints are here, wherever the others are kept."""
@@ -90,9 +84,6 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 FETCHED = tuple(name for name, checkpoint in CHECKPOINTS.items() if checkpoint.sources)
 
 
-# --- for programs -------------------------------------------------------------------------------
-
-
 def known_as(model: str) -> Checkpoint:
     """What is known of `model`, a name or the folder of a bundled one; else of the real model."""
     for name, checkpoint in CHECKPOINTS.items():
@@ -156,7 +147,7 @@ def verify(
         return None
     raise CheckpointError(
         f"{folder} is whole, but has no sums on record to compare with; "
-        f"record them with: python weights.py adopt {folder}"
+        f"record them with: deepseek-ocr weights adopt {folder}"
     )
 
 
@@ -224,7 +215,7 @@ def _chosen(checkpoint: Checkpoint, source: str) -> tuple[Source, ...]:
 
 def _not_ready(model: str, checkpoint: Checkpoint, target: Path, state: folders.State) -> str:
     elsewhere = "" if target.parent == BUNDLED else f" --checkpoints {target.parent}"
-    how = f"python weights.py fetch {model}{elsewhere}"
+    how = f"deepseek-ocr weights fetch {model}{elsewhere}"
     if state.condition is Condition.DAMAGED:
         return f"{target} is damaged: {state.detail} Fetch it again with: {how}"
     if state.condition is Condition.INCOMPLETE:
@@ -245,140 +236,3 @@ def _order(
     # Where a link leads is where the room is, and where the last rename must happen.
     real = Path(os.path.realpath(target))
     return order.Order(name, real, checkpoint.files, checkpoint.size, sources, console or Console())
-
-
-# --- the command line ---------------------------------------------------------------------------
-
-_DESCRIPTION = """\
-Fetch and check the checkpoints that the other programs know by name. The folder is
-checkpoints/ beside this file, unless --checkpoints or DEEPSEEK_OCR_CHECKPOINTS says otherwise.
-"""
-
-_EPILOG = """\
-examples:
-  python weights.py list                         what is here
-  python weights.py fetch deepseek-ocr           6.7 GB, from the first source that gives it
-  python weights.py fetch deepseek-ocr --source huggingface
-  python weights.py verify deepseek-ocr          hash the files and compare with the record
-  python weights.py adopt ~/Downloads/DeepSeek-OCR
-
-sources, tried in this order unless --source (or DEEPSEEK_OCR_SOURCE) names one:
-  replicate     one tar; needs room for the tar and the files copied out of it
-  huggingface   the pinned revision, checked against the hub's sizes and the sums it has (of
-                large files); HF_TOKEN (or hf auth login) is honoured, sent to Hugging Face only
-  modelscope    checked against the hub's sums; near where Hugging Face is far
-
-Downloads run by pget (github.com/replicate/pget) where it is installed, by huggingface_hub
-otherwise. A fetch that was interrupted is simply started again.
-
-exit status: 0 done, 1 failed, 2 wrong usage
-"""
-
-
-def main(
-    arguments: Sequence[str] | None = None, known: Mapping[str, Checkpoint] = CHECKPOINTS
-) -> int:
-    """Do what `arguments` say; the exit status is in the help text."""
-    flags = _parser().parse_args(arguments)
-    try:
-        settings = configuration.load(
-            {"checkpoints": flags.checkpoints, "source": getattr(flags, "source", None)}
-        )
-        where = _expanded(settings.checkpoints)
-        _COMMANDS[flags.command](flags, where, settings.source, known)
-    except SettingsError as error:
-        sys.stderr.write(f"weights.py: {error}\n")
-        return USAGE
-    except (CheckpointError, OSError) as error:
-        sys.stderr.write(f"weights.py: {error}\n")
-        return FAILED
-    except KeyboardInterrupt:
-        sys.stderr.write("weights.py: interrupted; the same command starts it again.\n")
-        return INTERRUPTED
-    return OK
-
-
-def _expanded(folder: str) -> Path:
-    try:
-        return Path(folder).expanduser()
-    except RuntimeError as error:  # ~somebody who does not exist
-        raise SettingsError(f"{folder} names nobody's home: {error}") from error
-
-
-def _list(
-    flags: argparse.Namespace, checkpoints: Path, source: str, known: Mapping[str, Checkpoint]
-) -> None:
-    for name, checkpoint in known.items():
-        if not checkpoint.sources:
-            print(f"{name}: bundled, {_bundled(name, checkpoints)}")
-            continue
-        state = folders.examine(checkpoints / name)
-        print(f"{name}: {state.condition.value}, {checkpoints / name}")
-        if state.condition is Condition.READY:
-            record = folders.read_record(checkpoints / name)
-            size = sum(entry.size for entry in record.files.values())
-            print(f"  {readable(size)} from {record.source} {record.revision}".rstrip())
-        elif state.condition is Condition.UNRECORDED:
-            print(f"  record them with: python weights.py adopt {checkpoints / name}")
-        elif state.condition is not Condition.ABSENT:
-            print(f"  {state.detail}")
-
-
-def _fetch(
-    flags: argparse.Namespace, checkpoints: Path, source: str, known: Mapping[str, Checkpoint]
-) -> None:
-    print(f"{flags.name} is in {ensure(flags.name, checkpoints, source, known=known)}")
-
-
-def _verify(
-    flags: argparse.Namespace, checkpoints: Path, source: str, known: Mapping[str, Checkpoint]
-) -> None:
-    record = verify(flags.name, checkpoints, known=known)
-    if record is None:
-        print(f"{flags.name} is whole; it is bundled without sums of its own (git has them)")
-    else:
-        count = len(record.files)
-        print(f"{flags.name}: all {count} files are as they came from {record.source}")
-
-
-def _adopt(
-    flags: argparse.Namespace, checkpoints: Path, source: str, known: Mapping[str, Checkpoint]
-) -> None:
-    print(f"{flags.name} is in {adopt(flags.folder, checkpoints, flags.name, known=known)}")
-
-
-_COMMANDS = {"list": _list, "fetch": _fetch, "verify": _verify, "adopt": _adopt}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="weights.py",
-        usage="python weights.py COMMAND ...",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    where = argparse.ArgumentParser(add_help=False)
-    where.add_argument("--checkpoints", metavar="FOLDER", help="where named checkpoints are kept")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, purpose: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, parents=[where], help=purpose, description=purpose, allow_abbrev=False
-        )
-
-    command("list", "say which checkpoints are here and whether they are whole")
-    one = command("fetch", "download a checkpoint, check it, and put it in place")
-    one.add_argument("name", metavar="NAME", choices=FETCHED, help=", ".join(FETCHED))
-    one.add_argument("--source", choices=SOURCE_NAMES, help="where from (default: auto, all)")
-    one = command("verify", "hash the files and compare them with what came")
-    one.add_argument("name", metavar="NAME|FOLDER", help=f"{', '.join(CHECKPOINTS)} or a folder")
-    one = command("adopt", "take a checkpoint that was downloaded by other means")
-    one.add_argument("folder", type=Path, metavar="FOLDER", help="holds config.json and the rest")
-    one.add_argument("--name", choices=FETCHED, default=FETCHED[0], help="default: %(default)s")
-    return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -47,7 +47,7 @@ PRAGMA user_version = 1;
 
 
 @dataclass(frozen=True)
-class Job:
+class OcrJob:
     """A document that was handed in.
 
     - `id`: not to be guessed; `client`: whose it is
@@ -126,15 +126,15 @@ class JobStore:
         """The folder of a job's files."""
         return self.folder / job
 
-    def upload(self, job: Job) -> Path:
+    def upload(self, job: OcrJob) -> Path:
         """The file that was handed in."""
         return self.home(job.id) / "upload" / job.file
 
-    def outputs(self, job: Job) -> Path:
+    def outputs(self, job: OcrJob) -> Path:
         """Where its figures lie."""
         return self.home(job.id) / "outputs"
 
-    def add(self, job: Job) -> None:
+    def add(self, job: OcrJob) -> None:
         """Keep a new job, whose upload lies in its place already."""
         values = (
             job.id, job.client, job.created, job.deadline, job.kept, job.status, job.error,
@@ -142,12 +142,12 @@ class JobStore:
         )  # fmt: skip
         self._run("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
-    def get(self, job: str, client: str) -> Job | None:
+    def get(self, job: str, client: str) -> OcrJob | None:
         """A job of this client's; None where there is none, or it is somebody else's."""
         found = self._run("SELECT * FROM jobs WHERE id = ? AND client = ?", (job, client))
         return _job(found[0]) if found else None
 
-    def unfinished(self) -> list[Job]:
+    def unfinished(self) -> list[OcrJob]:
         """Jobs of which pages are still to be read, oldest first."""
         rows = self._run(
             "SELECT * FROM jobs WHERE status IN ('queued', 'running') ORDER BY created"
@@ -158,7 +158,7 @@ class JobStore:
         """True until a job is forgotten."""
         return bool(self._run("SELECT 1 FROM jobs WHERE id = ?", (job,)))
 
-    def newest(self, client: str, most: int) -> list[tuple[Job, dict[str, int]]]:
+    def newest(self, client: str, most: int) -> list[tuple[OcrJob, dict[str, int]]]:
         """The newest `most` jobs of `client` that outlive their requests, newest first, and how far
         each is, as `counts_of`."""
         rows = self._run(
@@ -251,14 +251,14 @@ class JobStore:
         rows = self._run("SELECT number, failed FROM pages WHERE job = ? ORDER BY number", (job,))
         return {number: bool(failed) for number, failed in rows}
 
-    def pages(self, job: Job) -> Sequence[PageRecord]:
+    def pages(self, job: OcrJob) -> Sequence[PageRecord]:
         """The records of a job's pages, each loaded when it is looked at; a page that is not read
         has a record that says so."""
         return _Pages(self, job)
 
 
 class _Pages(Sequence[PageRecord]):
-    def __init__(self, store: JobStore, job: Job) -> None:
+    def __init__(self, store: JobStore, job: OcrJob) -> None:
         self._store, self._job = store, job
 
     def __len__(self) -> int:
@@ -279,15 +279,15 @@ class _Pages(Sequence[PageRecord]):
         return (self[at] for at in range(len(self)))
 
 
-def _job(row: Sequence[Any]) -> Job:
+def _job(row: Sequence[Any]) -> OcrJob:
     (name, client, created, deadline, kept, status, error, model, file, kind, numbers, fields) = row
-    return Job(
+    return OcrJob(
         name, client, created, deadline, bool(kept), status, error, model, file, kind,
         tuple(json.loads(numbers)), json.loads(fields),
     )  # fmt: skip
 
 
-def counts_of(job: Job, settled: int, failed: int) -> dict[str, int]:
+def counts_of(job: OcrJob, settled: int, failed: int) -> dict[str, int]:
     """How far `job` is, of which `settled` pages came to their end, `failed` of them with an error:
     pages in all, read, failed."""
     return {"total": len(job.numbers), "read": settled - failed, "failed": failed}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 import shutil
@@ -18,9 +16,8 @@ from starlette.datastructures import UploadFile
 
 from deepseek_ocr.documents.inputs import safe_name
 from deepseek_ocr.server.api_errors import ApiError
+from deepseek_ocr.server.data_uri import decode_base64
 from deepseek_ocr.server.jobs.document_options import KNOWN, as_fields
-
-_DATA_URI = re.compile(r"data:[\w.+-]{0,100}/?[\w.+-]{0,100}(;[\w=.+-]{0,100}){0,5},")
 
 OPENAPI: dict[str, Any] = {
     "requestBody": {
@@ -120,11 +117,9 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _decoded(text: str) -> bytes:
-    if head := _DATA_URI.match(text[:1000]):
-        text = text[head.end() :]
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return decode_base64(text)
+    except ValueError as error:
         raise ApiError(
             400, "file must be base64 (or a data URI with base64).", "invalid_base64", "file"
         ) from error

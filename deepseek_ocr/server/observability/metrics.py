@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
-
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -14,18 +11,16 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
-if TYPE_CHECKING:
-    from deepseek_ocr.engine.results import Reading
-    from deepseek_ocr.server.server_state import Pool
+from deepseek_ocr.engine.results import Reading
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """Counters that routes feed, and gauges read off the pools when somebody asks."""
+    """Counters that routes feed, and the gauges of others."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -57,9 +52,9 @@ class Metrics:
             registry=registry, buckets=_SECONDS,
         )  # fmt: skip
 
-    def watch(self, pools: Mapping[str, Pool]) -> None:
-        """Report the queues and slots of `pools`, which may grow later."""
-        self._registry.register(_Pools(pools))
+    def watch(self, gauges: Collector) -> None:
+        """Report `gauges` too, which are read when somebody asks."""
+        self._registry.register(gauges)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """A request to `route` (its pattern, never what was asked for) is answered."""
@@ -85,40 +80,3 @@ class Metrics:
     def text(self) -> bytes:
         """All of it, in Prometheus's text format."""
         return generate_latest(self._registry)
-
-
-class _Pools:
-    """Gauges of the queues, made when they are asked for."""
-
-    def __init__(self, pools: Mapping[str, Pool]) -> None:
-        self._pools = pools
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        waiting = GaugeMetricFamily("deepseek_ocr_queue_waiting", "Pages waiting", labels=["model"])
-        active = GaugeMetricFamily("deepseek_ocr_active", "Pages handed on", labels=["model"])
-        slots = GaugeMetricFamily(
-            "deepseek_ocr_slots", "Pages that can be read at once", labels=["model", "device"]
-        )
-        busy = GaugeMetricFamily(
-            "deepseek_ocr_slots_active", "Slots in use", labels=["model", "device"]
-        )
-        memory = GaugeMetricFamily(
-            "deepseek_ocr_device_memory_bytes", "Taken by tensors", labels=["device"]
-        )
-        for pool in list(self._pools.values()):
-            waiting.add_metric([pool.name], pool.admission.waiting)
-            active.add_metric([pool.name], pool.admission.active)
-            for number, engine in enumerate(pool.engines):
-                place = f"{engine.device}#{number}"
-                status = engine.status()
-                slots.add_metric([pool.name, place], status.slots)
-                busy.add_metric([pool.name, place], status.active)
-                if engine.device.type == "cuda":
-                    memory.add_metric([place], _cuda_memory(engine.device))
-        yield from (waiting, active, slots, busy, memory)
-
-
-def _cuda_memory(device: object) -> int:
-    import torch
-
-    return torch.cuda.memory_allocated(device)  # type: ignore[arg-type]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import io
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,6 +12,7 @@ from typing import ParamSpec, TypeVar
 from deepseek_ocr.errors import ImageError
 from deepseek_ocr.images.views import ImageLimits, check_pixels, open_frames
 from deepseek_ocr.server.api_errors import ApiError
+from deepseek_ocr.server.data_uri import decode_base64
 from deepseek_ocr.server.server_state import Caller
 
 P = ParamSpec("P")
@@ -24,7 +23,7 @@ _AT_ONCE = 2**16
 """Characters and bytes up to which a picture is decoded and looked at on the event loop: that takes
 a fraction of a millisecond, to another thread and back takes more beside one that computes."""
 
-_HEAD = re.compile(r"data:[^,]{0,200}?(;base64)?,", re.IGNORECASE)
+_HEAD = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
 async def pictures(caller: Caller, images: Sequence[tuple[str, str]]) -> list[bytes]:
@@ -89,12 +88,11 @@ def check_head(data: bytes, limits: ImageLimits) -> None:
 
 
 def _from_data_uri(url: str, param: str) -> bytes:
-    head = _HEAD.match(url)
-    if head is None or not head[1]:
+    if not _HEAD.match(url):
         raise ApiError(400, "A data URI must read data:image/jpeg;base64,…", "invalid_image", param)
     try:
-        return base64.b64decode("".join(url[head.end() :].split()), validate=True)
-    except (binascii.Error, ValueError) as error:
+        return decode_base64(url)
+    except ValueError as error:
         raise ApiError(
             400, "The picture's base64 is damaged; encode it again.", "invalid_image", param
         ) from error

@@ -13,8 +13,16 @@ from deepseek_ocr.model.prompts import IMAGE
 from deepseek_ocr.server.api_errors import ApiError
 from deepseek_ocr.server.openai.image_inputs import pictures
 from deepseek_ocr.server.openai.reading_schema import is_ours
-from deepseek_ocr.server.openai.request_schemas import Asked, Message, OutputFormat, Part
-from deepseek_ocr.server.server_state import Caller, Pool
+from deepseek_ocr.server.openai.request_schemas import (
+    ChatRequest,
+    CommonFields,
+    Message,
+    OutputFormat,
+    Part,
+    ResponsesRequest,
+)
+from deepseek_ocr.server.queueing.model_pools import ModelPool
+from deepseek_ocr.server.server_state import Caller
 from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.weights import registry
 
@@ -36,7 +44,7 @@ _LOCATE_SHORT = re.compile(r"locate:\s*(.+)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Order:
+class ReadingRequest:
     """What is to be read for `client`, by which model, and what is to come of it.
 
     `model` is the name the client gave.
@@ -44,14 +52,14 @@ class Order:
 
     client: str
     model: str
-    pool: Pool
+    pool: ModelPool
     pages: tuple[Page, ...]
     form: OutputFormat
     logprobs: bool
 
 
 @dataclass(frozen=True)
-class Turn:
+class UserTurn:
     """What a user said last: text, and pictures (their addresses, and where they stood)."""
 
     text: str
@@ -59,13 +67,13 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Wish:
+class RequestOptions:
     """What both kinds of request come to: their last turn, and what they call differently.
 
     `turn_param` and `format_param` say where in the request it stood.
     """
 
-    turn: Turn
+    turn: UserTurn
     turn_param: str
     max_tokens: int | None
     format: Mapping[str, Any] | None
@@ -73,26 +81,28 @@ class Wish:
     logprobs: bool
 
 
-async def make_order(caller: Caller, asked: Asked, wish: Wish) -> Order:
-    """The order that a request comes to.
+async def reading_request(
+    caller: Caller, asked: CommonFields, options: RequestOptions
+) -> ReadingRequest:
+    """What a request asks to be read.
 
     Raises `ApiError`, and the errors of settings, prompts and pictures, which are answered 400.
     """
     state = caller.state
     _refuse_penalties(asked)
     pool, preset = state.pool_for(asked.model)
-    prompt = prompt_of(asked, wish.turn.text, pool.known)
+    prompt = prompt_of(asked, options.turn.text, pool.known)
     crop = presets.crop_for(asked.resolution or preset)
-    decode = decode_of(asked, wish.max_tokens, state.server.page_timeout)
-    form = form_of(asked, wish)
-    images = wish.turn.images
+    decode = decode_of(asked, options.max_tokens, state.server.page_timeout)
+    form = form_of(asked, options)
+    images = options.turn.images
     if not images:
         raise ApiError(
             400,
-            f"There is no picture in {wish.turn_param}; add a part of type image_url (input_image "
-            "in /v1/responses) with a data URI.",
+            f"There is no picture in {options.turn_param}; add a part of type image_url "
+            "(input_image in /v1/responses) with a data URI.",
             "missing_image",
-            wish.turn_param,
+            options.turn_param,
         )
     if len(images) > state.server.max_pages:
         raise ApiError(
@@ -100,10 +110,10 @@ async def make_order(caller: Caller, asked: Asked, wish: Wish) -> Order:
             "request may have.", "too_many_pages",
         )  # fmt: skip
     pages = [Page(data, prompt, crop, decode) for data in await pictures(caller, images)]
-    return Order(caller.client, asked.model, pool, tuple(pages), form, wish.logprobs)
+    return ReadingRequest(caller.client, asked.model, pool, tuple(pages), form, options.logprobs)
 
 
-def last_turn(messages: Sequence[Message], param: str) -> Turn:
+def last_turn(messages: Sequence[Message], param: str) -> UserTurn:
     """The last user turn, with the pictures of the latest turn that has some.
 
     Everything else of a conversation is left out: the model reads pages and knows no history.
@@ -121,7 +131,7 @@ def last_turn(messages: Sequence[Message], param: str) -> Turn:
     if last.images:
         return last
     earlier = (_images(message, at) for message, at in reversed(turns[:-1]))
-    return Turn(last.text, next((images for images in earlier if images), ()))
+    return UserTurn(last.text, next((images for images in earlier if images), ()))
 
 
 def _images(message: Message, param: str) -> tuple[tuple[str, str], ...]:
@@ -139,9 +149,9 @@ def _is_picture(part: Part) -> bool:
     return part.type in ("image_url", "input_image")
 
 
-def _turn(message: Message, param: str) -> Turn:
+def _turn(message: Message, param: str) -> UserTurn:
     if not isinstance(message.content, list):
-        return Turn(message.content or "", ())
+        return UserTurn(message.content or "", ())
     texts: list[str] = []
     images: list[tuple[str, str]] = []
     for number, part in enumerate(message.content):
@@ -155,7 +165,7 @@ def _turn(message: Message, param: str) -> Turn:
                 400, f"A part of type {part.type!r} cannot be read; use text and image_url "
                 "(documents go to /v1/ocr).", "unsupported_part", at,
             )  # fmt: skip
-    return Turn("\n".join(text for text in texts if text), tuple(images))
+    return UserTurn("\n".join(text for text in texts if text), tuple(images))
 
 
 def _own_words(text: str) -> str:
@@ -172,7 +182,7 @@ def _url(part: Part, at: str) -> str:
     return part.image_url if isinstance(part.image_url, str) else part.image_url.url
 
 
-def prompt_of(asked: Asked, text: str, known: registry.Checkpoint) -> str:
+def prompt_of(asked: CommonFields, text: str, known: registry.Checkpoint) -> str:
     """The prompt: of the task that is named by the field or by the text, else the text itself.
 
     Without either it is the task the model is best at. `locate: THING` names task and reference
@@ -204,7 +214,7 @@ def _texts_of_tasks() -> Iterable[tuple[str, str]]:
 _TASKS_BY_TEXT = dict(_texts_of_tasks())
 
 
-def decode_of(asked: Asked, max_tokens: int | None, page_timeout: float) -> DecodeSettings:
+def decode_of(asked: CommonFields, max_tokens: int | None, page_timeout: float) -> DecodeSettings:
     """How to decode; what the request leaves open is as everywhere, but never without a time
     limit.
 
@@ -219,15 +229,15 @@ def decode_of(asked: Asked, max_tokens: int | None, page_timeout: float) -> Deco
     return DecodeSettings(**values, timeout=min(asked_time, page_timeout))
 
 
-def form_of(asked: Asked, wish: Wish) -> OutputFormat:
+def form_of(asked: CommonFields, options: RequestOptions) -> OutputFormat:
     """The form of the answer: JSON where `response_format` says so, else `output_format`.
 
     Raises `ApiError` 400 for a schema that is not ours and for what does not go together.
     """
     form = asked.output_format or "text"
-    kind = (wish.format or {}).get("type", "text")
+    kind = (options.format or {}).get("type", "text")
     if kind == "json_schema":
-        schema = wish.format or {}
+        schema = options.format or {}
         schema = schema.get("json_schema", schema)
         if not (isinstance(schema, dict) and is_ours(schema.get("schema"))):
             raise ApiError(
@@ -235,16 +245,16 @@ def form_of(asked: Asked, wish: Wish) -> OutputFormat:
                 "Readings come in one schema, which is at /document.schema.json; send that one, or "
                 "ask for json_object.",
                 "unsupported_schema",
-                wish.format_param,
+                options.format_param,
             )
     if kind in ("json_object", "json_schema"):
         form = "json"
     elif kind != "text":
         raise ApiError(
             400, f"The format {kind!r} is unknown; use text, json_object or json_schema.",
-            "unsupported_format", wish.format_param,
+            "unsupported_format", options.format_param,
         )  # fmt: skip
-    if wish.logprobs and form != "text":
+    if options.logprobs and form != "text":
         raise ApiError(
             400, "logprobs are of the text as the model writes it; leave out output_format and "
             "response_format.", "unsupported_logprobs", "logprobs",
@@ -252,7 +262,19 @@ def form_of(asked: Asked, wish: Wish) -> OutputFormat:
     return form
 
 
-def _refuse_penalties(asked: Asked) -> None:
+def refuse_unsupported(asked: ChatRequest | ResponsesRequest) -> None:
+    """Raise `ApiError` 400 for what neither kind of request can have here."""
+    refuse(
+        bool(asked.top_logprobs),
+        "Only the chosen token's log-probability is known; leave out top_logprobs.",
+        "top_logprobs",
+    )
+    refuse(
+        asked.tool_choice not in (None, "none", "auto"), "The model calls no tools.", "tool_choice"
+    )
+
+
+def _refuse_penalties(asked: CommonFields) -> None:
     for name in ("presence_penalty", "frequency_penalty"):
         refuse(
             bool(getattr(asked, name)), f"{name} is not known here; use repetition_penalty.", name

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 OutputFormat = Literal["text", "markdown", "json"]
 
 
-class Asked(BaseModel):
+class CommonFields(BaseModel):
     """What both kinds of request have: the model, our own fields, and sampling.
 
-    The names are those of `ocr.py`'s flags and the Cog predictor's inputs.
+    The names are those of the flags of `deepseek-ocr read` and the Cog predictor's inputs.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -73,7 +73,7 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class ChatRequest(Asked):
+class ChatRequest(CommonFields):
     """Body of `/v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1)
@@ -94,7 +94,7 @@ class TextOptions(BaseModel):
     format: dict[str, Any] | None = None
 
 
-class ResponsesRequest(Asked):
+class ResponsesRequest(CommonFields):
     """Body of `/v1/responses`."""
 
     input: str | list[Message]

@@ -1,8 +1,8 @@
 """Pages through the queue and an engine, their events on the event loop.
 
-    with reading(state, pool, client, pages) as flights:
-        for flight in flights:
-            async for event in flight.events():
+    with stream_pages(metrics, pool, client, pages) as streams:
+        for stream in streams:
+            async for event in stream.events():
                 …
 
 All pages wait for their turns at once and may be read at once; leaving the block, in whatever way,
@@ -21,8 +21,9 @@ from deepseek_ocr.engine.request import Handle
 from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
 from deepseek_ocr.errors import DeviceError
 from deepseek_ocr.server.api_errors import EngineFailedError
+from deepseek_ocr.server.observability.metrics import Metrics
 from deepseek_ocr.server.queueing.admission import Visit
-from deepseek_ocr.server.server_state import Pool, ServerState
+from deepseek_ocr.server.queueing.model_pools import ModelPool
 
 Event = Delta | Reading | Failure
 
@@ -31,13 +32,13 @@ GATHERING = 0.05
 second at most; the first of a page never waits."""
 
 
-class Flight:
+class PageStream:
     """One page on its way; belongs to the event loop it was made on."""
 
     def __init__(
-        self, state: ServerState, pool: Pool, visit: Visit, number: int, page: Page
+        self, metrics: Metrics, pool: ModelPool, visit: Visit, number: int, page: Page
     ) -> None:
-        self._metrics = state.metrics
+        self._metrics = metrics
         self._pool = pool
         self._visit = visit
         self._number = number
@@ -142,19 +143,19 @@ def _joined(deltas: Sequence[Delta]) -> Delta:
 
 
 @contextmanager
-def reading(
-    state: ServerState, pool: Pool, client: str, pages: Sequence[Page]
-) -> Iterator[tuple[Flight, ...]]:
-    """Put the pages of one request into the queue, all or none; their flights, in order.
+def stream_pages(
+    metrics: Metrics, pool: ModelPool, client: str, pages: Sequence[Page]
+) -> Iterator[tuple[PageStream, ...]]:
+    """Put the pages of one request into the queue, all or none; their streams, in order.
 
     Raises `QueueFullError` and `ClosingError`.
     """
     with pool.admission.enter(client, len(pages)) as visit:
-        flights = tuple(
-            Flight(state, pool, visit, number, page) for number, page in enumerate(pages)
+        streams = tuple(
+            PageStream(metrics, pool, visit, number, page) for number, page in enumerate(pages)
         )
         try:
-            yield flights
+            yield streams
         finally:
-            for flight in flights:
-                flight.stop()
+            for stream in streams:
+                stream.stop()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from deepseek_ocr.server.observability import metrics
-from deepseek_ocr.server.server_state import ServerState, state_of
+from deepseek_ocr.server.routes.dependencies import CurrentState
 
 router = APIRouter()
 
@@ -22,7 +20,7 @@ async def health() -> dict[str, str]:
 
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready")
-async def ready(state: Annotated[ServerState, Depends(state_of)]) -> JSONResponse:
+async def ready(state: CurrentState) -> JSONResponse:
     """200 while pages can be read; 503 while the model is loaded, while shutting down, and as soon
     as the device of an engine fails."""
     if state.problem is not None:
@@ -31,6 +29,6 @@ async def ready(state: Annotated[ServerState, Depends(state_of)]) -> JSONRespons
 
 
 @router.get("/metrics", response_class=Response)
-def numbers(state: Annotated[ServerState, Depends(state_of)]) -> Response:
+def numbers(state: CurrentState) -> Response:
     """Numbers for Prometheus."""
     return Response(state.metrics.text(), media_type=metrics.CONTENT_TYPE)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from deepseek_ocr import presets
-from deepseek_ocr.server.server_state import ServerState, state_of
+from deepseek_ocr.server.routes.dependencies import CurrentState
 
 router = APIRouter(prefix="/v1")
 
@@ -15,7 +15,7 @@ _OWNER = "deepseek-ai"
 
 
 @router.get("/models")
-async def list_models(state: Annotated[ServerState, Depends(state_of)]) -> dict[str, Any]:
+async def list_models(state: CurrentState) -> dict[str, Any]:
     """Every name that requests may give as `model`; `NAME:PRESET` reads at that preset."""
     names = [
         name
@@ -26,13 +26,11 @@ async def list_models(state: Annotated[ServerState, Depends(state_of)]) -> dict[
 
 
 @router.get("/models/{model}")
-async def show_model(
-    model: str, state: Annotated[ServerState, Depends(state_of)]
-) -> dict[str, Any]:
+async def show_model(model: str, state: CurrentState) -> dict[str, Any]:
     """One of them."""
     state.check_name(model)
     return _entry(model, state)
 
 
-def _entry(name: str, state: ServerState) -> dict[str, Any]:
+def _entry(name: str, state: CurrentState) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": state.started, "owned_by": _OWNER}

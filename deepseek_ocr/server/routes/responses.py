@@ -5,22 +5,23 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from deepseek_ocr.server.api_errors import ApiError, json_answer
-from deepseek_ocr.server.openai.answers import Answer
-from deepseek_ocr.server.openai.event_streams import (
-    EventStream,
-    as_event,
-    log_fields,
-    unless_hung_up,
+from deepseek_ocr.server.openai.answers import Answer, begin_answer, logprob_entries
+from deepseek_ocr.server.openai.event_streams import EventStream, as_event, unless_hung_up
+from deepseek_ocr.server.openai.request_parsing import (
+    RequestOptions,
+    UserTurn,
+    last_turn,
+    refuse,
+    refuse_unsupported,
 )
-from deepseek_ocr.server.openai.request_parsing import Turn, Wish, last_turn, make_order, refuse
 from deepseek_ocr.server.openai.request_schemas import ResponsesRequest
-from deepseek_ocr.server.server_state import Caller, caller_of
+from deepseek_ocr.server.routes.dependencies import CurrentCaller
 
 router = APIRouter(prefix="/v1")
 
@@ -28,51 +29,37 @@ _WITH_LOGPROBS = "message.output_text.logprobs"
 
 
 @router.post("/responses", response_class=Response)
-async def respond(
-    request: Request,
-    asked: ResponsesRequest,
-    caller: Annotated[Caller, Depends(caller_of)],
-) -> Response:
+async def respond(request: Request, asked: ResponsesRequest, caller: CurrentCaller) -> Response:
     """Read the pictures of the last user turn, or else the latest that were sent."""
 
-    async def report() -> _Report:
-        made = Answer(caller.state, await make_order(caller, asked, _wish(asked)))
-        log_fields(
-            request, model=asked.model, pages=len(made.order.pages), stream=bool(asked.stream)
-        )
-        return _Report(asked, made)
-
-    if asked.stream:
-        made = await unless_hung_up(request.receive, report())
-        return EventStream(made.events(), made.last_event)
+    async def begin() -> _Report:
+        return _Report(asked, await begin_answer(request, caller, asked, _options(asked)))
 
     async def whole() -> dict[str, Any]:
-        made = await report()
-        text, tokens = await made.answer.text()
-        return made.response(made.status, [made.item("completed", text, tokens)])
+        report = await begin()
+        text, tokens = await report.answer.text()
+        return report.response(report.status, [report.item("completed", text, tokens)])
 
+    if asked.stream:
+        report = await unless_hung_up(request.receive, begin())
+        return EventStream(report.events(), report.last_event)
     return json_answer(await unless_hung_up(request.receive, whole()))
 
 
-def _wish(asked: ResponsesRequest) -> Wish:
+def _options(asked: ResponsesRequest) -> RequestOptions:
     refuse(
         asked.previous_response_id is not None,
         "Answers are not kept here; send the picture again in input.",
         "previous_response_id",
     )
     refuse(bool(asked.background), "Use /v1/ocr for work in the background.", "background")
-    refuse(
-        bool(asked.top_logprobs),
-        "Only the chosen token's log-probability is known; leave out top_logprobs.",
-        "top_logprobs",
-    )
-    refuse(
-        asked.tool_choice not in (None, "none", "auto"), "The model calls no tools.", "tool_choice"
-    )
+    refuse_unsupported(asked)
     turn = (
-        Turn(asked.input, ()) if isinstance(asked.input, str) else last_turn(asked.input, "input")
+        UserTurn(asked.input, ())
+        if isinstance(asked.input, str)
+        else last_turn(asked.input, "input")
     )
-    return Wish(
+    return RequestOptions(
         turn=turn,
         turn_param="input",
         max_tokens=asked.max_output_tokens,
@@ -202,17 +189,7 @@ class _Report:
         }
 
     def _logprobs(self, tokens: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
-        if not self.answer.order.logprobs:
-            return []
-        return [
-            {
-                "token": text,
-                "logprob": logprob,
-                "bytes": list(text.encode("utf-8", "replace")),
-                "top_logprobs": [],
-            }
-            for text, logprob in tokens
-        ]
+        return logprob_entries(tokens) if self.answer.order.logprobs else []
 
     def _usage(self) -> dict[str, Any]:
         prompt, output = self.answer.usage

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from deepseek_ocr import presets
 from deepseek_ocr.server import web
 from deepseek_ocr.server.api_errors import ApiError
-from deepseek_ocr.server.server_state import ServerState, state_of
+from deepseek_ocr.server.routes.dependencies import CurrentState
 from deepseek_ocr.settings import CropSettings
 from deepseek_ocr.weights import registry
 
@@ -47,7 +47,7 @@ def index() -> Response:
 
 @router.head("/page/options.json")
 @router.get("/page/options.json")
-def options(state: Annotated[ServerState, Depends(state_of)]) -> dict[str, Any]:
+def options(state: CurrentState) -> dict[str, Any]:
     """What may be chosen on the page. Open to all: it says nothing that the README does not."""
     known = registry.known_as(next(iter(state.names.values())))
     return {

@@ -25,8 +25,9 @@ from deepseek_ocr.server.api_errors import (
     json_response,
 )
 from deepseek_ocr.server.observability import logs
-from deepseek_ocr.server.security.api_keys import identify, is_loopback
+from deepseek_ocr.server.security.api_keys import identify
 from deepseek_ocr.server.server_state import ServerState
+from deepseek_ocr.server.startup import is_loopback
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OPEN = ("/", "/health", "/ready", "/openapi.json", "/document.schema.json", "/favicon.ico")

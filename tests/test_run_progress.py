@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from deepseek_ocr.cli.progress import Bar, Counter, Lines
 
-from deepseek_ocr.cli import progress
+from deepseek_ocr.cli.run_progress import Counter, RunProgress
 from deepseek_ocr.documents.inputs import Input
 from deepseek_ocr.formats.records import PageRecord
 
@@ -46,16 +46,16 @@ def test_plain_lines_say_what_failed_at_once_and_how_far_it_is_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    lines = Lines(inputs=1)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    lines = RunProgress(inputs=1)
     lines.opened(FOUND, pages=50, done=0, left_out=0)
     for number in range(1, 41):
         now = float(number)
         lines.page(FOUND, PageRecord(number, error="It is damaged." if number == 2 else None))
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        "ocr.py: a.pdf, page 2: It is damaged.",
-        "ocr.py: 30 of 50 pages, 1.0 a second, 0:20 left, 1 failed",
+        "deepseek-ocr: a.pdf, page 2: It is damaged.",
+        "deepseek-ocr: 30 of 50 pages, 1.0 a second, 0:20 left, 1 failed",
     ]
 
 
@@ -71,9 +71,7 @@ def test_at_a_terminal_there_is_a_bar_and_nothing_in_a_message_steers_it(
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    bar = progress.progress(inputs=1)
-    assert isinstance(bar, Bar)
-    with bar.running():
+    with RunProgress(inputs=1) as bar:
         bar.opened(FOUND, pages=2, done=0, left_out=0)
         bar.page(FOUND, PageRecord(1, error="[red]\x1b]0;owned\x07 is damaged."))
         bar.page(FOUND, PageRecord(2))
@@ -81,5 +79,3 @@ def test_at_a_terminal_there_is_a_bar_and_nothing_in_a_message_steers_it(
     assert "a.pdf, page 1: [red]\ufffd]0;owned\ufffd is damaged." in shown
     assert "2 of 2 pages" in shown
     assert "1 failed" in shown
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert not isinstance(progress.progress(inputs=1), Bar)
