@@ -9,6 +9,7 @@ from typing import Any
 
 import pikepdf
 import pytest
+from deepseek_ocr.cli.read_arguments import parse
 from pikepdf import Dictionary, Name
 
 from deepseek_ocr import configuration
