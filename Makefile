@@ -14,7 +14,7 @@
 # The six minutes of gpu-report do not include making .venv, nor writing 6.7 GB of random weights
 # once. The torch in .venv is built for CUDA 13, which needs driver 580 or later. For an older driver
 # make .venv with a build for CUDA 12, or use a Python of your own that has torch for your card and
-# the libraries of requirements.cpu.txt beside it (requirements.txt pins torch 2.8 and a wheel of
+# the libraries of requirements/cpu.txt beside it (requirements/cuda.txt pins torch 2.8 and a wheel of
 # flash-attn for Python 3.12):
 #     make gpu-report TORCH_INDEX=https://download.pytorch.org/whl/cu126
 #     make gpu-report GPU_PYTHON=python3
@@ -41,12 +41,12 @@ MEASURES ?= ocr:tiny ocr:small ocr:base ocr:gundam markdown:tiny locate:tiny
 help:
 	@sed -n 's/^# //p' Makefile | head -9
 
-$(READY): requirements-local.txt requirements-serve.txt tests/requirements.txt
+$(READY): requirements/checkout.txt requirements/serve.txt tests/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; name one with: make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements-local.txt
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/checkout.txt
 	@touch $@
 
 demo: $(READY)
@@ -88,9 +88,9 @@ evaluate: $(READY)
 	done
 
 pocket: $(READY)
-	$(BIN)/python -m deepseek_ocr.training.pocket.stages --stage 1 --output build/pocket-1
+	$(BIN)/python -m deepseek_ocr.training.pocket.train_pocket --stage 1 --output build/pocket-1
 	for stage in 2 3 4 5; do before=build/pocket-$$((stage - 1)); \
-		$(BIN)/python -m deepseek_ocr.training.pocket.stages --stage $$stage --output build/pocket-$$stage \
+		$(BIN)/python -m deepseek_ocr.training.pocket.train_pocket --stage $$stage --output build/pocket-$$stage \
 			--start $$before/model --heads $$before/heads.safetensors || exit; \
 	done
 

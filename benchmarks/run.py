@@ -25,7 +25,7 @@ from benchmarks import loading, machine, random_checkpoint, stages
 from deepseek_ocr.images import views as images
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.model import network, prompts
-from deepseek_ocr.settings import CropSettings
+from deepseek_ocr.settings import QUANTS, CropSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 A4_AT_300_DPI = (2480, 3508)
@@ -92,7 +92,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--checkpoint", type=Path, default=ROOT / "build" / "random-checkpoint")
     made.add_argument("--device", default="auto")
     made.add_argument("--dtype", default="auto")
-    made.add_argument("--quant", default="none", choices=choice.QUANTS)
+    made.add_argument("--quant", default="none", choices=QUANTS)
     made.add_argument("--kernels", default="auto", help="fast paths, as for ocr.py")
     made.add_argument("--tokens", type=int, default=48, help="decoded per repetition")
     made.add_argument("--pages", type=int, default=4, help="pages in flight at most")

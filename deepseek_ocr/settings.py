@@ -30,6 +30,13 @@ what was read in the place of their text, or add it to their text."""
 FormulaDelimiters = Literal["dollars", "brackets"]
 """What stands around formulas in Markdown: `$…$` and `$$…$$`, or `\\(…\\)` and `\\[…\\]`."""
 
+QUANTS = ("none", "int8")
+"""How the decoder's weights are held: as they are, or in 8 bits with a scale per output row."""
+
+_SWITCH = dict.fromkeys(("yes", "on", "true", "1"), True) | dict.fromkeys(
+    ("no", "off", "false", "0"), False
+)
+
 TABLE_TOKENS = ("<td>", "</td>", "<tr>", "</tr>")
 """Tokens of the official tokenizer that tables, which the model writes in HTML, repeat."""
 
@@ -174,6 +181,23 @@ class RenderSettings:
         _require(self.max_pixels >= 1, "max_pixels must be at least 1.")
         _require(self.max_picture_pixels >= 1, "max_picture_pixels must be at least 1.")
         _require(self.timeout > 0, "timeout must be more than 0 seconds.")
+
+
+def parse_switch(name: str, text: str) -> bool:
+    """True for yes, on, true and 1 in any case, False for no, off, false and 0.
+
+    Raises `SettingsError` for any other text of the setting `name`.
+    """
+    word = text.strip().lower()
+    if word not in _SWITCH:
+        raise SettingsError(f"{name} must be yes or no (true or false), not {text[:60]!r}.")
+    return _SWITCH[word]
+
+
+def check_quant(name: str) -> None:
+    """Raises `SettingsError` for a name that is not among `QUANTS`."""
+    if name not in QUANTS:
+        raise SettingsError(f"There is no quant {name!r}; use {' or '.join(QUANTS)}.")
 
 
 def existing_text(word: str) -> ExistingText:

@@ -3,7 +3,7 @@
 Draws a report of two pages, takes a reading of it written by hand (no model runs), writes it in
 every format into FOLDER (default: build/example), and puts what they look like side by side into
 docs/outputs.png. Needs the fonts DejaVu and Noto Sans CJK or WenQuanYi Micro Hei, the packages of
-requirements-local.txt, and the program `chromium` for the picture.
+requirements/checkout.txt, and the program `chromium` for the picture.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Draws the page of examples/hard_page.html, takes a reading of it written by hand (no model runs),
 writes it in every format into FOLDER (default: build/hard-page), and puts what they look like into
 docs/hard-page.png. Needs the fonts DejaVu (fonts-dejavu-extra has the one for formulas) and one
-with Chinese characters, the packages of requirements-local.txt, and the program `chromium`.
+with Chinese characters, the packages of requirements/checkout.txt, and the program `chromium`.
 """
 
 from __future__ import annotations

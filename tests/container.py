@@ -1,6 +1,6 @@
 """Runs tests in an environment with the versions that ship in the container: `make test-container`.
 
-Python 3.12, what `requirements.cpu.txt` pins, and `tests/requirements.txt`. The environment takes
+Python 3.12, what `requirements/cpu.txt` pins, and `tests/requirements.txt`. The environment takes
 about 7 GB where torch comes with its CUDA libraries, so it lies in the user's cache, under a name
 made of the requirements, and serves every checkout. Needs the standard library only.
 """
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-REQUIREMENTS = (ROOT / "requirements.cpu.txt", ROOT / "tests" / "requirements.txt")
+REQUIREMENTS = (ROOT / "requirements" / "cpu.txt", ROOT / "tests" / "requirements.txt")
 PYTHON = "3.12"
 """Of the container; `cog.yaml` says the same."""
 

@@ -20,6 +20,7 @@ from tests import container, weights_world
 from tests.cog_server import build_context, copy_image
 from tests.conftest import ROOT, need
 from tests.test_predict import CONFIGS, config, pins
+from tests.weights_steps import ensure
 
 SERVE, ASCEND = ROOT / "examples" / "serve", ROOT / "examples" / "ascend"
 
@@ -35,19 +36,16 @@ MADE = (
 """Files of a checkout in use: what the README's commands read and write, keys, environments."""
 
 PROJECT = (
-    ".dockerignore", ".gitignore", "LICENSE", "README.md", "THIRD-PARTY.md", "benchmarks",
-    "checkpoints/README.md", "checkpoints/pocket", "cli", "cog.cpu.yaml", "cog.stream.yaml",
-    "cog.yaml", "configuration.py", "deepseek_ocr", "docs", "examples", "fetching", "ocr.py",
-    "predict.py", "requirements-local.txt", "requirements-npu.txt",
-    "requirements-serve.txt", "requirements.cpu.txt", "requirements.txt", "serve.py", "serving",
-    "tasks.py", "training", "weights.py",
+    ".dockerignore", ".gitignore", "LICENSE", "README.md", "benchmarks", "checkpoints/README.md",
+    "checkpoints/pocket", "cog.cpu.yaml", "cog.stream.yaml", "cog.yaml", "deepseek_ocr", "docs",
+    "examples", "ocr.py", "predict.py", "pyproject.toml", "requirements", "serve.py", "tasks.py",
+    "weights.py",
 )  # fmt: skip
 """Of the checkout; tests, and whatever else lies in the one that is tested, stay behind."""
 
 SHIPPED = {
-    ".dockerignore", "LICENSE", "THIRD-PARTY.md", "checkpoints", "cog.cpu.yaml", "cog.stream.yaml",
-    "cog.yaml", "configuration.py", "deepseek_ocr", "fetching", "predict.py",
-    "tasks.py", "weights.py",
+    ".dockerignore", "LICENSE", "checkpoints", "cog.cpu.yaml", "cog.stream.yaml", "cog.yaml",
+    "deepseek_ocr", "docs", "predict.py", "pyproject.toml", "tasks.py", "weights.py",
 }  # fmt: skip
 
 
@@ -57,7 +55,7 @@ def used_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("used")
     for name in PROJECT:
         if (ROOT / name).is_dir():
-            unwanted = shutil.ignore_patterns("__pycache__", "stages")
+            unwanted = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, folder / name, ignore=unwanted)
         else:
             (folder / name).parent.mkdir(exist_ok=True)
@@ -76,6 +74,8 @@ def test_an_image_holds_what_it_runs_and_nothing_of_its_user(used_checkout: Path
     found = build_context(used_checkout)
     assert tops(found) == SHIPPED
     assert set(found).isdisjoint(MADE)
+    assert "docs/third-party.md" in found
+    assert not [name for name in found if name.endswith("heads.safetensors")]
     assert not [name for name in found if (used_checkout / name).read_bytes() == b"private"]
     assert tops(build_context(ROOT)) == SHIPPED
     models = {name.split("/")[1] for name in found if name.startswith("checkpoints/")}
@@ -133,12 +133,10 @@ def test_weights_can_be_baked_in(used_checkout: Path, tmp_path: Path) -> None:
     assert line in rules.splitlines()
     (checkout / ".dockerignore").write_text(rules.replace(line, line.removeprefix("#")))
     shutil.rmtree(checkout / "checkpoints" / "deepseek-ocr")
-    with weights_world.running(tmp_path / "world") as world:
-        registry.ensure(weights_world.NAME, checkout / "checkpoints", known=world.table)
+    with weights_world.running(checkout / "checkpoints") as world:
+        ensure(world)
     image = copy_image(tmp_path / "image", checkout)
-    found = registry.ensure(
-        weights_world.NAME, image / "checkpoints", fetch=False, known=world.table
-    )
+    found = registry.ensure(weights_world.NAME, image / "checkpoints", fetch=False)
     assert found == image / "checkpoints" / weights_world.NAME
     names = build_context(checkout)
     assert tops(names) == SHIPPED
@@ -166,24 +164,25 @@ def test_the_image_without_a_gpu_differs_by_flash_attn_alone() -> None:
             line for line in (ROOT / name).read_text().splitlines()
             if line and not line.startswith("#")
         ]
-        for name in ("requirements.txt", "requirements.cpu.txt")
+        for name in ("requirements/cuda.txt", "requirements/cpu.txt")
     }  # fmt: skip
-    only_gpu = set(lines["requirements.txt"]) - set(lines["requirements.cpu.txt"])
+    only_gpu = set(lines["requirements/cuda.txt"]) - set(lines["requirements/cpu.txt"])
     assert [re.search(r"/(flash_attn-2\.8\.3)\+", line)[1] for line in only_gpu] == [  # type: ignore[index]
         "flash_attn-2.8.3"
     ]
-    assert set(lines["requirements.cpu.txt"]) <= set(lines["requirements.txt"])
+    assert set(lines["requirements/cpu.txt"]) <= set(lines["requirements/cuda.txt"])
 
 
 def test_the_environment_of_the_container_s_tests_has_its_versions() -> None:
     assert config("cog.cpu.yaml")["build"]["python_version"] == container.PYTHON
-    assert container.REQUIREMENTS[0].name == config("cog.cpu.yaml")["build"]["python_requirements"]
+    named = config("cog.cpu.yaml")["build"]["python_requirements"]
+    assert container.REQUIREMENTS[0] == ROOT / named
     tools = dict(
         line.split("==") for line in container.REQUIREMENTS[1].read_text().splitlines()
         if "==" in line
     )  # fmt: skip
     assert tools["cog"] == tools["coglet"] == config("cog.yaml")["build"]["sdk_version"]
-    assert tools.keys().isdisjoint(pins("requirements.cpu.txt"))
+    assert tools.keys().isdisjoint(pins("requirements/cpu.txt"))
 
 
 def test_compose_names_what_there_is() -> None:
@@ -193,16 +192,16 @@ def test_compose_names_what_there_is() -> None:
     assert (ROOT / service["build"]["dockerfile"]).is_file()
     assert {volume.split(":")[0] for volume in service["volumes"]} == found["volumes"].keys()
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-    assert f"weights.py fetch {registry.FETCHED[0]} &&" in service["command"][-1]
+    assert f"weights fetch {registry.FETCHED[0]} &&" in service["command"][-1]
     key = service["environment"]["DEEPSEEK_OCR_API_KEY_FILE"]
     assert key == f"/run/secrets/{next(iter(found['secrets']))}"
 
 
 def test_the_licence_of_every_package_is_listed() -> None:
     """Those that the container's pins bring along, and all that they need."""
-    listed = set(re.findall(r"`([a-z][\w-]*)\*?`", (ROOT / "THIRD-PARTY.md").read_text()))
+    listed = set(re.findall(r"`([a-z][\w-]*)\*?`", (ROOT / "docs/third-party.md").read_text()))
     needed = {"flash-attn"}
-    waiting = [*pins("requirements.txt"), *pins("requirements-serve.txt"), "cog", "coglet"]
+    waiting = [*pins("requirements/cuda.txt"), *pins("requirements/serve.txt"), "cog", "coglet"]
     while waiting:
         name = canonicalize_name(waiting.pop())
         if name in needed:

@@ -1,4 +1,4 @@
-"""Documents in, outputs out, through `ocr.py` as processes: no page lost, whatever happens."""
+"""Documents in, outputs out, through processes of `read`: no page lost, whatever happens."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from deepseek_ocr.engine.results import Failure, Page, Reading
 from deepseek_ocr.formats import FORMATS, Format
 from deepseek_ocr.formats.records import DocumentRecord
 from deepseek_ocr.formats.writing import WriteContext
-from deepseek_ocr.server.document_fields import output_format
+from deepseek_ocr.server.jobs.document_options import output_format
 from deepseek_ocr.settings import CropSettings, DecodeSettings, RenderSettings
 from tests import papers
 from tests.scripted import FAULTS, Run, ScriptedEngine, Server, text_of

@@ -21,7 +21,7 @@ from deepseek_ocr.formats.records import PageRecord
 from deepseek_ocr.formats.searchable_pdf import page_lines
 from deepseek_ocr.formats.writing import WriteOptions
 from deepseek_ocr.markup import blocks_in, page_parts, settled_parts, to_markdown
-from deepseek_ocr.server.nodes import page_blocks
+from deepseek_ocr.server.web.page_nodes import page_blocks
 from tests.conftest import reference
 from tests.output_fixtures import Block, document_of, grounded, record_of
 from tests.viewers import (

@@ -40,7 +40,7 @@ from tests.output_fixtures import (
     three_pages as three,
 )
 
-SCHEMA = json.loads((ROOT / "docs" / "document.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "deepseek_ocr" / "formats" / "document.schema.json").read_text())
 
 
 def test_every_format_writes_its_files_and_nothing_else(tmp_path: Path) -> None:

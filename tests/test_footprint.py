@@ -31,9 +31,7 @@ from deepseek_ocr.model.footprint import (
 from deepseek_ocr.settings import CropSettings
 from tests.conftest import GOLDEN
 
-PRESETS = {
-    short: presets.RESOLUTIONS[name] for short, name in presets.RESOLUTION_SHORT_NAMES.items()
-}
+PRESETS = {name: preset.crop for name, preset in presets.PRESETS.items()}
 GB = 10**9
 
 

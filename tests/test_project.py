@@ -234,7 +234,7 @@ def test_pins_agree_with_the_package() -> None:
 
     pins = dict(
         line.split("==")
-        for line in (ROOT / "requirements-local.txt").read_text().splitlines()
+        for line in (ROOT / "requirements/checkout.txt").read_text().splitlines()
         if "==" in line
     )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

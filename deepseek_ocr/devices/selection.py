@@ -41,7 +41,7 @@ def _npu_problem() -> str | None:
     """Why there is no Ascend device to use, and what to do; None where there is one."""
     if importlib.util.find_spec("torch_npu") is None:
         return (
-            "torch-npu is not installed; pip install -r requirements-npu.txt on the machine with "
+            "torch-npu is not installed; pip install -r requirements/npu.txt on the machine with "
             "the NPU (see docs/devices.md)."
         )
     try:

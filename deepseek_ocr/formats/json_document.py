@@ -1,4 +1,4 @@
-"""Documents, pages and regions as JSON data: the shape of `docs/document.schema.json`."""
+"""Documents, pages and regions as JSON data: the shape of `document.schema.json` beside this."""
 
 from __future__ import annotations
 

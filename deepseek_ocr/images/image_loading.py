@@ -37,8 +37,8 @@ def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image
     data, name = _read(source, limits)
     if data.getvalue().startswith(b"%PDF-"):
         raise ImageError(
-            f"{name} is a PDF, a document of many pages; give it to ocr.py, or make pictures of "
-            "its pages with deepseek_ocr.documents.renderer."
+            f"{name} is a PDF, a document of many pages; give it to deepseek-ocr read, or make "
+            "pictures of its pages with deepseek_ocr.documents.renderer."
         )
     with _open(data, name, limits) as image:
         return _decode(image, name, limits)

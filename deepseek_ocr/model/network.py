@@ -23,10 +23,10 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
 from deepseek_ocr.devices import hugepages, selection
 from deepseek_ocr.errors import CheckpointError, DeviceError, InputError
 from deepseek_ocr.images.views import Views
-from deepseek_ocr.kernels import choice
 from deepseek_ocr.model import int8_layers
 from deepseek_ocr.model.checkpoint import TensorFiles, plan, read_config
 from deepseek_ocr.model.int8_rows import quantize_into
+from deepseek_ocr.settings import check_quant
 
 Network: TypeAlias = UnlimitedOcrForConditionalGeneration
 """The library's class, under the name this project uses for it."""
@@ -58,7 +58,7 @@ def load_network(
     Raises `CheckpointError` (folder, config, tensors), `DeviceError`, and `SettingsError` for an
     unknown `quant`.
     """
-    choice.check_quant(quant)
+    check_quant(quant)
     folder = Path(folder)
     target = selection.choose_device(device)
     kind = selection.choose_dtype(dtype, target)

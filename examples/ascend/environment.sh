@@ -11,3 +11,4 @@ set -u
 
 export DEEPSEEK_OCR_DEVICE="${DEEPSEEK_OCR_DEVICE:-npu:0}"
 PYTHON="${PYTHON:-python}"
+export PYTHONPATH="$here/../..${PYTHONPATH:+:$PYTHONPATH}" # the package is run from the checkout

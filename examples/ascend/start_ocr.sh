@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets Ascend's toolkit up and starts the interactive prompt: a path, "test", "all FOLDER", "quit".
 #
-#     examples/ascend/start_ocr.sh [options of ocr.py]
+#     examples/ascend/start_ocr.sh [options of deepseek-ocr read]
 #
 # ASCEND_TOOLKIT names the folder of the toolkit where it is not in the usual place.
 set -euo pipefail
@@ -10,4 +10,4 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source=examples/ascend/environment.sh
 source "$here/environment.sh"
 
-exec "$PYTHON" "$here/../../ocr.py" "$@"
+exec "$PYTHON" -m deepseek_ocr read "$@"
