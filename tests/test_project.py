@@ -2,151 +2,106 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import deepseek_ocr
-from tests.conftest import ROOT
+from deepseek_ocr.cli.commands import COMMANDS, build_parser
+from tests.conftest import ROOT, need
 
-ROWS = [
-    {"predict", "ocr", "serve", "cli", "serving", "training", "benchmarks"},
-    {"tasks", "weights", "fetching", "configuration"},
-    {
-        "deepseek_ocr.documents.shared_reader",
-        "deepseek_ocr.documents.pipeline",
-        "deepseek_ocr.documents.page_retries",
-        "deepseek_ocr.formats.records",
-        "deepseek_ocr.documents.renderer",
-        "deepseek_ocr.documents.render_worker",
-        "deepseek_ocr.documents.inputs",
-        "deepseek_ocr.documents.run_store",
-        "deepseek_ocr.formats.export",
-        "deepseek_ocr.formats.figures",
-        "deepseek_ocr.formats",
-    },
-    {
-        "deepseek_ocr.engine.ocr_engine",
-        "deepseek_ocr.engine.scheduler",
-        "deepseek_ocr.engine.request",
-        "deepseek_ocr.engine.preprocess_pool",
-        "deepseek_ocr.engine.page_state",
-        "deepseek_ocr.engine.text_accumulator",
-        "deepseek_ocr.engine.results",
-    },
-    {
-        "deepseek_ocr.images.colors",
-        "deepseek_ocr.images.views",
-        "deepseek_ocr.model.prompts",
-        "deepseek_ocr.model.checkpoint",
-        "deepseek_ocr.model.network",
-        "deepseek_ocr.model.adapters",
-        "deepseek_ocr.decoding.loop_detector",
-        "deepseek_ocr.decoding.sampler",
-        "deepseek_ocr.decoding.decoder",
-        "deepseek_ocr.grounding.parser",
-        "deepseek_ocr.devices.selection",
-        "deepseek_ocr.model.footprint",
-        "deepseek_ocr.devices.hugepages",
-        "deepseek_ocr.devices.nvidia",
-        "deepseek_ocr.kernels.op_fallbacks",
-        "deepseek_ocr.kernels.float32_fallback",
-        "deepseek_ocr.devices.cpu",
-        "deepseek_ocr.grounding.geometry",
-        "deepseek_ocr.kernels",
-        "deepseek_ocr.markup",
-        "deepseek_ocr.devices.memory",
-    },
-    {
-        "deepseek_ocr.settings",
-        "deepseek_ocr.errors",
-        "deepseek_ocr.files",
-        "deepseek_ocr.devices.ascend",
-    },
-]
-"""The layers of ARCHITECTURE.md, top to bottom: a file imports from its own row or below."""
+ROOT_FILES = ("predict", "tasks", "weights", "ocr", "serve")
 
-
-def row_of(module: str) -> int | None:
-    """Row of a module, or of the package it is in; None for what is not ours."""
-    parts = module.split(".")
-    names = [".".join(parts[:length]) for length in (2, 1)]
-    return next((row for name in names for row, known in enumerate(ROWS) if name in known), None)
+SAME_NAME = {"serve", "weights"}
+"""Module names that stand twice: sub-commands have files of their names in `cli/`, and Cog looks for
+the root's `weights.py`; the root's `serve.py` starts the sub-command for one more release."""
 
 
 def sources() -> list[Path]:
     found = [*ROOT.glob("*.py")]
-    for package in ("deepseek_ocr", "fetching", "cli", "serving", "training", "benchmarks"):
+    for package in ("deepseek_ocr", "benchmarks"):
         found += (ROOT / package).rglob("*.py")
     return [path for path in found if path.name != "__init__.py"]
 
 
-def imports(path: Path) -> set[str]:
-    """Modules that a file imports anywhere in it, submodules taken from a package spelt out."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports hide where they lead"
-            for alias in node.names:
-                home = deepseek_ocr._HOME_OF.get(alias.name, alias.name)
-                package = node.module == "deepseek_ocr"
-                names.add(f"{node.module}.{home if package else alias.name}")
-    return names
-
-
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_file_imports_from_a_row_above(path: Path) -> None:
-    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    own = row_of(module)
-    assert own is not None, f"{module} is in no row of the table"
-    rows = {name: row_of(name) for name in imports(path)}
-    assert not {name for name, row in rows.items() if row is not None and row < own}
-
-
-def test_the_table_catches_a_wrong_import(tmp_path: Path) -> None:
-    (tmp_path / "x.py").write_text(
-        "from deepseek_ocr import engine\nimport tasks\n"
-        "from deepseek_ocr import CropSettings\nfrom deepseek_ocr.images.colors import to_rgb\n"
+def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("importlinter", reason="needs import-linter")
+    code = "from importlinter.cli import lint_imports_command as main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "--no-cache", "--config", root / "pyproject.toml"],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
     )
-    assert {row_of(name) for name in imports(tmp_path / "x.py")} == {1, 3, 4, 5}
 
 
-def test_exported_names() -> None:
-    assert sorted(deepseek_ocr.__all__) == [
-        "CancelledError",
-        "CheckpointError",
-        "Confidence",
-        "Counts",
-        "CropSettings",
-        "DecodeSettings",
-        "Delta",
-        "DeviceError",
-        "DocumentError",
-        "EngineStatus",
-        "Failure",
-        "GenerationError",
-        "Handle",
-        "ImageError",
-        "ImageLimits",
-        "ImageTooLargeError",
-        "InputError",
-        "OcrEngine",
-        "OcrError",
-        "Page",
-        "PromptError",
-        "Reading",
-        "Region",
-        "SettingsError",
-        "TextToken",
-        "Timings",
-        "Views",
-    ]
+def test_layers_are_kept_and_nothing_imports_in_a_circle() -> None:
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "broken"),
+    [
+        ("engine/results.py", "import deepseek_ocr.formats.export", "its own layer or those below"),
+        ("errors.py", "from deepseek_ocr import settings", "its own layer or those below"),
+        (
+            "grounding/parser.py",
+            "from deepseek_ocr.grounding import geometry",
+            "Nothing imports in a circle",
+        ),
+        ("cli/flags.py", "def f():\n    import tasks", "knows nothing of the files around it"),
+        ("new_module.py", "", "its own layer or those below"),
+    ],
+)
+def test_a_wrong_import_is_caught(tmp_path: Path, file: str, line: str, broken: str) -> None:
+    for name in ("deepseek_ocr", "benchmarks"):
+        python = shutil.ignore_patterns("__pycache__", "*.safetensors", "page")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=python)
+    for name in ("pyproject.toml", *(f"{name}.py" for name in ROOT_FILES)):
+        shutil.copy(ROOT / name, tmp_path)
+    with (tmp_path / "deepseek_ocr" / file).open("a", encoding="utf-8") as source:
+        source.write(f"\n{line}\n")
+    done = lint_imports(tmp_path)
+    assert done.returncode == 1
+    assert f"{broken}" in " ".join(done.stdout.split())
+
+
+def test_no_module_name_stands_twice() -> None:
+    names = Counter(path.stem for path in sources() if path.stem != "__main__")
+    assert {name for name, count in names.items() if count > 1} == SAME_NAME
+
+
+def test_no_public_class_name_stands_twice() -> None:
+    names = Counter(
+        node.name
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert {name for name, count in names.items() if count > 1} == set()
+
+
+def test_the_root_holds_what_people_and_cog_look_for_there() -> None:
+    need("git")
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("needs a git checkout")
+    assert len({name.split("/")[0] for name in done.stdout.splitlines()}) <= 24
+
+
+def test_every_exported_name_is_there() -> None:
+    """`tests/before/names.json` holds the names themselves."""
     for name in deepseek_ocr.__all__:
         assert getattr(deepseek_ocr, name).__name__ == name
     with pytest.raises(AttributeError):
@@ -155,7 +110,10 @@ def test_exported_names() -> None:
 
 @pytest.mark.parametrize(
     "statement",
-    ["from deepseek_ocr import CropSettings, OcrError", "import tasks, configuration, weights"],
+    [
+        "from deepseek_ocr import CropSettings, OcrError",
+        "import tasks, weights, deepseek_ocr.configuration",
+    ],
 )
 def test_light_imports_stay_light(statement: str) -> None:
     code = (
@@ -214,24 +172,40 @@ def test_readme_commands_exist() -> None:
         assert script.startswith("-") or (ROOT / script).is_file(), script
 
 
-def test_readme_flags_exist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    used = {
-        flag
-        for line in re.findall(r"ocr\.py (.*)", text)
-        for flag in re.findall(r"(?<!\S)--[a-z-]+", line)
-    }
-    done = subprocess.run(
-        [sys.executable, "ocr.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    known = set(re.findall(r"--[a-z-]+", done.stdout))
-    assert used
-    assert used <= known
+DOCUMENTS = ("README.md", "checkpoints/README.md", "docs/devices.md", "docs/outputs.md",
+             "docs/documents-api.md", "deepseek_ocr/training/README.md",
+             "examples/ascend/README.md")  # fmt: skip
+"""What people read, with commands to copy."""
+
+
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    """The flags of a parser and of its sub-commands'."""
+    found = {flag for action in parser._actions for flag in action.option_strings}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found = found.union(*map(flags_of, action.choices.values()))
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_and_flags_in_the_documents_exist(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8").replace("\\\n", " ")
+    used = re.findall(r"(?<![\w/-])deepseek-ocr ([a-z][a-z-]*)([^\n|`]*)", text)
+    commands = [(name, rest) for name, rest in used if name in COMMANDS]
+    for name, rest in commands:
+        (parser,) = [
+            action.choices[name]
+            for action in build_parser([name])._actions
+            if isinstance(action, argparse._SubParsersAction)
+        ]
+        flags = set(re.findall(r"(?<!\S)--[a-z][a-z_-]*", rest.partition("#")[0]))
+        assert flags <= flags_of(parser), f"deepseek-ocr {name}{rest}"
+    if document == "README.md":
+        assert len(commands) > 10
+        assert {name for name, _ in used} <= COMMANDS.keys()
 
 
 def test_pins_agree_with_the_package() -> None:
-    import tomllib
-
     from packaging.requirements import Requirement
 
     pins = dict(
@@ -240,8 +214,8 @@ def test_pins_agree_with_the_package() -> None:
         if "==" in line
     )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for need in map(Requirement, project["dependencies"]):
-        assert pins[need.name] in need.specifier
+    for asked in map(Requirement, project["dependencies"]):
+        assert pins[asked.name] in asked.specifier
 
 
 def test_the_examples_are_what_their_script_draws() -> None:
