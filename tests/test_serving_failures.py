@@ -34,7 +34,7 @@ from deepseek_ocr.cli.serve import parse
 start = parse()
 
 import pytest
-from deepseek_ocr.kernels.decoder_factory import Decoders
+from deepseek_ocr.kernels.decoder_factory import DecoderFactory
 from deepseek_ocr.server.lifecycle import main
 from tests.failing_device import Card, OnCard
 
@@ -47,7 +47,7 @@ def make(decoders, slots):
     return decoder
 
 
-Decoders.make = make
+DecoderFactory.make = make
 raise SystemExit(main(start))
 """
 """The real program, on a device that fails at the next step once there is a file `fail`."""
