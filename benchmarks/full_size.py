@@ -46,7 +46,7 @@ WORKSPACE = 256 * 10**6
 """Bytes that the encoders may take beyond the estimate: cuDNN takes memory of its own for
 convolutions, as much as the algorithm that it chooses wants. Not measured on a card."""
 
-PRESETS = tuple(presets.RESOLUTION_SHORT_NAMES)
+PRESETS = tuple(presets.PRESETS)
 
 A4 = (1240, 1754)
 """Pixels of an A4 page at 150 dpi: a global view and six tiles at Gundam."""

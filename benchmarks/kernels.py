@@ -28,7 +28,7 @@ from benchmarks import decoding, machine, random_checkpoint
 from benchmarks.decoding import Limits, Row
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.devices import memory, selection
-from deepseek_ocr.files import appearing
+from deepseek_ocr.files import atomic_write
 from deepseek_ocr.images.views import Views
 from deepseek_ocr.kernels import op_fallbacks, slot_decoder
 from deepseek_ocr.kernels.slot_decoder import SlotDecoder
@@ -63,7 +63,7 @@ def main() -> None:
 
     def keep() -> None:
         if flags.json:
-            with appearing(flags.json) as stream:
+            with atomic_write(flags.json, sync=False) as stream:
                 stream.write(json.dumps(found, indent=1).encode())
 
     for name, seconds in _stages(network, flags):

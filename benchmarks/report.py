@@ -49,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; status 1 where a page did not succeed, 2 where nothing could start."""
     flags = _parser().parse_args(arguments)
     try:
-        named = {name: getattr(flags, name, None) for name in configuration.FLAGS}
-        settings = configuration.load(named)
+        settings = configuration.load(vars(flags))
         about, samples = measure(settings, flags)
     except OcrError as error:
         sys.stderr.write(f"report: {error}\n")
@@ -91,7 +90,7 @@ def measure(
     load_seconds = time.perf_counter() - began
     pages = flags.pages or sorted((ROOT / "examples").glob("*.png"))
     prompt = presets.prompt_for(flags.task or known.task)
-    crop = presets.crop_for(flags.size or known.resolution)
+    crop = presets.crop_for(flags.size or known.preset)
     try:
         read(engine, pages[0], prompt, crop)
         samples = [read(engine, page, prompt, crop) for page in pages]

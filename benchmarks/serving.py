@@ -32,10 +32,10 @@ from deepseek_ocr.configuration import ServerSettings, Settings
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
 from deepseek_ocr.server.app import create_app
-from deepseek_ocr.server.auth import Keys
-from deepseek_ocr.server.heads import BoundedHeads
 from deepseek_ocr.server.lifecycle import listen
-from deepseek_ocr.server.state import State
+from deepseek_ocr.server.security.api_keys import Keys
+from deepseek_ocr.server.security.request_heads import BoundedHeads
+from deepseek_ocr.server.server_state import ServerState
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLERS = (1, 8, 64)
@@ -185,7 +185,7 @@ def _figures(firsts: list[float], ends: list[float], began: float) -> Figures:
 def _served(engine: OcrEngine) -> Iterator[int]:
     """The real application over `engine`, on a port of loopback."""
     settings = ServerSettings()
-    state = State(
+    state = ServerState(
         Settings(), settings, Keys(()), {"pocket": "pocket"}, lambda: {"pocket": (engine,)}
     )
     listener = listen("127.0.0.1", 0)

@@ -259,10 +259,11 @@ def _main() -> None:
 
     from deepseek_ocr import configuration
     from deepseek_ocr.engine.ocr_engine import OcrEngine
-    from deepseek_ocr.server import logs
-    from deepseek_ocr.server.auth import Keys
     from deepseek_ocr.server.lifecycle import listen, run
-    from deepseek_ocr.server.state import Engines, State
+    from deepseek_ocr.server.observability import logs
+    from deepseek_ocr.server.queueing.model_pools import Engines
+    from deepseek_ocr.server.security.api_keys import Keys
+    from deepseek_ocr.server.server_state import ServerState
 
     def load() -> Engines:
         if flags.engine == "pocket":
@@ -276,7 +277,7 @@ def _main() -> None:
     )
     keys = Keys(flags.keys.split(",") if flags.keys else [])
     names = {flags.model: "pocket"}
-    state = State(configuration.Settings(model="pocket"), server, keys, names, load)
+    state = ServerState(configuration.Settings(model="pocket"), server, keys, names, load)
     listener = listen(server.host, server.port)
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()
@@ -286,7 +287,7 @@ def _main() -> None:
 
 def _fill_up_while(full: Path) -> None:
     """Have the database refuse to be changed while the file `full` is there."""
-    from deepseek_ocr.server.job_store import JobStore
+    from deepseek_ocr.server.jobs.job_store import JobStore
 
     as_it_is = JobStore._run
 

@@ -149,7 +149,7 @@ def without_toolkit(folder: Path) -> None:
 def test_a_missing_toolkit_names_the_script_to_source(tmp_path: Path, wanted: str) -> None:
     without_toolkit(tmp_path)
     done = subprocess.run(
-        [sys.executable, ROOT / "ocr.py", "--model", "pocket",
+        [sys.executable, "-m", "deepseek_ocr", "read", "--model", "pocket",
          ROOT / "examples/fruit.png" if wanted == "read" else "--devices"],
         env=os.environ | {"PYTHONPATH": str(tmp_path), "DEEPSEEK_OCR_DEVICE": "auto"},
         cwd=tmp_path, capture_output=True, text=True, check=False,

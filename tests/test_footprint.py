@@ -35,9 +35,7 @@ from deepseek_ocr.model.network import Network, empty_network
 from deepseek_ocr.settings import CropSettings
 from tests.conftest import GOLDEN
 
-PRESETS = {
-    short: presets.RESOLUTIONS[name] for short, name in presets.RESOLUTION_SHORT_NAMES.items()
-}
+PRESETS = {name: preset.crop for name, preset in presets.PRESETS.items()}
 GB = 10**9
 
 

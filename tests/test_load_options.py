@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from deepseek_ocr.cli import doctor
-from deepseek_ocr.cli.read_arguments import parse
 from deepseek_ocr.configuration import Settings
 from deepseek_ocr.engine.load_options import LoadOptions
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import OcrError
-from deepseek_ocr.training.evaluate import load_engine
+from deepseek_ocr.training.evaluation.evaluation_run import load_engine
 
 POCKET = Path(__file__).resolve().parent.parent / "checkpoints" / "pocket"
 
@@ -71,7 +70,7 @@ def test_evaluation_loads_what_the_settings_say(loaded: list[LoadOptions]) -> No
 
 
 def test_the_doctor_loads_what_the_settings_say(loaded: list[LoadOptions]) -> None:
-    doctor.examine(replace(parse(["--doctor"]), settings=SETTINGS))
+    doctor.examine(SETTINGS, "tiny")
     assert loaded == [replace(SETTINGS.load_options(), slots=1)]
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepseek_ocr.server.admission import Admission, Visit
-from deepseek_ocr.server.errors import ClosingError, QueueFullError
+from deepseek_ocr.server.api_errors import ClosingError, QueueFullError
+from deepseek_ocr.server.queueing.admission import Admission, Visit
 
 
 def in_a_loop(test: Callable[..., Any]) -> Callable[..., None]:

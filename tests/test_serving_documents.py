@@ -19,16 +19,16 @@ from deepseek_ocr.configuration import ServerSettings
 from deepseek_ocr.errors import PromptError, SettingsError
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.grounding.parser import without_cut_tag
-from deepseek_ocr.server.document_fields import as_fields, document_plan, with_defaults
-from deepseek_ocr.server.nodes import nodes_of, page_blocks
-from deepseek_ocr.server.splitting import RegionFound, RegionText, Splitter
-from deepseek_ocr.server.uploads import safe_file_name
+from deepseek_ocr.server.jobs.document_options import as_fields, document_plan, with_defaults
+from deepseek_ocr.server.jobs.region_splitter import RegionFound, RegionText, Splitter
+from deepseek_ocr.server.jobs.uploads import safe_file_name
+from deepseek_ocr.server.web.page_nodes import nodes_of, page_blocks
 from deepseek_ocr.weights.registry import CHECKPOINTS
 from tests.conftest import ROOT
 from tests.scripted import reading
 from tests.serving_process import ATTACKS, FAILING, GATED, LOOPING, Server, document, text_of
 
-SCHEMA = json.loads((ROOT / "docs" / "document.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "deepseek_ocr" / "formats" / "document.schema.json").read_text())
 
 
 def upload(path: Path) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from deepseek_ocr.configuration import ServerSettings, Settings
 from deepseek_ocr.server.app import create_app
-from deepseek_ocr.server.auth import Keys
-from deepseek_ocr.server.state import AHEAD, State
+from deepseek_ocr.server.queueing.model_pools import AHEAD
+from deepseek_ocr.server.security.api_keys import Keys
+from deepseek_ocr.server.server_state import ServerState
 from tests.conftest import POCKET, ROOT
 from tests.failing_device import FAILED
 from tests.serving_world import FOREVER, FRUIT, Server, chat, endless_model, serving
@@ -29,13 +30,9 @@ from pathlib import Path
 
 sys.path.insert(0, ROOT)
 
-from deepseek_ocr.cli.serve import parse
-
-start = parse()
-
 import pytest
+from deepseek_ocr.cli.main import main
 from deepseek_ocr.kernels.decoder_factory import DecoderFactory
-from deepseek_ocr.server.lifecycle import main
 from tests.failing_device import Card, OnCard
 
 card = Card(pytest.MonkeyPatch())
@@ -48,7 +45,7 @@ def make(decoders, slots):
 
 
 DecoderFactory.make = make
-raise SystemExit(main(start))
+raise SystemExit(main(["serve", *sys.argv[1:]]))
 """
 """The real program, on a device that fails at the next step once there is a file `fail`."""
 
@@ -155,14 +152,16 @@ def engines() -> tuple[Engine, Engine]:
 
 
 @pytest.fixture
-def state(engines: tuple[Engine, Engine]) -> State:
+def state(engines: tuple[Engine, Engine]) -> ServerState:
     def load() -> Any:
         return {"pocket": engines}
 
-    return State(Settings(), ServerSettings(), Keys(()), {"pocket": "pocket"}, load)
+    return ServerState(Settings(), ServerSettings(), Keys(()), {"pocket": "pocket"}, load)
 
 
-def test_one_engine_of_several_is_enough(state: State, engines: tuple[Engine, Engine]) -> None:
+def test_one_engine_of_several_is_enough(
+    state: ServerState, engines: tuple[Engine, Engine]
+) -> None:
     async def scenario() -> None:
         failed = asyncio.Event()
         app = create_app(state, failed.set)
@@ -191,7 +190,7 @@ def test_one_engine_of_several_is_enough(state: State, engines: tuple[Engine, En
 
 
 def test_engines_that_are_stopped_with_the_server_have_not_failed(
-    state: State, engines: tuple[Engine, Engine]
+    state: ServerState, engines: tuple[Engine, Engine]
 ) -> None:
     state.open_pools({"pocket": engines})  # type: ignore[dict-item]
     assert state.ready

@@ -20,11 +20,11 @@ import httpx
 import pytest
 
 from deepseek_ocr.configuration import ServerSettings, Settings
+from deepseek_ocr.server.api_errors import ApiError
 from deepseek_ocr.server.app import create_app
-from deepseek_ocr.server.auth import Keys
-from deepseek_ocr.server.errors import ApiError
-from deepseek_ocr.server.fetcher import Address, Allowance, Fetcher, is_public, resolve
-from deepseek_ocr.server.state import State
+from deepseek_ocr.server.security.api_keys import Keys
+from deepseek_ocr.server.security.url_fetcher import Address, Allowance, Fetcher, is_public, resolve
+from deepseek_ocr.server.server_state import ServerState
 from tests.conftest import need
 from tests.serving_world import FRUIT, chat
 
@@ -260,7 +260,7 @@ async def test_what_is_fetched_counts_with_the_requests_in_memory() -> None:
     class Idle:
         slots, is_running = 1, True
 
-    state = State(
+    state = ServerState(
         Settings(), ServerSettings(max_held_mb=1), Keys(()), {"pocket": "pocket"}, dict,
         fetcher(most_bytes=2**24),
     )  # fmt: skip

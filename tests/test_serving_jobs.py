@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 
 from deepseek_ocr import configuration
-from deepseek_ocr.documents.pipeline import record_of
+from deepseek_ocr.documents.page_retries import record_of
 from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.formats.records import PageRecord
-from deepseek_ocr.server.auth import Keys
-from deepseek_ocr.server.job_store import Job, JobStore
-from deepseek_ocr.server.jobs import JobLimits, Jobs
-from deepseek_ocr.server.state import State
+from deepseek_ocr.server.jobs.job_manager import JobLimits, JobManager
+from deepseek_ocr.server.jobs.job_store import JobStore, OcrJob
+from deepseek_ocr.server.security.api_keys import Keys
+from deepseek_ocr.server.server_state import ServerState
 from tests.serving_process import FAILING, GATED, KnownEngine, Server, document, text_of
 from tests.test_serving_documents import upload
 
@@ -298,7 +298,7 @@ def test_what_the_database_did_not_take_is_told_it_again(
     def full(*_: Any) -> Any:
         raise sqlite3.OperationalError("database or disk is full")
 
-    async def scenario(jobs: Jobs) -> None:
+    async def scenario(jobs: JobManager) -> None:
         job = put(store, created=time.time())
         with monkeypatch.context() as disk:
             disk.setattr(store, "drop", full)
@@ -306,7 +306,7 @@ def test_what_the_database_did_not_take_is_told_it_again(
             await jobs.forget(job.id)
             await jobs.tidy()
             assert store.has(job.id)
-            assert await jobs.find(job.id, job.client) is None
+            assert await jobs.database.find(job.id, job.client) is None
         await jobs.tidy()
         assert not store.has(job.id)
 
@@ -330,14 +330,14 @@ def store(tmp_path: Path) -> Iterator[JobStore]:
     made.close()
 
 
-def run_with(store: JobStore, scenario: Callable[[Jobs], Coroutine[Any, Any, None]]) -> None:
+def run_with(store: JobStore, scenario: Callable[[JobManager], Coroutine[Any, Any, None]]) -> None:
     """Run `scenario` over jobs that no server has."""
     settings, server = configuration.Settings(model="pocket"), configuration.ServerSettings()
-    state = State(settings, server, Keys([]), {"pocket": "pocket"}, dict)
+    state = ServerState(settings, server, Keys([]), {"pocket": "pocket"}, dict)
 
     async def run() -> None:
         with Renderer() as renderer:
-            jobs = Jobs(state, store, renderer)
+            jobs = JobManager(state, store, renderer)
             try:
                 await scenario(jobs)
             finally:
@@ -346,13 +346,13 @@ def run_with(store: JobStore, scenario: Callable[[Jobs], Coroutine[Any, Any, Non
     asyncio.run(run())
 
 
-JOB = Job(
+JOB = OcrJob(
     "ocr-1", "key-a", 1000.0, None, True, "queued", None, "pocket", "p.pdf", "pdf", (1, 2, 5),
     {"task": "ocr"},
 )  # fmt: skip
 
 
-def put(store: JobStore, **changes: Any) -> Job:
+def put(store: JobStore, **changes: Any) -> OcrJob:
     job = replace(JOB, **changes)
     store.upload(job).parent.mkdir(parents=True)
     store.upload(job).write_bytes(b"x")
@@ -492,13 +492,16 @@ def test_only_documents_that_wait_are_too_many(tmp_path: Path) -> None:
 
 
 def test_who_has_more_to_be_read_is_told_to_wait_longer(store: JobStore) -> None:
-    async def scenario(jobs: Jobs) -> None:
+    async def scenario(jobs: JobManager) -> None:
+        def wait(client: str | None) -> int:
+            return jobs.queue.seconds_to_room(client, jobs.in_flight)
+
         await jobs.begin(put(store, id="short", client="key-a", numbers=(1,)))
-        alone = jobs.seconds_to_room("key-a")
+        alone = wait("key-a")
         await jobs.begin(put(store, id="long", client="key-b", numbers=tuple(range(1, 21))))
-        assert jobs.seconds_to_room("key-b") > jobs.seconds_to_room("key-a") > alone > 0
-        assert jobs.seconds_to_room(None) == jobs.seconds_to_room("key-a")
-        assert jobs.seconds_to_room("key-c") == 3600, "its documents wait for a model"
+        assert wait("key-b") > wait("key-a") > alone > 0
+        assert wait(None) == wait("key-a")
+        assert wait("key-c") == 3600, "its documents wait for a model"
 
     run_with(store, scenario)
 
@@ -517,7 +520,7 @@ def test_nothing_of_a_deleted_job_is_written_afterwards(
         assert go_on.wait(60)
         return record_of(*arguments)
 
-    async def scenario(jobs: Jobs) -> None:
+    async def scenario(jobs: JobManager) -> None:
         engine: Any = KnownEngine(0.0, 1, tmp_path)
         jobs.state.open_pools({"pocket": (engine,)})
         job = put(store, file="p.png", kind="image", numbers=(1,))
@@ -531,20 +534,22 @@ def test_nothing_of_a_deleted_job_is_written_afterwards(
         await forgetting
         assert not store.home(job.id).exists()
 
-    monkeypatch.setattr("deepseek_ocr.server.jobs.record_of", slow)
+    monkeypatch.setattr("deepseek_ocr.server.jobs.page_runner.record_of", slow)
     run_with(store, scenario)
 
 
 def test_pages_that_wait_to_be_rendered_stand_in_nobodys_way(store: JobStore) -> None:
-    async def scenario(jobs: Jobs) -> None:
+    async def scenario(jobs: JobManager) -> None:
         rendered = threading.Event()
         waiting = [
-            asyncio.create_task(jobs.in_thread("long", lambda: rendered.wait(60), jobs.rendering))
+            asyncio.create_task(
+                jobs.threads.run("long", lambda: rendered.wait(60), jobs.threads.rendering)
+            )
             for _ in range(30)
         ]
         async with asyncio.timeout(30):
-            assert await jobs.find("short", "key-a") is None
-            assert await jobs.in_thread("short", lambda: "written") == "written"
+            assert await jobs.database.find("short", "key-a") is None
+            assert await jobs.threads.run("short", lambda: "written") == "written"
         rendered.set()
         assert all(await asyncio.gather(*waiting))
 

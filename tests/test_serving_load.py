@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deepseek_ocr.server.state import AHEAD
+from deepseek_ocr.server.queueing.model_pools import AHEAD
 from tests.conftest import ROOT
 from tests.serving_world import (
     ENDLESS,
@@ -217,9 +217,9 @@ import sys
 import torch
 import configuration
 from serving import logs
-from deepseek_ocr.server.auth import Keys
+from deepseek_ocr.server.security.api_keys import Keys
 from deepseek_ocr.server.lifecycle import listen, run
-from deepseek_ocr.server.state import State
+from deepseek_ocr.server.server_state import ServerState
 
 def load():
     logs.event("loading")
@@ -228,7 +228,7 @@ def load():
 
 server = configuration.ServerSettings(port=0, jobs_folder=sys.argv[1])
 logs.set_up()
-state = State(configuration.Settings(), server, Keys(()), {"pocket": "pocket"}, load)
+state = ServerState(configuration.Settings(), server, Keys(()), {"pocket": "pocket"}, load)
 sys.exit(run(state, listen(server.host, server.port)))
 """
 """A server whose model is never loaded, though it computes."""

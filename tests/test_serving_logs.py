@@ -18,7 +18,7 @@ STRANGERS = """
 import asyncio, logging, threading, warnings
 import transformers.utils.logging
 
-from deepseek_ocr.server import logs
+from deepseek_ocr.server.observability import logs
 
 logs.set_up()
 logs.event("ours", pages=1)

@@ -28,7 +28,7 @@ from tests.serving_world import (
 
 INVOICE, TOTAL = (ROOT / "examples" / f"{name}.png" for name in ("invoice", "total"))
 SPLIT = "\n\n<--- Page Split --->\n"
-SCHEMA = json.loads((ROOT / "docs" / "document.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "deepseek_ocr" / "formats" / "document.schema.json").read_text())
 
 
 @pytest.fixture(scope="module")

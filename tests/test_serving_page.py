@@ -10,7 +10,7 @@ from typing import Any
 import pypdfium2
 import pytest
 
-from deepseek_ocr.server import web
+from deepseek_ocr.server.routes import web_page
 from tests.conftest import ROOT
 from tests.page_browser import FOCUSED, HOLD, Open, needs_chromium, read, read_to_the_end
 from tests.serving_process import FAILING, GATED, HOSTILE, Server, document
@@ -414,7 +414,7 @@ def test_the_policy_forbids_html_in_strings(known_server: Server, open_page: Ope
 
 
 def test_files_of_the_page(known_server: Server) -> None:
-    for name in ("/", *(f"/page/{name}" for name in web.FILES)):
+    for name in ("/", *(f"/page/{name}" for name in web_page.FILES)):
         answer = known_server.http.get(name)
         assert answer.status_code == 200
         policy = answer.headers["content-security-policy"]
@@ -426,10 +426,10 @@ def test_files_of_the_page(known_server: Server) -> None:
 
 
 def test_the_page_names_nobody_else() -> None:
-    on_disk = {path.name for path in web.FOLDER.iterdir()}
-    assert on_disk == {"index.html", *web.FILES}
+    on_disk = {path.name for path in web_page.FOLDER.iterdir()}
+    assert on_disk == {"index.html", *web_page.FILES}
     for name in on_disk:
-        text = (web.FOLDER / name).read_text(encoding="utf-8")
+        text = (web_page.FOLDER / name).read_text(encoding="utf-8")
         addresses = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"']*", text))
         assert addresses <= {
             "http://www.w3.org/2000/svg",

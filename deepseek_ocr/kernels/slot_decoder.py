@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
+from deepseek_ocr.decoding.decoder import next_logits
 from deepseek_ocr.errors import PromptError
 from deepseek_ocr.kernels import compiled_steps, cuda_graphs, decoder_weights, torch_steps
 from deepseek_ocr.kernels.compiled_steps import CompiledSteps
 from deepseek_ocr.kernels.decoder_weights import DecoderWeights
 from deepseek_ocr.kernels.slot_cache import SlotCache
 from deepseek_ocr.model import experts
-from deepseek_ocr.model.network import Network, next_token_logits
+from deepseek_ocr.model.network import Network
 
 _LOG = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class SlotDecoder:
                 f"The prompt has {tokens} tokens and the decoder's context {self.context}; "
                 "shorten the prompt or choose a smaller preset."
             )
-        return next_token_logits(self._network, embeddings, self._cache.for_prompt(slot, tokens))
+        return next_logits(self._network, embeddings, self._cache.for_prompt(slot, tokens))
 
     @torch.inference_mode()
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor:

@@ -6,16 +6,13 @@ knows about pages, prompts or text.
 
 from __future__ import annotations
 
-import inspect
 from typing import TypeAlias
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
 from transformers.models.unlimited_ocr.configuration_unlimited_ocr import UnlimitedOcrConfig
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
     UnlimitedOcrForConditionalGeneration,
-    UnlimitedOcrTextModel,
 )
 
 from deepseek_ocr.errors import CheckpointError, InputError
@@ -85,24 +82,3 @@ def embed(network: Network, ids: list[int], rows: torch.Tensor, start: int) -> t
     before = table(torch.tensor(ids[:start], device=device))
     after = table(torch.tensor(ids[stop:], device=device, dtype=torch.long))
     return torch.cat([before, rows.to(device, before.dtype), after])[None]
-
-
-_CACHE_ARGUMENT = (
-    "cache"
-    if "cache" in inspect.signature(UnlimitedOcrTextModel.forward).parameters
-    else "past_key_values"
-)
-"""What the class calls the cache that it is given: `past_key_values` before transformers 5.24."""
-
-
-@torch.inference_mode()
-def next_token_logits(network: Network, embeddings: torch.Tensor, cache: Cache) -> torch.Tensor:
-    """The logits `[V]` (float32) of the token that follows `embeddings` `[1, L, H]`.
-
-    `cache` holds the keys and values of the tokens before them; theirs are added to it.
-    """
-    output = network.model.language_model(
-        inputs_embeds=embeddings, use_cache=True, **{_CACHE_ARGUMENT: cache}
-    )
-    logits: torch.Tensor = network.lm_head(output.last_hidden_state[:, -1])
-    return logits[0].float()

@@ -12,26 +12,28 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from deepseek_ocr import __version__
-from deepseek_ocr.server import (
+from deepseek_ocr.server import api_errors
+from deepseek_ocr.server.api_errors import ApiError, EngineFailedError
+from deepseek_ocr.server.jobs.job_lifespan import running_jobs
+from deepseek_ocr.server.middleware import Guard
+from deepseek_ocr.server.observability import logs
+from deepseek_ocr.server.queueing.model_pools import Engines, PoolGauges
+from deepseek_ocr.server.routes import (
     chat,
-    documents,
-    errors,
     health,
-    logs,
     models,
+    ocr_documents,
     responses,
     schema,
-    web,
+    web_page,
 )
-from deepseek_ocr.server.errors import ApiError, EngineFailedError
-from deepseek_ocr.server.middleware import Guard
-from deepseek_ocr.server.state import Engines, State
+from deepseek_ocr.server.server_state import ServerState
 
 _LOOK_S = 0.2
 """Seconds between looks at whether the engines still read."""
 
 
-def create_app(state: State, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
+def create_app(state: ServerState, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
     """The server's application over `state`; its models are loaded once it runs.
 
     `on_failure` is called if they cannot be loaded, and if an engine reads no more pages.
@@ -40,7 +42,8 @@ def create_app(state: State, on_failure: Callable[[], None] = lambda: None) -> F
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(state, on_failure))
-        async with documents.documents_of(app, state):
+        async with running_jobs(state) as jobs:
+            app.state.documents = jobs
             yield
             loading.cancel()
             state.close_queues()
@@ -55,16 +58,16 @@ def create_app(state: State, on_failure: Callable[[], None] = lambda: None) -> F
         redoc_url=None,
     )
     app.state.server = state
-    state.metrics.watch(state.pools)
-    errors.add_handlers(app)
+    state.metrics.watch(PoolGauges(state.pools))
+    api_errors.add_handlers(app)
     for router in (
         health.router,
         schema.router,
         models.router,
         chat.router,
         responses.router,
-        documents.router,
-        web.router,
+        ocr_documents.router,
+        web_page.router,
     ):
         app.include_router(router)
     app.add_middleware(Guard, state=state)
@@ -79,7 +82,7 @@ def create_app(state: State, on_failure: Callable[[], None] = lambda: None) -> F
     return app
 
 
-async def _load(state: State, on_failure: Callable[[], None]) -> None:
+async def _load(state: ServerState, on_failure: Callable[[], None]) -> None:
     try:
         engines = await asyncio.wrap_future(_loading(state.load))
     except Exception as error:
@@ -94,7 +97,7 @@ async def _load(state: State, on_failure: Callable[[], None]) -> None:
     await _watch(state, on_failure)
 
 
-async def _watch(state: State, on_failure: Callable[[], None]) -> None:
+async def _watch(state: ServerState, on_failure: Callable[[], None]) -> None:
     """Wait until an engine reads no more pages although it was not closed."""
     while state.ready:
         await asyncio.sleep(_LOOK_S)

@@ -7,24 +7,25 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
 
-from deepseek_ocr.cli.serve import Start
+from deepseek_ocr.console import complain
+from deepseek_ocr.devices.cpu import use_threads
 from deepseek_ocr.devices.selection import available
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import OcrError
-from deepseek_ocr.server import logs
 from deepseek_ocr.server.app import create_app
-from deepseek_ocr.server.auth import Keys
-from deepseek_ocr.server.fetcher import Fetcher
-from deepseek_ocr.server.heads import BoundedHeads
-from deepseek_ocr.server.state import Engines, State
+from deepseek_ocr.server.observability import logs
+from deepseek_ocr.server.queueing.model_pools import Engines
+from deepseek_ocr.server.security.api_keys import Keys
+from deepseek_ocr.server.security.request_heads import BoundedHeads
+from deepseek_ocr.server.security.url_fetcher import Fetcher
+from deepseek_ocr.server.server_state import ServerState
+from deepseek_ocr.server.startup import ServerStart
 from deepseek_ocr.weights import registry
 
 ENDED, FAILED, COULD_NOT_START = 0, 1, 2
@@ -37,19 +38,19 @@ _LEAVING_SECONDS = 5
 """For answers to reach their clients after the last page is read or given up."""
 
 
-def main(start: Start) -> int:
+def main(start: ServerStart) -> int:
     """Serve until told to stop; the exit status is in the help text."""
     try:
         state = make_state(start)
         listener = listen(start.server.host, start.server.port)
     except (OcrError, OSError) as error:
-        sys.stderr.write(f"serve.py: {error}\n")
+        complain(str(error), "deepseek-ocr")
         return COULD_NOT_START
     logs.set_up()
     return run(state, listener)
 
 
-def make_state(start: Start) -> State:
+def make_state(start: ServerStart) -> ServerState:
     """The server's state before anything is loaded.
 
     Raises `CheckpointError` where a model is not there, so that it is said before the port opens.
@@ -62,16 +63,26 @@ def make_state(start: Start) -> State:
     }
 
     def load() -> Engines:
-        options = replace(settings.load_options(), limits=state.limits)
+        use_threads(settings.threads)
         return {
             name: tuple(
-                OcrEngine.from_options(folder, replace(options, device=device))
+                OcrEngine.load(
+                    folder,
+                    device,
+                    settings.dtype,
+                    state.limits,
+                    quant=settings.quant,
+                    kernels=settings.kernels,
+                    slots=settings.slots,
+                    vision_device=settings.vision_device,
+                    strict=settings.strict,
+                )
                 for device in devices_of(start)
             )
             for name, folder in folders.items()
         }
 
-    state = State(
+    state = ServerState(
         settings,
         server,
         Keys(start.keys),
@@ -87,7 +98,7 @@ def name_of(model: str) -> str:
     return Path(model).expanduser().resolve().name.replace(":", "-") or "model"
 
 
-def devices_of(start: Start) -> tuple[str, ...]:
+def devices_of(start: ServerStart) -> tuple[str, ...]:
     """Where to load: the devices named, else `--workers` of the kind that is configured, or of the
     kind that this machine has where that is left to it."""
     server, device = start.server, start.settings.device.strip().lower()
@@ -120,7 +131,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def run(state: State, listener: socket.socket) -> int:
+def run(state: ServerState, listener: socket.socket) -> int:
     """Serve on `listener` until SIGTERM or SIGINT, or until a model cannot be loaded or an engine
     fails; the exit status."""
     config = uvicorn.Config(
@@ -146,7 +157,7 @@ def run(state: State, listener: socket.socket) -> int:
     return status
 
 
-def _leave(server: _Server, state: State) -> None:
+def _leave(server: _Server, state: ServerState) -> None:
     """Refuse what waits and let pages being read end, for so long; then the server ends."""
     state.close_queues()
     server.should_exit = True
@@ -154,7 +165,7 @@ def _leave(server: _Server, state: State) -> None:
     loop.call_later(state.server.shutdown_seconds, state.give_up)
 
 
-async def _serve(server: _Server, state: State, listener: socket.socket) -> None:
+async def _serve(server: _Server, state: ServerState, listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

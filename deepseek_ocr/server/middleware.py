@@ -17,16 +17,17 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deepseek_ocr.server import logs
-from deepseek_ocr.server.auth import identify, is_loopback
-from deepseek_ocr.server.errors import (
+from deepseek_ocr.server.api_errors import (
     ApiError,
     ClosingError,
     QueueFullError,
     api_error,
     json_response,
 )
-from deepseek_ocr.server.state import State
+from deepseek_ocr.server.observability import logs
+from deepseek_ocr.server.security.api_keys import identify
+from deepseek_ocr.server.server_state import ServerState
+from deepseek_ocr.server.startup import is_loopback
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OPEN = ("/", "/health", "/ready", "/openapi.json", "/document.schema.json", "/favicon.ico")
@@ -50,7 +51,7 @@ _SECURITY = {
 class Guard:
     """Stands around everything that answers."""
 
-    def __init__(self, app: ASGIApp, state: State) -> None:
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app = app
         self._state = state
 
@@ -121,7 +122,7 @@ class _Exchange:
         if not self.status:
             await json_response(error)(self._scope, _nothing, self.send)
 
-    def done(self, state: State) -> None:
+    def done(self, state: ServerState) -> None:
         """Count and log it."""
         route = getattr(self._scope.get("route"), "path", "unknown")
         seconds = time.perf_counter() - self._began
@@ -149,7 +150,7 @@ class _Body:
     are too much; it counts for as long as the request lives."""
 
     def __init__(
-        self, receive: Receive, headers: Headers, state: State, exchange: _Exchange
+        self, receive: Receive, headers: Headers, state: ServerState, exchange: _Exchange
     ) -> None:
         self._receive = receive
         self._state = state
@@ -208,7 +209,7 @@ class _Body:
         )
 
 
-def check_origin(headers: Headers, scope: Scope, state: State) -> None:
+def check_origin(headers: Headers, scope: Scope, state: ServerState) -> None:
     """Keep web pages of other origins out, which a browser on this machine may have open.
 
     A request whose `Origin` is neither this server nor allowed is refused, and a server without

@@ -1,0 +1,162 @@
+"""Errors as clients of OpenAI's API know them: a status and `{"error": {…}}`.
+
+{"error": {"message": …, "type": …, "param": …, "code": …}}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from deepseek_ocr.errors import CancelledError, ImageTooLargeError, InputError, OcrError
+from deepseek_ocr.server.observability import logs
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+RETRY_AFTER = 2
+"""Seconds after which a client that met a full queue may ask again."""
+
+_HEADERS = {
+    401: {"www-authenticate": "Bearer"},
+    429: {"retry-after": str(RETRY_AFTER)},
+    503: {"retry-after": str(RETRY_AFTER)},
+}
+
+
+class ApiError(HTTPException):
+    """An answer that is not the one that was hoped for.
+
+    - `status_code`: of HTTP; `code`: one word for programs; `param`: the field that is to blame
+    """
+
+    def __init__(
+        self, status: int, message: str, code: str | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(status, message, _HEADERS.get(status))
+        self.code = code
+        self.param = param
+
+    def __str__(self) -> str:
+        return self.detail
+
+    def body(self) -> dict[str, Any]:
+        """The body of the answer, as JSON data."""
+        kind = "server_error" if self.status_code >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": str(self),
+                "type": _TYPES.get(self.status_code, kind),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class QueueFullError(ApiError):
+    """More pages wait already than may wait."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            429, "The queue is full. Try again after the seconds in Retry-After.", "queue_full"
+        )
+
+
+class ClosingError(ApiError):
+    """The server is shutting down."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503, "The server is shutting down. Try again when it is back.", "shutting_down"
+        )
+
+
+class EngineFailedError(ClosingError):
+    """An engine reads no more pages, so the server ends and has to be started again."""
+
+    def __init__(self) -> None:
+        ApiError.__init__(
+            self,
+            503,
+            "The server can read no more pages and ends; its log says why. Try again when it is "
+            "back.",
+            "engine_failed",
+        )
+
+
+class NotReadyError(ApiError):
+    """The model is not loaded yet."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503, "The model is still being loaded. Ask /ready when it is there.", "not_ready"
+        )
+
+
+def api_error(error: BaseException) -> ApiError:
+    """`error` as clients may see it: what they can mend is said, anything else is not shown."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, CancelledError):  # only the end of the server takes a page from a client
+        return ClosingError()
+    if isinstance(error, ImageTooLargeError):
+        return ApiError(413, str(error), "image_too_large")
+    if isinstance(error, InputError):
+        return ApiError(400, str(error), "invalid_input")
+    if isinstance(error, OcrError):
+        return ApiError(500, str(error), "engine_error")
+    return ApiError(
+        500,
+        "Something went wrong in the server. Its log says what, under this answer's x-request-id.",
+        "internal_error",
+    )
+
+
+def json_answer(
+    data: object, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """`data` as JSON in ASCII, which any text survives, halves of surrogate pairs too."""
+    return Response(json.dumps(data), status, headers, media_type="application/json")
+
+
+def json_response(error: ApiError) -> Response:
+    """`error` as an answer."""
+    return json_answer(error.body(), error.status_code, error.headers)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    found = api_error(error)
+    if found.status_code == 500 and error is not found:  # the engine's own, and nobody's fault
+        request_id = request.scope.get("deepseek_ocr.request_id")
+        logs.failure("request failed", error, request_id=request_id)
+    return json_response(found)
+
+
+async def _answer_http(_: Request, error: Exception) -> Response:
+    """Errors of the framework: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    found = ApiError(error.status_code, str(error.detail))
+    found.headers = error.headers
+    return json_response(found)
+
+
+async def _answer_invalid(_: Request, error: Exception) -> Response:
+    """A body that is not what the route takes: 400, naming the first field that is wrong."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    where = f"{param}: " if param else ""
+    return json_response(ApiError(400, f"{where}{first['msg']}.", "invalid_request", param))
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Have `app` answer every error in OpenAI's shape."""
+    app.add_exception_handler(ApiError, _answer)
+    app.add_exception_handler(OcrError, _answer)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)

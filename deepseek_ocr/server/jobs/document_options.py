@@ -1,0 +1,174 @@
+"""What a client may say of a document beside the file: fields of a form or of JSON → a plan.
+
+The names are those of the command line's flags and of the chat routes' extra fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from deepseek_ocr import configuration, presets
+from deepseek_ocr.documents.inputs import PageSelection, parse_pages
+from deepseek_ocr.documents.plan import Plan
+from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.formats import find_format
+from deepseek_ocr.formats.writing import WriteOptions
+from deepseek_ocr.settings import (
+    DecodeSettings,
+    RenderSettings,
+    existing_text,
+    formula_delimiters,
+    parse_switch,
+)
+from deepseek_ocr.weights.origins import Checkpoint
+
+DECODE = {
+    field.name: type(getattr(DecodeSettings(), field.name))
+    for field in fields(DecodeSettings)
+    if field.name != "exempt_tokens"
+}
+"""Guard and sampling settings, by the name of their field."""
+
+KNOWN = (
+    "model", "task", "resolution", "reference", "prompt", "pages", "dpi", "rotate", "password",
+    "retries", "join_tables", "existing_text", "formulas", "output_format", "stream", *DECODE,
+)  # fmt: skip
+"""Every field there is."""
+
+LONGEST_FIELD = 20_000
+"""Characters of a field."""
+
+
+@dataclass(frozen=True)
+class DocumentPlan:
+    """How a document is rendered, read and written."""
+
+    plan: Plan
+    render: RenderSettings
+
+
+def as_fields(data: Mapping[str, Any]) -> dict[str, str]:
+    """Fields of a form or of JSON as text. Raises `SettingsError` for one that nobody knows."""
+    found = {}
+    for name, value in data.items():
+        if name not in KNOWN:
+            raise SettingsError(f"There is no field {name[:60]!r}; use {', '.join(KNOWN)}.")
+        if value is None or value == "":
+            continue
+        if not isinstance(value, (str, int, float)):
+            raise SettingsError(f"{name} must be text, a number, true or false.")
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        if len(text) > LONGEST_FIELD or not _is_text(text):
+            raise SettingsError(f"{name} is too long, or holds what is no text.")
+        found[name] = text
+    return found
+
+
+def _is_text(text: str) -> bool:
+    """True where `text` can be kept and sent: JSON may escape halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+def with_defaults(given: Mapping[str, str], known: Checkpoint) -> dict[str, str]:
+    """The fields `given`, and the task and the preset that the model, which is `known`, is best at
+    where they name none: what is kept with a document, so that nothing else decides later."""
+    task = {} if "prompt" in given else {"task": presets.task_title(known.task)}
+    return {**task, "resolution": presets.preset_title(known.preset), **given}
+
+
+def document_plan(given: Mapping[str, str], server: configuration.ServerSettings) -> DocumentPlan:
+    """The plan that the fields `given` ask for, within the bounds of `server`.
+
+    Raises `SettingsError` and `PromptError`.
+    """
+    task = (
+        None if "prompt" in given else presets.task_title(given.get("task", presets.DEFAULT_TASK))
+    )
+    resolution = presets.preset_title(given.get("resolution", presets.DEFAULT_PRESET))
+    rotate = given.get("rotate", "auto")
+    plan = Plan(
+        prompt=_prompt(given, task),
+        attempts=presets.attempts(
+            presets.crop_for(resolution),
+            _decode(given, server.page_timeout),
+            _whole(given, "retries", len(presets.RETRIES)),
+        ),
+        formats=(output_format(given),),
+        pages=parse_pages(given["pages"]) if "pages" in given else PageSelection(),
+        password=given.get("password"),
+        options=WriteOptions(
+            join_tables=flag(given, "join_tables", True),
+            existing_text=existing_text(given.get("existing_text", WriteOptions.existing_text)),
+            formulas=formula_delimiters(given.get("formulas", WriteOptions.formulas)),
+        ),
+        about={"model": given.get("model", ""), "task": task, "resolution": resolution},
+    )
+    dpi = _whole(given, "dpi", RenderSettings.dpi)
+    render = RenderSettings(
+        dpi=dpi,
+        rotate=None if rotate == "auto" else _whole(given, "rotate", 0),
+        max_pixels=min(RenderSettings.max_pixels, server.max_pixels),
+        max_picture_pixels=server.max_pixels,
+    )
+    return DocumentPlan(plan, render)
+
+
+def output_format(given: Mapping[str, str]) -> str:
+    """What the document is to be written as. Raises `SettingsError`."""
+    name = given.get("output_format", "json")
+    name = {"markdown": "md", "text": "txt"}.get(name, name)  # as the chat routes call them
+    return find_format(name).name
+
+
+def flag(given: Mapping[str, str], name: str, default: bool) -> bool:
+    """A field that is true or false. Raises `SettingsError`."""
+    return parse_switch(name, given.get(name, str(default)))
+
+
+def _prompt(given: Mapping[str, str], task: str | None) -> str:
+    if task is not None:
+        if "reference" in given and presets.task_name(task) != "locate":
+            raise SettingsError("reference is only used with the task locate.")
+        return presets.prompt_for(task, given.get("reference", ""))
+    for name in ("task", "reference"):
+        if name in given:
+            raise SettingsError(f"prompt replaces {name}; give one of them.")
+    if not given["prompt"].strip():
+        raise SettingsError("prompt is empty; say what the model should do.")
+    if given["prompt"].count("<image>") > 1:
+        raise SettingsError("prompt may hold <image> once; each page is read by itself.")
+    return given["prompt"]
+
+
+def _decode(given: Mapping[str, str], timeout: float) -> DecodeSettings:
+    values: dict[str, Any] = {}
+    for name, kind in DECODE.items():
+        if name in given and kind is bool:
+            values[name] = flag(given, name, False)
+        elif name in given:
+            values[name] = _whole(given, name, 0) if kind is int else _number(given, name)
+    decode = DecodeSettings(**values)
+    return replace(decode, timeout=min(decode.timeout or timeout, timeout))
+
+
+def _whole(given: Mapping[str, str], name: str, default: int) -> int:
+    text = given.get(name, str(default)).strip()
+    if not (text.removeprefix("-").isdecimal() and len(text) < 20):
+        raise SettingsError(f"{name} must be a whole number, not {text[:60]!r}.")
+    return int(text)
+
+
+def _number(given: Mapping[str, str], name: str) -> float:
+    try:
+        value = float(given[name])
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < float("inf"):
+        raise SettingsError(f"{name} must be a number, not {given[name][:60]!r}.")
+    return value

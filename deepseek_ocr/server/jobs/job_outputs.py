@@ -1,0 +1,102 @@
+"""What is given out of a job: its status, its document, its files, its pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from deepseek_ocr.documents.plan import settings_data
+from deepseek_ocr.errors import DocumentError, OutputError
+from deepseek_ocr.formats import export
+from deepseek_ocr.formats.records import DocumentRecord
+from deepseek_ocr.server.api_errors import ApiError
+from deepseek_ocr.server.jobs.document_options import DocumentPlan
+from deepseek_ocr.server.jobs.job_manager import JobManager
+from deepseek_ocr.server.jobs.job_store import OcrJob
+
+_LONGEST_SIDE = 2000
+"""Pixels of a page's picture as it is shown beside its text."""
+
+
+def status_of(jobs: JobManager, job: OcrJob, pages: Mapping[str, int]) -> dict[str, Any]:
+    """How a job stands, of which so many `pages` are read, as its client is told."""
+    begun = pages["read"] + pages["failed"] > 0 or jobs.queue.is_being_read(job.id)
+    return {
+        "id": job.id,
+        "object": "ocr.job",
+        "status": "running" if job.status == "queued" and begun else job.status,
+        "name": job.file,
+        "created_at": int(job.created),
+        "expires_at": int(job.created + jobs.limits.hours * 3600),
+        "pages": dict(pages),
+        "error": job.error,
+    }
+
+
+def result_of(jobs: JobManager, job: OcrJob, status: Mapping[str, Any]) -> Iterator[str]:
+    """The `status` of a job that is done, with its document, as pieces of JSON."""
+    document = _document(jobs, job, jobs.runner.plan(job))
+    yield json.dumps(status, ensure_ascii=False)[:-1] + ', "result": '
+    yield from export.text_of(document, "json", jobs.store.outputs(job))
+    yield "}\n"
+
+
+async def output_of(jobs: JobManager, job: OcrJob, output: str) -> Path:
+    """A file of a finished document; made once. Raises `ApiError` if it cannot be."""
+    async with jobs.threads.writing(job.id):
+        return await jobs.threads.run(
+            job.id, lambda: _write(jobs, job, output), jobs.threads.outputs
+        )
+
+
+async def picture_of(jobs: JobManager, job: OcrJob, number: int) -> bytes:
+    """A page's picture as JPEG. Raises `ApiError` 404 if there is none."""
+    plan = jobs.runner.plan(job)
+
+    def make() -> bytes:
+        image = jobs.runner.render(job, plan, number).image
+        image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+        stream = BytesIO()
+        image.save(stream, "JPEG", quality=85)
+        return stream.getvalue()
+
+    try:
+        return await jobs.threads.run(job.id, make, jobs.threads.rendering)
+    except DocumentError as error:
+        raise ApiError(404, str(error), "no_picture") from error
+
+
+def no_job() -> ApiError:
+    """The answer to a name that is no job of this client's."""
+    return ApiError(404, "There is no such job, or it has been forgotten.", "job_not_found")
+
+
+def _write(jobs: JobManager, job: OcrJob, output: str) -> Path:
+    """Make a file of a finished document. For a thread."""
+    plan = jobs.runner.plan(job)
+    if not jobs.store.has(job.id):  # nothing may be put where it was
+        raise no_job()
+    try:
+        written = export.write(
+            _document(jobs, job, plan), (output,), jobs.store.outputs(job),
+            lambda number: jobs.runner.render(job, plan, number).image,
+            plan.plan.options, plan.plan.password,
+        )  # fmt: skip
+    except OutputError as error:  # its cause says what the client may see
+        raise error.__cause__ or error from None
+    if not jobs.store.has(job.id):
+        raise no_job()
+    return written.files[0]
+
+
+def _document(jobs: JobManager, job: OcrJob, plan: DocumentPlan) -> DocumentRecord:
+    return DocumentRecord(
+        name=Path(job.file).stem,
+        source=jobs.store.upload(job),
+        kind=job.kind,
+        pages=jobs.store.pages(job),
+        settings=settings_data(plan.plan, plan.render),
+    )

@@ -1,0 +1,1 @@
+"""Logs as JSON and numbers for Prometheus."""

@@ -1,0 +1,265 @@
+"""From what a client sent to the pages that are to be read, and the form of the answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from deepseek_ocr import presets
+from deepseek_ocr.engine.results import Page
+from deepseek_ocr.model.prompts import IMAGE
+from deepseek_ocr.server.api_errors import ApiError
+from deepseek_ocr.server.openai.image_inputs import pictures
+from deepseek_ocr.server.openai.reading_schema import is_ours
+from deepseek_ocr.server.openai.request_schemas import (
+    ChatRequest,
+    CommonFields,
+    Message,
+    OutputFormat,
+    Part,
+    ResponsesRequest,
+)
+from deepseek_ocr.server.queueing.model_pools import ModelPool
+from deepseek_ocr.server.server_state import Caller
+from deepseek_ocr.settings import DecodeSettings
+from deepseek_ocr.weights.origins import Checkpoint
+
+_SAMPLING = {field.name for field in fields(DecodeSettings)} & set(CommonFields.model_fields)
+"""Fields of a request that are fields of `DecodeSettings`."""
+
+_LOCATE = re.compile(r"Locate <\|ref\|>(.+?)<\|/ref\|> in the image\.?", re.DOTALL)
+_LOCATE_SHORT = re.compile(r"locate:\s*(.+)", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ReadingRequest:
+    """What is to be read for `client`, by which model, and what is to come of it.
+
+    `model` is the name the client gave.
+    """
+
+    client: str
+    model: str
+    pool: ModelPool
+    pages: tuple[Page, ...]
+    form: OutputFormat
+    logprobs: bool
+
+
+@dataclass(frozen=True)
+class UserTurn:
+    """What a user said last: text, and pictures (their addresses, and where they stood)."""
+
+    text: str
+    images: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """What both kinds of request come to: their last turn, and what they call differently.
+
+    `turn_param` and `format_param` say where in the request it stood.
+    """
+
+    turn: UserTurn
+    turn_param: str
+    max_tokens: int | None
+    format: Mapping[str, Any] | None
+    format_param: str
+    logprobs: bool
+
+
+async def reading_request(
+    caller: Caller, asked: CommonFields, options: RequestOptions
+) -> ReadingRequest:
+    """What a request asks to be read.
+
+    Raises `ApiError`, and the errors of settings, prompts and pictures, which are answered 400.
+    """
+    state = caller.state
+    _refuse_penalties(asked)
+    pool, preset = state.pool_for(asked.model)
+    prompt = prompt_of(asked, options.turn.text, pool.known)
+    crop = presets.crop_for(asked.resolution or preset)
+    decode = decode_of(asked, options.max_tokens, state.server.page_timeout)
+    form = form_of(asked, options)
+    images = options.turn.images
+    if not images:
+        raise ApiError(
+            400,
+            f"There is no picture in {options.turn_param}; add a part of type image_url "
+            "(input_image in /v1/responses) with a data URI.",
+            "missing_image",
+            options.turn_param,
+        )
+    if len(images) > state.server.max_pages:
+        raise ApiError(
+            413, f"These are {len(images)} pictures; {state.server.max_pages} are the most a "
+            "request may have.", "too_many_pages",
+        )  # fmt: skip
+    pages = [Page(data, prompt, crop, decode) for data in await pictures(caller, images)]
+    return ReadingRequest(caller.client, asked.model, pool, tuple(pages), form, options.logprobs)
+
+
+def last_turn(messages: Sequence[Message], param: str) -> UserTurn:
+    """The last user turn, with the pictures of the latest turn that has some.
+
+    Everything else of a conversation is left out: the model reads pages and knows no history.
+    Raises `ApiError` 400 where no user says anything, and for a part of the last turn that cannot
+    be read.
+    """
+    turns = [
+        (message, f"{param}.{number}")
+        for number, message in enumerate(messages)
+        if message.role == "user"
+    ]
+    if not turns:
+        raise ApiError(400, "There is no message of role user.", "missing_message", param)
+    last = _turn(*turns[-1])
+    if last.images:
+        return last
+    earlier = (_turn(message, at, strict=False).images for message, at in reversed(turns[:-1]))
+    return UserTurn(last.text, next((images for images in earlier if images), ()))
+
+
+def _turn(message: Message, param: str, strict: bool = True) -> UserTurn:
+    """The text and the pictures of a turn; not `strict`, what else is in it is left out."""
+    if not isinstance(message.content, list):
+        return UserTurn(message.content or "", ())
+    texts: list[str] = []
+    images: list[tuple[str, str]] = []
+    for number, part in enumerate(message.content):
+        at = f"{param}.content.{number}"
+        if part.type in ("text", "input_text"):
+            texts.append(_own_words(part.text or ""))
+        elif part.type in ("image_url", "input_image") and (part.image_url is not None or strict):
+            images.append((_url(part, at), f"{at}.image_url"))
+        elif strict:
+            raise ApiError(
+                400,
+                f"A part of type {part.type!r} cannot be read; use text and image_url (documents "
+                "go to /v1/ocr).",
+                "unsupported_part",
+                at,
+            )
+    return UserTurn("\n".join(text for text in texts if text), tuple(images))
+
+
+def _own_words(text: str) -> str:
+    """`text` without the list of a message's files that Open WebUI puts in front of it."""
+    if not text.startswith("<attached_files>"):
+        return text
+    _, _, own = text.partition("</attached_files>")
+    return own.strip()
+
+
+def _url(part: Part, at: str) -> str:
+    if part.image_url is None:
+        raise ApiError(400, "image_url is missing.", "missing_image", at)
+    return part.image_url if isinstance(part.image_url, str) else part.image_url.url
+
+
+def prompt_of(asked: CommonFields, text: str, known: Checkpoint) -> str:
+    """The prompt: of the task that is named by the field or by the text, else the text itself.
+
+    Without either it is the task the model is best at. `locate: THING` names task and reference
+    for clients that have only text. Raises `PromptError` and `SettingsError`.
+    """
+    text = text.strip()
+    if asked.task is not None:
+        return presets.prompt_for(asked.task, asked.reference or "")
+    if not text:
+        return presets.prompt_for(known.task, asked.reference or "")
+    plain = text.removeprefix(IMAGE).strip()
+    if found := _LOCATE.fullmatch(plain) or _LOCATE_SHORT.fullmatch(plain):
+        return presets.prompt_for("locate", found[1])
+    named = _TASKS_BY_TEXT.get(_simple(plain))
+    return presets.prompt_for(named, asked.reference or "") if named else text
+
+
+def _simple(text: str) -> str:
+    """`text` without what does not matter when a task is recognised by it."""
+    text = text.replace(IMAGE, "").replace("<|grounding|>", "")
+    return " ".join(text.split()).rstrip(".").lower()
+
+
+_TASKS_BY_TEXT = {
+    _simple(known): name
+    for name, task in presets.TASKS.items()
+    for known in (name, task.title, task.prompt)
+}
+
+
+def decode_of(asked: CommonFields, max_tokens: int | None, page_timeout: float) -> DecodeSettings:
+    """How to decode; what the request leaves open is as everywhere, but never without a time
+    limit.
+
+    Raises `SettingsError`.
+    """
+    values = asked.model_dump(include=_SAMPLING, exclude_none=True)
+    if max_tokens is not None:
+        values["max_new_tokens"] = max_tokens
+    values["timeout"] = min(asked.timeout or page_timeout, page_timeout)
+    return DecodeSettings(**values)
+
+
+def form_of(asked: CommonFields, options: RequestOptions) -> OutputFormat:
+    """The form of the answer: JSON where `response_format` says so, else `output_format`.
+
+    Raises `ApiError` 400 for a schema that is not ours and for what does not go together.
+    """
+    form = asked.output_format or "text"
+    kind = (options.format or {}).get("type", "text")
+    if kind == "json_schema":
+        schema = options.format or {}
+        schema = schema.get("json_schema", schema)
+        if not (isinstance(schema, dict) and is_ours(schema.get("schema"))):
+            raise ApiError(
+                400,
+                "Readings come in one schema, which is at /document.schema.json; send that one, or "
+                "ask for json_object.",
+                "unsupported_schema",
+                options.format_param,
+            )
+    if kind in ("json_object", "json_schema"):
+        form = "json"
+    elif kind != "text":
+        raise ApiError(
+            400, f"The format {kind!r} is unknown; use text, json_object or json_schema.",
+            "unsupported_format", options.format_param,
+        )  # fmt: skip
+    if options.logprobs and form != "text":
+        raise ApiError(
+            400, "logprobs are of the text as the model writes it; leave out output_format and "
+            "response_format.", "unsupported_logprobs", "logprobs",
+        )  # fmt: skip
+    return form
+
+
+def refuse_unsupported(asked: ChatRequest | ResponsesRequest) -> None:
+    """Raise `ApiError` 400 for what neither kind of request can have here."""
+    refuse(
+        bool(asked.top_logprobs),
+        "Only the chosen token's log-probability is known; leave out top_logprobs.",
+        "top_logprobs",
+    )
+    refuse(
+        asked.tool_choice not in (None, "none", "auto"), "The model calls no tools.", "tool_choice"
+    )
+
+
+def _refuse_penalties(asked: CommonFields) -> None:
+    for name in ("presence_penalty", "frequency_penalty"):
+        refuse(
+            bool(getattr(asked, name)), f"{name} is not known here; use repetition_penalty.", name
+        )
+    biased = any((asked.logit_bias or {}).values())
+    refuse(biased, "Tokens cannot be given a bias; leave out logit_bias.", "logit_bias")
+
+
+def refuse(condition: bool, message: str, param: str) -> None:
+    """Raise `ApiError` 400 for something that was asked for and cannot be had."""
+    if condition:
+        raise ApiError(400, message, "unsupported_parameter", param)

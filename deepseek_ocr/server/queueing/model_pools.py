@@ -1,0 +1,66 @@
+"""Models that are loaded: the engines of each, the queue in front of them, their gauges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.server.queueing.admission import Admission
+from deepseek_ocr.weights.origins import Checkpoint
+
+Engines = Mapping[str, tuple[OcrEngine, ...]]
+"""Name of a model → its engines, one a device."""
+
+AHEAD = 2
+"""Pages handed to an engine beyond its slots, so that a free slot finds the next one prepared."""
+
+
+@dataclass(frozen=True)
+class ModelPool:
+    """One checkpoint, loaded on one device or several, and the queue in front of it.
+
+    - `name`: as clients say it; `known`: the task and preset it is best at
+    - `engines`: one a device; a turn of `admission` says which of them
+    """
+
+    name: str
+    known: Checkpoint
+    engines: tuple[OcrEngine, ...]
+    admission: Admission
+
+
+class PoolGauges(Collector):
+    """Gauges of the queues and slots of `pools`, which may grow; read when they are asked for."""
+
+    def __init__(self, pools: Mapping[str, ModelPool]) -> None:
+        self._pools = pools
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The gauges as they stand, for Prometheus."""
+        waiting = GaugeMetricFamily("deepseek_ocr_queue_waiting", "Pages waiting", labels=["model"])
+        active = GaugeMetricFamily("deepseek_ocr_active", "Pages handed on", labels=["model"])
+        slots = GaugeMetricFamily(
+            "deepseek_ocr_slots", "Pages that can be read at once", labels=["model", "device"]
+        )
+        busy = GaugeMetricFamily(
+            "deepseek_ocr_slots_active", "Slots in use", labels=["model", "device"]
+        )
+        memory = GaugeMetricFamily(
+            "deepseek_ocr_device_memory_bytes", "Taken by tensors", labels=["device"]
+        )
+        for pool in list(self._pools.values()):
+            waiting.add_metric([pool.name], pool.admission.waiting)
+            active.add_metric([pool.name], pool.admission.active)
+            for number, engine in enumerate(pool.engines):
+                place = f"{engine.device}#{number}"
+                status = engine.status()
+                slots.add_metric([pool.name, place], status.slots)
+                busy.add_metric([pool.name, place], status.active)
+                if engine.device.type == "cuda":
+                    memory.add_metric([place], torch.cuda.memory_allocated(engine.device))
+        yield from (waiting, active, slots, busy, memory)

@@ -1,0 +1,126 @@
+"""`/v1/chat/completions`: pages in a conversation, as OpenAI's API has it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from deepseek_ocr.server.api_errors import ApiError, json_answer
+from deepseek_ocr.server.openai.answers import Answer, TextPiece, begin_answer, logprob_entries
+from deepseek_ocr.server.openai.event_streams import EventStream, as_event, unless_hung_up
+from deepseek_ocr.server.openai.request_parsing import (
+    RequestOptions,
+    last_turn,
+    refuse,
+    refuse_unsupported,
+)
+from deepseek_ocr.server.openai.request_schemas import ChatRequest
+from deepseek_ocr.server.routes.dependencies import CurrentCaller
+
+router = APIRouter(prefix="/v1")
+
+
+@router.post("/chat/completions", response_class=Response)
+async def complete(request: Request, asked: ChatRequest, caller: CurrentCaller) -> Response:
+    """Read the pictures of the last user turn, or else the latest that were sent."""
+
+    async def begin() -> Answer:
+        return await begin_answer(request, caller, asked, _options(asked))
+
+    async def whole() -> dict[str, Any]:
+        answer = await begin()
+        return _completion(answer, *await answer.text())
+
+    if asked.stream:
+        usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        answer = await unless_hung_up(request.receive, begin())
+        return EventStream(_chunks(answer, usage), _last_event)
+    return json_answer(await unless_hung_up(request.receive, whole()))
+
+
+def _options(asked: ChatRequest) -> RequestOptions:
+    refuse(asked.n not in (None, 1), "One answer is all there is; leave out n.", "n")
+    refuse(bool(asked.stop), "Stop sequences are not supported; leave out stop.", "stop")
+    refuse_unsupported(asked)
+    limit = asked.max_completion_tokens
+    return RequestOptions(
+        turn=last_turn(asked.messages, "messages"),
+        turn_param="messages",
+        max_tokens=asked.max_tokens if limit is None else limit,
+        format=asked.response_format,
+        format_param="response_format",
+        logprobs=bool(asked.logprobs),
+    )
+
+
+def _completion(answer: Answer, text: str, tokens: list[tuple[str, float]]) -> dict[str, Any]:
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text, "refusal": None},
+        "logprobs": _logprobs(answer, tokens),
+        "finish_reason": answer.finish_reason,
+    }
+    return {
+        **_head(answer, "chat.completion"),
+        "choices": [choice],
+        "usage": _usage(answer),
+        "deepseek_ocr": answer.details,
+    }
+
+
+async def _chunks(answer: Answer, usage: bool) -> AsyncGenerator[bytes, None]:
+    head = _head(answer, "chat.completion.chunk")
+    if usage:
+        head["usage"] = None
+    role: dict[str, Any] = {"role": "assistant"}
+    async for piece in answer.pieces():
+        if piece.text or piece.tokens:
+            yield as_event({**head, "choices": [_choice(answer, piece, role)]})
+            role = {}
+    last = {"index": 0, "delta": role, "logprobs": None, "finish_reason": answer.finish_reason}
+    yield as_event({**head, "choices": [last], "deepseek_ocr": answer.details})
+    if usage:
+        yield as_event({**head, "choices": [], "usage": _usage(answer)})
+    yield b"data: [DONE]\n\n"
+
+
+def _choice(answer: Answer, piece: TextPiece, role: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "index": 0,
+        "delta": {**role, "content": piece.text},
+        "logprobs": _logprobs(answer, piece.tokens),
+        "finish_reason": None,
+    }
+
+
+def _logprobs(answer: Answer, tokens: Iterable[tuple[str, float]]) -> dict[str, Any] | None:
+    if not answer.order.logprobs:
+        return None
+    return {"content": logprob_entries(tokens), "refusal": None}
+
+
+def _head(answer: Answer, kind: str) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{secrets.token_hex(12)}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": answer.order.model,
+    }
+
+
+def _usage(answer: Answer) -> dict[str, int]:
+    prompt, output = answer.usage
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": prompt + output,
+    }
+
+
+def _last_event(error: ApiError) -> bytes:
+    return as_event(error.body()) + b"data: [DONE]\n\n"

@@ -1,0 +1,1 @@
+"""Keys, bounded heads of requests, and the one gate to addresses that clients name."""
