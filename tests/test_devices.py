@@ -163,7 +163,7 @@ def test_a_missing_toolkit_names_the_script_to_source(tmp_path: Path, wanted: st
 def test_an_npu_asked_for_by_name_says_why_it_is_not_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(DeviceError, match=r"requirements-npu\.txt"):
+    with pytest.raises(DeviceError, match=r"requirements/npu\.txt"):
         selection.choose_device("npu")
     (tmp_path / "torch_npu.py").write_text("raise OSError('libascend_hal.so: cannot open')")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -31,7 +31,7 @@ from deepseek_ocr.model import experts, prompts
 from deepseek_ocr.model.int8_layers import quantize_decoder
 from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.model.network import Network
-from deepseek_ocr.model.weight_matrix import quantize
+from deepseek_ocr.model.weight_matrix import Matrix, quantize
 from tests.conftest import GOLDEN, ROOT
 from tests.goldens import CASES, Golden, embedded, relative_error
 from tests.recorder import Recorder, compute_as_a_card
@@ -325,7 +325,7 @@ def test_each_way_through_experts(tiny: Network, way: str, rows: int, quant: boo
     x = prompt(tiny, rows)[0]
     inner, outer = layer.experts.gate_up_proj, layer.experts.down_proj
     packed = (quantize(inner), quantize(outer)) if quant else (
-        experts.Rows(inner), experts.Rows(outer)
+        Matrix(inner), Matrix(outer)
     )  # fmt: skip
     _, shares, chosen = layer.gate(x)
     expected = torch.zeros_like(x)
@@ -400,14 +400,14 @@ def without_values(part: Any) -> Any:
 def test_an_expert_that_runs_over_touches_only_rows_that_chose_it() -> None:
     inner, outer = torch.ones(2, 4, 3), torch.ones(2, 3, 2)
     inner[1] = 1e30
-    rows = experts.Rows(inner), experts.Rows(outer)
+    rows = Matrix(inner), Matrix(outer)
     chosen, shares = torch.tensor([[0], [1]]), torch.ones(2, 1)
     first, second = experts.dense(torch.ones(2, 3), chosen, shares, *rows)
     assert torch.equal(first, experts.looped(torch.ones(1, 3), chosen[:1], shares[:1], *rows)[0])
     assert not second.isfinite().any()
 
 
-def _dense(rows: experts.Rows) -> torch.Tensor:
+def _dense(rows: Matrix) -> torch.Tensor:
     return rows.values if rows.scales is None else rows.values * rows.scales[:, None]
 
 

@@ -486,7 +486,7 @@ def test_every_fast_path_of_a_card_has_a_name(
 ) -> None:
     """Without the name nothing tries the path."""
     card = types.SimpleNamespace(type="cuda")
-    monkeypatch.setattr(slot_decoder.weights, "missing", lambda network: None)
+    monkeypatch.setattr(slot_decoder.decoder_weights, "missing", lambda network: None)
     chosen = choice.parse(f"auto,-{name}")
     paths = slot_decoder._paths_on(card, torch.bfloat16, chosen)  # type: ignore[arg-type]
     assert (GRAPHS in paths) is (name not in ("graphs", "decoder"))

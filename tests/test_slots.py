@@ -147,7 +147,7 @@ def test_an_endless_line_of_pages_is_taken_a_bounded_number_ahead(
 ) -> None:
     made: weakref.WeakSet[Any] = weakref.WeakSet()
     most_alive = 0
-    make_views = page_state.images.make_views
+    make_views = page_state.make_views
 
     def counted(*arguments: Any) -> Views:
         nonlocal most_alive
@@ -156,7 +156,7 @@ def test_an_endless_line_of_pages_is_taken_a_bounded_number_ahead(
         most_alive = max(most_alive, len(made))
         return views
 
-    monkeypatch.setattr(page_state.images, "make_views", counted)
+    monkeypatch.setattr(page_state, "make_views", counted)
     taken = 0
 
     def endless() -> Iterator[Page]:

@@ -1,6 +1,6 @@
 """The network, and what it is asked for: vision tokens and embeddings.
 
-The class is the library's own (`transformers`); `loading` fills it from a checkpoint. Nothing here
+The class is the library's own (`transformers`); `loader` fills it from a checkpoint. Nothing here
 knows about pages, prompts or text.
 """
 
