@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,28 +82,22 @@ class PictureWantedError(Exception):
     """An original page is to be replaced by its picture before it is decorated."""
 
 
-class _Outcomes:
-    """What became of the pages so far."""
+_PageOutcome = tuple[int, TextOutcome | None, str | None]
+"""A page's number, what became of its own text, and why it was rebuilt, if it was."""
 
-    def __init__(self) -> None:
-        self._numbers: dict[TextOutcome, list[int]] = {"skipped": [], "replaced": [], "redrawn": []}
-        self._rebuilt: list[int] = []
-        self._reasons: dict[str, None] = {}
 
-    def add(self, record: PageRecord, outcome: TextOutcome | None, reason: str | None) -> None:
-        """Note a page; `reason` says why it was rebuilt, if it was."""
-        if outcome is not None:
-            self._numbers[outcome].append(record.number)
-        if outcome == "redrawn":
-            self._numbers["replaced"].append(record.number)
-        if reason is not None:
-            self._rebuilt.append(record.number)
-            self._reasons[reason] = None
+def _summary(pages: Sequence[_PageOutcome]) -> PdfPages:
+    def with_text(*outcomes: TextOutcome) -> tuple[int, ...]:
+        return tuple(number for number, outcome, _ in pages if outcome in outcomes)
 
-    def all(self) -> PdfPages:
-        """All of it as a value."""
-        numbers = {outcome: tuple(found) for outcome, found in self._numbers.items()}
-        return PdfPages(**numbers, rebuilt=tuple(self._rebuilt), reasons=tuple(self._reasons))
+    rebuilt = {number: reason for number, _, reason in pages if reason is not None}
+    return PdfPages(
+        skipped=with_text("skipped"),
+        replaced=with_text("replaced", "redrawn"),
+        redrawn=with_text("redrawn"),
+        rebuilt=tuple(rebuilt),
+        reasons=tuple(dict.fromkeys(rebuilt.values())),
+    )
 
 
 class _RenderError(Exception):
@@ -170,7 +164,7 @@ class _PdfBuilder:
 
     def write_pictures(self, path: Path, reason: str | None) -> PdfPages:
         """Write every page as its picture; `reason` says why, if the source is a PDF."""
-        outcomes = _Outcomes()
+        outcomes: list[_PageOutcome] = []
         with ExitStack() as stack:
             scratch = part_path(path).with_suffix(".pages")
             shutil.rmtree(scratch, ignore_errors=True)
@@ -184,12 +178,13 @@ class _PdfBuilder:
                     part.save(place)
                 whole.pages.extend(stack.enter_context(pikepdf.open(place)).pages)
             _save(whole, path)
-        return outcomes.all()
+        return _summary(outcomes)
 
     def _decorate_original(self, pdf: pikepdf.Pdf) -> PdfPages:
         originals = len(pdf.pages)
         wanted: list[Any] = []
-        decorator, outcomes = self._decorator_for(pdf), _Outcomes()
+        decorator = self._decorator_for(pdf)
+        outcomes: list[_PageOutcome] = []
         for record in self._document.pages:
             reason = None
             try:
@@ -199,16 +194,16 @@ class _PdfBuilder:
                 reason = str(error) if isinstance(error, _UnusableError) else None
                 leaf = self._pictured(pdf, record)
                 outcome = decorator.page(leaf, record)
-            outcomes.add(record, outcome, reason)
+            outcomes.append((record.number, outcome, reason))
             wanted.append(leaf.page.obj)
         decorator.finish()
         if [page.objgen for page in wanted] != [page.obj.objgen for page in pdf.pages]:
             del pdf.pages[:]
             for page in wanted:
                 pdf.pages.append(pikepdf.Page(page))
-        return outcomes.all()
+        return _summary(outcomes)
 
-    def _parts(self, reason: str | None, outcomes: _Outcomes) -> Iterator[pikepdf.Pdf]:
+    def _parts(self, reason: str | None, outcomes: list[_PageOutcome]) -> Iterator[pikepdf.Pdf]:
         """The pages as pictures, in PDFs of `_PART_PAGES` pages or some more than `_PART_BYTES`."""
         pdf: pikepdf.Pdf | None = None
         decorator: Decorator | None = None
@@ -219,7 +214,7 @@ class _PdfBuilder:
                 decorator = self._decorator_for(pdf)
             leaf = self._pictured(pdf, record)
             held += len(leaf.page.obj.Resources.XObject.Page.read_raw_bytes())
-            outcomes.add(record, decorator.page(leaf, record), reason)
+            outcomes.append((record.number, decorator.page(leaf, record), reason))
             if held > _PART_BYTES or len(pdf.pages) >= _PART_PAGES:
                 decorator.finish()
                 yield pdf
@@ -322,15 +317,13 @@ def _same_shape(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 def _check_contents(page: pikepdf.Page) -> None:
     """Raise `TypeError` where what will be added to is not of the type it must be."""
-    contents = page.obj.get("/Contents")
-    if contents is not None and not isinstance(contents, (pikepdf.Stream, pikepdf.Array)):
-        raise TypeError("contents")
     resources = inherited(page, "/Resources")
-    if resources is not None and not isinstance(resources, pikepdf.Dictionary):
-        raise TypeError("resources")
-    for name in ("/Font", "/Annots"):
-        holder = resources if name == "/Font" else page.obj
-        value = None if holder is None else holder.get(name)
-        kind = pikepdf.Dictionary if name == "/Font" else pikepdf.Array
-        if value is not None and not isinstance(value, kind):
+    fonts = resources.get("/Font") if isinstance(resources, pikepdf.Dictionary) else None
+    for name, value, kinds in (
+        ("contents", page.obj.get("/Contents"), (pikepdf.Stream, pikepdf.Array)),
+        ("resources", resources, pikepdf.Dictionary),
+        ("fonts", fonts, pikepdf.Dictionary),
+        ("annotations", page.obj.get("/Annots"), pikepdf.Array),
+    ):
+        if value is not None and not isinstance(value, kinds):
             raise TypeError(name)
