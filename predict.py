@@ -4,7 +4,7 @@
 as it is decoded (`cog.stream.yaml`).
 
 Cog reads the inputs off this file without running it, so choices and descriptions are literals
-here; `tests/test_predict.py` holds them against `presets.py`.
+here; `tests/test_predict.py` holds them against `tasks.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import Any
 from cog import BasePredictor, ConcatenateIterator, Input, Path, Secret, streaming
 from PIL import Image
 
+import tasks
+import weights
 from deepseek_ocr import configuration, presets
-from deepseek_ocr.devices.cpu import use_threads
-from deepseek_ocr.documents.inputs import Pages, parse_pages
+from deepseek_ocr.documents.inputs import PageSelection, parse_pages
 from deepseek_ocr.documents.renderer import OpenDocument
 from deepseek_ocr.documents.shared_reader import DocumentReader
 from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -46,8 +47,47 @@ NAME = "image"
 """What messages call the file: the input that it came in."""
 
 
+class Inputs:
+    """The fields of Cog's form."""
+
+    image = Input(
+        description="Picture of a page (JPEG, PNG, HEIC …), a PDF, a TIFF or a zip of pictures"
+    )
+    task_type = Input(
+        description="What to do with the page", default="Convert to Markdown", choices=TASK_TYPES
+    )
+    resolution_size = Input(
+        description="How closely to look: Gundam cuts large pages into tiles, Tiny is fastest",
+        default="Gundam (Recommended)",
+        choices=RESOLUTION_SIZES,
+    )
+    reference_text = Input(
+        description="What to find on the page; only for Locate Object by Reference", default=""
+    )
+    output_format = Input(
+        description="Text as the model writes it, cleaned Markdown, or JSON with boxes",
+        default="Text",
+        choices=OUTPUT_FORMATS,
+    )
+    max_new_tokens = Input(
+        description="Longest answer in tokens for a page", default=8192, ge=1, le=8192
+    )
+    pages = Input(
+        description="Pages of a document, such as 1-3,7,-1 (-1 is the last); empty is all",
+        default="",
+        max_length=1000,
+    )
+    retries = Input(
+        description="How often a page is tried again that loops, is cut off or comes out empty",
+        default=3,
+        ge=0,
+        le=3,
+    )
+    password = Input(description="Password of an encrypted PDF or zip", default=None)
+
+
 class OcrPredictor(BasePredictor):
-    """What both predictors share: the model, loaded once."""
+    """What both predictors share: the model, loaded once, and how a prediction begins and ends."""
 
     def setup(self) -> None:
         """Fetch and verify the weights, load them, and read a blank page to warm up."""
@@ -57,55 +97,32 @@ class OcrPredictor(BasePredictor):
         """False when no page can be read any more, so that the platform restarts the container."""
         return self.reader.engine.is_running
 
+    def report(self, records: Sequence[PageRecord]) -> None:
+        """Hand the prediction's metrics to Cog. Raises `OcrError` if no page could be read."""
+        for name, value in metrics(records).items():
+            self.record_metric(name, value)
+
 
 class Predictor(OcrPredictor):
     """Answers with the whole output; predictions in flight share the model's slots."""
 
     async def predict(
         self,
-        image: Path = Input(
-            description="Picture of a page (JPEG, PNG, HEIC …), a PDF, a TIFF or a zip of pictures"
-        ),
-        task_type: str = Input(
-            description="What to do with the page",
-            default="Convert to Markdown",
-            choices=TASK_TYPES,
-        ),
-        resolution_size: str = Input(
-            description="How closely to look: Gundam cuts large pages into tiles, Tiny is fastest",
-            default="Gundam (Recommended)",
-            choices=RESOLUTION_SIZES,
-        ),
-        reference_text: str = Input(
-            description="What to find on the page; only for Locate Object by Reference",
-            default="",
-        ),
-        output_format: str = Input(
-            description="Text as the model writes it, cleaned Markdown, or JSON with boxes",
-            default="Text",
-            choices=OUTPUT_FORMATS,
-        ),
-        max_new_tokens: int = Input(
-            description="Longest answer in tokens for a page", default=8192, ge=1, le=8192
-        ),
-        pages: str = Input(
-            description="Pages of a document, such as 1-3,7,-1 (-1 is the last); empty is all",
-            default="",
-            max_length=1000,
-        ),
-        retries: int = Input(
-            description="How often a page is tried again that loops, is cut off or comes out empty",
-            default=3,
-            ge=0,
-            le=3,
-        ),
-        password: Secret = Input(description="Password of an encrypted PDF or zip", default=None),
+        image: Path = Inputs.image,
+        task_type: str = Inputs.task_type,
+        resolution_size: str = Inputs.resolution_size,
+        reference_text: str = Inputs.reference_text,
+        output_format: str = Inputs.output_format,
+        max_new_tokens: int = Inputs.max_new_tokens,
+        pages: str = Inputs.pages,
+        retries: int = Inputs.retries,
+        password: Secret = Inputs.password,
     ) -> str:
         """Read one page, or the pages of a document."""
         if output_format not in OUTPUT_FORMATS:
             raise InputError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}.")
-        prompt = presets.prompt_for(task_type, reference_text)
-        attempts = attempts_for(resolution_size, max_new_tokens, retries)
+        prompt = tasks.prompt_for(task_type, reference_text)
+        attempts = tasks.attempts_for(resolution_size, max_new_tokens, retries)
         document, numbers = await self.reader.open_async(
             file_of(image), NAME, chosen_pages(pages), plain_text(password)
         )
@@ -113,8 +130,7 @@ class Predictor(OcrPredictor):
         records = await self.reader.read(
             document, numbers, prompt, attempts, lambda page: log_page(page, document)
         )
-        for name, value in metrics(records).items():
-            self.record_metric(name, value)
+        self.report(records)
         return await asyncio.to_thread(rendered, records, output_format)
 
 
@@ -128,36 +144,17 @@ class StreamPredictor(OcrPredictor):
     @streaming
     def predict(
         self,
-        image: Path = Input(
-            description="Picture of a page (JPEG, PNG, HEIC …), a PDF, a TIFF or a zip of pictures"
-        ),
-        task_type: str = Input(
-            description="What to do with the page",
-            default="Convert to Markdown",
-            choices=TASK_TYPES,
-        ),
-        resolution_size: str = Input(
-            description="How closely to look: Gundam cuts large pages into tiles, Tiny is fastest",
-            default="Gundam (Recommended)",
-            choices=RESOLUTION_SIZES,
-        ),
-        reference_text: str = Input(
-            description="What to find on the page; only for Locate Object by Reference",
-            default="",
-        ),
-        max_new_tokens: int = Input(
-            description="Longest answer in tokens for a page", default=8192, ge=1, le=8192
-        ),
-        pages: str = Input(
-            description="Pages of a document, such as 1-3,7,-1 (-1 is the last); empty is all",
-            default="",
-            max_length=1000,
-        ),
-        password: Secret = Input(description="Password of an encrypted PDF or zip", default=None),
+        image: Path = Inputs.image,
+        task_type: str = Inputs.task_type,
+        resolution_size: str = Inputs.resolution_size,
+        reference_text: str = Inputs.reference_text,
+        max_new_tokens: int = Inputs.max_new_tokens,
+        pages: str = Inputs.pages,
+        password: Secret = Inputs.password,
     ) -> ConcatenateIterator[str]:
         """Read a page, or the pages of a document, yielding text as the model writes it."""
-        prompt = presets.prompt_for(task_type, reference_text)
-        (attempt,) = attempts_for(resolution_size, max_new_tokens, 0)
+        prompt = tasks.prompt_for(task_type, reference_text)
+        (attempt,) = tasks.attempts_for(resolution_size, max_new_tokens, 0)
         document, numbers = self.reader.open(
             file_of(image), NAME, chosen_pages(pages), plain_text(password)
         )
@@ -171,8 +168,7 @@ class StreamPredictor(OcrPredictor):
             records.append(event)
             if len(records) < len(numbers):
                 yield PAGE_SPLIT
-        for name, value in metrics(records).items():
-            self.record_metric(name, value)
+        self.report(records)
 
 
 # --- start --------------------------------------------------------------------------------------
@@ -181,15 +177,8 @@ class StreamPredictor(OcrPredictor):
 def load_reader() -> DocumentReader:
     """A reader with the configured checkpoint, fetched if it is not there, and warmed up."""
     settings = configuration.load()
-    checkpoints = pathlib.Path(settings.checkpoints)
-    folder = registry.ensure(settings.model, checkpoints, source=settings.source)
-    use_threads(settings.threads)
-    engine = OcrEngine.load(
-        folder, settings.device, settings.dtype,
-        quant=settings.quant, kernels=settings.kernels, slots=settings.slots,
-        vision_device=settings.vision_device, strict=settings.strict,
-    )  # fmt: skip
-    reader = DocumentReader(engine)
+    folder = weights.place_checkpoint(settings)
+    reader = DocumentReader(OcrEngine.from_options(folder, settings.load_options()))
     warm_up(reader, settings.model)
     return reader
 
@@ -201,7 +190,7 @@ def warm_up(reader: DocumentReader, name: str) -> None:
     """
     best = registry.known_as(name)
     settings = DecodeSettings(max_new_tokens=8)
-    attempt = Attempt("warm-up", presets.crop_for(best.resolution), settings)
+    attempt = Attempt("warm-up", presets.crop_for(best.preset), settings)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "blank.png"
         Image.new("RGB", (1240, 1754), "white").save(path)  # A4 at 150 dpi
@@ -229,26 +218,14 @@ def file_of(image: Path) -> pathlib.Path:
     return image
 
 
-def chosen_pages(pages: str) -> Pages:
+def chosen_pages(pages: str) -> PageSelection:
     """`pages` as the user writes them; all if empty. Raises `SettingsError` for other words."""
-    return parse_pages(pages) if pages.strip() else Pages()
+    return parse_pages(pages) if pages.strip() else PageSelection()
 
 
 def plain_text(password: Secret | None) -> str | None:
     """The password, or None if none was given."""
     return (password.get_secret_value() or None) if password else None
-
-
-def attempts_for(
-    resolution_size: str, max_new_tokens: float, retries: float
-) -> tuple[Attempt, ...]:
-    """How to read a page, and how to try it again.
-
-    Cog lets a whole number through as it is written in JSON, also as 1.0. Raises `SettingsError`
-    for a number out of range and for an unknown preset.
-    """
-    decode = DecodeSettings(max_new_tokens=int(max_new_tokens))
-    return presets.attempts(presets.crop_for(resolution_size), decode, int(retries))
 
 
 # --- logs ---------------------------------------------------------------------------------------

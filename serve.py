@@ -1,10 +1,7 @@
 #!/usr/bin/env python3
-"""Serve pages over HTTP: `python serve.py`. The work is in `serving/`."""
+"""The server of earlier releases, for one more: `deepseek-ocr serve` has taken its place."""
+
+from deepseek_ocr.cli.legacy import run_script
 
 if __name__ == "__main__":
-    from deepseek_ocr.cli.serve import parse
-
-    start = parse()
-    from deepseek_ocr.server.lifecycle import main  # imports torch: seconds
-
-    raise SystemExit(main(start))
+    raise SystemExit(run_script("serve.py", "serve"))

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from deepseek_ocr.files import appearing
+from deepseek_ocr.files import atomic_write
 
 Figures = dict[str, Any]
 """What a row says, by name: `wrong` is what must not be so, `error` what was raised, `left_out` why
@@ -168,7 +168,7 @@ def described(error: BaseException) -> dict[str, str]:
 
 def write(path: Path, content: object) -> None:
     """Write `content` as JSON, whole or not at all; numbers that are not finite as text."""
-    with appearing(path) as stream:
+    with atomic_write(path, sync=False) as stream:
         stream.write((json.dumps(_finite(content), indent=1) + "\n").encode())
 
 

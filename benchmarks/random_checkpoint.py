@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from deepseek_ocr.files import appearing
+from deepseek_ocr.files import atomic_write
 from deepseek_ocr.model.checkpoint import official_pieces, read_config
 from deepseek_ocr.model.network import empty_network
 from deepseek_ocr.model.prompts import IMAGE
@@ -103,7 +103,7 @@ def write(folder: Path, config: dict[str, Any] | None = None, seed: int = 0) -> 
     del shapes[_POSITION_IDS]
     torch.manual_seed(seed)
     tensors = {name: _random(name, shape) for name, shape in shapes.items()}
-    with appearing(folder / FILE) as stream:  # a file that is there is whole
+    with atomic_write(folder / FILE, sync=False) as stream:  # a file that is there is whole
         save_file(tensors, stream.name, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, FILE)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

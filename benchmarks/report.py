@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; status 1 where a page did not succeed, 2 where nothing could start."""
     flags = _parser().parse_args(arguments)
     try:
-        named = {name: getattr(flags, name, None) for name in configuration.FLAGS}
-        settings = configuration.load(named)
+        settings = configuration.load(vars(flags))
         about, samples = measure(settings, flags)
     except OcrError as error:
         sys.stderr.write(f"report: {error}\n")
@@ -85,18 +84,13 @@ def measure(
     folder = registry.ensure(settings.model, Path(settings.checkpoints), fetch=False)
     known = registry.known_as(settings.model)
     began = time.perf_counter()
-    from deepseek_ocr.devices.cpu import use_threads
     from deepseek_ocr.engine.ocr_engine import OcrEngine
 
-    use_threads(settings.threads)
-    engine = OcrEngine.load(
-        folder, settings.device, settings.dtype, quant=settings.quant, kernels=settings.kernels,
-        slots=1, vision_device=settings.vision_device, strict=settings.strict,
-    )  # fmt: skip
+    engine = OcrEngine.from_options(folder, replace(settings.load_options(), slots=1))
     load_seconds = time.perf_counter() - began
     pages = flags.pages or sorted((ROOT / "examples").glob("*.png"))
     prompt = presets.prompt_for(flags.task or known.task)
-    crop = presets.crop_for(flags.size or known.resolution)
+    crop = presets.crop_for(flags.size or known.preset)
     try:
         read(engine, pages[0], prompt, crop)
         samples = [read(engine, page, prompt, crop) for page in pages]

@@ -23,9 +23,9 @@ from PIL import Image
 
 from benchmarks import loading, machine, random_checkpoint, stages
 from deepseek_ocr.images import views as images
-from deepseek_ocr.kernels import choice, resizing
+from deepseek_ocr.kernels import choice
 from deepseek_ocr.model import network, prompts
-from deepseek_ocr.settings import CropSettings
+from deepseek_ocr.settings import QUANTS, CropSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 A4_AT_300_DPI = (2480, 3508)
@@ -92,8 +92,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--checkpoint", type=Path, default=ROOT / "build" / "random-checkpoint")
     made.add_argument("--device", default="auto")
     made.add_argument("--dtype", default="auto")
-    made.add_argument("--quant", default="none", choices=choice.QUANTS)
-    made.add_argument("--kernels", default="auto", help="fast paths, as for ocr.py")
+    made.add_argument("--quant", default="none", choices=QUANTS)
+    made.add_argument("--kernels", default="auto", help="fast paths, as for deepseek-ocr read")
     made.add_argument("--tokens", type=int, default=48, help="decoded per repetition")
     made.add_argument("--pages", type=int, default=4, help="pages in flight at most")
     made.add_argument("--repeat", type=int, default=3, help="repetitions; the median counts")
@@ -133,15 +133,12 @@ def measure(ways: stages.Ways, flags: argparse.Namespace, limits: dict[str, floa
 def _before(ways: stages.Ways, flags: argparse.Namespace) -> tuple[list[Row], images.Views]:
     page = Image.effect_noise(A4_AT_300_DPI, 64).convert("RGB")
     crop = CropSettings()
-    resize = resizing.choose(ways.chosen)
-    views = images.make_views(page, crop, resize)
+    views = images.make_views(page, crop)
     # The bundled tokenizer; the random checkpoint has none.
     codec = prompts.load_codec(ROOT / "checkpoints" / "pocket", 0, frozenset([1]), 3)
     text = "<image>\n<|grounding|>Convert the document to markdown."
     device = ways.ours.device
-    preprocess = stages.in_turn(
-        [lambda: images.make_views(page, crop, resize)], flags.repeat, device
-    )[0]
+    preprocess = stages.in_turn([lambda: images.make_views(page, crop)], flags.repeat, device)[0]
     encode = stages.in_turn([lambda: prompts.encode(codec, text, views.token_count)], 200, device)
     return [
         Row("preprocess A4 at 300 dpi", None, preprocess),

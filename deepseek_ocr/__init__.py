@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deepseek_ocr.engine.load_options import LoadOptions
     from deepseek_ocr.engine.ocr_engine import OcrEngine
     from deepseek_ocr.engine.request import Handle
     from deepseek_ocr.engine.results import (
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
         SettingsError,
     )
     from deepseek_ocr.grounding.parser import Confidence, Region
-    from deepseek_ocr.images.views import ImageLimits, Views
+    from deepseek_ocr.images.limits import ImageLimits
+    from deepseek_ocr.images.views import Views
     from deepseek_ocr.settings import CropSettings, DecodeSettings
 
 __version__ = "0.1.0"
@@ -59,6 +61,7 @@ __all__ = [
     "ImageLimits",
     "ImageTooLargeError",
     "InputError",
+    "LoadOptions",
     "OcrEngine",
     "OcrError",
     "Page",
@@ -86,9 +89,10 @@ _HOME_OF = {
     "GenerationError": "errors",
     "Handle": "engine.request",
     "ImageError": "errors",
-    "ImageLimits": "images.views",
+    "ImageLimits": "images.limits",
     "ImageTooLargeError": "errors",
     "InputError": "errors",
+    "LoadOptions": "engine.load_options",
     "OcrEngine": "engine.ocr_engine",
     "OcrError": "errors",
     "Page": "engine.results",

@@ -12,6 +12,7 @@
     ├── DeviceError          a device or number type that is not available here, or a failed device
     ├── GenerationError      the network produced numbers that mean nothing, or cannot run
     ├── OutputError          a document that could not be written in all its formats
+    ├── FileWriteError       a file that cannot be written: full disk, read-only folder
     └── CancelledError       a page that was given up before it was read
 
 Each message is one or two sentences that end with what to do next.
@@ -81,6 +82,10 @@ class OutputError(OcrError):
         super().__init__(
             f"{failed}.{written} Remove the cause and write it again, or leave that format out."
         )
+
+
+class FileWriteError(OcrError):
+    """A file or folder that cannot be written: the disk is full, or the folder read-only."""
 
 
 class CancelledError(OcrError):

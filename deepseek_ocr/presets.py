@@ -1,8 +1,8 @@
 """What a user may ask for by name: four tasks and five presets, each in one table; and what is
 tried when a page goes wrong.
 
-The keys are the names of the Cog predictor; short names are for the command line. Importing this
-file does not import torch.
+Users may write a name or a title, in any case; outputs hold titles. Importing this file does not
+import torch.
 """
 
 from __future__ import annotations
@@ -17,37 +17,51 @@ from deepseek_ocr.settings import Attempt, CropSettings, DecodeSettings
 
 @dataclass(frozen=True)
 class Task:
-    """A short name, what it gives, and its prompt; `{reference}` stands for what to locate."""
+    """A task's title, what it gives, and its prompt; `{reference}` stands for what to locate."""
 
-    short: str
+    title: str
     purpose: str
     prompt: str
 
 
 TASKS: dict[str, Task] = {
-    "Convert to Markdown": Task(
-        "markdown",
+    "markdown": Task(
+        "Convert to Markdown",
         "layout, headings, tables and formulas as Markdown, each block with its box",
         "<image>\n<|grounding|>Convert the document to markdown.",
     ),
-    "Free OCR": Task("ocr", "the plain text, without boxes", "<image>\nFree OCR."),
-    "Parse Figure": Task(
-        "figure", "the content of a chart, diagram or formula", "<image>\nParse the figure."
+    "ocr": Task("Free OCR", "the plain text, without boxes", "<image>\nFree OCR."),
+    "figure": Task(
+        "Parse Figure",
+        "the content of a chart, diagram or formula",
+        "<image>\nParse the figure.",
     ),
-    "Locate Object by Reference": Task(
-        "locate",
+    "locate": Task(
+        "Locate Object by Reference",
         "where on the page the thing named by the reference is",
         "<image>\nLocate <|ref|>{reference}<|/ref|> in the image.",
     ),
 }
 
-RESOLUTIONS: dict[str, CropSettings] = {
-    "Gundam (Recommended)": CropSettings(base_size=1024, image_size=640, crop_mode=True),
-    "Tiny": CropSettings(base_size=512, image_size=512, crop_mode=False),
-    "Small": CropSettings(base_size=640, image_size=640, crop_mode=False),
-    "Base": CropSettings(base_size=1024, image_size=1024, crop_mode=False),
-    "Large": CropSettings(base_size=1280, image_size=1280, crop_mode=False),
+
+@dataclass(frozen=True)
+class Preset:
+    """A preset's title, and how it cuts a page."""
+
+    title: str
+    crop: CropSettings
+
+
+PRESETS: dict[str, Preset] = {
+    "gundam": Preset("Gundam (Recommended)", CropSettings(1024, 640, crop_mode=True)),
+    "tiny": Preset("Tiny", CropSettings(512, 512, crop_mode=False)),
+    "small": Preset("Small", CropSettings(640, 640, crop_mode=False)),
+    "base": Preset("Base", CropSettings(1024, 1024, crop_mode=False)),
+    "large": Preset("Large", CropSettings(1280, 1280, crop_mode=False)),
 }
+
+DEFAULT_TASK = "markdown"
+DEFAULT_PRESET = "gundam"
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ RETRIES: tuple[Retry, ...] = (
         ("loop", "length"),
         decode={"no_repeat_ngram_size": 20, "no_repeat_window": 50, "exempt_ngrams": False},
     ),
-    Retry("another preset", ("loop", "length", "empty"), presets=("Base", "Large")),
+    Retry("another preset", ("loop", "length", "empty"), presets=("base", "large")),
     Retry(
         "light sampling",
         ("loop", "length", "empty"),
@@ -80,12 +94,6 @@ RETRIES: tuple[Retry, ...] = (
 """What is tried in turn with a page that loops, hits the length limit or comes out empty; each
 changes the settings the user chose, not those of the try before."""
 
-DEFAULT_TASK = "Convert to Markdown"
-DEFAULT_RESOLUTION = "Gundam (Recommended)"
-
-TASK_SHORT_NAMES = {task.short: name for name, task in TASKS.items()}
-RESOLUTION_SHORT_NAMES = {name.split()[0].lower(): name for name in RESOLUTIONS}
-
 LONGEST_REFERENCE = 1000
 """Characters of a reference; more than a page says of one thing."""
 
@@ -93,31 +101,41 @@ _MARKUP = ("<|", "|>", "<｜", "｜>", "<image>", "<td>", "</td>", "<tr>", "</tr
 """What every special token of the model begins, ends with, or is."""
 
 
-def task_name(name: str) -> str:
-    """The key of `TASKS` that `name`, long or short, in any case, stands for.
+def task_name(word: str) -> str:
+    """The key of `TASKS` that `word`, a name or a title in any case, stands for.
 
-    Raises `SettingsError` listing the short names.
+    Raises `SettingsError` listing the names.
     """
-    return _lookup(name, "task", TASK_SHORT_NAMES)
+    return _lookup(word, "task", TASKS)
 
 
-def resolution_name(name: str) -> str:
-    """The key of `RESOLUTIONS` that `name`, long or short, in any case, stands for.
+def task_title(word: str) -> str:
+    """The title of the task that `word` stands for, as `task_name`."""
+    return TASKS[task_name(word)].title
 
-    Raises `SettingsError` listing the short names.
+
+def preset_name(word: str) -> str:
+    """The key of `PRESETS` that `word`, a name or a title in any case, stands for.
+
+    Raises `SettingsError` listing the names.
     """
-    return _lookup(name, "preset", RESOLUTION_SHORT_NAMES)
+    return _lookup(word, "preset", PRESETS)
 
 
-def crop_for(resolution: str) -> CropSettings:
-    """Crop settings of the preset `resolution`, by long or short name."""
-    return RESOLUTIONS[resolution_name(resolution)]
+def preset_title(word: str) -> str:
+    """The title of the preset that `word` stands for, as `preset_name`."""
+    return PRESETS[preset_name(word)].title
+
+
+def crop_for(preset: str) -> CropSettings:
+    """How `preset` (name or title) cuts a page. Raises `SettingsError` for no such preset."""
+    return PRESETS[preset_name(preset)].crop
 
 
 def prompt_for(task: str, reference: str = "") -> str:
-    """The prompt of `task` (long or short name); only locating uses `reference`.
+    """The prompt of `task` (name or title); only locating uses `reference`.
 
-    Raises `PromptError` where locating lacks a reference or is given one with special tokens in
+    Raises `PromptError` if locating lacks a reference or is given one with special tokens in
     it, which would speak to the model in the program's name; `SettingsError` for no such task.
     """
     prompt = TASKS[task_name(task)].prompt
@@ -146,21 +164,21 @@ def attempts(
 ) -> tuple[Attempt, ...]:
     """How to read a page: as asked, then by the first `retries` of `RETRIES`.
 
-    Raises `SettingsError` where there are not as many.
+    Raises `SettingsError` if there are not as many.
     """
     if not 0 <= retries <= len(RETRIES):
         raise SettingsError(f"retries must lie between 0 and {len(RETRIES)}.")
     ladder = [Attempt("as asked", crop, decode)]
     for retry in RETRIES[:retries]:
-        others = [RESOLUTIONS[preset] for preset in retry.presets if RESOLUTIONS[preset] != crop]
-        cut = others[0] if others else crop
+        others = (PRESETS[name].crop for name in retry.presets)
+        cut = next((other for other in others if other != crop), crop)
         ladder.append(Attempt(retry.name, cut, replace(decode, **retry.decode), retry.after))
     return tuple(ladder)
 
 
-def _lookup(name: str, what: str, short_names: dict[str, str]) -> str:
-    wanted = " ".join(name.split()).lower()
-    for short, full in short_names.items():
-        if wanted in (short, full.lower()):
-            return full
-    raise SettingsError(f"There is no {what} {name!r}; choose one of {', '.join(short_names)}.")
+def _lookup(word: str, what: str, table: Mapping[str, Task | Preset]) -> str:
+    wanted = " ".join(word.split()).lower()
+    for name, entry in table.items():
+        if wanted in (name, entry.title.lower()):
+            return name
+    raise SettingsError(f"There is no {what} {word!r}; choose one of {', '.join(table)}.")

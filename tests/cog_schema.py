@@ -1,8 +1,8 @@
 """Makes `.cog/openapi_schema.json` from a predictor's source, as Cog's own tool does at build time.
 
-It reads the file without running it and accepts only what that tool can resolve: literals, and
-names of literal lists in the same file. Anything else raises, so that a predictor which could not
-be built fails the tests.
+It reads the file without running it and accepts only what that tool can resolve: literals, names
+of literal lists in the same file, and `Class.attribute` for an `Input(...)` that a class of the
+same file holds. Anything else raises, so that a predictor which could not be built fails the tests.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def schema_of(path: Path, predictor: str = "Predictor") -> dict[str, Any]:
     properties: dict[str, Any] = {}
     required = []
     for order, (argument, default) in enumerate(zip(arguments, defaults, strict=True)):
-        values = _input(default, names, source)
+        values = _input(_resolved(default, tree), names, source)
         if "default" not in values:
             required.append(argument.arg)
         properties[argument.arg] = _property(argument, values, order, schemas)
@@ -82,6 +82,18 @@ def _predict(tree: ast.Module, predictor: str) -> Function:
                 if isinstance(member, Function) and member.name == "predict":
                     return member
     raise UnresolvableError(f"no {predictor}.predict")
+
+
+def _resolved(node: ast.expr, tree: ast.Module) -> ast.expr:
+    """What `Class.attribute` stands for, if `node` is one; Cog takes the last that has the name."""
+    if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+        return node
+    for holder in tree.body:
+        if isinstance(holder, ast.ClassDef) and holder.name == node.value.id:
+            for member in reversed(holder.body):
+                if isinstance(member, ast.Assign) and ast.unparse(member.targets[0]) == node.attr:
+                    return member.value
+    raise UnresolvableError(f"{ast.unparse(node)} is no attribute of a class in this file")
 
 
 def _input(node: ast.expr, names: dict[str, list[Any]], source: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A stand-in for pget v0.11 that keeps its contract, for tests of `weights.py`.
+"""A stand-in for pget v0.11 that keeps its contract, for tests of `deepseek-ocr weights`.
 
     pget [-f] [-c N] [-m SIZE] [-r N] [--connect-timeout D] URL DEST
     pget multifile MANIFEST                      lines of `URL DEST`, paths without blanks

@@ -1,4 +1,4 @@
-"""`ocr.py` with an engine that writes what the colours of a page say, as real processes.
+"""The command `read` with an engine that writes what the colours of a page say, as real processes.
 
 A page filled with the colour (red, green, fault) is page `red * 256 + green`, and `fault` says what
 goes wrong with it (`FAULTS`). Run as a module this is a server: it imports everything once and
@@ -108,7 +108,7 @@ def reading(
 
 @dataclass
 class Run:
-    """A process that runs `ocr.py`."""
+    """A process that runs `deepseek-ocr read`."""
 
     server: Server
     pid: int
@@ -127,7 +127,7 @@ class Run:
 
 
 class Server:
-    """Forks `ocr.py` with the scripted engine."""
+    """Forks `deepseek-ocr read` with the scripted engine."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -140,7 +140,7 @@ class Server:
     def start(
         self, *arguments: str | Path, cwd: Path, delay: float = 0.0, log: Path | None = None
     ) -> Run:
-        """`ocr.py ARGUMENTS` in the folder `cwd`; each page takes `delay` seconds."""
+        """`deepseek-ocr read ARGUMENTS` in the folder `cwd`; each page takes `delay` seconds."""
         self._count += 1
         folder = cwd / f".run-{self._count}"
         folder.mkdir()
@@ -200,7 +200,7 @@ def _serve() -> None:
 
 
 def _child(request: dict[str, Any]) -> None:
-    """Be `ocr.py`, never return."""
+    """Be `deepseek-ocr read`, never return."""
     status = 99
     try:
         folder = Path(request["folder"])
@@ -214,10 +214,10 @@ def _child(request: dict[str, Any]) -> None:
         os.chdir(request["cwd"])
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         log = request["log"] and Path(request["log"])
-        OcrEngine.load = lambda *_, **__: ScriptedEngine(request["delay"], log)  # type: ignore
-        import deepseek_ocr.cli.read
+        OcrEngine.from_options = lambda *_: ScriptedEngine(request["delay"], log)  # type: ignore
+        from deepseek_ocr.cli.main import main
 
-        status = deepseek_ocr.cli.read.main(request["arguments"])
+        status = main(["read", *request["arguments"]])
     except SystemExit as error:
         status = int(error.code or 0)
     except BaseException:

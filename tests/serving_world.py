@@ -27,7 +27,7 @@ ENDLESS = "endless"
 
 
 class Server:
-    """`serve.py` with some arguments; `lines` are what it has logged so far.
+    """`deepseek-ocr serve` with some arguments; `lines` are what it has logged so far.
 
     It keeps documents in a folder of its own, which no other server holds. `checkout` is where its
     program is.
@@ -40,7 +40,7 @@ class Server:
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         state = tempfile.mkdtemp(dir=os.environ["XDG_STATE_HOME"])
         self.process = subprocess.Popen(
-            [sys.executable, "serve.py", "--port", "0", *arguments],
+            [sys.executable, "-m", "deepseek_ocr", "serve", "--port", "0", *arguments],
             cwd=checkout,
             env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": state, **(environ or {})},
             stdout=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""`ocr.py` as a person runs it: a process, its output, its exit status."""
+"""`deepseek-ocr read` as a person runs it: a process, its output, its exit status."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deepseek_ocr.formats.export import FORMATS
+from deepseek_ocr.formats import FORMATS
 from deepseek_ocr.kernels import compiling
 from tests import papers
 from tests.conftest import POCKET, ROOT
 
+READ = (sys.executable, "-m", "deepseek_ocr", "read")
 INVOICE, TOTAL = "examples/invoice.png", "examples/total.png"
 
 
@@ -30,7 +31,7 @@ def _no_word_about_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ocr(*arguments: str, stdin: bytes = b"", **environ: str) -> tuple[int, str, str]:
     done = subprocess.run(
-        [sys.executable, "ocr.py", *arguments],
+        [*READ, *arguments],
         cwd=ROOT,
         input=stdin,
         capture_output=True,
@@ -110,7 +111,7 @@ def test_a_message_names_the_page_once() -> None:
 
 def test_interrupting_while_loading_ends_at_once() -> None:
     process = subprocess.Popen(
-        [sys.executable, "ocr.py", "--model", "pocket", INVOICE],
+        [*READ, "--model", "pocket", INVOICE],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     children = Path(f"/proc/{process.pid}/maps")
@@ -163,11 +164,11 @@ def test_what_cannot_start_says_why_and_exits_with_2(arguments: list[str], messa
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["--task", "nothing", "x.png"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--task", "nothing", "x.png"]])
 def test_help_and_bad_arguments_do_not_import_torch(arguments: list[str]) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
-        "from deepseek_ocr.cli.read import main; main(sys.argv[1:])"
+        "from deepseek_ocr.cli.main import main; sys.exit(main(['read', *sys.argv[1:]]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
@@ -184,7 +185,7 @@ def test_help_says_what_pocket_is() -> None:
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     process = subprocess.Popen(
-        [sys.executable, "ocr.py", "--model", "pocket", *[INVOICE] * 6],
+        [*READ, "--model", "pocket", *[INVOICE] * 6],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -200,7 +201,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 
 def test_interrupting_keeps_what_was_printed() -> None:
     process = subprocess.Popen(
-        [sys.executable, "ocr.py", "--model", "pocket", *[INVOICE] * 400],
+        [*READ, "--model", "pocket", *[INVOICE] * 400],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -216,7 +217,7 @@ def test_interrupting_keeps_what_was_printed() -> None:
 
 def test_interrupting_json_prints_the_pages_read() -> None:
     process = subprocess.Popen(
-        [sys.executable, "ocr.py", "--model", "pocket", "--format", "json", "gone.png",
+        [*READ, "--model", "pocket", "--format", "json", "gone.png",
          *[INVOICE] * 2000],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -233,8 +234,8 @@ def test_an_interruption_after_the_last_page_does_not_wait_for_threads() -> None
         "import atexit, runpy, sys, threading\n"
         "atexit.register(threading.Event().wait)\n"  # as for a thread that takes long to end
         "atexit.register(print, 'waiting', flush=True)\n"
-        f"sys.argv = ['ocr.py', '--model', 'pocket', {INVOICE!r}]\n"
-        "runpy.run_path('ocr.py', run_name='__main__')"
+        f"sys.argv = ['deepseek-ocr', 'read', '--model', 'pocket', {INVOICE!r}]\n"
+        "runpy.run_module('deepseek_ocr', run_name='__main__')"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -256,17 +257,19 @@ def test_a_full_disk_is_told_and_no_page_is_blamed(form: str) -> None:
         pytest.skip("needs /dev/full")
     with full.open("wb") as sink:
         done = subprocess.run(
-            [sys.executable, "ocr.py", "--model", "pocket", "--format", form, INVOICE, TOTAL],
+            [*READ, "--model", "pocket", "--format", form, INVOICE, TOTAL],
             cwd=ROOT, stdout=sink, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr == "ocr.py: standard output cannot be written: No space left on device.\n"
+    assert (
+        done.stderr == "deepseek-ocr: standard output cannot be written: No space left on device.\n"
+    )
 
 
 @pytest.mark.parametrize("closing", ["<&-", ">&-"])
 def test_closed_standard_streams_are_no_crash(closing: str) -> None:
     page = "-" if closing == "<&-" else INVOICE
-    command = f"exec {sys.executable} ocr.py --model pocket {page} {closing}"
+    command = f"exec {sys.executable} -m deepseek_ocr read --model pocket {page} {closing}"
     done = subprocess.run(["/bin/sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -280,14 +283,14 @@ def test_help_survives_a_percent_sign_in_a_path(tmp_path: Path) -> None:
 def test_a_model_that_does_not_fit_its_device_cannot_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from deepseek_ocr.cli import read
+    from deepseek_ocr.cli.main import main
     from deepseek_ocr.engine.ocr_engine import OcrEngine
 
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(OcrEngine, "load", full)
-    assert read.main(["--model", "pocket", str(ROOT / INVOICE)]) == 2
+    monkeypatch.setattr(OcrEngine, "from_options", full)
+    assert main(["read", "--model", "pocket", str(ROOT / INVOICE)]) == 2
     assert "CUDA out of memory" in capsys.readouterr().err
 
 
@@ -297,8 +300,8 @@ import socket, sys
 def refuse(*arguments, **options):
     raise OSError("no network in this test")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-from deepseek_ocr.cli.read import main
-sys.exit(main(["--model", "pocket", "examples/invoice.png"]))
+from deepseek_ocr.cli.main import main
+sys.exit(main(["read", "--model", "pocket", "examples/invoice.png"]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -309,7 +312,7 @@ sys.exit(main(["--model", "pocket", "examples/invoice.png"]))
 def test_nothing_in_a_page_can_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
-    from deepseek_ocr.cli import console
+    from deepseek_ocr.cli import terminal
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -317,7 +320,7 @@ def test_nothing_in_a_page_can_steer_a_terminal(monkeypatch: pytest.MonkeyPatch)
 
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
-    console.write("a\x1b]0;owned\x07b\r\x9b2Jc\n\td")
+    terminal.write("a\x1b]0;owned\x07b\r\x9b2Jc\n\td")
     assert screen.getvalue() == "a\ufffd]0;owned\ufffdb\ufffd\ufffd2Jc\n\td"
 
 

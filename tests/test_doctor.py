@@ -1,32 +1,29 @@
-"""`--devices`, `--doctor` and the report of a device, as a person runs them."""
+"""`devices`, `doctor` and the report of a device, as a person runs them."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import report
-from deepseek_ocr import configuration
-from deepseek_ocr.cli import doctor, read
-from deepseek_ocr.cli import list_devices as device_report
-from deepseek_ocr.cli.read_arguments import Job, parse
-from deepseek_ocr.devices import selection
+from deepseek_ocr import configuration, presets
+from deepseek_ocr.cli import device_report, doctor, memory_advice
+from deepseek_ocr.cli.main import main
+from deepseek_ocr.configuration import Settings
+from deepseek_ocr.devices import memory, selection
 from deepseek_ocr.errors import SettingsError
 from tests.conftest import ROOT
 
-
-def job(*arguments: str) -> Job:
-    """What a command line means."""
-    return parse(["--model", "pocket", *arguments])
+POCKET = Settings(model="pocket", device="cpu")
 
 
 def test_devices_are_listed_with_what_would_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
-    assert read.main(["--model", "pocket", "--quant", "int8", "--devices"]) == 0
+    assert main(["devices", "--model", "pocket", "--quant", "int8"]) == 0
     out = capsys.readouterr().out
     assert "cpu: " in out
     assert "threads: " in out
@@ -46,8 +43,8 @@ def test_a_card_shows_its_memory_and_types(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (10**8, 15 * 10**9))
-    wanted = job("--device", "auto", "--vision-device", "cpu", "--devices")
-    assert device_report.show(wanted) == 0
+    settings = Settings(model="pocket", vision_device="cpu")
+    assert device_report.show(settings) == 0
     out = capsys.readouterr().out
     assert "cuda:0: Tesla T4, compute capability 7.5, 0.1 GB of 15.0 GB free" in out
     assert "types: float16, float32; auto takes float16" in out
@@ -59,34 +56,23 @@ def test_a_card_shows_its_memory_and_types(
 def test_without_the_model_the_rest_is_still_told(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    wanted = parse(["--model", "deepseek-ocr", "--checkpoints", str(tmp_path), "--devices"])
-    assert device_report.show(wanted) == 0
+    assert main(["devices", "--model", "deepseek-ocr", "--checkpoints", str(tmp_path)]) == 0
     assert "not known before the model is here" in capsys.readouterr().out
-
-
-def test_names_behind_devices_mean_what_they_did() -> None:
-    with pytest.raises(SystemExit):
-        job("page.png", "--devices", "cuda:0,cuda:1")
-    output = job("page.png", "-o", "out", "--devices", "cuda:0,cuda:1").output
-    assert output
-    assert output.devices == ("cuda:0", "cuda:1")
-    assert job("--devices").report == "devices"
-    assert job("--doctor").report == "doctor"
 
 
 def test_too_little_memory_is_told_before_the_model_is_loaded(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_report.devices, "free_and_total", lambda device: (2 * 10**8, 10**9))
+    monkeypatch.setattr(memory, "free_and_total", lambda device: (2 * 10**8, 10**9))
     folder = ROOT / "checkpoints" / "pocket"
-    device_report.warn_of_too_little(job("page.png", "--size", "large"), folder, "cpu")
+    memory_advice.warn_of_too_little(POCKET, presets.crop_for("large"), folder)
     told = capsys.readouterr().err
     assert "may run out of memory" in told
     assert "--size tiny" in told
 
 
 def test_a_sound_installation_has_nothing_to_fix(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.examine(job("--doctor")) == 0
+    assert main(["doctor", "--model", "pocket"]) == 0
     out = capsys.readouterr().out
     assert "nothing to fix" in out
     assert "!!" not in out
@@ -106,28 +92,27 @@ def test_what_is_wrong_is_marked_with_what_to_do(
         return "0.1" if package == "nh3" else real(package)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    monkeypatch.setattr(doctor, "_reading", lambda job: iter(()))
-    wanted = parse(["--model", "deepseek-ocr", "--checkpoints", str(tmp_path),
-                    "--device", "npu", "--doctor"])  # fmt: skip
-    assert doctor.examine(wanted) == 1
+    monkeypatch.setattr(doctor, "_reading", lambda settings: iter(()))
+    wanted = ["--model", "deepseek-ocr", "--checkpoints", str(tmp_path), "--device", "npu"]
+    assert main(["doctor", *wanted]) == 1
     out = capsys.readouterr().out
     assert "!!  packages: missing: einops" in out
     assert "pip install -r requirements/checkout.txt" in out
-    assert "?   packages: not as pinned: nh3 0.1" in out
+    assert "?   packages: not as in requirements/checkout.txt: nh3 0.1 (==" in out
     assert "requirements/npu.txt" in out
-    assert "python weights.py fetch deepseek-ocr" in out
+    assert "deepseek-ocr weights fetch deepseek-ocr" in out
     assert "marked !!" in out
 
 
 def test_torch_that_does_not_import_ends_the_examination(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(job: Job) -> Any:
+    def broken() -> Iterator[doctor.Finding]:
         raise RuntimeError("Failed to load the backend extension: torch_npu.")
+        yield
 
-    broken.__name__ = "_torch"
     monkeypatch.setattr(doctor, "_torch", broken)
-    assert doctor.examine(job("--doctor")) == 1
+    assert doctor.examine(POCKET, "tiny") == 1
     out = capsys.readouterr().out
     assert "set_env.sh" in out
     assert "reading" not in out
@@ -138,6 +123,20 @@ def test_pins_are_read(name: str) -> None:
     pins = doctor.pins(ROOT / name)
     assert {"torch", "transformers", "pillow"} <= pins.keys()
     assert "pytest" not in pins
+
+
+def test_without_the_files_of_a_checkout_the_distribution_says_what_it_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lines = ["torch>=2.6", "einops>=99", "nothing-like-this>=1", 'fastapi>=1; extra == "serve"']
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
+    missing, other = list(doctor._packages())
+    assert str(missing).startswith("!!  packages: missing: nothing-like-this\n")
+    assert "pip install -U cog-deepseek-ocr" in str(missing)
+    assert "not as in cog-deepseek-ocr: einops" in str(other)
+    assert "torch" not in str(other)
+    assert "fastapi" not in f"{missing}{other}"
 
 
 def test_an_ascend_pins_what_belongs_together() -> None:

@@ -16,7 +16,9 @@ from PIL import Image
 
 from deepseek_ocr import presets
 from deepseek_ocr.errors import ImageError, ImageTooLargeError
-from deepseek_ocr.images.views import ImageLimits, choose_grid, make_views, open_image
+from deepseek_ocr.images.image_loading import open_image
+from deepseek_ocr.images.limits import ImageLimits
+from deepseek_ocr.images.views import choose_grid, make_views
 from deepseek_ocr.settings import CropSettings
 from tests.conftest import GOLDEN, reference
 
@@ -62,10 +64,10 @@ def test_grids_and_counts_of_real_pages() -> None:
             assert views.token_count == mode["n_image_tokens"]
 
 
-@pytest.mark.parametrize("resolution", presets.RESOLUTIONS)
+@pytest.mark.parametrize("preset", presets.PRESETS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 1), (641, 1)])
-def test_extreme_shapes_still_give_views(resolution: str, size: tuple[int, int]) -> None:
-    views = make_views(Image.new("RGB", size, "white"), presets.RESOLUTIONS[resolution])
+def test_extreme_shapes_still_give_views(preset: str, size: tuple[int, int]) -> None:
+    views = make_views(Image.new("RGB", size, "white"), presets.crop_for(preset))
     assert torch.isfinite(views.global_view).all()
     assert len(views.tiles) in (0, views.grid[0] * views.grid[1])
 
@@ -193,7 +195,7 @@ def png_header(width: int, height: int) -> bytes:
         (b"", "empty"),
         (b"GIF89a", "damaged|not a picture"),
         (b"not an image at all", "not a picture"),
-        (b"%PDF-1.7\n", "is a PDF.*ocr.py"),
+        (b"%PDF-1.7\n", "is a PDF.*deepseek-ocr read"),
         ("https://example.org/page.jpg", "addresses are not fetched"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
         (encoded(RED, "PNG")[:60], "damaged"),

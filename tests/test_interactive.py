@@ -1,4 +1,4 @@
-"""`ocr.py` at a terminal without a path: it loads once and asks."""
+"""`deepseek-ocr read` at a terminal without a path: it loads once and asks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Terminal:
     def __init__(self, *arguments: str) -> None:
         self._screen, end = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "ocr.py", *arguments],
+            [sys.executable, "-m", "deepseek_ocr", "read", *arguments],
             cwd=ROOT, stdin=end, stdout=end, stderr=end, start_new_session=True,
             env=os.environ | {"TERM": "dumb", "INPUTRC": os.devnull},
         )  # fmt: skip
@@ -120,7 +120,11 @@ def test_ctrl_c_at_the_prompt_gives_a_new_one_and_quit_ends(terminal: Terminal) 
 
 def test_without_a_terminal_it_does_not_ask() -> None:
     done = subprocess.run(
-        [sys.executable, "ocr.py"], cwd=ROOT, capture_output=True, input="", text=True
+        [sys.executable, "-m", "deepseek_ocr", "read"],
+        cwd=ROOT,
+        capture_output=True,
+        input="",
+        text=True,
     )
     assert done.returncode == 2
     assert "no image given" in done.stderr

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepseek_ocr.cli import doctor
-from deepseek_ocr.cli import list_devices as device_report
-from deepseek_ocr.cli.read_arguments import parse
+from deepseek_ocr.cli import device_report, doctor
+from deepseek_ocr.configuration import Settings
 from deepseek_ocr.devices import nvidia, selection
 from deepseek_ocr.errors import DeviceError
 
@@ -50,7 +49,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine
         monkeypatch.setattr(torch.version, "cuda", built)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-        monkeypatch.setattr(selection, "_npu_available", lambda: False)
+        monkeypatch.setattr(selection, "_npu_problem", lambda: "no NPU")
 
     selection._warn_once.cache_clear()
     yield make
@@ -129,12 +128,12 @@ def test_the_reports_say_it_with_the_fix(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine("550.54.14", "13.0")
-    job = parse(["--model", "pocket", "--device", "cpu", "--devices"])
-    (finding,) = [found for found in doctor._devices(job) if found.what == "cuda"]
+    settings = Settings(model="pocket", device="cpu")
+    (finding,) = [found for found in doctor._devices(settings) if found.what == "cuda"]
     assert "550.54.14 is here" in finding.how
     assert "update the driver" in finding.fix
     assert not finding.bad  # the CPU reads
-    device_report.show(job)
+    device_report.show(settings)
     assert "cuda: not here; the NVIDIA driver 550.54.14 is too old" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""What a run of `ocr.py` says of the pages of its PDFs: on screen, in the manifest, in JSON."""
+"""What `read` says of the pages of its PDFs: on screen, in the manifest, in JSON."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from pikepdf import Dictionary, Name
 
 from deepseek_ocr import configuration
-from deepseek_ocr.cli.read_arguments import parse
 from deepseek_ocr.documents.run_store import read_manifests
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.server.jobs.document_options import as_fields, document_plan
 from tests import papers
+from tests.command_line import read_options_of
 from tests.scripted import Server
 
 
@@ -108,10 +108,10 @@ def test_the_flag_comes_before_the_environment_and_the_file(
     file = tmp_path / "c.toml"
     file.write_text('existing_text = "both"\n')
     command = ["a.pdf", "-o", "out", "--config", str(file)]
-    assert parse(command).settings.existing_text == "both"
+    assert read_options_of(*command).settings.existing_text == "both"
     monkeypatch.setenv("DEEPSEEK_OCR_EXISTING_TEXT", "replace")
-    assert parse(command).settings.existing_text == "replace"
-    assert parse([*command, "--existing-text", "skip"]).settings.existing_text == "skip"
+    assert read_options_of(*command).settings.existing_text == "replace"
+    assert read_options_of(*command, "--existing-text", "skip").settings.existing_text == "skip"
     assert configuration.load(environ={}, path=file).existing_text == "both"
 
 

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
+import tasks
 from deepseek_ocr import presets
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.settings import CropSettings
@@ -41,10 +42,11 @@ def test_inputs_are_those_users_know_in_their_order() -> None:
     assert properties["pages"]["default"] == ""
     assert schemas["Input"]["required"] == ["image"]
     assert properties["image"]["format"] == "uri"
-    assert schemas["task_type"]["enum"] == list(presets.TASKS)
-    assert schemas["resolution_size"]["enum"] == list(presets.RESOLUTIONS)
-    assert properties["task_type"]["default"] == presets.DEFAULT_TASK
-    assert properties["resolution_size"]["default"] == presets.DEFAULT_RESOLUTION
+    assert schemas["task_type"]["enum"] == list(tasks.TASK_TYPES)
+    assert schemas["resolution_size"]["enum"] == list(tasks.RESOLUTION_SIZES)
+    assert tasks.TASK_TYPES[properties["task_type"]["default"]] == presets.DEFAULT_TASK
+    chosen = properties["resolution_size"]["default"]
+    assert tasks.RESOLUTION_SIZES[chosen] == presets.DEFAULT_PRESET
     assert properties["reference_text"]["default"] == ""
     assert schemas["output_format"]["enum"] == ["Text", "Markdown", "JSON"]
     assert properties["output_format"]["default"] == "Text"
@@ -101,9 +103,7 @@ def test_a_missing_image_is_told() -> None:
 
 
 def test_inputs_become_attempts() -> None:
-    import predict
-
-    first, *others = predict.attempts_for("Tiny", 10.0, 2.0)
+    first, *others = tasks.attempts_for("Tiny", 10.0, 2.0)
     assert first.crop == CropSettings(512, 512, crop_mode=False)
     assert first.decode.max_new_tokens == 10
     assert [one.name for one in others] == [retry.name for retry in presets.RETRIES[:2]]
@@ -250,4 +250,4 @@ def test_a_sum_of_another_file_does_not_count(tmp_path: Path) -> None:
 def test_named_checkpoints_have_a_known_task_and_preset() -> None:
     for checkpoint in registry.CHECKPOINTS.values():
         assert checkpoint.task in presets.TASKS
-        assert checkpoint.resolution in presets.RESOLUTIONS
+        assert checkpoint.preset in presets.PRESETS

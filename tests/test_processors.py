@@ -134,7 +134,8 @@ def test_older_processors_read_the_same(pocket: OcrEngine, isa: str) -> None:
         "DEEPSEEK_OCR_DTYPE": "float32",
     }
     done = subprocess.run(
-        [sys.executable, "ocr.py", "--model", "pocket", page], cwd=ROOT, check=True,
+        [sys.executable, "-m", "deepseek_ocr", "read", "--model", "pocket", page],
+        cwd=ROOT, check=True,
         env=os.environ | held, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.strip() == expected.strip()

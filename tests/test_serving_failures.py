@@ -30,13 +30,9 @@ from pathlib import Path
 
 sys.path.insert(0, ROOT)
 
-from deepseek_ocr.cli.serve import parse
-
-start = parse()
-
 import pytest
-from deepseek_ocr.kernels.decoder_factory import Decoders
-from deepseek_ocr.server.lifecycle import main
+from deepseek_ocr.cli.main import main
+from deepseek_ocr.kernels.decoder_factory import DecoderFactory
 from tests.failing_device import Card, OnCard
 
 card = Card(pytest.MonkeyPatch())
@@ -48,8 +44,8 @@ def make(decoders, slots):
     return decoder
 
 
-Decoders.make = make
-raise SystemExit(main(start))
+DecoderFactory.make = make
+raise SystemExit(main(["serve", *sys.argv[1:]]))
 """
 """The real program, on a device that fails at the next step once there is a file `fail`."""
 

@@ -1,6 +1,6 @@
 """Heads of requests that are too large, too slow, or never end; and those that are neither.
 
-A real server on loopback with the protocol that `serve.py` uses, its bounds drawn close.
+A real server on loopback with the protocol that `deepseek-ocr serve` uses, its bounds drawn close.
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ def ask(server: Server, body: dict[str, Any], **headers: str) -> Any:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "ocr.example"])
 def test_no_server_for_others_without_a_key(host: str) -> None:
     done = subprocess.run(
-        [sys.executable, "serve.py", "--model", "pocket", "--host", host, "--port", "0"],
+        [sys.executable, "-m", "deepseek_ocr", "serve",
+         "--model", "pocket", "--host", host, "--port", "0"],
         cwd=ROOT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2

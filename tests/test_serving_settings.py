@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from deepseek_ocr import configuration
-from deepseek_ocr.cli.serve import parse, parser
+from deepseek_ocr.cli.serve import load_server_settings
 from deepseek_ocr.configuration import ServerSettings, Settings
 from deepseek_ocr.engine.results import Delta, Failure, Page
 from deepseek_ocr.errors import GenerationError, SettingsError
@@ -25,7 +25,9 @@ from deepseek_ocr.server.openai.answers import writer_for
 from deepseek_ocr.server.queueing.model_pools import Engines
 from deepseek_ocr.server.security.api_keys import Keys
 from deepseek_ocr.server.server_state import ServerState
+from deepseek_ocr.server.startup import ServerStart
 from tests.cog_server import copy_image
+from tests.command_line import flags_of
 from tests.conftest import ROOT
 from tests.scripted import reading
 from tests.serving_world import chat, serving
@@ -77,16 +79,16 @@ def test_what_nobody_knows_is_an_error(tmp_path: Path, text: str, environ: dict[
         configuration.load_server({}, environ, file)
 
 
-def run(program: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, program, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return done.stdout + done.stderr
+def config(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "deepseek_ocr", "config", *arguments],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
 
 
-def test_both_programs_print_and_write_the_file(tmp_path: Path) -> None:
+def test_the_file_is_written_and_shown(tmp_path: Path) -> None:
     file = tmp_path / "new" / "c.toml"
-    assert str(file) in run("ocr.py", "--config", str(file), "--init-config")
+    assert config("init", "--config", str(file)).stdout == f"{file}\n"
     assert tomllib.loads(file.read_text()) == {"server": {}}  # all of it is commented out
     assert file.stat().st_mode & 0o077 == 0
     live = "\n".join(
@@ -95,45 +97,36 @@ def test_both_programs_print_and_write_the_file(tmp_path: Path) -> None:
     file.write_text(live)
     assert configuration.load({}, {}, file) == Settings()
     assert configuration.load_server({}, {}, file) == ServerSettings()
-    shown = tomllib.loads(
-        run(
-            "serve.py",
-            "--config",
-            str(file),
-            "--port",
-            "1",
-            "--api-key",
-            "secret-key",
-            "--print-config",
-        )
-    )
+    done = config("show", "--config", str(file), "--port", "1", "--api-key", "secret-key")
+    shown = tomllib.loads(done.stdout)
     assert shown["server"]["port"] == 1
     assert shown["server"]["api_keys"] == ["hidden"]
-    done = subprocess.run(
-        [sys.executable, "serve.py", "--config", str(file), "--init-config"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    done = config("init", "--config", str(file))
     assert done.returncode == 2
     assert "there already" in done.stderr
 
 
+def start_of(*arguments: str) -> ServerStart:
+    return ServerStart(*load_server_settings(flags_of("serve", *arguments)), keys=())
+
+
 def test_every_setting_has_a_flag_and_a_meaning() -> None:
-    known = {action.dest for action in parser()._actions}
+    known = set(vars(flags_of("serve")))
     names = [*Settings.__dataclass_fields__, *ServerSettings.__dataclass_fields__]
-    # For weights.py; by --model, again; by the environment or the file alone.
+    # For `weights`; by --model, again; by the environment or the file alone.
     assert set(names) - known == {"source", "models", "strict", "threads"}
     assert set(configuration.MEANINGS) == set(names)
 
 
 def test_several_models_and_devices() -> None:
-    start = parse(["--model", "pocket", "--model", "/x/mine:v2/", "--devices", "cpu,cuda:1"])
+    start = start_of("--model", "pocket", "--model", "/x/mine:v2/", "--devices", "cpu,cuda:1")
     assert (start.settings.model, start.server.models) == ("pocket", ("/x/mine:v2/",))
     assert devices_of(start) == ("cpu", "cuda:1")
     assert [name_of(name) for name in ("pocket", "/x/mine:v2/")] == ["pocket", "mine-v2"]
-    assert devices_of(parse(["--workers", "2", "--device", "cuda"])) == ("cuda:0", "cuda:1")
-    assert devices_of(parse(["--workers", "2", "--device", "npu"])) == ("npu:0", "npu:1")
-    assert devices_of(parse(["--workers", "2", "--device", "cpu"])) == ("cpu", "cpu")
-    assert devices_of(parse(["--workers", "2", "--device", "cuda:1"])) == ("cuda:1", "cuda:1")
+    assert devices_of(start_of("--workers", "2", "--device", "cuda")) == ("cuda:0", "cuda:1")
+    assert devices_of(start_of("--workers", "2", "--device", "npu")) == ("npu:0", "npu:1")
+    assert devices_of(start_of("--workers", "2", "--device", "cpu")) == ("cpu", "cpu")
+    assert devices_of(start_of("--workers", "2", "--device", "cuda:1")) == ("cuda:1", "cuda:1")
 
 
 @pytest.mark.parametrize(
@@ -148,13 +141,7 @@ def test_workers_take_the_devices_that_are_here(
     monkeypatch: pytest.MonkeyPatch, here: list[str], wanted: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr("deepseek_ocr.server.lifecycle.available", lambda: here)
-    assert devices_of(parse(["--workers", "2", "--device", "auto"])) == wanted
-
-
-def test_importing_what_help_needs_imports_no_torch() -> None:
-    heavy = "{'torch', 'transformers'}"
-    code = f"import sys, deepseek_ocr.cli.serve; assert not {heavy} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert devices_of(start_of("--workers", "2", "--device", "auto")) == wanted
 
 
 def state(load: Any = dict) -> ServerState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import tasks
 from deepseek_ocr import presets
 from deepseek_ocr.errors import PromptError, SettingsError
 from deepseek_ocr.settings import CropSettings, DecodeSettings
@@ -22,22 +23,43 @@ def test_the_prompts_are_the_models_own() -> None:
 
 def test_the_presets_are_the_models_own() -> None:
     sizes = {
-        name: (crop.base_size, crop.image_size, crop.crop_mode)
-        for name, crop in presets.RESOLUTIONS.items()
+        name: (preset.crop.base_size, preset.crop.image_size, preset.crop.crop_mode)
+        for name, preset in presets.PRESETS.items()
     }
     assert sizes == {
-        "Gundam (Recommended)": (1024, 640, True),
-        "Tiny": (512, 512, False),
-        "Small": (640, 640, False),
-        "Base": (1024, 1024, False),
-        "Large": (1280, 1280, False),
+        "gundam": (1024, 640, True),
+        "tiny": (512, 512, False),
+        "small": (640, 640, False),
+        "base": (1024, 1024, False),
+        "large": (1280, 1280, False),
     }
 
 
 @pytest.mark.parametrize("name", ["gundam", "GUNDAM", "Gundam (Recommended)", " gundam "])
-def test_short_and_long_names_in_any_case(name: str) -> None:
-    assert presets.resolution_name(name) == "Gundam (Recommended)"
-    assert presets.task_name("OCR") == presets.task_name("free ocr") == "Free OCR"
+def test_names_and_titles_in_any_case(name: str) -> None:
+    assert presets.preset_name(name) == "gundam"
+    assert presets.preset_title(name) == "Gundam (Recommended)"
+    assert presets.task_name("OCR") == presets.task_name("free ocr") == "ocr"
+    assert presets.task_title("OCR") == "Free OCR"
+
+
+def test_the_choices_of_cog_are_names_of_the_package() -> None:
+    assert tasks.TASK_TYPES == {
+        "Convert to Markdown": "markdown",
+        "Free OCR": "ocr",
+        "Parse Figure": "figure",
+        "Locate Object by Reference": "locate",
+    }
+    assert tasks.RESOLUTION_SIZES == {
+        "Gundam (Recommended)": "gundam",
+        "Tiny": "tiny",
+        "Small": "small",
+        "Base": "base",
+        "Large": "large",
+    }
+    assert tasks.prompt_for("Free OCR", "not used") == presets.prompt_for("ocr")
+    with pytest.raises(SettingsError, match="no task"):
+        tasks.prompt_for("translate", "")
 
 
 def test_unknown_names_say_what_there_is() -> None:

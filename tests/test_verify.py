@@ -13,7 +13,7 @@ from deepseek_ocr.cli import verify_checkpoint
 from deepseek_ocr.engine.results import Counts, Timings
 from tests.conftest import ROOT
 
-VERIFY = ("-m", "deepseek_ocr.cli.verify_checkpoint")
+VERIFY = ("-m", "deepseek_ocr", "verify-checkpoint")
 
 
 def test_the_toy_reads_the_first_page_not_the_letter_and_the_report_says_so(tmp_path: Path) -> None:
@@ -62,5 +62,7 @@ def test_what_is_on_the_pages_passes(capsys: Any) -> None:
         timings=Timings(1, 1, 1, 1),
     )
     engine: Any = SimpleNamespace(read=lambda *_: reading)
-    assert all(verify_checkpoint.run(engine, check)["passed"] for check in verify_checkpoint.CHECKS)
+    assert all(
+        verify_checkpoint.run_check(engine, check)["passed"] for check in verify_checkpoint.CHECKS
+    )
     assert capsys.readouterr().out.count("ok") == len(verify_checkpoint.CHECKS)

@@ -89,7 +89,7 @@ def test_when_all_fail_the_error_lists_all(world: World, carrier: str) -> None:
     world.troubles = [Trouble(path, status=500) for path in CONTENT.values()]
     message = failing(world, "auto", "deepseek-ocr could not be fetched")
     assert all(f"\n  {name}: " in message for name in SOURCES)
-    assert message.endswith("python weights.py adopt FOLDER")
+    assert message.endswith("deepseek-ocr weights adopt FOLDER")
 
 
 # --- what fails ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Real processes of `registry.py`: killed at any moment, several at once, with a secret token."""
+"""Processes of `deepseek-ocr weights`: killed at any moment, several at once, with a token."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from deepseek_ocr.cli.terminal import INTERRUPTED
+from deepseek_ocr.cli.weights import DONE, FAILED
 from deepseek_ocr.weights import folders, registry
 from deepseek_ocr.weights.folders import Condition
 from tests import weights_world
@@ -52,7 +54,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 def check(world: World) -> None:
     """The checkpoint is whole and nothing else is left."""
-    assert registry.verify(NAME, world.home, known=world.table) is not None
+    assert registry.verify(NAME, world.home) is not None
     assert all((world.target / name).read_bytes() == world.files[name] for name in FILES)
     assert left_in(world.home) == [f".{NAME}.lock", NAME]
 
@@ -75,7 +77,7 @@ def alive(process: object) -> bool:
 def events(world: World, source: str, pget: bool) -> int:
     """How many changes to files an undisturbed fetch makes."""
     status, _, err = finish(start(world, "--source", source, pget=pget))
-    assert status == registry.OK, err
+    assert status == DONE, err
     return int(err.splitlines()[-1])
 
 
@@ -93,14 +95,14 @@ def test_killed_at_ten_moments(world: World, source: str, pget: bool) -> None:
         assert status == -signal.SIGKILL, err
         state = folders.examine(world.target)
         if state.condition is Condition.READY:
-            assert registry.verify(NAME, world.home, known=world.table) is not None
+            assert registry.verify(NAME, world.home) is not None
         elif state.condition is Condition.DAMAGED:
             assert pget, "half of a checkpoint is to be seen"
             assert config.read_text() == "{", "the damaged one was touched, not replaced"
         else:
             assert state.condition is Condition.ABSENT
         status, out, err = finish(start(world, "--source", source, pget=pget))
-        assert (status, out) == (registry.OK, f"{NAME} is in {world.target}\n"), err
+        assert (status, out) == (DONE, f"{NAME} is in {world.target}\n"), err
         check(world)
 
 
@@ -115,7 +117,7 @@ def test_a_pget_that_outlives_its_parent_does_no_harm(world: World) -> None:
     assert alive(orphan)
     assert not world.target.exists()
     status, _, err = finish(start(world, "--source", "replicate"))
-    assert status == registry.OK, err
+    assert status == DONE, err
     check(world)
     world.release.set()
     until(lambda: not alive(orphan), "the orphan is through")
@@ -132,18 +134,18 @@ def test_the_second_process_waits_for_the_first(world: World, fate: str) -> None
     assert "waiting for another process" in second.stderr.readline()
     if fate == "finishes":
         world.release.set()
-        assert finish(first)[0] == registry.OK
+        assert finish(first)[0] == DONE
     else:
         first.kill()
         finish(first)
-    assert finish(second)[0] == registry.OK
+    assert finish(second)[0] == DONE
     check(world)
     assert len(world.asked("/default/")) == (1 if fate == "finishes" else 2)
 
 
 def test_many_processes_at_once(world: World) -> None:
     processes = [start(world, "--source", "modelscope") for _ in range(4)]
-    assert [finish(process)[0] for process in processes] == [registry.OK] * 4
+    assert [finish(process)[0] for process in processes] == [DONE] * 4
     check(world)
     assert len(world.asked("model-00001")) == 1
 
@@ -154,25 +156,25 @@ def test_an_interrupt_ends_pget_too(world: World) -> None:
     until(lambda: world.asked("/default/"), "it asks")
     process.send_signal(signal.SIGINT)
     status, out, err = finish(process)
-    assert (status, out) == (registry.INTERRUPTED, "")
-    assert "weights.py: interrupted; the same command starts it again." in err
+    assert (status, out) == (INTERRUPTED, "")
+    assert "deepseek-ocr: interrupted; the same command starts it again." in err
     assert "Traceback" not in err
     assert not alive(pget_calls(world)[0]["pid"])
-    assert finish(start(world, "--source", "replicate"))[0] == registry.OK
+    assert finish(start(world, "--source", "replicate"))[0] == DONE
     check(world)
 
 
 def test_the_environment_chooses_the_source(world: World) -> None:
     status, _, err = finish(start(world, DEEPSEEK_OCR_SOURCE="modelscope"))
-    assert status == registry.OK, err
+    assert status == DONE, err
     assert {request.server for request in world.requests} == {"modelscope"}
 
 
 def test_a_failure_is_said_and_not_traced(world: World) -> None:
     world.troubles = [Trouble("/", methods=("GET", "HEAD"), status=403)]
     status, out, err = finish(start(world))
-    assert (status, out) == (registry.FAILED, "")
-    assert "weights.py: deepseek-ocr could not be fetched:" in err
+    assert (status, out) == (FAILED, "")
+    assert "deepseek-ocr: deepseek-ocr could not be fetched:" in err
     assert "Traceback" not in err
 
 
@@ -180,7 +182,7 @@ def test_a_failure_is_said_and_not_traced(world: World) -> None:
 def test_the_token_goes_to_hugging_face_only(world: World, pget: bool) -> None:
     world.troubles = [Trouble("/default/", status=403), Trouble("/cdn/", status=403)]
     status, out, err = finish(start(world, pget=pget, HF_TOKEN=TOKEN))
-    assert status == registry.OK, err
+    assert status == DONE, err
     with_token = {one.server for one in world.requests if TOKEN in str(one.headers)}
     assert with_token == {"huggingface"}
     assert {one.server for one in world.requests} == {*with_token, "replicate", "cdn", "modelscope"}
@@ -198,7 +200,7 @@ def test_the_token_goes_to_hugging_face_only(world: World, pget: bool) -> None:
 def test_a_token_that_is_refused_is_not_repeated_in_the_error(world: World, pget: bool) -> None:
     world.troubles = [Trouble("/", methods=("GET", "HEAD"), status=401)]
     status, out, err = finish(start(world, pget=pget, HF_TOKEN=TOKEN))
-    assert status == registry.FAILED
+    assert status == FAILED
     assert "huggingface: " in err
     assert TOKEN not in out + err
 
@@ -208,7 +210,7 @@ def test_a_stored_login_counts_as_a_token(world: World) -> None:
     stored.parent.mkdir()
     stored.write_text(TOKEN)
     status, _, err = finish(start(world, "--source", "huggingface"))
-    assert status == registry.OK, err
+    assert status == DONE, err
     assert {one.server for one in world.requests if TOKEN in str(one.headers)} == {"huggingface"}
     assert pget_calls(world) == []
     check(world)
@@ -218,6 +220,6 @@ def test_no_file_of_the_checkpoint_is_executed(world: World) -> None:
     """The Python file in the tar would end whoever runs it with a message."""
     assert b"was executed" in world.files["modeling_deepseekocr.py"]
     status, out, err = finish(start(world, "--source", "replicate"))
-    assert status == registry.OK
+    assert status == DONE
     assert "was executed" not in out + err
     assert os.listdir(world.target).count("modeling_deepseekocr.py") == 0

@@ -12,7 +12,6 @@ import pytest
 
 from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.weights import folders, registry
-from deepseek_ocr.weights.fetch_console import one_line, readable
 from deepseek_ocr.weights.folders import Condition
 from tests.weights_steps import cut, point_elsewhere
 from tests.weights_world import FILES, INDEX, NAME, ROOT, WEIGHTS, checkpoint_files, write_files
@@ -68,7 +67,9 @@ def test_a_changed_checkpoint_is_noticed_at_start(
     home: Path, recorded: Path, harm: Callable[[Path], Any], message: str
 ) -> None:
     harm(recorded)
-    with pytest.raises(CheckpointError, match=f"{message}.*python weights.py fetch deepseek-ocr"):
+    with pytest.raises(
+        CheckpointError, match=f"{message}.*deepseek-ocr weights fetch deepseek-ocr"
+    ):
         registry.ensure(NAME, home, fetch=False)
 
 
@@ -101,7 +102,7 @@ def test_verify_sees_what_sizes_do_not_show(home: Path, recorded: Path) -> None:
 
 
 def test_verify_needs_a_record(home: Path, by_hand: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no sums on record.*weights\.py adopt"):
+    with pytest.raises(CheckpointError, match=r"no sums on record.*deepseek-ocr weights adopt"):
         registry.verify(NAME, home)
 
 
@@ -111,20 +112,3 @@ def test_verify_of_the_bundled_one_checks_that_it_is_whole(home: Path) -> None:
     cut(home / "pocket/model.safetensors")
     with pytest.raises(CheckpointError, match="damaged or cut off"):
         registry.verify("pocket", home)
-
-
-# --- small things -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (6_672_547_120, "6.7 GB")],
-)
-def test_sizes_as_people_write_them(size: int, text: str) -> None:
-    assert readable(size) == text
-
-
-def test_texts_from_elsewhere_are_made_safe_to_print() -> None:
-    assert one_line("a\x1b[31m\n b\x00c") == "a [31m b c"
-    assert one_line("https://x.org/y?Signature=z failed") == "https://x.org/y?… failed"
-    assert len(one_line("x" * 1000)) == 300

@@ -1,10 +1,10 @@
-"""`registry.py` as a process of its own, with the sources of a test and, if asked, a sudden death.
+"""`deepseek-ocr weights` as a process, with the sources of a test and, if asked, a sudden death.
 
     python -m tests.weights_process PORTS DIE_AT ARGUMENTS...
 
 PORTS is the JSON of `World.ports`. Every change to files is an event; before event DIE_AT the
 process kills itself as `kill -9` does. With DIE_AT 0 it lives, and the last line on standard error
-is the number of events. The rest is the command line of `registry.py`.
+is the number of events. The rest is what follows `deepseek-ocr weights`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 
+from deepseek_ocr.cli.main import main
 from deepseek_ocr.weights import registry
 from tests.weights_world import table
 
@@ -21,7 +22,7 @@ _CHANGES = {"os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.link", "subpro
 _WRITING = os.O_WRONLY | os.O_RDWR
 
 
-def main() -> int:
+def run() -> int:
     ports, die_at, arguments = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     events = 0
 
@@ -35,10 +36,11 @@ def main() -> int:
 
     sys.dont_write_bytecode = True
     sys.addaudithook(count)
-    status = registry.main(arguments, table(ports))
+    registry.CHECKPOINTS = table(ports)
+    status = main(["weights", *arguments])
     sys.stderr.write(f"{events}\n")
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -1,1 +1,1 @@
-"""The command line of `ocr.py`."""
+"""The command line: `deepseek-ocr`, one module for each sub-command."""

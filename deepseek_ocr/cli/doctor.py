@@ -1,22 +1,29 @@
-"""`ocr.py --doctor`: checks the whole installation and says what to fix. Imports torch late: that
-it cannot be imported is one of the findings."""
+"""`deepseek-ocr doctor`: checks the whole installation and says what to fix. Imports torch late:
+that it cannot be imported is one of the findings."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
 from deepseek_ocr import __version__, presets
-from deepseek_ocr.cli.console import ALL_READ, SOME_FAILED, write
-from deepseek_ocr.cli.read_arguments import Job
+from deepseek_ocr.cli.example_pages import examples_folder
+from deepseek_ocr.cli.flags import Subparsers, add_settings, load_settings, named
+from deepseek_ocr.cli.loading import checkpoint_folder
+from deepseek_ocr.cli.terminal import ALL_READ, SOME_FAILED, write
+from deepseek_ocr.configuration import Settings
 from deepseek_ocr.devices import ascend
-from deepseek_ocr.errors import OcrError
+from deepseek_ocr.errors import CheckpointError, OcrError
 from deepseek_ocr.weights import registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,9 +31,19 @@ ROOT = Path(__file__).resolve().parents[2]
 OLDEST_PYTHON = (3, 11)
 
 
+DISTRIBUTION = "cog-deepseek-ocr"
+
+_DESCRIPTION = """\
+Check the whole installation: Python, packages, torch, devices, the checkpoint and the memory that
+it takes. Then read a small page with the bundled model, and say what to fix.
+
+exit status: 0 nothing to fix, 1 something must be fixed, 2 could not start
+"""
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: what was looked at, how it is, and what to do where it is not well
+    """One line of the report: what was looked at, how it is, and what to do if it is not well
     (`fix`). With `bad` pages cannot be read; without, they can."""
 
     what: str
@@ -39,32 +56,64 @@ class Finding:
         return f"{mark}  {self.what}: {self.how}" + (f"\n      {self.fix}" if self.fix else "")
 
 
-def examine(job: Job) -> int:
-    """Print what is well and what is not; the exit status is 1 where something must be fixed."""
+def add_parser(commands: Subparsers) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser("doctor", description=_DESCRIPTION)
+    parser.add_argument(
+        "--size", type=named(presets.preset_title),
+        help="preset whose memory is looked at (default: gundam; pocket: tiny)",
+    )  # fmt: skip
+    add_settings(parser)
+    parser.set_defaults(run=run)
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Print what is well and what is not; the exit status. Raises `SettingsError`."""
+    settings = load_settings(flags)
+    best = presets.preset_title(registry.known_as(settings.model).preset)
+    return examine(settings, flags.size or best)
+
+
+def examine(settings: Settings, size: str) -> int:
+    """Print what is well with `settings` and pages cut by the preset `size`, and what is not; the
+    exit status is 1 if something must be fixed."""
     found: list[Finding] = []
-    for check in (_python, _packages, _torch, _devices, _checkpoint, _memory, _reading):
-        try:
-            new = list(check(job))
-        except OcrError as error:
-            new = [Finding(_title(check), "not well", str(error), bad=True)]
-        except Exception as error:  # whatever is wrong is a finding
-            fix = ascend.advice(error) or f"{type(error).__name__}: {error}"
-            new = [Finding(_title(check), "fails", fix, bad=True)]
-        for finding in new:
-            write(f"{finding}\n")
+    checks = {
+        "python": _python(),
+        "packages": _packages(),
+        "torch": _torch(),
+        "devices": _devices(settings),
+        "checkpoint": _checkpoint(settings),
+        "memory": _memory(settings, size),
+        "reading": _reading(settings),
+    }
+    for title, check in checks.items():
+        new = list(_run_check(title, check))
         found += new
-        if check is _torch and any(finding.bad for finding in new):
+        if title == "torch" and any(finding.bad for finding in new):
             break  # nothing further can be looked at
     bad = sum(finding.bad for finding in found)
     write("nothing to fix\n" if not bad else f"to fix: {bad}, marked !!\n")
     return SOME_FAILED if bad else ALL_READ
 
 
-def _title(check: Callable[[Job], Iterator[Finding]]) -> str:
-    return check.__name__.strip("_")
+def _run_check(title: str, check: Iterator[Finding]) -> Iterator[Finding]:
+    """The findings of a check, each written when it is known; an error is a finding too."""
+    try:
+        for finding in check:
+            write(f"{finding}\n")
+            yield finding
+        return
+    except OcrError as error:
+        failed = Finding(title, "not well", str(error), bad=True)
+    except Exception as error:  # whatever is wrong is a finding
+        fix = ascend.advice(error) or f"{type(error).__name__}: {error}"
+        failed = Finding(title, "fails", fix, bad=True)
+    write(f"{failed}\n")
+    yield failed
 
 
-def _python(job: Job) -> Iterator[Finding]:
+def _python() -> Iterator[Finding]:
     version = platform.python_version()
     old = sys.version_info < OLDEST_PYTHON
     fix = "Python 3.11 or later is needed; make PYTHON=python3.12 demo" if old else ""
@@ -72,45 +121,59 @@ def _python(job: Job) -> Iterator[Finding]:
     yield Finding("deepseek-ocr", __version__)
 
 
-def _packages(job: Job) -> Iterator[Finding]:
-    """The packages that reading needs, against the pins of the file that this machine installs
-    from."""
+def _packages() -> Iterator[Finding]:
+    """The packages that reading needs: against the pins of the file that this machine installs
+    from in a checkout, else against the requirements of the installed distribution."""
     on_ascend = importlib.util.find_spec("torch_npu") is not None
     name = "requirements/npu.txt" if on_ascend else "requirements/checkout.txt"
+    if (ROOT / name).is_file():
+        wanted, source, install = pins(ROOT / name), name, f"python -m pip install -r {name}"
+    else:
+        wanted, source, install = requirements(), DISTRIBUTION, f"pip install -U {DISTRIBUTION}"
     missing, other = [], []
-    for package, wanted in pins(ROOT / name).items():
+    for package, versions in wanted.items():
         try:
             have = importlib.metadata.version(package).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
             missing.append(package)
             continue
-        if have != wanted:
-            other.append(f"{package} {have} (pinned {wanted})")
-    install = f"python -m pip install -r {name}"
+        if not SpecifierSet(versions).contains(have, prereleases=True):
+            other.append(f"{package} {have} ({versions})")
     if missing:
         yield Finding("packages", f"missing: {', '.join(missing)}", install, bad=True)
     if other:
-        yield Finding("packages", f"not as pinned: {', '.join(other)}", install)
+        yield Finding("packages", f"not as in {source}: {', '.join(other)}", install)
     if not missing and not other:
-        yield Finding("packages", f"as pinned in {name}")
+        yield Finding("packages", f"as in {source}")
 
 
 def pins(path: Path) -> dict[str, str]:
-    """Name and version of every package pinned in the first section of a requirements file, up to
-    the blank line that ends it; what tests and training need comes behind."""
+    """Name and `==` version of every package pinned in the first section of a requirements file,
+    up to the blank line that ends it; what tests and training need comes behind."""
     section = path.read_text(encoding="utf-8").strip().split("\n\n")[0]
-    return dict(re.findall(r"^([\w.-]+)==([\w.]+)", section, re.MULTILINE))
+    return dict(re.findall(r"^([\w.-]+)(==[\w.]+)", section, re.MULTILINE))
 
 
-def _torch(job: Job) -> Iterator[Finding]:
+def requirements() -> dict[str, str]:
+    """Name and versions of every package that the installed distribution needs without extras."""
+    lines = importlib.metadata.requires(DISTRIBUTION) or []
+    found = [Requirement(line) for line in lines]
+    return {
+        one.name: str(one.specifier)
+        for one in found
+        if one.marker is None or one.marker.evaluate({"extra": ""})
+    }
+
+
+def _torch() -> Iterator[Finding]:
     import torch
-    import transformers  # imports torch-npu where that is installed
+    import transformers  # imports torch-npu if that is installed
 
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
     yield Finding("torch", f"{torch.__version__}, {built}; transformers {transformers.__version__}")
 
 
-def _devices(job: Job) -> Iterator[Finding]:
+def _devices(settings: Settings) -> Iterator[Finding]:
     from deepseek_ocr.devices import cpu, nvidia, selection
 
     for kind, why in selection.absent().items():
@@ -118,57 +181,47 @@ def _devices(job: Job) -> Iterator[Finding]:
             yield Finding(kind, "installed and not usable", why)
         if kind == "cuda" and (driver := nvidia.driver_version()) is not None:
             yield Finding(kind, f"the NVIDIA driver {driver} is here, and torch uses no card", why)
-    device = selection.choose_device(job.settings.device)
-    dtype = selection.choose_dtype(job.settings.dtype, device)
+    device = selection.choose_device(settings.device)
+    dtype = selection.choose_dtype(settings.dtype, device)
     about = selection.describe(device)
     name = str(dtype).removeprefix("torch.")
     slow = name not in about.types or (device.type == "cpu" and name == "float16")
     fix = f"{device} computes {name} slowly or not at all; use --dtype auto" if slow else ""
     yield Finding("device", f"{device} in {name}: {about.name}", fix)
-    yield Finding("threads", f"{job.settings.threads or cpu.threads()} for the CPU part")
+    yield Finding("threads", f"{settings.threads or cpu.threads()} for the CPU part")
 
 
-def _checkpoint(job: Job) -> Iterator[Finding]:
-    folder = _folder(job)
-    yield Finding("checkpoint", f"{job.settings.model} in {folder}")
+def _checkpoint(settings: Settings) -> Iterator[Finding]:
+    yield Finding("checkpoint", f"{settings.model} in {checkpoint_folder(settings)}")
 
 
-def _folder(job: Job) -> Path:
-    return registry.ensure(job.settings.model, Path(job.settings.checkpoints), fetch=False)
-
-
-def _memory(job: Job) -> Iterator[Finding]:
-    from deepseek_ocr.cli.list_devices import PRESETS, load_of
+def _memory(settings: Settings, size: str) -> Iterator[Finding]:
+    from deepseek_ocr.cli.memory_advice import memory_advice
     from deepseek_ocr.devices import memory, selection
-    from deepseek_ocr.model import footprint
-    from deepseek_ocr.model.checkpoint import read_config
+    from deepseek_ocr.model.footprint import in_gb
 
-    device = selection.choose_device(job.settings.device)
+    device = selection.choose_device(settings.device)
     free = memory.free_bytes(device)
     if free is None:
-        yield Finding("memory", "nobody says how much is free")
+        yield Finding("memory", "how much is free is not known")
         return
     try:
-        sizes = footprint.Footprint(read_config(_folder(job)))
-    except OcrError:
+        folder = checkpoint_folder(settings)
+    except CheckpointError:
         return  # the checkpoint is a finding of its own
-    told = footprint.too_little(sizes, job.crop, load_of(job, device), PRESETS, free)
-    yield Finding("memory", f"{footprint.in_gb(free)} free on {device}", told or "")
+    advice = memory_advice(settings, presets.crop_for(size), folder, free)
+    yield Finding("memory", f"{in_gb(free)} free on {device}", advice or "")
 
 
-def _reading(job: Job) -> Iterator[Finding]:
+def _reading(settings: Settings) -> Iterator[Finding]:
     """A tiny read with the bundled model, on the chosen device."""
     from deepseek_ocr.engine.ocr_engine import OcrEngine
 
-    settings = job.settings
-    folder = registry.ensure("pocket", Path(settings.checkpoints), fetch=False)
-    engine = OcrEngine.load(
-        folder, settings.device, settings.dtype, kernels=settings.kernels, slots=1,
-        vision_device=settings.vision_device, strict=settings.strict,
-    )  # fmt: skip
+    folder = checkpoint_folder(replace(settings, model="pocket"))
+    engine = OcrEngine.from_options(folder, replace(settings.load_options(), slots=1))
     try:
         reading = engine.read(
-            ROOT / "examples" / "fruit.png", presets.prompt_for("ocr"), presets.crop_for("tiny")
+            examples_folder() / "fruit.png", presets.prompt_for("ocr"), presets.crop_for("tiny")
         )
     finally:
         engine.close()

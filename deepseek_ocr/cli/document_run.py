@@ -1,4 +1,4 @@
-"""Documents into a folder: `ocr.py PATH… -o OUT`."""
+"""Documents into a folder: `deepseek-ocr read PATH… -o OUT`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from deepseek_ocr import presets
-from deepseek_ocr.cli.console import ALL_READ, INTERRUPTED, SOME_FAILED, complain
+from deepseek_ocr.cli.loading import checkpoint_folder
 from deepseek_ocr.cli.printing import left_out_of
-from deepseek_ocr.cli.progress import Lines, progress
-from deepseek_ocr.cli.read import checkpoint_folder
-from deepseek_ocr.cli.read_arguments import STANDARD_INPUT, Job, Output
+from deepseek_ocr.cli.read_options import STANDARD_INPUT, OutputOptions, ReadOptions
+from deepseek_ocr.cli.run_progress import RunProgress
+from deepseek_ocr.cli.terminal import ALL_READ, INTERRUPTED, SOME_FAILED, complain
 from deepseek_ocr.documents.inputs import Input, Listing, each_once, find, output_names, spool
-from deepseek_ocr.documents.pipeline import Plan, Tally, read_documents
+from deepseek_ocr.documents.pipeline import read_documents
+from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.documents.run_store import Store, checkpoint_digest
+from deepseek_ocr.documents.run_tally import Tally
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.formats.writing import WriteOptions
 
 _MOST_WORKERS = 4
 """Rendering processes: each renders tens of pages a second."""
@@ -39,43 +42,45 @@ class Prepared:
 
 
 @contextmanager
-def prepared(job: Job, output: Output) -> Iterator[Prepared]:
+def prepared(options: ReadOptions, output: OutputOptions) -> Iterator[Prepared]:
     """What a run needs, opened and closed again, so that it fails before a model is loaded.
 
-    Raises `OcrError` where there is nothing to read or nowhere to write.
+    Raises `OcrError` if there is nothing to read or nowhere to write.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepseek-ocr-")))
-        listing = _listing(job, folder)
+        listing = _listing(options, folder)
         store = stack.enter_context(Store(output.folder, output.shard))
         workers = max(1, min(_MOST_WORKERS, (os.cpu_count() or 1) // 2))
-        yield Prepared(listing, store, stack.enter_context(Renderer(job.render, workers)))
+        yield Prepared(listing, store, stack.enter_context(Renderer(options.render, workers)))
 
 
-def _listing(job: Job, folder: Path) -> Listing:
-    """Everything that was named. Raises `OcrError` where that is nothing."""
-    found = find(name for name in job.inputs if name != STANDARD_INPUT)
+def _listing(options: ReadOptions, folder: Path) -> Listing:
+    """Everything that was named. Raises `OcrError` if that is nothing."""
+    found = find(name for name in options.inputs if name != STANDARD_INPUT)
     inputs = [*found.inputs]
-    if STANDARD_INPUT in job.inputs:
+    if STANDARD_INPUT in options.inputs:
         if sys.stdin is None:
             raise SettingsError("Standard input is closed; give the path of a document.")
         inputs.append(spool(sys.stdin.buffer, folder))
     if found.left_out:
-        complain(left_out_of(", ".join(job.inputs), len(found.left_out)))
+        complain(left_out_of(", ".join(options.inputs), len(found.left_out)))
     if not inputs:
         raise SettingsError("There are no pictures, PDFs or zips in what was named.")
     return Listing(tuple(each_once(inputs)), found.left_out)
 
 
-def write_documents(engines: list[OcrEngine], job: Job, output: Output, ready: Prepared) -> int:
-    """Read every page that the job names and write what was asked for; the exit status."""
+def write_documents(
+    engines: list[OcrEngine], options: ReadOptions, output: OutputOptions, ready: Prepared
+) -> int:
+    """Read every page that `options` name and write what was asked for; the exit status."""
     inputs = [found for found in ready.listing.inputs if output.shard.has(found.key)]
     names = output_names(ready.listing.inputs)
-    watcher = progress(len(inputs))
+    watcher = RunProgress(len(inputs))
     try:
-        with watcher.running():
+        with watcher:
             tally = read_documents(
-                inputs, engines, _plan(job, output), ready.store, ready.renderer, watcher, names
+                inputs, engines, _plan(options, output), ready.store, ready.renderer, watcher, names
             )
     except KeyboardInterrupt:
         _say_how_to_go_on(watcher, output)
@@ -90,31 +95,31 @@ def write_documents(engines: list[OcrEngine], job: Job, output: Output, ready: P
     return SOME_FAILED if tally.failures else ALL_READ
 
 
-def _plan(job: Job, output: Output) -> Plan:
+def _plan(options: ReadOptions, output: OutputOptions) -> Plan:
     about: dict[str, Any] = {
-        "model": job.settings.model,
-        "checkpoint": checkpoint_digest(checkpoint_folder(job)),
-        "task": job.task,
+        "model": options.settings.model,
+        "checkpoint": checkpoint_digest(checkpoint_folder(options.settings)),
+        "task": options.task,
     }
-    if job.settings.quant != "none":
-        about["quant"] = job.settings.quant
-    if job.adapter is not None:
-        about["adapter"] = checkpoint_digest(job.adapter)
+    if options.settings.quant != "none":
+        about["quant"] = options.settings.quant
+    if options.adapter is not None:
+        about["adapter"] = checkpoint_digest(options.adapter)
     return Plan(
-        prompt=job.prompt,
-        attempts=presets.attempts(job.crop, job.decode, output.retries),
+        prompt=options.prompt,
+        attempts=presets.attempts(options.crop, options.decode, output.retries),
         formats=output.formats,
-        pages=job.pages,
-        password=job.password,
-        join_tables=output.join_tables,
-        existing_text=job.settings.existing_text,
-        formulas=job.settings.formulas,
+        pages=options.pages,
+        password=options.password,
+        options=WriteOptions(
+            output.join_tables, options.settings.existing_text, options.settings.formulas
+        ),
         overwrite=output.overwrite,
         about=about,
     )
 
 
-def _say_how_to_go_on(watcher: Lines, output: Output) -> None:
+def _say_how_to_go_on(watcher: RunProgress, output: OutputOptions) -> None:
     kept = _some(watcher.counter.done + watcher.counter.settled, "page")
     again = " without --overwrite" if output.overwrite else ""
     complain(
@@ -127,7 +132,7 @@ def _some(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _sum_up(tally: Tally, output: Output, inputs: list[Input]) -> None:
+def _sum_up(tally: Tally, output: OutputOptions, inputs: list[Input]) -> None:
     words = [f"{_some(tally.read, 'page')} read"]
     if tally.retried:
         words.append(f"{tally.retried} of them by another try")

@@ -8,19 +8,16 @@ import shlex
 from contextlib import suppress
 from pathlib import Path
 
-from deepseek_ocr.cli.console import (
+from deepseek_ocr.cli.example_pages import examples_folder
+from deepseek_ocr.cli.printing import Printer, print_inputs
+from deepseek_ocr.cli.read_options import ReadOptions
+from deepseek_ocr.cli.terminal import (
     ALL_READ,
     SOME_FAILED,
-    OutputError,
     complain,
-    output_is_gone,
     write,
 )
-from deepseek_ocr.cli.printing import Printer, print_inputs
-from deepseek_ocr.cli.read_arguments import Job
 from deepseek_ocr.engine.ocr_engine import OcrEngine
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 _PROMPT = "page> "
 
@@ -35,22 +32,19 @@ quit         leave (or Ctrl-D); Ctrl-C ends the page that is being read
 _COMMANDS = ("all", "help", "quit", "test")
 
 
-def ask(engine: OcrEngine, job: Job) -> int:
-    """Read what is asked for until there is nothing more; the exit status."""
+def ask(engine: OcrEngine, options: ReadOptions) -> int:
+    """Read what is asked for until there is nothing more; the exit status. Raises `StdoutError`."""
     _complete_paths()
-    printer = Printer(engine, job)
-    try:
-        write("Give the path of a page, or: help\n")
-        while (line := _line()) is not None:
-            wanted = understood(line)
-            if wanted == "quit":
-                break
-            if isinstance(wanted, str):
-                write(wanted)
-            elif wanted:
-                _read(printer, job, wanted)
-    except OutputError as error:
-        return output_is_gone(error)
+    printer = Printer(engine, options)
+    write("Give the path of a page, or: help\n")
+    while (line := _line()) is not None:
+        wanted = understood(line)
+        if wanted == "quit":
+            break
+        if isinstance(wanted, str):
+            write(wanted)
+        elif wanted:
+            _read(printer, options, wanted)
     return SOME_FAILED if printer.failed else ALL_READ
 
 
@@ -65,7 +59,7 @@ def understood(line: str) -> list[str] | str:
     if line in ("quit", "exit"):
         return "quit"
     if line == "test":
-        return [str(path) for path in sorted(EXAMPLES.glob("*.png"))]
+        return [str(path) for path in sorted(examples_folder().glob("*.png"))]
     if command == "all" and not _is_there(line):
         folder = _path(rest)
         return [folder] if Path(folder).is_dir() else f"{folder or 'all'} is no folder.\n"
@@ -97,9 +91,9 @@ def _line() -> str | None:
             write("\n")
 
 
-def _read(printer: Printer, job: Job, paths: list[str]) -> None:
+def _read(printer: Printer, options: ReadOptions, paths: list[str]) -> None:
     try:
-        print_inputs(printer, job, paths)
+        print_inputs(printer, options, paths)
         printer.finish()
     except KeyboardInterrupt:
         complain("interrupted; give another path, or: quit")
@@ -107,7 +101,7 @@ def _read(printer: Printer, job: Job, paths: list[str]) -> None:
 
 
 def _complete_paths() -> None:
-    """Let Tab complete paths and commands, where the system can."""
+    """Let Tab complete paths and commands, if the system can."""
     try:
         import readline
     except ImportError:  # Windows

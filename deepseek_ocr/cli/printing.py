@@ -11,23 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepseek_ocr.cli.console import (
+from deepseek_ocr.cli.read_options import STANDARD_INPUT, ReadOptions
+from deepseek_ocr.cli.terminal import (
     ALL_READ,
     INTERRUPTED,
     SOME_FAILED,
-    OutputError,
+    StdoutError,
     complain,
-    output_is_gone,
     write,
 )
-from deepseek_ocr.cli.read_arguments import STANDARD_INPUT, Job
 from deepseek_ocr.documents.inputs import Input, find, may_have_pages, spool
 from deepseek_ocr.documents.renderer import Ahead, Rendered, Renderer
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.engine.results import Delta, Failure, Reading
 from deepseek_ocr.errors import DocumentError, OcrError
 from deepseek_ocr.formats.export import document_to_json, page_to_json
-from deepseek_ocr.images.views import Source
+from deepseek_ocr.images.image_loading import Source
 
 _AHEAD = 2
 """Pages rendered before they are asked for."""
@@ -50,22 +49,22 @@ class PrintedPage:
 
     @property
     def title(self) -> str:
-        """The page by its file and, where that has several, its number."""
+        """The page by its file and, if that has several, its number."""
         return self.name if self.count == 1 else f"{self.name}, page {self.number}"
 
 
 class Printer:
-    """Reads pages and prints them in the job's format, counting those that fail."""
+    """Reads pages and prints them in the format of the options, counting those that fail."""
 
-    def __init__(self, engine: OcrEngine, job: Job) -> None:
-        self._engine, self._job = engine, job
+    def __init__(self, engine: OcrEngine, options: ReadOptions) -> None:
+        self._engine, self._options = engine, options
         self.pages: list[dict[str, Any]] = []
         self.failed = 0
         self._titled = False
 
     def read(self, page: PrintedPage, titled: bool) -> None:
-        """Read and print one page. Raises `OutputError`; what fails on the page is only told."""
-        if titled and self._job.format != "json":
+        """Read and print one page. Raises `StdoutError`; what fails on the page is only told."""
+        if titled and self._options.format != "json":
             write(f"{chr(10) if self._titled else ''}==> {page.title} <==\n")
             self._titled = True
         try:
@@ -75,7 +74,7 @@ class Printer:
             self._keep(page, reading)
             for remark in _remarks(reading):
                 complain(f"{page.title}: {remark}.")
-        except OutputError:
+        except StdoutError:
             raise
         except Exception as error:  # one bad page must not stop the others
             self.failed += 1
@@ -89,52 +88,49 @@ class Printer:
 
     def _print(self, source: Source) -> Reading:
         """Read one page and print it (JSON is printed when all are read)."""
-        job = self._job
+        options = self._options
         reading: Reading | None = None
-        for event in self._engine.stream(source, job.prompt, job.crop, job.decode):
+        for event in self._engine.stream(source, options.prompt, options.crop, options.decode):
             if not isinstance(event, Delta):
                 reading = event
-            elif job.format == "txt":
+            elif options.format == "txt":
                 write(event.text)
         assert reading is not None
-        if job.format == "txt" and not reading.text.endswith("\n"):
+        if options.format == "txt" and not reading.text.endswith("\n"):
             write("\n")
-        if job.format == "md":
-            write(f"{reading.to_markdown(job.settings.formulas)}\n")
+        if options.format == "md":
+            write(f"{reading.to_markdown(options.settings.formulas)}\n")
         return reading
 
     def finish(self) -> None:
-        """Print what waits for the last page. Raises `OutputError`."""
-        if self._job.format == "json":
+        """Print what waits for the last page. Raises `StdoutError`."""
+        if self._options.format == "json":
             text = json.dumps(document_to_json(self.pages), ensure_ascii=False, indent=2)
             write(text + "\n")
 
 
-def print_all(engine: OcrEngine, job: Job) -> int:
-    """Read and print every page that the job names; the exit status."""
-    printer = Printer(engine, job)
+def print_all(engine: OcrEngine, options: ReadOptions) -> int:
+    """Read and print every page that the options name; the exit status. Raises `StdoutError`."""
+    printer = Printer(engine, options)
     status = ALL_READ
     try:
-        try:
-            print_inputs(printer, job, job.inputs)
-        except KeyboardInterrupt:
-            complain("interrupted; what was read so far is kept.")
-            status = INTERRUPTED
-        printer.finish()
-    except OutputError as error:
-        return output_is_gone(error)
+        print_inputs(printer, options, options.inputs)
+    except KeyboardInterrupt:
+        complain("interrupted; what was read so far is kept.")
+        status = INTERRUPTED
+    printer.finish()
     return status or (SOME_FAILED if printer.failed else ALL_READ)
 
 
-def print_inputs(printer: Printer, job: Job, arguments: list[str]) -> None:
+def print_inputs(printer: Printer, options: ReadOptions, arguments: list[str]) -> None:
     """Read and print every page that `arguments` name, and say how many failed."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepseek-ocr-")))
-        renderer = stack.enter_context(Renderer(job.render))
+        renderer = stack.enter_context(Renderer(options.render))
         inputs, several = _inputs(arguments, folder)
         before, failed = len(printer.pages), printer.failed
         for found in inputs:
-            for page in _pages(found, job, renderer):
+            for page in _pages(found, options, renderer):
                 printer.read(page, titled=several or page.count > 1)
     read, failed = len(printer.pages) - before, printer.failed - failed
     if failed and read > 1:
@@ -174,27 +170,27 @@ def _standard_input(folder: Path) -> Input:
         return Input(Path(STANDARD_INPUT), STANDARD_INPUT, str(error), STANDARD_INPUT)
 
 
-def _pages(found: Input, job: Job, renderer: Renderer) -> Iterator[PrintedPage]:
+def _pages(found: Input, options: ReadOptions, renderer: Renderer) -> Iterator[PrintedPage]:
     """The pages of an input; a picture is opened by the engine itself, as it always was."""
     if found.error is not None:
         yield PrintedPage(str(found), DocumentError(found.error))
-    elif job.pages.ranges or job.render.rotate is not None or may_have_pages(found.path):
-        yield from _rendered(found, job, renderer)
+    elif options.pages.ranges or options.render.rotate is not None or may_have_pages(found.path):
+        yield from _rendered(found, options, renderer)
     elif found.label:
         yield PrintedPage(str(found), found.path.read_bytes())
     else:
         yield PrintedPage(str(found), found.path)
 
 
-def _rendered(found: Input, job: Job, renderer: Renderer) -> Iterator[PrintedPage]:
+def _rendered(found: Input, options: ReadOptions, renderer: Renderer) -> Iterator[PrintedPage]:
     try:
-        document = renderer.open(found.path, job.password)
+        document = renderer.open(found.path, options.password)
     except DocumentError as error:
         yield PrintedPage(str(found), error)
         return
     if document.left_out:
         complain(left_out_of(str(found), document.left_out))
-    numbers = job.pages.of(document.pages)
+    numbers = options.pages.of(document.pages)
     if not numbers:
         reason = f"It has {document.pages} pages and none of those asked for; see --pages."
         yield PrintedPage(str(found), DocumentError(reason))

@@ -1,116 +1,64 @@
-"""Run a job: load the model once, then print pages, write documents, or ask what to read."""
+"""`deepseek-ocr read`: load the model once, then print pages, write documents, or ask for paths."""
 
 from __future__ import annotations
 
-import gc
-import io
+import argparse
 import signal
-import sys
 import threading
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepseek_ocr.cli.console import COULD_NOT_START, INTERRUPTED, complain, tell
-from deepseek_ocr.cli.read_arguments import Job, Output, parse
-from deepseek_ocr.devices import ascend
-from deepseek_ocr.errors import OcrError
-from deepseek_ocr.weights import registry
+from deepseek_ocr.cli.flags import Subparsers
+from deepseek_ocr.cli.read_flags import add_read_parser
 
 if TYPE_CHECKING:
-    from deepseek_ocr.engine.ocr_engine import OcrEngine
+    from deepseek_ocr.cli.read_options import OutputOptions, ReadOptions
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what `arguments` ask for; the exit status is in the help text."""
-    job = parse(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
-        sys.stdout.reconfigure(encoding="utf-8")
+def add_parser(commands: Subparsers) -> None:
+    """Add the sub-command."""
+    add_read_parser(commands).set_defaults(run=run)
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Read what `flags` ask for; the exit status is in the help.
+
+    Raises `OcrError` if nothing could be started.
+    """
+    from deepseek_ocr.cli.read_options import read_options
+
+    _end_on_interruption(True)  # nothing is there to keep, and imports do not take one well
     try:
-        if job.report is not None:
-            return _tell(job)
-        return _print(job) if job.output is None else _write(job, job.output)
-    except OcrError as error:
-        complain(str(error))
-        return COULD_NOT_START
-    except (ImportError, OSError, RuntimeError) as error:
-        if (told := ascend.advice(error)) is None:
-            raise
-        complain(told)
-        return COULD_NOT_START
-    except KeyboardInterrupt:
-        complain("interrupted while loading.")
-        return INTERRUPTED
+        options = read_options(flags)
+        return _print(options) if options.output is None else _write(options, options.output)
+    finally:
+        _end_on_interruption(False)
 
 
-def _tell(job: Job) -> int:
-    """What is here, or what to fix; nothing is read but the doctor's own page."""
-    if job.report == "doctor":
-        from deepseek_ocr.cli import doctor
+def _print(options: ReadOptions) -> int:
+    from deepseek_ocr.cli.loading import load_engines
 
-        return doctor.examine(job)
-    from deepseek_ocr.cli import list_devices as devices
-
-    return devices.show(job)
-
-
-def _print(job: Job) -> int:
-    if not (engines := _load(job)):
-        return COULD_NOT_START
+    (engine,) = load_engines(options)
     from deepseek_ocr.cli import interactive, printing
 
-    if not job.inputs:
-        return interactive.ask(engines[0], job)
-    return printing.print_all(engines[0], job)
+    _end_on_interruption(False)
+    if not options.inputs:
+        return interactive.ask(engine, options)
+    return printing.print_all(engine, options)
 
 
-def _write(job: Job, output: Output) -> int:
-    checkpoint_folder(job)  # better to fail now than after listing
+def _write(options: ReadOptions, output: OutputOptions) -> int:
+    from deepseek_ocr.cli.loading import checkpoint_folder, load_engines
+
+    checkpoint_folder(options.settings)  # better to fail now than after listing
     from deepseek_ocr.cli.document_run import prepared, write_documents
 
-    with prepared(job, output) as ready:
-        if not (engines := _load(job)):
-            return COULD_NOT_START
-        return write_documents(engines, job, output, ready)
+    with prepared(options, output) as ready:
+        engines = load_engines(options)
+        _end_on_interruption(False)
+        return write_documents(engines, options, output, ready)
 
 
-def _load(job: Job) -> list[OcrEngine]:
-    """An engine for each device; none after saying why."""
-    devices = job.output.devices if job.output else ()
-    engines: list[OcrEngine] = []
-    try:
-        folder = checkpoint_folder(job)
-        tell(f"loading {folder} …")
-        gc.disable()  # nothing of what is imported is garbage: looking takes a sixth of the time
-        try:
-            from deepseek_ocr.cli.list_devices import warn_of_too_little
-            from deepseek_ocr.devices.cpu import use_threads
-            from deepseek_ocr.engine.ocr_engine import OcrEngine  # imports torch: seconds
-        finally:
-            gc.freeze()  # nor will it be: two looks before the first page, 0.2 s each
-            gc.enable()
-        use_threads(job.settings.threads)
-        for device in devices or (job.settings.device,):
-            warn_of_too_little(job, folder, device)
-            engine = OcrEngine.load(
-                folder, device, job.settings.dtype, adapter=job.adapter,
-                quant=job.settings.quant, kernels=job.settings.kernels, slots=job.settings.slots,
-                vision_device=job.settings.vision_device, strict=job.settings.strict,
-            )  # fmt: skip
-            tell(f"on {engine.device}, {str(engine.dtype).removeprefix('torch.')}")
-            engines.append(engine)
-    except OcrError as error:
-        complain(str(error))
-        return []
-    except Exception as error:  # a device that is out of memory raises what it likes
-        complain(ascend.advice(error) or f"the model could not be loaded: {error}")
-        return []
+def _end_on_interruption(at_once: bool) -> None:
+    """Let Ctrl-C end the program `at_once`, or raise `KeyboardInterrupt`."""
     if threading.current_thread() is threading.main_thread():
-        # ocr.py lets an interruption end the program outright; from here on there is work to keep.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    return engines
-
-
-def checkpoint_folder(job: Job) -> Path:
-    """Where the job's model is. Raises `CheckpointError` and `SettingsError`."""
-    return registry.ensure(job.settings.model, Path(job.settings.checkpoints), fetch=False)
+        signal.signal(signal.SIGINT, signal.SIG_DFL if at_once else signal.default_int_handler)

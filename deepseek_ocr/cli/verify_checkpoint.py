@@ -1,4 +1,4 @@
-"""Check a real checkpoint on this machine: `make verify-checkpoint`.
+"""Check a real checkpoint on this machine.
 
 Loads it strictly, reads three example pages, looks for what stands on them, and writes a report
 that can be sent to the project. Exit status: 0 all found, 1 something is missing, 2 could not
@@ -10,20 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepseek_ocr import __version__, configuration, presets
-from deepseek_ocr.weights import registry
+from deepseek_ocr import __version__, presets
+from deepseek_ocr.cli.example_pages import examples_folder
+from deepseek_ocr.cli.flags import Subparsers, add_settings, load_settings
+from deepseek_ocr.cli.loading import checkpoint_folder
+from deepseek_ocr.cli.terminal import ALL_READ, COULD_NOT_START, SOME_FAILED, complain
 
 if TYPE_CHECKING:
     from deepseek_ocr.engine.ocr_engine import OcrEngine
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -49,62 +49,48 @@ CHECKS = (
 )  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="deepseek-ocr verify-checkpoint",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", help="named checkpoint or folder (default: deepseek-ocr)")
-    parser.add_argument("--device", help="auto, cpu, cuda, … (default: auto)")
-    parser.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
+def add_parser(commands: Subparsers) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser("verify-checkpoint", description=__doc__)
     parser.add_argument(
-        "--report",
-        type=Path,
-        metavar="FILE",
-        default=Path("checkpoint-report.json"),
+        "--report", type=Path, metavar="FILE", default=Path("checkpoint-report.json"),
         help="where to write the report (default: %(default)s)",
-    )
-    flags = parser.parse_args(arguments)
+    )  # fmt: skip
+    add_settings(parser)
+    parser.set_defaults(run=run)
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Read the example pages and write the report; the exit status is in the help."""
     try:
         flags.report.touch()  # better to fail now than after the reading
-        settings = configuration.load(
-            {"model": flags.model, "device": flags.device, "dtype": flags.dtype}
-        )
-        folder = registry.ensure(settings.model, Path(settings.checkpoints), fetch=False)
+        settings = load_settings(flags)
+        folder = checkpoint_folder(settings)
         began = time.perf_counter()
-        from deepseek_ocr.devices.cpu import use_threads
         from deepseek_ocr.engine.ocr_engine import OcrEngine
 
-        use_threads(settings.threads)
-        engine = OcrEngine.load(
-            folder, settings.device, settings.dtype,
-            quant=settings.quant, kernels=settings.kernels, slots=settings.slots,
-            vision_device=settings.vision_device, strict=settings.strict,
-        )  # fmt: skip
+        engine = OcrEngine.from_options(folder, settings.load_options())
     except Exception as error:  # a device that is out of memory raises what it likes
-        sys.stderr.write(f"verify: {error}\n")
-        return 2
+        complain(str(error))
+        return COULD_NOT_START
     load_seconds = time.perf_counter() - began
     print(f"loaded {folder} on {engine.device} in {load_seconds:.1f} s: every tensor fits")
-    results = [run(engine, check) for check in CHECKS]
+    results = [run_check(engine, check) for check in CHECKS]
     report = {**_machine(engine), "load_seconds": load_seconds, "checks": results}
     flags.report.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     passed = all(result["passed"] for result in results)
     print(f"{'all found' if passed else 'something is missing'}; the report is {flags.report}, "
           "please attach it to an issue of this project")  # fmt: skip
-    return 0 if passed else 1
+    return ALL_READ if passed else SOME_FAILED
 
 
-def run(engine: OcrEngine, check: Check) -> dict[str, Any]:
+def run_check(engine: OcrEngine, check: Check) -> dict[str, Any]:
     """Read one page and say what was found on it; an error is a result too."""
     began = time.perf_counter()
     result: dict[str, Any] = {**asdict(check), "passed": False}
     try:
         reading = engine.read(
-            ROOT / "examples" / check.page,
+            examples_folder() / check.page,
             presets.prompt_for(check.task, check.reference),
             presets.crop_for(check.size),
         )
@@ -137,7 +123,3 @@ def _machine(engine: OcrEngine) -> dict[str, str]:
         "transformers": transformers.__version__, "python": platform.python_version(),
         "device": str(engine.device), "dtype": str(engine.dtype), "processor": name,
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -20,48 +20,34 @@ from queue import SimpleQueue
 
 import torch
 
-from deepseek_ocr import kernels as fast_paths
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.devices import memory
 from deepseek_ocr.devices import selection as devices
-from deepseek_ocr.engine.page_state import Work
+from deepseek_ocr.devices.cpu import use_threads
+from deepseek_ocr.engine.load_options import LoadOptions
+from deepseek_ocr.engine.page_state import PageState
 from deepseek_ocr.engine.request import Handle, OnEvent, failed, wait_for
 from deepseek_ocr.engine.results import (
-    Counts,
     Delta,
     Failure,
-    FinishReason,
     Page,
     Reading,
-    TextToken,
-    Timings,
 )
 from deepseek_ocr.engine.scheduler import EngineStatus, Scheduler
 from deepseek_ocr.errors import DeviceError, SettingsError
-from deepseek_ocr.images.views import ImageLimits, Resize, Source, Views, by_pillow
-from deepseek_ocr.kernels import choice, op_fallbacks, resizing
-from deepseek_ocr.kernels.decoder_factory import Decoders
-from deepseek_ocr.kernels.rehearsal import Outcome, outcome_of
+from deepseek_ocr.images.image_loading import Source
+from deepseek_ocr.images.limits import ImageLimits
+from deepseek_ocr.images.views import Views
+from deepseek_ocr.kernels import choice, op_fallbacks, rehearsal
+from deepseek_ocr.kernels.decoder_factory import DecoderFactory
+from deepseek_ocr.kernels.rehearsal import RehearsalOutcome, outcome_of
 from deepseek_ocr.model import adapters, footprint, prompts
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.checkpoint import read_config
+from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 
 log = logging.getLogger(__name__)
-
-__all__ = [
-    "Counts",
-    "Delta",
-    "EngineStatus",
-    "Failure",
-    "FinishReason",
-    "Handle",
-    "OcrEngine",
-    "Page",
-    "Reading",
-    "TextToken",
-    "Timings",
-]
 
 
 class OcrEngine:
@@ -78,12 +64,10 @@ class OcrEngine:
         make: Callable[[int], Decoder] | None = None,
         slots: int = 0,
         within: Callable[[], AbstractContextManager[object]] = nullcontext,
-        resize: Resize = by_pillow,
     ) -> None:
         """`make` makes a decoder with so many slots, the plain one by default; `slots` is how many
-        pages are read at once, 0 as many as `memory.slots_for` says; `within` is entered by the
-        thread that computes (autocast counts per thread); `resize` gives the same pixels as
-        `images.by_pillow`.
+        pages are read at once, 0 as many as `footprint.slots_for` says; `within` is entered by the
+        thread that computes (autocast counts per thread).
 
         Raises `SettingsError` for a negative number of slots.
         """
@@ -91,11 +75,11 @@ class OcrEngine:
             raise SettingsError("slots must be at least 1, or 0 to choose by what memory is free.")
         self.network = network
         self.codec = codec
-        self.rehearsal: Outcome | None = None
+        self.rehearsal: RehearsalOutcome | None = None
         self.limits = limits or ImageLimits()
         make = make or partial(PlainDecoder, network)
-        slots = slots or memory.choose_slots(network)
-        open_page = partial(Work, codec=codec, limits=self.limits, resize=resize)
+        slots = slots or footprint.choose_slots(network)
+        open_page = partial(PageState, codec=codec, limits=self.limits)
         self._scheduler = Scheduler(network, open_page, make, slots, within)
         self._finalizer = weakref.finalize(self, self._scheduler.close)
         self._finalizer.atexit = False
@@ -114,45 +98,50 @@ class OcrEngine:
         vision_device: str | torch.device | None = None,
         strict: bool = False,
     ) -> OcrEngine:
-        """Load the checkpoint in `folder`: network and tokenizer; merge the LoRA `adapter`, a
-        folder, into it where there is one.
+        """Load the checkpoint in `folder`; `LoadOptions` says what each parameter is.
 
-        `quant` is one of `kernels.choice.QUANTS`, `kernels` names fast paths (`kernels.choice`),
-        `slots` is how many pages are read at once; 0 chooses by what memory is free
-        (`memory.slots_for`). `vision_device` is where the encoders go, if not to `device`. What the
-        rehearsal on the device chose is in `rehearsal`, and an INFO line in the log. With
-        `strict` an operator that a device would hand to the CPU is an error, found by a rehearsal;
-        without, such operators are counted in a warning.
+        Raises what `from_options` raises.
+        """
+        return cls.from_options(
+            folder,
+            LoadOptions(
+                device, dtype, limits, adapter, quant, kernels, slots, vision_device, strict
+            ),
+        )
+
+    @classmethod
+    def from_options(
+        cls, folder: str | os.PathLike[str], options: LoadOptions = LoadOptions()
+    ) -> OcrEngine:
+        """Load the checkpoint in `folder`: network and tokenizer, and an adapter merged into it.
+
+        What the rehearsal on the device chose is in `rehearsal`, and an INFO line in the log.
 
         Raises `CheckpointError`, `DeviceError` (with what would fit, if memory runs out) and
         `SettingsError`.
         """
-        chosen = choice.parse(kernels)
+        chosen = choice.parse(options.kernels)
+        if options.threads is not None:
+            use_threads(options.threads)
         folder = Path(folder)
         config = read_config(folder)
-        codec = prompts.load_codec(
-            folder,
-            begin_id=config.text_config.bos_token_id,
-            end_ids=_as_set(config.text_config.eos_token_id),
-            image_id=config.image_token_id,
-        )
-        adapt = None if adapter is None else partial(adapters.merge_adapter, folder=Path(adapter))
-        target = devices.choose_device(device)
+        codec = prompts.codec_of(folder, config)
+        target = devices.choose_device(options.device)
         context: int = config.text_config.max_position_embeddings
         free: int | None = None
         try:
             free = memory.free_bytes(target)
-            network = model.load_network(folder, target, dtype, vision_device, quant, adapt)
-            selection = fast_paths.prepare(network, chosen)
-            op_fallbacks.rehearse(network, strict)
-            decoders = Decoders(network, selection.paths, context)
-            engine = cls(
-                network, codec, limits, decoders.make, slots, resize=resizing.choose(chosen)
-            )
+            network = _network(folder, target, options)
+            selection = rehearsal.prepare(network, chosen)
+            op_fallbacks.rehearse(network, options.strict)
+            decoders = DecoderFactory(network, selection.paths, context)
+            engine = cls(network, codec, options.limits, decoders.make, options.slots)
         except Exception as error:
             if not memory.is_out_of_memory(error):
                 raise
-            load = footprint.load_for(target, dtype, quant, slots, vision_device)
+            load = footprint.load_for(
+                target, options.dtype, options.quant, options.slots, options.vision_device
+            )
             raise footprint.refused_at_load(error, config, target, load, free) from error
         engine.rehearsal = outcome_of(network, selection, decoders.path, engine.slots)
         log.info("%s", engine.rehearsal)
@@ -291,5 +280,8 @@ class OcrEngine:
             return failed(page, error, self)
 
 
-def _as_set(ids: int | list[int]) -> frozenset[int]:
-    return frozenset([ids] if isinstance(ids, int) else ids)
+def _network(folder: Path, device: torch.device, options: LoadOptions) -> model.Network:
+    adapt = None
+    if options.adapter is not None:
+        adapt = partial(adapters.merge_adapter, folder=Path(options.adapter))
+    return load_network(folder, device, options.dtype, options.vision_device, options.quant, adapt)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from deepseek_ocr.files import replacing
+from deepseek_ocr.files import atomic_write
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.grounding.parser import Region
 
@@ -57,6 +57,6 @@ def save_figures(
         if crop is None:
             continue
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        with replacing(folder / FOLDER / name) as stream:
+        with atomic_write(folder / FOLDER / name) as stream:
             crop.convert("RGB").save(stream, "JPEG", quality=_QUALITY)
     return tuple(names)

@@ -19,15 +19,6 @@ ON_REQUEST = {
 }
 """What replaces operators that some devices lack: no faster, and so only by name or by need."""
 
-QUANTS = ("none", "int8")
-"""How the decoder's weights are held: as they are, or in 8 bits with a scale per output row."""
-
-
-def check_quant(name: str) -> None:
-    """Raises `SettingsError` for a name that is not among `QUANTS`."""
-    if name not in QUANTS:
-        raise SettingsError(f"There is no quant {name!r}; use {' or '.join(QUANTS)}.")
-
 
 def parse(text: str) -> frozenset[str]:
     """Names of the fast paths to use: "auto" is all, "plain" none, "auto,-compiled" all but one,

@@ -1,1 +1,1 @@
-"""The server: an OpenAI-compatible API over the engine. `serve.py` starts it."""
+"""The server: an OpenAI-compatible API over the engine. `deepseek-ocr serve` starts it."""

@@ -7,13 +7,13 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
 
+from deepseek_ocr.console import complain
 from deepseek_ocr.devices.cpu import use_threads
 from deepseek_ocr.devices.selection import available
 from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -44,7 +44,7 @@ def main(start: ServerStart) -> int:
         state = make_state(start)
         listener = listen(start.server.host, start.server.port)
     except (OcrError, OSError) as error:
-        sys.stderr.write(f"serve.py: {error}\n")
+        complain(str(error), "deepseek-ocr")
         return COULD_NOT_START
     logs.set_up()
     return run(state, listener)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from deepseek_ocr import configuration, presets
 from deepseek_ocr.engine.ocr_engine import OcrEngine
-from deepseek_ocr.images.views import ImageLimits
+from deepseek_ocr.images.limits import ImageLimits
 from deepseek_ocr.server.api_errors import ApiError, ClosingError, EngineFailedError, NotReadyError
 from deepseek_ocr.server.observability.metrics import Metrics
 from deepseek_ocr.server.queueing.admission import Admission
@@ -100,7 +100,7 @@ class ServerState:
     def serves(self, model: str) -> bool:
         """True for a name that `/v1/models` lists."""
         name, colon, preset = model.partition(":")
-        return name in self.names and (not colon or preset in presets.RESOLUTION_SHORT_NAMES)
+        return name in self.names and (not colon or preset in presets.PRESETS)
 
     def check_name(self, model: str) -> tuple[str, str]:
         """`model` as a loaded checkpoint's name and a preset's short name ("" for its own).
@@ -128,7 +128,7 @@ class ServerState:
         if self.problem is not None:
             raise self.problem
         pool = self.pools[name]
-        return pool, presets.resolution_name(preset) if preset else pool.known.resolution
+        return pool, preset or pool.known.preset
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ async def list_models(state: CurrentState) -> dict[str, Any]:
     names = [
         name
         for model in state.names
-        for name in (model, *(f"{model}:{preset}" for preset in presets.RESOLUTION_SHORT_NAMES))
+        for name in (model, *(f"{model}:{preset}" for preset in presets.PRESETS))
     ]
     return {"object": "list", "data": [_entry(name, state) for name in names]}
 

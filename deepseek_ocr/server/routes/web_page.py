@@ -13,6 +13,7 @@ from deepseek_ocr import presets
 from deepseek_ocr.server import web
 from deepseek_ocr.server.api_errors import ApiError
 from deepseek_ocr.server.routes.dependencies import CurrentState
+from deepseek_ocr.settings import CropSettings
 from deepseek_ocr.weights import registry
 
 router = APIRouter(include_in_schema=False)
@@ -49,13 +50,20 @@ def options(state: CurrentState) -> dict[str, Any]:
     known = registry.known_as(next(iter(state.names.values())))
     return {
         "needs_key": bool(state.keys),
-        "task": known.task,
-        "preset": known.resolution,
+        "task": presets.task_title(known.task),
+        "preset": presets.preset_title(known.preset),
         "tasks": [
-            {"name": name, "purpose": _sentence(task.purpose), "reference": task.short == "locate"}
+            {
+                "name": task.title,
+                "purpose": _sentence(task.purpose),
+                "reference": name == "locate",
+            }
             for name, task in presets.TASKS.items()
         ],
-        "presets": [{"name": name, "purpose": _purpose(name)} for name in presets.RESOLUTIONS],
+        "presets": [
+            {"name": preset.title, "purpose": _purpose(preset.crop)}
+            for preset in presets.PRESETS.values()
+        ],
     }
 
 
@@ -77,8 +85,7 @@ def _content(name: str) -> bytes:
     return (FOLDER / name).read_bytes()
 
 
-def _purpose(resolution: str) -> str:
-    crop = presets.RESOLUTIONS[resolution]
+def _purpose(crop: CropSettings) -> str:
     if crop.crop_mode:
         return (
             f"The whole page at {crop.base_size} px, and its parts at {crop.image_size} px: "

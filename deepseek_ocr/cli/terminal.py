@@ -1,0 +1,51 @@
+"""What a person sees of the command line: text on standard output, messages on standard error."""
+
+from __future__ import annotations
+
+import sys
+
+from deepseek_ocr import console
+from deepseek_ocr.console import harmless
+
+PROGRAM = "deepseek-ocr"
+
+ALL_READ, SOME_FAILED, COULD_NOT_START, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses."""
+
+
+class StdoutError(Exception):
+    """Standard output takes nothing more."""
+
+
+def write(text: str) -> None:
+    """Print at once; a terminal gets no control characters out of a page.
+
+    Raises `StdoutError`.
+    """
+    if sys.stdout is None:
+        raise StdoutError("it is closed")
+    if sys.stdout.isatty():
+        text = harmless(text)
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        raise StdoutError(error.strerror) from error
+
+
+def stdout_failed(error: StdoutError) -> int:
+    """Say so, unless the reader of our output has just seen enough (`| head`); the status."""
+    if not isinstance(error.__cause__, BrokenPipeError):
+        complain(f"standard output cannot be written: {error}.")
+    sys.stdout = None  # nothing is left to flush to
+    return SOME_FAILED
+
+
+def tell(text: str) -> None:
+    """Say `text` on standard error if it is a terminal."""
+    console.tell(text, PROGRAM)
+
+
+def complain(text: str) -> None:
+    """Say `text` on standard error."""
+    console.complain(text, PROGRAM)

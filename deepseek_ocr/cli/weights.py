@@ -1,0 +1,134 @@
+"""`deepseek-ocr weights`: list, fetch, verify and adopt named checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from deepseek_ocr import configuration
+from deepseek_ocr.cli.flags import Subparsers
+from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
+from deepseek_ocr.console import readable
+from deepseek_ocr.errors import CheckpointError, SettingsError
+from deepseek_ocr.weights import folders, registry
+from deepseek_ocr.weights.folders import Condition
+
+DONE, FAILED = 0, 1
+"""Exit statuses, beside those that all commands share."""
+
+_DESCRIPTION = """\
+Fetch and check the checkpoints that the other commands know by name.
+"""
+
+_EPILOG = """\
+examples:
+  deepseek-ocr weights list                      what is here
+  deepseek-ocr weights fetch deepseek-ocr        6.7 GB, from the first source that gives it
+  deepseek-ocr weights fetch deepseek-ocr --source huggingface
+  deepseek-ocr weights verify deepseek-ocr       hash the files and compare with the record
+  deepseek-ocr weights adopt ~/Downloads/DeepSeek-OCR
+
+sources, tried in this order unless --source (or DEEPSEEK_OCR_SOURCE) names one:
+  replicate     one tar; needs room for the tar and the files copied out of it
+  huggingface   the pinned revision, checked against the hub's sizes and the sums it has (of
+                large files); HF_TOKEN (or hf auth login) is honoured, sent to Hugging Face only
+  modelscope    checked against the hub's sums; near where Hugging Face is far
+
+Downloads run by pget (github.com/replicate/pget) if it is installed, by huggingface_hub otherwise.
+A fetch that was interrupted is simply started again.
+
+exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted
+"""
+
+_Action = Callable[[argparse.Namespace, Path, str], None]
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser("weights", description=_DESCRIPTION, epilog=_EPILOG)
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+
+    def add_action(name: str, purpose: str, action: _Action) -> argparse.ArgumentParser:
+        one = actions.add_parser(name, help=purpose, description=purpose)
+        one.add_argument("--checkpoints", metavar="FOLDER", help="where named checkpoints are kept")
+        one.set_defaults(run=run, action=action)
+        return one
+
+    add_action("list", "say which checkpoints are here and whether they are whole", _list)
+    one = add_action("fetch", "download a checkpoint, check it, and put it in place", _fetch)
+    one.add_argument(
+        "name", metavar="NAME", choices=registry.FETCHED, help=", ".join(registry.FETCHED)
+    )
+    one.add_argument(
+        "--source", choices=registry.SOURCE_NAMES, help="where from (default: auto, all)"
+    )
+    one = add_action("verify", "hash the files and compare them with what came", _verify)
+    names = ", ".join(registry.CHECKPOINTS)
+    one.add_argument("name", metavar="NAME|FOLDER", help=f"{names} or a folder")
+    one = add_action("adopt", "take a checkpoint that was downloaded by other means", _adopt)
+    one.add_argument("folder", type=Path, metavar="FOLDER", help="holds config.json and the rest")
+    one.add_argument(
+        "--name", choices=registry.FETCHED, default=registry.FETCHED[0],
+        help="default: %(default)s",
+    )  # fmt: skip
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Do what `flags` say; the exit status is in the help."""
+    try:
+        settings = configuration.load(
+            {"checkpoints": flags.checkpoints, "source": getattr(flags, "source", None)}
+        )
+        flags.action(flags, _expanded(settings.checkpoints), settings.source)
+    except SettingsError as error:
+        complain(str(error))
+        return COULD_NOT_START
+    except (CheckpointError, OSError) as error:
+        complain(str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        complain("interrupted; the same command starts it again.")
+        return INTERRUPTED
+    return DONE
+
+
+def _expanded(folder: str) -> Path:
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:  # ~somebody who does not exist
+        raise SettingsError(f"{folder} names nobody's home: {error}") from error
+
+
+def _list(flags: argparse.Namespace, checkpoints: Path, source: str) -> None:
+    for name, checkpoint in registry.CHECKPOINTS.items():
+        if not checkpoint.sources:
+            print(f"{name}: bundled, {registry.ensure(name, checkpoints, fetch=False)}")
+            continue
+        state = folders.examine(checkpoints / name)
+        print(f"{name}: {state.condition.value}, {checkpoints / name}")
+        if state.condition is Condition.READY:
+            record = folders.read_record(checkpoints / name)
+            size = sum(entry.size for entry in record.files.values())
+            print(f"  {readable(size)} from {record.source} {record.revision}".rstrip())
+        elif state.condition is Condition.UNRECORDED:
+            print(f"  record them with: deepseek-ocr weights adopt {checkpoints / name}")
+        elif state.condition is not Condition.ABSENT:
+            print(f"  {state.detail}")
+
+
+def _fetch(flags: argparse.Namespace, checkpoints: Path, source: str) -> None:
+    print(f"{flags.name} is in {registry.ensure(flags.name, checkpoints, source)}")
+
+
+def _verify(flags: argparse.Namespace, checkpoints: Path, source: str) -> None:
+    record = registry.verify(flags.name, checkpoints)
+    if record is None:
+        print(f"{flags.name} is whole; it is bundled without sums of its own (git has them)")
+    else:
+        count = len(record.files)
+        print(f"{flags.name}: all {count} files are as they came from {record.source}")
+
+
+def _adopt(flags: argparse.Namespace, checkpoints: Path, source: str) -> None:
+    print(f"{flags.name} is in {registry.adopt(flags.folder, checkpoints, flags.name)}")
