@@ -19,6 +19,7 @@ from deepseek_ocr.configuration import ServerSettings
 from deepseek_ocr.errors import PromptError, SettingsError
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.grounding.parser import without_cut_tag
+from deepseek_ocr.server.data_uri import decode_base64
 from deepseek_ocr.server.jobs.document_options import as_fields, document_plan, with_defaults
 from deepseek_ocr.server.jobs.region_splitter import RegionFound, RegionText, Splitter
 from deepseek_ocr.server.jobs.uploads import safe_file_name
@@ -254,6 +255,20 @@ def test_bodies_that_are_no_documents(known_server: Server, how: dict[str, Any])
     assert answer.status_code in (400, 415)
     assert answer.json()["error"]["message"]
     assert str(known_server.folder) not in answer.text
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["", "data:,", "data:;base64,", "DATA:image/png;BASE64,", "data:a/b;name=c.d;base64,"],
+)
+def test_base64_is_read_with_and_without_the_head_of_a_data_uri(head: str) -> None:
+    assert decode_base64(f"{head}aGVs\r\n bG8=") == b"hello"
+
+
+@pytest.mark.parametrize("text", ["aGVsbG8", "aGVs*G8=", "data:image/png;base64", "é"])
+def test_what_is_no_base64_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        decode_base64(text)
 
 
 @pytest.mark.parametrize(
