@@ -40,7 +40,8 @@ from deepseek_ocr.engine.results import Counts, Failure, Page, Reading, Timings
 from deepseek_ocr.grounding import parser as grounding
 from deepseek_ocr.images.views import make_views
 from deepseek_ocr.settings import DecodeSettings
-from deepseek_ocr.training.synth import CLEAN_LINES, make_page, page_seed
+from deepseek_ocr.training.synthetic.recipes import CLEAN_LINES
+from deepseek_ocr.training.synthetic.synthetic_pages import make_page, page_seed
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = tuple(ROOT / "examples" / f"{name}.png" for name in ("invoice", "total", "fruit"))

@@ -137,24 +137,24 @@ def synthetic(folder: Path, count: int = 20) -> tuple[Measure, Figures]:
 
     Raises `ImportError` for a package of training and `InputError` for fonts that are missing.
     """
-    from deepseek_ocr.training import fonts, synth
-    from deepseek_ocr.training.readers import model_reader
-    from deepseek_ocr.training.samples import Example, Sample, examples_of
-    from deepseek_ocr.training.scoring import evaluate, summarise
+    from deepseek_ocr.training.data.samples import Example, Sample, examples_of
+    from deepseek_ocr.training.evaluation.predictions import model_reader
+    from deepseek_ocr.training.evaluation.scoring import evaluate, summarise
+    from deepseek_ocr.training.synthetic import fonts, recipes, synthetic_pages
 
-    which: fonts.FontSet = "held-out"
+    which: recipes.FontSet = "held-out"
     try:
         fonts.typefaces(which)
     except InputError:
         which = "all"
-    recipe = replace(synth.CLEAN_LINES, font_set=which)
+    recipe = replace(recipes.CLEAN_LINES, font_set=which)
     numbers = range(1, count + 1)
     examples: list[Example] = []
     wanted = ["Free OCR", "Convert to Markdown", "Locate Object by Reference"]
     for number, path in zip(
-        numbers, synth.write_pages(folder, recipe, numbers, SEED, 1), strict=True
+        numbers, synthetic_pages.write_pages(folder, recipe, numbers, SEED, 1), strict=True
     ):
-        page = synth.make_page(recipe, synth.page_seed(SEED, number))
+        page = synthetic_pages.make_page(recipe, synthetic_pages.page_seed(SEED, number))
         examples += examples_of(Sample(path, page.annotation, path.stem), wanted)
     families = {face.family for face in fonts.typefaces(which)}
 

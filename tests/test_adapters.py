@@ -19,9 +19,9 @@ from deepseek_ocr.model.adapters import CONFIG, TENSORS, merge_adapter, quiet_pe
 from deepseek_ocr.model.network import Network, load_network
 from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.settings import CropSettings, DecodeSettings
-from deepseek_ocr.training import lora
-from deepseek_ocr.training.objective import Objective, hidden_states
-from deepseek_ocr.training.optimisation import OptimiserSettings, Stepper
+from deepseek_ocr.training.finetune import lora
+from deepseek_ocr.training.finetune.objective import Objective, hidden_states
+from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper
 from tests.conftest import POCKET
 from tests.test_quantized import assert_same
 from tests.test_training import pocket_batch

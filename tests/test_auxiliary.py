@@ -15,57 +15,54 @@ from deepseek_ocr.images.views import make_views
 from deepseek_ocr.model.network import Network, load_network
 from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.settings import CropSettings
-from deepseek_ocr.training import objective, synth
-from deepseek_ocr.training.batches import IGNORED, collate, encode_example
-from deepseek_ocr.training.optimisation import OptimiserSettings, Stepper
-from deepseek_ocr.training.phrases import CHARACTERS
-from deepseek_ocr.training.pocket import auxiliary, stages
+from deepseek_ocr.training.data.batches import IGNORED, collate, encode_example
+from deepseek_ocr.training.finetune import objective
+from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper
+from deepseek_ocr.training.pocket import auxiliary, curriculum, page_pools
 from deepseek_ocr.training.pocket.auxiliary import AuxiliaryObjective, Lessons
-from deepseek_ocr.training.pocket.forward import decode, patchify, see
-from deepseek_ocr.training.pocket.untrained import write_untrained
-from deepseek_ocr.training.synth import Recipe
+from deepseek_ocr.training.synthetic import synthetic_pages
+from deepseek_ocr.training.synthetic.phrases import CHARACTERS
+from deepseek_ocr.training.synthetic.recipes import Recipe
 from tests.conftest import POCKET
 
-PAGE = synth.make_page(Recipe(effects=0.0, dark=0.0), 7)
+PAGE = synthetic_pages.make_page(Recipe(effects=0.0, dark=0.0), 7)
 
 
 @pytest.mark.parametrize("view", [256, 512, 640, 1024])
-def test_products_give_the_numbers_of_the_librarys_class(
-    codec: Codec, view: int, tmp_path: Path
+def test_a_page_meets_the_network_as_it_does_when_it_is_read(
+    network: Network, codec: Codec, view: int
 ) -> None:
-    # First weights: a trained network is so sure of some things that gradients are rounding errors.
-    write_untrained(tmp_path, 1)
-    network = load_network(tmp_path, "cpu", torch.float32).train().requires_grad_(True)
     crop = CropSettings(base_size=view, image_size=view, crop_mode=False)
-    examples = [
-        encode_example(codec, make_views(PAGE.image, crop), "Free OCR.", answer, 2048)
-        for answer in ("Two lines\nof text", "One")
-    ]
-    batch = collate(examples, 2)
-    expected = objective.hidden_states(network, batch)
-    seen = see(network, patchify(batch.global_views, stages.WINDOW))
-    got = decode(network, batch.ids, seen.cells)[-1]
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    named = dict(network.named_parameters())
-    weigh = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
-    weigh = weigh * (batch.ids != 2)[..., None]  # nothing is learnt from padding
-    for name, theirs, ours in zip(
-        named,
-        torch.autograd.grad((expected * weigh).sum(), [*named.values()], allow_unused=True),
-        torch.autograd.grad((got * weigh).sum(), [*named.values()], allow_unused=True),
-        strict=True,
-    ):
-        assert (theirs is None) == (ours is None), name
-        if theirs is not None and ours is not None:
-            gap = (theirs - ours).abs().max() / theirs.abs().max().clamp(min=1e-3)
-            assert gap < 1e-2, name
+    views = make_views(PAGE.image, crop)
+    batch = collate([encode_example(codec, views, "Free OCR.", "Two lines\nof text", 2048)], 2)
+    expected = objective.Objective(network)(batch)[0] / batch.taught
+    pixels = ((batch.global_views + 1) * 127.5).round().to(torch.uint8)
+    nowhere = torch.full((*batch.ids.shape, 2), IGNORED)
+    slots = torch.zeros(1, view // 16, view // 8, dtype=torch.long)
+    taught = AuxiliaryObjective(network, torch.float32)
+    taught(Lessons(batch.ids, batch.labels, pixels, slots, nowhere))
+    assert taught.parts["text"] == pytest.approx(float(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize(("x", "y"), [(0, 0), (5, 2), (7, 7)])
+def test_patches_and_cells_lie_where_the_page_does(network: Network, x: int, y: int) -> None:
+    """What is changed on the page changes SAM's features most in the patch that shows it."""
+    taught = AuxiliaryObjective(network, torch.float32)
+    page = torch.full((1, 3, 512, 512), 1.0)
+    marked = page.clone()
+    marked[:, :, y * 64 + 20 : y * 64 + 28, x * 64 + 20 : x * 64 + 28] = -1.0
+    with torch.no_grad():
+        before, after = (taught._encoded(one)[1] for one in (page, marked))
+    change = (after - before).abs().sum(-1)[0]
+    row, column = divmod(int(change.argmax()), change.shape[1])
+    assert (column // 4, row // 4) == (x, y)
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kind", ["lines", "full", "article", "table", "chart"])
 def test_every_character_of_the_text_is_where_it_is_said_to_be(kind: str, seed: int) -> None:
     recipe = Recipe(kinds={kind: 1.0}, largest=40, effects=0.0, dark=0.0)
-    page = synth.make_page(recipe, seed)
+    page = synthetic_pages.make_page(recipe, seed)
     assert "\n".join("".join(c for c, _, _ in line) for line in page.glyphs) == page.annotation.text
     grey = np.asarray(page.image.convert("L")).astype(int)
     ground = np.median(grey)
@@ -77,7 +74,7 @@ def test_every_character_of_the_text_is_where_it_is_said_to_be(kind: str, seed: 
 
 
 def test_characters_move_with_a_page_that_is_turned() -> None:
-    straight, turned = (synth.make_page(Recipe(effects=share), 7) for share in (0.0, 1.0))
+    straight, turned = (synthetic_pages.make_page(Recipe(effects=share), 7) for share in (0.0, 1.0))
     for page, lines_are_level in ((straight, True), (turned, False)):
         longest = max(page.glyphs, key=len)
         assert (len({round(y, 3) for _, _, y in longest}) == 1) == lines_are_level
@@ -116,36 +113,36 @@ def test_numbers_of_a_box_stand_at_its_corners_and_tags_nowhere() -> None:
 
 
 def test_a_pages_bytes_are_what_the_network_sees_of_it(codec: Codec) -> None:
-    (page,) = stages._pages(PAGE, "ocr", 640, codec)
+    (page,) = page_pools.pages_of(PAGE, "ocr", 640, codec)
     crop = CropSettings(base_size=640, image_size=640, crop_mode=False)
-    seen = auxiliary._normalised(page.example.views.global_view, torch.float32)
+    seen = auxiliary._normalised(page.example.views.global_view)
     torch.testing.assert_close(seen, make_views(PAGE.image, crop).global_view, atol=1e-6, rtol=0)
 
 
 def test_labels_of_places_lie_on_the_tokens_of_the_text(codec: Codec) -> None:
-    (page,) = stages._pages(PAGE, "ocr", 512, codec)
+    (page,) = page_pools.pages_of(PAGE, "ocr", 512, codec)
     known = page.places[:, 0] != IGNORED
     text = codec.decode(page.example.ids[known].tolist())
     assert text == PAGE.annotation.text
     (asked,) = PAGE.annotation.reference
-    (located,) = stages._pages(PAGE, "locate", 512, codec)
+    (located,) = page_pools.pages_of(PAGE, "locate", 512, codec)
     known = located.places[:, 0] != IGNORED
     assert codec.decode(located.example.ids[known].tolist()).startswith(asked.text)
 
 
 def test_an_empty_page_teaches_to_end_at_once(codec: Codec) -> None:
-    empty = synth.make_page(Recipe(kinds={"blank": 1.0}), 1)
+    empty = synthetic_pages.make_page(Recipe(kinds={"blank": 1.0}), 1)
     for task in ("ocr", "markdown"):
-        (page,) = stages._pages(empty, task, 512, codec)
+        (page,) = page_pools.pages_of(empty, task, 512, codec)
         assert page.example.labels[page.example.labels != IGNORED].tolist() == [min(codec.end_ids)]
         assert not bool((page.places != IGNORED).any())
         assert not bool(page.slots.any())
-    assert stages._pages(empty, "locate", 512, codec) == []
+    assert page_pools.pages_of(empty, "locate", 512, codec) == []
 
 
 def test_empty_pages_alone_have_a_loss(network: Network, codec: Codec) -> None:
-    empty = synth.make_page(Recipe(kinds={"blank": 1.0}), 1)
-    lessons = stages._lessons(stages._pages(empty, "ocr", 512, codec), 2)
+    empty = synthetic_pages.make_page(Recipe(kinds={"blank": 1.0}), 1)
+    lessons = page_pools.lessons_of(page_pools.pages_of(empty, "ocr", 512, codec), 2)
     taught = AuxiliaryObjective(network, torch.float32)
     loss, _ = taught(lessons)
     loss.backward()
@@ -154,9 +151,9 @@ def test_empty_pages_alone_have_a_loss(network: Network, codec: Codec) -> None:
 
 
 def test_pages_that_are_not_read_are_for_the_encoders_alone(codec: Codec) -> None:
-    read = stages.Source(Recipe(), 512)
-    stage = replace(stages.STAGES[4], sources=(read, replace(read, reads=False)), batch=1)
-    pools = stages.Pools(stage, codec, 2, 1)
+    read = curriculum.PageSource(Recipe(), 512)
+    stage = replace(curriculum.STAGES[4], sources=(read, replace(read, reads=False)), batch=1)
+    pools = page_pools.PagePools(stage, codec, 2, 1)
     lengths = [batch.ids.shape[1] for number in range(6) for batch in pools[number]]
     assert 0 < lengths.count(0) < len(lengths)
 
@@ -171,8 +168,8 @@ def test_every_part_of_the_loss_falls(codec: Codec, number: int, losses: set[str
     network = load_network(POCKET, "cpu", torch.float32).train().requires_grad_(True)
     taught = AuxiliaryObjective(network, torch.float32)
     stepper = Stepper(taught, OptimiserSettings(orthogonal=True), Accelerator())
-    stage = replace(stages.STAGES[number], pages=4, batch=1)
-    lessons: Lessons = stages.Pools(stage, codec, 2, 1)[0][0]
+    stage = replace(curriculum.STAGES[number], pages=4, batch=1)
+    lessons: Lessons = page_pools.PagePools(stage, codec, 2, 1)[0][0]
     parts = []
     for _ in range(16):
         stepper.step([lessons], 2e-3)

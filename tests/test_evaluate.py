@@ -16,13 +16,18 @@ from typing import Any
 import pytest
 
 from deepseek_ocr.engine.ocr_engine import OcrEngine
-from deepseek_ocr.training.evaluate import main
-from deepseek_ocr.training.evaluation_report import Run, contents, escaped
-from deepseek_ocr.training.samples import Example, Rejection
-from deepseek_ocr.training.scoring import Prediction, evaluate, precision_by_ratio, score, summarise
+from deepseek_ocr.training.data.samples import Example, Rejection
+from deepseek_ocr.training.evaluation import scoring
+from deepseek_ocr.training.evaluation.evaluation_report import EvaluationRun, contents, escaped
+from deepseek_ocr.training.evaluation.scoring import (
+    Prediction,
+    precision_by_ratio,
+    score,
+    summarise,
+)
 from tests.conftest import POCKET, ROOT
 from tests.test_weights_places import mounted
-from tests.training_fixtures import EXAMPLES, jsonl, put_examples, put_list, put_page
+from tests.training_fixtures import EXAMPLES, evaluate, jsonl, put_examples, put_list, put_page
 
 OCR, MARKDOWN, LOCATE = "Free OCR", "Convert to Markdown", "Locate Object by Reference"
 
@@ -63,7 +68,7 @@ def test_the_bundled_model_reads_the_example_pages(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    assert main(flags(data, output, *WITH_POCKET)) == 0
+    assert evaluate(flags(data, output, *WITH_POCKET)) == 0
     metrics = metrics_in(output)
     assert value(metrics["tasks"], "cer") == 0
     assert value(metrics["tasks"], "exact") == 1
@@ -86,7 +91,7 @@ def test_the_bundled_model_reads_the_example_pages(
     assert "reading: 3 of 3" in said.err  # plain lines where nobody watches
     assert "\r" not in said.err
 
-    assert main(flags(data, output, *WITH_POCKET), load=must_not_load) == 0
+    assert evaluate(flags(data, output, *WITH_POCKET), load=must_not_load) == 0
     assert metrics_in(output) == metrics
 
 
@@ -94,7 +99,7 @@ def test_a_page_that_cannot_be_read_counts_in_full_and_is_named(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (data / "total.png").write_bytes(b"no picture")
-    assert main(flags(data, tmp_path / "out", *WITH_POCKET)) == 1
+    assert evaluate(flags(data, tmp_path / "out", *WITH_POCKET)) == 1
     metrics = metrics_in(tmp_path / "out")
     lengths = {name: len(text) for name, text in EXAMPLES.items()}
     assert value(metrics["tasks"], "cer") == pytest.approx(9 / sum(lengths.values()))
@@ -106,7 +111,7 @@ def test_a_page_that_cannot_be_read_counts_in_full_and_is_named(
     assert "not read: total" in capsys.readouterr().err
 
     shutil.copy(ROOT / "examples" / "total.png", data)  # the same command tries it again
-    assert main(flags(data, tmp_path / "out", *WITH_POCKET)) == 0
+    assert evaluate(flags(data, tmp_path / "out", *WITH_POCKET)) == 0
     assert value(metrics_in(tmp_path / "out")["tasks"], "cer") == 0
     assert len(jsonl(tmp_path / "out" / "samples.jsonl")) == 3
 
@@ -123,7 +128,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, sent: int, status: int) 
     command = [
         sys.executable,
         "-m",
-        "deepseek_ocr.training.evaluate",
+        "deepseek_ocr.training.evaluation.evaluation_run",
         *flags(data, output, *WITH_POCKET),
     ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as running:
@@ -138,7 +143,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, sent: int, status: int) 
     with written.open("a") as file:
         file.write('{"name": "cut off')
 
-    assert main(flags(data, output, *WITH_POCKET)) == 0
+    assert evaluate(flags(data, output, *WITH_POCKET)) == 0
     after = written.read_text().splitlines()
     assert len(after) == 15
     assert set(before) <= set(after)  # not read again: the seconds are those of the first run
@@ -148,31 +153,31 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, sent: int, status: int) 
 
 def test_fewer_pages_do_not_lose_what_was_read(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    main(flags(data, output, *WITH_POCKET))
-    assert main(flags(data, output, *WITH_POCKET, "--limit", "1"), load=must_not_load) == 0
+    evaluate(flags(data, output, *WITH_POCKET))
+    assert evaluate(flags(data, output, *WITH_POCKET, "--limit", "1"), load=must_not_load) == 0
     assert metrics_in(output)["counts"]["examples"] == 1
-    assert main(flags(data, output, *WITH_POCKET), load=must_not_load) == 0
+    assert evaluate(flags(data, output, *WITH_POCKET), load=must_not_load) == 0
     assert metrics_in(output)["counts"]["examples"] == 3
 
 
 def test_a_picture_that_was_replaced_is_read_again(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    main(flags(data, output, *WITH_POCKET))
+    evaluate(flags(data, output, *WITH_POCKET))
     shutil.copy(ROOT / "examples" / "invoice.png", data / "total.png")
-    assert main(flags(data, output, *WITH_POCKET)) == 0
+    assert evaluate(flags(data, output, *WITH_POCKET)) == 0
     lines = jsonl(output / "samples.jsonl")
     assert {one["name"]: one["prediction"] for one in lines} == EXAMPLES | {"total": "Invoice"}
     assert "examples 3, read before 2" in (output / "experiment_logs.txt").read_text()
-    assert main(flags(data, output, *WITH_POCKET), load=must_not_load) == 0
+    assert evaluate(flags(data, output, *WITH_POCKET), load=must_not_load) == 0
 
 
 def test_two_runs_are_not_mixed(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    main(flags(data, output, *WITH_POCKET))
+    evaluate(flags(data, output, *WITH_POCKET))
     before = (output / "samples.jsonl").read_bytes()
-    assert main(flags(data, output, *WITH_POCKET, "--max_tokens", "3")) == 2
+    assert evaluate(flags(data, output, *WITH_POCKET, "--max_tokens", "3")) == 2
     assert "max_tokens" in capsys.readouterr().err
     assert (output / "samples.jsonl").read_bytes() == before
 
@@ -180,9 +185,9 @@ def test_two_runs_are_not_mixed(
 def test_a_model_that_changed_meanwhile_is_another_run(data: Path, tmp_path: Path) -> None:
     model = shutil.copytree(POCKET, tmp_path / "model")
     chosen = ("--model_path", str(model), "--size", "tiny", "--limit", "1")
-    assert main(flags(data, tmp_path / "out", *chosen)) == 0
+    assert evaluate(flags(data, tmp_path / "out", *chosen)) == 0
     (model / "model.safetensors").touch()
-    assert main(flags(data, tmp_path / "out", *chosen)) == 2
+    assert evaluate(flags(data, tmp_path / "out", *chosen)) == 2
 
 
 def test_a_link_to_nowhere_beside_the_weights_is_no_reason_to_stop(
@@ -191,7 +196,7 @@ def test_a_link_to_nowhere_beside_the_weights_is_no_reason_to_stop(
     model = shutil.copytree(POCKET, tmp_path / "model")
     (model / "notes.json").symlink_to("gone")
     chosen = ("--model_path", str(model), "--size", "tiny", "--limit", "1")
-    assert main(flags(data, tmp_path / "out", *chosen)) == 0
+    assert evaluate(flags(data, tmp_path / "out", *chosen)) == 0
 
 
 def test_what_the_system_says_ends_in_a_message(
@@ -200,10 +205,10 @@ def test_what_the_system_says_ends_in_a_message(
     def load(*_: object) -> OcrEngine:
         raise OSError(errno.EIO, "Input/output error", "weights")
 
-    assert main(flags(data, tmp_path / "out", *WITH_POCKET), load=load) == 2
+    assert evaluate(flags(data, tmp_path / "out", *WITH_POCKET), load=load) == 2
     assert "weights cannot be used: Input/output error" in capsys.readouterr().err
     long = ("--model_path", "x" * 300)
-    assert main(flags(data, tmp_path / "out", *long)) == 2
+    assert evaluate(flags(data, tmp_path / "out", *long)) == 2
     assert "x" * 300 in capsys.readouterr().err
 
 
@@ -220,7 +225,7 @@ def test_a_model_path_that_is_none(
         shutil.copytree(POCKET, path)
         (path / "model.safetensors").write_bytes(b"half")
     output = tmp_path / "out"
-    assert main(flags(data, output, "--model_path", str(path), "--size", "tiny")) == 2
+    assert evaluate(flags(data, output, "--model_path", str(path), "--size", "tiny")) == 2
     said = capsys.readouterr().err
     assert str(path) in said
     assert "Traceback" not in said
@@ -236,7 +241,7 @@ def test_an_adapter_needs_its_loader(data: Path, tmp_path: Path) -> None:
 
     more = (*WITH_POCKET, "--adapter", "lora", "--dtype", "float32", "--device", "cpu",
             "--quant", "int8", "--slots", "3")  # fmt: skip
-    assert main(flags(data, tmp_path / "out", *more), load=load) == 0
+    assert evaluate(flags(data, tmp_path / "out", *more), load=load) == 0
     ((folder, adapter, settings),) = asked
     assert (folder, adapter) == (POCKET, Path("lora"))
     assert (settings.device, settings.dtype) == ("cpu", "float32")
@@ -245,7 +250,7 @@ def test_an_adapter_needs_its_loader(data: Path, tmp_path: Path) -> None:
 
 def test_a_full_disk(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with mounted(tmp_path / "disk", "32k") as disk:
-        assert main(flags(data, disk / "out", *WITH_POCKET)) == 2
+        assert evaluate(flags(data, disk / "out", *WITH_POCKET)) == 2
         left = {path.name for path in (disk / "out").iterdir()}
     assert "No space left on device" in capsys.readouterr().err
     assert left == {"run.json", "samples.jsonl", "experiment_logs.txt"}  # no half a report
@@ -272,7 +277,7 @@ def test_a_test_file_without_samples(
     data: Path, tmp_path: Path, entries: Any, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put_list(data, entries)
-    assert main(flags(data, tmp_path / "out", *WITH_POCKET)) == 2
+    assert evaluate(flags(data, tmp_path / "out", *WITH_POCKET)) == 2
     assert says in capsys.readouterr().err
 
 
@@ -330,7 +335,7 @@ def test_a_failure_is_a_full_error_in_every_figure() -> None:
 
 def test_locating_counts_hits_from_half_an_overlap() -> None:
     answer = "<|ref|>a<|/ref|><|det|>[[0, 0, 100, 100]]<|/det|>"
-    scores = evaluate(
+    scores = scoring.evaluate(
         [example(answer, LOCATE, f"page#{at}") for at in (1, 2, 3)],
         lambda _: iter(
             Prediction(answer.replace("100, 100]", box)) for box in ("100, 50]", "100, 49]", "x]")
@@ -355,7 +360,7 @@ def test_tables_that_are_too_large_are_noted() -> None:
     found = score(example(large, MARKDOWN), Prediction(large))
     assert "teds" not in found.shares
     assert found.notes == ("1 tables are too large to be compared",)
-    assert b"too large" in contents(Run({}, [found]))["report.md"]
+    assert b"too large" in contents(EvaluationRun({}, [found]))["report.md"]
 
 
 def test_precision_by_compression() -> None:
@@ -372,7 +377,7 @@ def test_precision_by_compression() -> None:
     assert first.interval == (pytest.approx(0.5), pytest.approx(1))
     assert (last.low, last.high, last.pages, last.precision) == (20, None, 1, 0)
     assert last.interval is None
-    report = contents(Run({}, scores))["report.md"].decode()
+    report = contents(EvaluationRun({}, scores))["report.md"].decode()
     assert "| 75.0% | 50.0% – 100.0% | 6.70× | 2 |" in report
     assert "Pages that failed (1) have no row here" in report
 
@@ -382,13 +387,13 @@ def test_every_prediction_must_come() -> None:
         yield Prediction("a")
 
     with pytest.raises(ValueError, match="shorter"):
-        evaluate([example("a"), example("b")], short)
+        scoring.evaluate([example("a"), example("b")], short)
 
 
 def test_hostile_text_means_nothing_in_a_report() -> None:
     hostile = "<script>|![x](http://x)`\x1b[31m\n# big $x$ <|det|> _a_ \ud800"
     scores = [score(example("other", name=hostile), Prediction(hostile, error=hostile))]
-    run = Run({"model": hostile}, scores, [Rejection(hostile, hostile)], [hostile])
+    run = EvaluationRun({"model": hostile}, scores, [Rejection(hostile, hostile)], [hostile])
     report = contents(run)["report.md"].decode()
     assert "<script>" not in report
     assert "](http" not in report
@@ -416,20 +421,31 @@ def test_hostile_text_means_nothing_in_a_report() -> None:
     ],
 )
 def test_flags_that_do_not_fit_together(wrong: list[str], tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as left:
-        main([*wrong, "--output_dir", str(tmp_path / "out")])
-    assert left.value.code == 2
+    try:
+        status: object = evaluate([*wrong, "--output_dir", str(tmp_path / "out")])
+    except SystemExit as left:
+        status = left.code
+    assert status == 2
     assert not (tmp_path / "out").exists()
 
 
-def test_help_is_taught_without_torch() -> None:
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("evaluate", ("--predictions", "--facts", "exit status", "goes on where it was")),
+        ("train", ("--train_file", "accelerate launch -m deepseek_ocr train", "exit status")),
+        ("synth", ("--font-sizes", "Exit status")),
+        ("split", ("--test_fraction", "exit status")),
+    ],
+)
+def test_help_imports_nothing_large(name: str, parts: tuple[str, ...]) -> None:
     code = (
-        "import sys\nfrom deepseek_ocr.training import evaluation_flags, evaluate, split\n"
-        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
-        "try:\n    evaluate.main(['--help'])\nexcept SystemExit:\n    pass"
+        "import sys\nfrom deepseek_ocr.cli.main import main\n"
+        f"try:\n    main([{name!r}, '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    for part in ("--predictions", "--facts", "exit status", "goes on where it was"):
+    for part in parts:
         assert part in done.stdout

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
 from deepseek_ocr.errors import InputError
-from deepseek_ocr.training.evaluate import main
-from deepseek_ocr.training.fact_report import verdicts
-from deepseek_ocr.training.facts import (
+from deepseek_ocr.training.evaluation.fact_report import verdicts
+from deepseek_ocr.training.evaluation.facts import (
     LAST_PAGE,
-    Page,
+    FactPage,
     PageText,
     check,
     load_facts,
@@ -24,16 +23,16 @@ from deepseek_ocr.training.facts import (
     plain,
     starts,
 )
-from deepseek_ocr.training.scoring import Prediction
-from deepseek_ocr.training.teds import Rows, html_tables
-from tests.training_fixtures import jsonl, put_page
+from deepseek_ocr.training.evaluation.scoring import Prediction
+from deepseek_ocr.training.evaluation.teds import Rows, html_tables
+from tests.training_fixtures import evaluate, jsonl, put_page
 
 PAGE = """\
 <|ref|>title<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>
 # The **first** chapter
 
 <|ref|>text<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>
-It was “a dark” and stormy\tnight — the rain fell. The second chapter follows. Page 7
+It was “a dark” and stormy\tnight — the rain fell. The second chapter follows. FactPage 7
 """
 TABLE = """\
 <table><tr><td>Year</td><td colspan="2">Share</td></tr>
@@ -66,10 +65,10 @@ def passes(page: str, /, **fact: Any) -> bool:
         (False, {"text": "teh rain fell."}),
         (True, {"text": "teh rain fell.", "max_diffs": 2}),
         (False, {"text": "teh rain felt.", "max_diffs": 2}),
-        (True, {"text": "Page 7", "last_n": 6}),
-        (False, {"text": "Page 7", "last_n": 5}),
-        (False, {"text": "Page 7", "first_n": 20}),
-        (True, {"text": "Page 7", "first_n": 20, "last_n": 6}),
+        (True, {"text": "FactPage 7", "last_n": 6}),
+        (False, {"text": "FactPage 7", "last_n": 5}),
+        (False, {"text": "FactPage 7", "first_n": 20}),
+        (True, {"text": "FactPage 7", "first_n": 20, "last_n": 6}),
         (True, {"text": "chapter", "first_n": 20}),
         (False, {"text": "det|"}),
     ],
@@ -156,7 +155,7 @@ def test_a_page_is_made_ready_once_for_all_its_facts(monkeypatch: pytest.MonkeyP
         asked.append(text)
         return html_tables(text)
 
-    monkeypatch.setattr("deepseek_ocr.training.facts.html_tables", counting)
+    monkeypatch.setattr("deepseek_ocr.training.evaluation.facts.html_tables", counting)
     facts = [
         parse_fact({"image": f"{page}.png", "type": "table", "cell": "4.5%", "up": up})
         for page in "abab"
@@ -170,10 +169,10 @@ def test_a_page_is_made_ready_once_for_all_its_facts(monkeypatch: pytest.MonkeyP
 
 
 def test_names_of_pages_keep_the_dots_of_their_folders() -> None:
-    assert Page("v1.0/page").names() == ("v1.0/page",)
-    assert Page("v1.0/page.png").names() == ("v1.0/page",)
-    assert Page("v1.0/book", 2).names() == ("v1.0/book_pg2_repeat1", "v1.0/book_pg2")
-    assert Page("book.pdf", 1).names()[-1] == "book"
+    assert FactPage("v1.0/page").names() == ("v1.0/page",)
+    assert FactPage("v1.0/page.png").names() == ("v1.0/page",)
+    assert FactPage("v1.0/book", 2).names() == ("v1.0/book_pg2_repeat1", "v1.0/book_pg2")
+    assert FactPage("book.pdf", 1).names()[-1] == "book"
 
 
 def test_markup_that_never_closes_is_left_alone() -> None:
@@ -217,7 +216,7 @@ def put_facts(folder: Path, facts: list[Any]) -> Path:
 
 FACTS = [
     {"pdf": "book.pdf", "page": 2, "id": "a", "type": "present", "text": "the rain fell"},
-    {"pdf": "book.pdf", "page": 2, "id": "b", "type": "absent", "text": "Page 7"},
+    {"pdf": "book.pdf", "page": 2, "id": "b", "type": "absent", "text": "FactPage 7"},
     {"image": "sub/scan.png", "id": "c", "type": "table", "cell": "4.5%", "up": "2.4%"},
     {"image": "gone.png", "id": "d", "type": "absent", "text": "anything"},
     {"pdf": "book.pdf", "page": 2, "id": "e", "type": "math", "math": "x"},
@@ -240,7 +239,7 @@ def test_facts_over_texts_made_elsewhere(
     facts = put_facts(tmp_path, FACTS)
     output = tmp_path / "out"
     flags = ["--facts", str(facts), "--predictions", str(made), "--output_dir", str(output)]
-    assert main(flags) == 1
+    assert evaluate(flags) == 1
     found = {one["id"]: (one["passed"], one["reason"]) for one in jsonl(output / "facts.jsonl")}
     assert {name: passed for name, (passed, _) in found.items()} == {
         "a": True,
@@ -280,7 +279,7 @@ def test_texts_of_facts_that_are_not_run_are_of_no_other_page(
         ],
     )
     flags = ["--facts", str(facts), "--predictions", str(made), "--limit", "2"]
-    assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 1
+    assert evaluate([*flags, "--output_dir", str(tmp_path / "out")]) == 1
     found = [one["passed"] for one in jsonl(tmp_path / "out" / "facts.jsonl")]
     assert found == [True, False]  # 1_pg1 may be of a/1 or of b/1, which is beyond the limit
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -307,7 +306,7 @@ def test_a_page_whose_name_is_too_long_fails_alone(tmp_path: Path, reader: str) 
         flags += ["--model_path", "pocket", "--size", "tiny"]
     else:
         flags += ["--predictions", str(tmp_path)]
-    assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 1
+    assert evaluate([*flags, "--output_dir", str(tmp_path / "out")]) == 1
     found = [one["passed"] for one in jsonl(tmp_path / "out" / "facts.jsonl")]
     assert found == [True, False, False]
 
@@ -332,13 +331,13 @@ def test_facts_over_pages_that_the_model_reads(tmp_path: Path) -> None:
     )
     flags = ["--facts", str(facts), "--data_root", str(tmp_path / "data"), "--task", "ocr"]
     flags += ["--model_path", "pocket", "--size", "tiny", "--output_dir", str(tmp_path / "out")]
-    assert main(flags) == 1  # for the line that is no JSON
+    assert evaluate(flags) == 1  # for the line that is no JSON
     assert [one["passed"] for one in jsonl(tmp_path / "out" / "facts.jsonl")] == [True] * 3
 
 
 def test_no_fact_that_can_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = put_facts(tmp_path, FACTS[4:])
     flags = ["--facts", str(facts), "--predictions", str(tmp_path)]
-    assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 2
+    assert evaluate([*flags, "--output_dir", str(tmp_path / "out")]) == 2
     assert "no fact that can be run" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

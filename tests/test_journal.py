@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from deepseek_ocr.errors import InputError, SettingsError
-from deepseek_ocr.training.journal import Journal
-from deepseek_ocr.training.samples import Example
-from deepseek_ocr.training.scoring import Prediction, Score
+from deepseek_ocr.training.data.samples import Example
+from deepseek_ocr.training.evaluation.journal import Journal
+from deepseek_ocr.training.evaluation.scoring import Prediction, Score
 
 
 @pytest.fixture

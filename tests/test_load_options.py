@@ -14,7 +14,7 @@ from deepseek_ocr.configuration import Settings
 from deepseek_ocr.engine.load_options import LoadOptions
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import OcrError
-from deepseek_ocr.training.evaluate import load_engine
+from deepseek_ocr.training.evaluation.evaluation_run import load_engine
 
 POCKET = Path(__file__).resolve().parent.parent / "checkpoints" / "pocket"
 

@@ -12,24 +12,41 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
-from deepseek_ocr.training import teds as tables
-from deepseek_ocr.training.bootstrap import Figure, figures
-from deepseek_ocr.training.teds import Cell, grid, html_tables, markdown_tables, table_scores, teds
-from deepseek_ocr.training.text_metrics import (
+from deepseek_ocr.grounding.parser import Box
+from deepseek_ocr.training.evaluation import teds as tables
+from deepseek_ocr.training.evaluation.bootstrap import Figure, figures
+from deepseek_ocr.training.evaluation.teds import (
+    Cell,
+    grid,
+    html_tables,
+    markdown_tables,
+    table_scores,
+    teds,
+)
+from deepseek_ocr.training.evaluation.text_metrics import (
     MOST_BOXES,
-    box_iou,
     character_error_rate,
     character_errors,
     composed,
     exact_match,
     matched_ious,
     normalised_edit_distance,
-    word_error_rate,
     word_errors,
 )
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """For machines that are busy with other things."""
+
+
+def word_error_rate(references: list[str], predictions: list[str]) -> float:
+    """All edits over all words of the references."""
+    found = [word_errors(*pair) for pair in zip(references, predictions, strict=True)]
+    return sum(one.edits for one in found) / sum(one.length for one in found)
+
+
+def box_iou(first: Box, second: Box) -> float:
+    """Intersection over union of two boxes."""
+    return matched_ious([first], [second])[0]
 
 
 def test_character_errors_by_hand() -> None:

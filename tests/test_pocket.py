@@ -14,13 +14,12 @@ from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.settings import DecodeSettings
-from deepseek_ocr.training import fonts, synth
-from deepseek_ocr.training.bootstrap import Figure
-from deepseek_ocr.training.pocket import stages, untrained
-from deepseek_ocr.training.pocket.stages import HEADS
-from deepseek_ocr.training.readers import model_reader
-from deepseek_ocr.training.samples import Example, Sample, examples_of
-from deepseek_ocr.training.scoring import evaluate, summarise
+from deepseek_ocr.training.data.samples import Example, Sample, examples_of
+from deepseek_ocr.training.evaluation.bootstrap import Figure
+from deepseek_ocr.training.evaluation.predictions import model_reader
+from deepseek_ocr.training.evaluation.scoring import evaluate, summarise
+from deepseek_ocr.training.pocket import curriculum, train_pocket, untrained
+from deepseek_ocr.training.synthetic import fonts, recipes, synthetic_pages
 from tests.conftest import POCKET
 
 SEED = 1_000_003
@@ -73,12 +72,12 @@ def measured(
     engine: OcrEngine, folder: Path, task: str, size: str, numbers: range
 ) -> dict[str, Figure]:
     """Figures over clean pages in the held-out fonts."""
-    recipe = replace(synth.CLEAN_LINES, font_set="held-out")
+    recipe = replace(recipes.CLEAN_LINES, font_set="held-out")
     examples: list[Example] = []
     for number, path in zip(
-        numbers, synth.write_pages(folder, recipe, numbers, SEED, 1), strict=True
+        numbers, synthetic_pages.write_pages(folder, recipe, numbers, SEED, 1), strict=True
     ):
-        page = synth.make_page(recipe, synth.page_seed(SEED, number))
+        page = synthetic_pages.make_page(recipe, synthetic_pages.page_seed(SEED, number))
         examples += examples_of(Sample(path, page.annotation, path.stem), [task])
     read = model_reader(engine, presets.crop_for(size), DecodeSettings(max_new_tokens=512))
     return summarise(evaluate(examples, read))[task]
@@ -88,19 +87,26 @@ def measured(
 def test_a_stage_of_its_training_leaves_a_model_that_loads_and_a_log_of_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = stages.STAGES[1]
-    monkeypatch.setattr(stages, "STAGES", (replace(first, pages=64, batch=8, warmup=1),))
-    monkeypatch.setattr(stages.Log, "__init__", partialmethod(stages.Log.__init__, every=1))
-    assert stages.main(["--output", str(tmp_path / "out"), "--workers", "0"]) == 0
+    first = curriculum.STAGES[1]
+    monkeypatch.setattr(train_pocket, "STAGES", (replace(first, pages=64, batch=8, warmup=1),))
+    monkeypatch.setattr(
+        train_pocket.StageLog, "__init__", partialmethod(train_pocket.StageLog.__init__, every=1)
+    )
+    assert train_pocket.main(["--output", str(tmp_path / "out"), "--workers", "0"]) == 0
     log = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
     losses = [json.loads(line)["text"] for line in log]
     assert len(losses) == 8
     assert losses[-1] < losses[0]
     engine = OcrEngine.load(tmp_path / "out" / "model", "cpu", "float32")
-    page = synth.make_page(first.sources[0].recipe, 1)
+    page = synthetic_pages.make_page(first.sources[0].recipe, 1)
     decode = DecodeSettings(max_new_tokens=3)
-    onward = ["--start", str(tmp_path / "out" / "model"), "--heads", str(tmp_path / "out" / HEADS)]
-    assert stages.main(["--output", str(tmp_path / "on"), "--workers", "0", *onward]) == 0
+    onward = [
+        "--start",
+        str(tmp_path / "out" / "model"),
+        "--heads",
+        str(tmp_path / "out" / train_pocket.HEADS),
+    ]
+    assert train_pocket.main(["--output", str(tmp_path / "on"), "--workers", "0", *onward]) == 0
     first_loss = json.loads((tmp_path / "on" / "log.jsonl").read_text().splitlines()[0])["text"]
     assert first_loss < losses[0]
     assert engine.read(page.image, "Free OCR.", presets.crop_for("Tiny"), decode).counts.output >= 0

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_ocr.training.evaluate import main
-from deepseek_ocr.training.readers import extra_texts, folder_reader, read_prediction, sole_names
-from deepseek_ocr.training.samples import Example
-from deepseek_ocr.training.scoring import Prediction, Score, score
+from deepseek_ocr.training.data.samples import Example
+from deepseek_ocr.training.evaluation.predictions import (
+    extra_texts,
+    folder_reader,
+    read_prediction,
+    sole_names,
+)
+from deepseek_ocr.training.evaluation.scoring import Prediction, Score, score
 from tests.conftest import POCKET
 from tests.test_evaluate import OCR, flags, metrics_in, value
-from tests.training_fixtures import EXAMPLES, put_examples, put_list, put_page
+from tests.training_fixtures import EXAMPLES, evaluate, put_examples, put_list, put_page
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def test_texts_made_elsewhere(
     (made / "invoice.txt").write_text("Invoice\n")
     (made / "fruit.mmd").write_text("Apple 12\nLemon 35")
     more = ("--predictions", str(made))
-    assert main(flags(data, output, *more)) == 1
+    assert evaluate(flags(data, output, *more)) == 1
     metrics = metrics_in(output)
     assert value(metrics["tasks"], "cer") == pytest.approx((1 + 9) / (7 + 17 + 9))
     assert value(metrics["tasks"], "wer") == pytest.approx((1 + 2) / (1 + 4 + 2))
@@ -55,7 +59,7 @@ def test_texts_made_elsewhere(
 
     (made / "total.md").write_text("Total 498")  # texts change: nothing is taken from before
     (made / "fruit.mmd").write_text("Apple 12\nLemon 34")
-    assert main(flags(data, output, *more)) == 0
+    assert evaluate(flags(data, output, *more)) == 0
     assert value(metrics_in(output)["tasks"], "cer") == 0
 
 
@@ -83,7 +87,7 @@ def test_the_name_of_a_page_that_is_not_compared_is_no_other_page_s(
     put_texts(made, {"001.md": "a"})
     put_list(data, [{"image": "2023/001.png", "text": "a"}, other])
     more = ("--predictions", str(made), "--limit", "1")
-    assert main(flags(data, tmp_path / "out", *more)) == 1
+    assert evaluate(flags(data, tmp_path / "out", *more)) == 1
     metrics = metrics_in(tmp_path / "out")
     assert [one["name"] for one in metrics["failed"]] == ["2023/001"]
     assert metrics["extra texts"] == ["001.md"]
@@ -96,7 +100,7 @@ def test_texts_that_were_not_used_are_told(
     extra = ["receipt.md", "sub/total.mmd", "total.txt"]
     put_texts(made, dict.fromkeys([*extra, "notes.pdf"], "x"))
     output = tmp_path / "out"
-    assert main(flags(data, output, "--predictions", str(made))) == 0
+    assert evaluate(flags(data, output, "--predictions", str(made))) == 0
     metrics = metrics_in(output)
     assert metrics["counts"]["extra texts"] == 3
     assert metrics["extra texts"] == extra
@@ -120,7 +124,7 @@ def test_texts_of_pages_that_are_not_compared_are_not_extra(
             {"image": "fruit.png", "text": "Apple 12\nLemon 34"},
         ],
     )
-    assert main(flags(data, tmp_path / "out", "--predictions", str(made), "--limit", "2")) == 0
+    assert evaluate(flags(data, tmp_path / "out", "--predictions", str(made), "--limit", "2")) == 0
     assert metrics_in(tmp_path / "out")["extra texts"] == []
 
 
@@ -128,20 +132,20 @@ def test_texts_of_pages_that_are_not_compared_are_not_extra(
 def test_what_the_evaluation_wrote_is_not_extra(data: Path, made: Path, place: str) -> None:
     put_texts(made, {f"{name}.md": text for name, text in EXAMPLES.items()})
     for _ in range(2):
-        assert main(flags(data, made / place, "--predictions", str(made))) == 0
+        assert evaluate(flags(data, made / place, "--predictions", str(made))) == 0
         assert metrics_in(made / place)["extra texts"] == []
 
 
 def test_the_search_for_extra_texts_is_bounded(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_texts(made, {f"{number}.md": "x" for number in range(20)})
-    monkeypatch.setattr("deepseek_ocr.training.readers.MOST_FILES", 7)
+    monkeypatch.setattr("deepseek_ocr.training.evaluation.predictions.MOST_FILES", 7)
     assert len(extra_texts(made, {})) == 7
 
 
 def test_a_model_has_no_extra_texts(data: Path, tmp_path: Path) -> None:
     put_texts(data, {"notes.md": "x"})
     more = ("--model_path", str(POCKET), "--size", "tiny", "--limit", "1")
-    assert main(flags(data, tmp_path / "out", *more)) == 0
+    assert evaluate(flags(data, tmp_path / "out", *more)) == 0
     assert metrics_in(tmp_path / "out")["counts"]["extra texts"] == 0
 
 
@@ -183,9 +187,9 @@ def test_a_page_is_scored_once(
         scored.append(example.name)
         return score(example, prediction)
 
-    monkeypatch.setattr("deepseek_ocr.training.evaluate.score", counting)
+    monkeypatch.setattr("deepseek_ocr.training.evaluation.evaluation_run.score", counting)
     put_texts(made, {f"{name}.md": text for name, text in EXAMPLES.items()})
-    assert main(flags(data, tmp_path / "out", "--predictions", str(made))) == 0
+    assert evaluate(flags(data, tmp_path / "out", "--predictions", str(made))) == 0
     assert sorted(scored) == sorted(EXAMPLES)
 
 
@@ -197,7 +201,7 @@ def test_texts_made_elsewhere_that_cannot_be_used(
     (tmp_path / "made" / "total.txt").write_bytes(content)
     put_list(data, [{"image": "total.png", "text": "Total 498"}])
     more = ("--predictions", str(tmp_path / "made"))
-    assert main(flags(data, tmp_path / "out", *more)) == 1
+    assert evaluate(flags(data, tmp_path / "out", *more)) == 1
     assert value(metrics_in(tmp_path / "out")["tasks"], "cer") == 1
 
 
@@ -216,7 +220,7 @@ def test_entries_and_samples_that_cannot_be_used_are_named(
         ],
     )
     (tmp_path / "made" / "total.txt").write_text("Total 498")
-    assert main(flags(data, tmp_path / "out", "--predictions", str(tmp_path / "made"))) == 1
+    assert evaluate(flags(data, tmp_path / "out", "--predictions", str(tmp_path / "made"))) == 1
     metrics = metrics_in(tmp_path / "out")
     assert metrics["counts"] == {
         "examples": 1,

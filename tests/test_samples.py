@@ -10,26 +10,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deepseek_ocr.errors import InputError, SettingsError
+from deepseek_ocr.errors import FileWriteError, InputError, SettingsError
 from deepseek_ocr.grounding import parser
-from deepseek_ocr.training.files import OutputError
-from deepseek_ocr.training.samples import (
+from deepseek_ocr.training.data.annotations import (
     LONGEST_TEXT,
     Annotation,
     AnnotationError,
     LabelledRegion,
     Reference,
-    Sample,
     annotation_to_json,
+    parse_annotation,
+    unknown_keys,
+)
+from deepseek_ocr.training.data.samples import (
+    Sample,
     examples_of,
     grounded_text,
     load_samples,
-    parse_annotation,
-    save_samples,
-    unknown_keys,
 )
 from tests.conftest import reference
-from tests.training_fixtures import put_list, put_page
+from tests.training_fixtures import put_list, put_page, save_samples
 
 FULL: dict[str, Any] = {
     "text": "Invoice\nTotal 498",
@@ -260,5 +260,5 @@ def test_a_list_that_is_none(tmp_path: Path, content: bytes, says: str) -> None:
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(FileWriteError, match="cannot be written"):
         save_samples(tmp_path, tmp_path / "file" / "train.json", [])

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deepseek_ocr.training.samples import Annotation, Sample, load_samples
-from deepseek_ocr.training.split import main, split
+from deepseek_ocr.cli.main import main
+from deepseek_ocr.training.data.annotations import Annotation
+from deepseek_ocr.training.data.data_split import split
+from deepseek_ocr.training.data.samples import Sample, load_samples
 from tests.conftest import ROOT
 from tests.test_weights_places import mounted
 from tests.training_fixtures import put_page
@@ -22,7 +24,7 @@ COLOURS = ("red", "green", "blue", "white", "black", "yellow", "pink", "navy", "
 
 
 def run(data: Path, output: Path, *more: str) -> int:
-    return main(["--data_root", str(data), "--output_dir", str(output), *more])
+    return main(["split", "--data_root", str(data), "--output_dir", str(output), *more])
 
 
 def names(data: Path, file: Path) -> list[str]:
@@ -221,7 +223,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 
 
 def test_it_runs_as_a_program(data: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "deepseek_ocr.training.split"]
+    command = [sys.executable, "-m", "deepseek_ocr", "split"]
     arguments = ["--data_root", str(data), "--output_dir", str(tmp_path / "out")]
     done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

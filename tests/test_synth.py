@@ -13,10 +13,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepseek_ocr.cli.main import main
 from deepseek_ocr.errors import InputError, SettingsError
-from deepseek_ocr.training import fonts, layouts, synth
-from deepseek_ocr.training.samples import load_samples, parse_annotation, save_samples
-from deepseek_ocr.training.synth import CLEAN_LINES, MIXED, Recipe, make_page
+from deepseek_ocr.training.data.annotations import parse_annotation
+from deepseek_ocr.training.data.samples import load_samples
+from deepseek_ocr.training.synthetic import fonts, layouts, recipes, synthetic_pages
+from deepseek_ocr.training.synthetic.recipes import CLEAN_LINES, MIXED, Recipe
+from deepseek_ocr.training.synthetic.synthetic_pages import make_page
+from tests.training_fixtures import save_samples
+
+
+def synth(arguments: list[str]) -> int:
+    """The exit status of `deepseek-ocr synth`."""
+    return main(["synth", *arguments])
+
 
 ALL_FONTS = replace(MIXED, font_set="all")
 
@@ -27,7 +37,7 @@ def ink(image: Image.Image) -> np.ndarray:
     return np.abs(grey - np.median(grey)) > 60
 
 
-@pytest.mark.parametrize("kind", synth.KINDS)
+@pytest.mark.parametrize("kind", recipes.KINDS)
 def test_the_same_seed_gives_the_same_page(kind: str) -> None:
     recipe = replace(ALL_FONTS, kinds={kind: 1.0}, effects=0.5)
     first, again, other = (make_page(recipe, seed) for seed in ("a", "a", "b"))
@@ -58,7 +68,7 @@ def test_boxes_hold_the_ink_and_little_else(kind: str) -> None:
 
 def test_a_turned_page_has_turned_boxes() -> None:
     straight = (100.0, 100.0, 300.0, 120.0)
-    turned = synth._turned_box(straight, 2.0, (512, 512))
+    turned = synthetic_pages._turned_box(straight, 2.0, (512, 512))
     image = Image.new("L", (512, 512), 255)
     image.paste(0, (100, 100, 300, 120))
     marks = np.asarray(image.rotate(2.0, Image.Resampling.BICUBIC, fillcolor=255)) < 128
@@ -82,18 +92,18 @@ def test_no_print_is_turned_off_the_page(size: tuple[int, int], angle: float) ->
     corner = (4.0, 4.0, 60.0, 24.0)
     other = (width - 60.0, height - 24.0, width - 4.0, height - 4.0)
     blocks = [layouts.Block("text", box, "a", (("a", box),)) for box in (corner, other)]
-    turned = synth._angle_that_fits(angle, blocks, size)
+    turned = synthetic_pages._angle_that_fits(angle, blocks, size)
     assert 0 < turned / angle <= 1
-    boxes = boxes_of([synth._turned(block, turned, size) for block in blocks])
+    boxes = boxes_of([synthetic_pages._turned(block, turned, size) for block in blocks])
     assert all(is_within(box, size) for box in boxes)
 
 
 def test_a_turn_that_fits_is_made_as_drawn_and_one_that_cannot_fit_is_not_made() -> None:
     inside = layouts.Block("text", (12.0, 12.0, 500.0, 40.0), "a")
-    assert synth._angle_that_fits(1.9, [inside], (512, 512)) == 1.9
+    assert synthetic_pages._angle_that_fits(1.9, [inside], (512, 512)) == 1.9
     edge = layouts.Block("text", (0.0, 0.0, 512.0, 40.0), "a")
-    assert synth._angle_that_fits(1.9, [edge], (512, 512)) == 0.0
-    assert synth._angle_that_fits(1.9, [], (512, 512)) == 1.9
+    assert synthetic_pages._angle_that_fits(1.9, [edge], (512, 512)) == 0.0
+    assert synthetic_pages._angle_that_fits(1.9, [], (512, 512)) == 1.9
 
 
 def test_what_a_tall_page_is_said_to_hold_is_on_it() -> None:
@@ -105,7 +115,7 @@ def test_what_a_tall_page_is_said_to_hold_is_on_it() -> None:
 
 @pytest.mark.parametrize(("smallest", "largest"), [(4, 8), (10, 12), (24, 48)])
 def test_charts_on_a_small_page_can_be_read_or_are_none(smallest: int, largest: int) -> None:
-    families = synth._families("all")
+    families = synthetic_pages._families("all")
     style = layouts.Style(smallest, largest, 22, 0.0)
     drawn = 0
     for seed in range(300):
@@ -156,7 +166,7 @@ def test_clean_lines_are_as_promised() -> None:
 
 
 def test_a_folder_of_pages_is_a_data_set(tmp_path: Path) -> None:
-    status = synth.main(
+    status = synth(
         ["--output", str(tmp_path), "--pages", "5", "--seed", "9", "--fonts", "all",
          "--processes", "2"]
     )  # fmt: skip
@@ -166,12 +176,12 @@ def test_a_folder_of_pages_is_a_data_set(tmp_path: Path) -> None:
     for picture in pictures:
         parse_annotation(json.loads(picture.with_suffix(".json").read_text()))
     alone = tmp_path / "alone"
-    list(synth.write_pages(alone, ALL_FONTS, [3], seed=9, processes=1))
+    list(synthetic_pages.write_pages(alone, ALL_FONTS, [3], seed=9, processes=1))
     assert (alone / "000003.png").read_bytes() == pictures[2].read_bytes()
 
 
 def test_annotations_survive_the_list_of_samples(tmp_path: Path) -> None:
-    from deepseek_ocr.training.samples import Sample
+    from deepseek_ocr.training.data.samples import Sample
 
     page = make_page(ALL_FONTS, 4)
     page.image.save(tmp_path / "a.png")
@@ -196,7 +206,7 @@ def test_held_out_fonts_are_never_trained_on() -> None:
 
 
 def test_print_that_never_fits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synth, "_attempt", lambda recipe, rng: None)
+    monkeypatch.setattr(synthetic_pages, "_attempt", lambda recipe, rng: None)
     with pytest.raises(SettingsError, match="choose smaller print"):
         make_page(Recipe(), 1)
 
@@ -218,7 +228,7 @@ def test_a_page_without_room_for_bars_has_no_chart() -> None:
 
 
 def test_small_pages_of_charts_are_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = synth.main(
+    status = synth(
         ["--output", str(tmp_path), "--pages", "60", "--size", "64x64", "--font-sizes", "10", "12",
          "--kinds", "chart", "--fonts", "all", "--processes", "1"]
     )  # fmt: skip
@@ -257,10 +267,10 @@ def test_the_command_line_complains_in_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert synth.main(["--output", str(tmp_path / "file"), "--pages", "1", "--fonts", "all"]) == 2
+    assert synth(["--output", str(tmp_path / "file"), "--pages", "1", "--fonts", "all"]) == 2
     assert "synth: " in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        synth.main(["--output", str(tmp_path), "--size", "9x9"])
+        synth(["--output", str(tmp_path), "--size", "9x9"])
     assert "64 to 4096" in capsys.readouterr().err
 
 
@@ -272,16 +282,16 @@ def test_empty_pages_are_no_choice_of_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        synth.main(few_pages(tmp_path, 1, "--kinds", "blank"))
+        synth(few_pages(tmp_path, 1, "--kinds", "blank"))
     assert "invalid choice: 'blank'" in capsys.readouterr().err
 
 
 def test_older_pages_in_the_folder_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert synth.main(few_pages(tmp_path, 3, "--processes", "1")) == 0
+    assert synth(few_pages(tmp_path, 3, "--processes", "1")) == 0
     assert "from before" not in capsys.readouterr().err
-    assert synth.main(few_pages(tmp_path, 1, "--processes", "1")) == 0
+    assert synth(few_pages(tmp_path, 1, "--processes", "1")) == 0
     said = capsys.readouterr().err
     assert f"{tmp_path} holds 2 more pages from before; choose an empty --output" in said
 
@@ -289,11 +299,11 @@ def test_older_pages_in_the_folder_are_told(
 def test_an_interrupted_run_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(recipe: Recipe, seed: str) -> synth.SynthPage:
+    def interrupted(recipe: Recipe, seed: str) -> synthetic_pages.SynthPage:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synth, "make_page", interrupted)
-    assert synth.main(few_pages(tmp_path, 1, "--processes", "1")) == 130
+    monkeypatch.setattr(synthetic_pages, "make_page", interrupted)
+    assert synth(few_pages(tmp_path, 1, "--processes", "1")) == 130
     assert "synth: interrupted; " in capsys.readouterr().err
 
 
@@ -305,8 +315,8 @@ def killed(*_: object) -> None:
 def test_a_process_that_dies_is_told_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(synth, "_write_page", killed)
-    assert synth.main(few_pages(tmp_path, 2, "--processes", "2")) == 2
+    monkeypatch.setattr(synthetic_pages, "_write_page", killed)
+    assert synth(few_pages(tmp_path, 2, "--processes", "2")) == 2
     assert "fewer --processes" in capsys.readouterr().err
 
 

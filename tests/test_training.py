@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,24 +14,26 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from deepseek_ocr.devices import cpu
-from deepseek_ocr.errors import GenerationError
+from deepseek_ocr.errors import FileWriteError, GenerationError
 from deepseek_ocr.images.views import Views
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.network import Network, load_network
 from deepseek_ocr.model.prompts import Codec
-from deepseek_ocr.training import dataset
-from deepseek_ocr.training.batches import IGNORED, Batch, ExampleError, collate, encode_example
-from deepseek_ocr.training.files import OutputError
-from deepseek_ocr.training.objective import Objective, balance_loss, hidden_states, route_in_float32
-from deepseek_ocr.training.optimisation import OptimiserSettings, Stepper, cosine
-from deepseek_ocr.training.pocket.untrained import write_untrained
-from deepseek_ocr.training.saved_checkpoints import (
+from deepseek_ocr.training.data import dataset
+from deepseek_ocr.training.data.batches import IGNORED, Batch, ExampleError, collate, encode_example
+from deepseek_ocr.training.finetune.objective import (
+    Objective,
+    balance_loss,
+    hidden_states,
+    route_in_float32,
+)
+from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper, cosine
+from deepseek_ocr.training.finetune.saved_checkpoints import (
     official_tensors,
-    recover_folder,
-    replacing_folder,
     save_checkpoint,
     stored_dtype,
 )
+from deepseek_ocr.training.pocket.untrained import write_untrained
 from tests.conftest import GOLDEN, POCKET, byte_tokenizer
 from tests.goldens import CASES, golden_views, relative_error
 
@@ -283,35 +284,11 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        with pytest.raises(OutputError, match="cannot be written"):
+        with pytest.raises(FileWriteError, match="cannot be written"):
             save_checkpoint(network, POCKET, target)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
-    assert (target / "old").read_text() == "kept"
-
-
-def test_a_folder_whose_replacing_was_stopped_is_put_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By an error between the two steps, and by a kill, after which the next look puts it back."""
-    target = tmp_path / "state"
-    target.mkdir()
-    (target / "old").write_text("kept")
-    replace = os.replace
-
-    def fail_second(source: Path, into: Path) -> None:
-        if Path(source).name.endswith(".part"):
-            raise OSError(28, "No space left on device")
-        replace(source, into)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", fail_second)
-        with pytest.raises(OutputError), replacing_folder(target) as staging:
-            (staging / "new").write_text("x")
-    assert (target / "old").read_text() == "kept"
-    target.rename(tmp_path / ".state.old")
-    recover_folder(target)
     assert (target / "old").read_text() == "kept"
 
 

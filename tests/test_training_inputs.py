@@ -15,13 +15,14 @@ from torch.utils.data import Dataset
 
 from deepseek_ocr.errors import GenerationError, InputError
 from deepseek_ocr.settings import CropSettings
-from deepseek_ocr.training import dataset, train
-from deepseek_ocr.training.batches import Batch
-from deepseek_ocr.training.samples import Example
+from deepseek_ocr.training.data import dataset
+from deepseek_ocr.training.data.batches import Batch
+from deepseek_ocr.training.data.samples import Example
 from tests.conftest import POCKET
 from tests.test_training import small_codec
 from tests.test_training_runs import PROMPT, command
 from tests.test_training_runs import data as pages  # noqa: F401 - a fixture
+from tests.training_fixtures import train
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_the_share_of_what_is_rejected_is_of_entries(
     arguments = with_file(
         command(data, tmp_path / "run", "--task", "ocr", "locate"), put(data, "l.json", listed)
     )
-    assert train.main(arguments) == 2
+    assert train(arguments) == 2
     assert "50% of the samples" in capsys.readouterr().err
     rows = json.loads((tmp_path / "run" / "rejected.json").read_text())
     assert sorted(row["name"] for row in rows) == ["broken", "gone.png"]
@@ -74,7 +75,7 @@ def test_hostile_names_are_counted_and_printed_without_their_control_characters(
         {"image": "\x1b]0;x\x07\x1b[2J.png", "text": "x"},
     ]
     arguments = with_file(command(data, tmp_path / "run"), put(data, "l.json", hostile))
-    assert train.main(arguments) == 2
+    assert train(arguments) == 2
     said = capsys.readouterr().err
     assert "2 rejected" in said
     assert "\x1b" not in said
@@ -111,10 +112,10 @@ def test_a_run_goes_on_with_the_pages_and_weights_it_began_with(
     model = Path(shutil.copytree(POCKET, tmp_path / "model"))
     arguments = command(data, tmp_path / "run", "--max_rejected", "0.5", "--resume")
     arguments[arguments.index("--model_path") + 1] = str(model)
-    assert train.main(arguments[:-1]) == 0
-    assert train.main(arguments) == 0
+    assert train(arguments[:-1]) == 0
+    assert train(arguments) == 0
     change(data, model)
-    assert train.main(arguments) == 2
+    assert train(arguments) == 2
     assert words in capsys.readouterr().err
 
 
@@ -125,7 +126,7 @@ def test_a_validation_file_without_texts_is_refused_before_training(
     val = put(data, "v.json", [{"image": "000005.png", **regions}])
     arguments = command(data, tmp_path / "run", "--task", "markdown", "--val_file", val)
     listed = [*entries_of(data), {"image": "gone.png", "text": "x"}]
-    assert train.main(with_file(arguments, put(data, "l.json", listed))) == 2
+    assert train(with_file(arguments, put(data, "l.json", listed))) == 2
     assert "v.json holds nothing" in capsys.readouterr().err
     rows = json.loads((tmp_path / "run" / "rejected.json").read_text())
     assert {(row["file"], row["name"]) for row in rows} == {
@@ -139,7 +140,7 @@ def test_validation_pages_that_could_not_be_read_are_told(
 ) -> None:
     (data / "000005.png").write_bytes(b"no picture")
     val = str(data / "test.json")
-    assert train.main(command(data, tmp_path / "run", "--val_file", val)) == 0
+    assert train(command(data, tmp_path / "run", "--val_file", val)) == 0
     assert "1 of 2 could not be read" in capsys.readouterr().out
 
 
@@ -150,9 +151,9 @@ def test_a_finished_runs_list_of_rejections_stays(
     arguments = with_file(
         command(data, tmp_path / "run", "--max_rejected", "0.5"), put(data, "l.json", listed)
     )
-    assert train.main(arguments) == 1
+    assert train(arguments) == 1
     before = (tmp_path / "run" / "rejected.json").read_bytes()
-    assert train.main(with_file(arguments, put(data, "none.json", []))) == 2
+    assert train(with_file(arguments, put(data, "none.json", []))) == 2
     assert "holds a run already" in capsys.readouterr().err
     assert (tmp_path / "run" / "rejected.json").read_bytes() == before
 
@@ -163,13 +164,13 @@ def test_want_of_memory_says_what_to_do(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from deepseek_ocr.training.run import Run
+    from deepseek_ocr.training.finetune.training_run import TrainingRun
 
     def full(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(Run, "train", full)
-    assert train.main(command(data, tmp_path / "run")) == 2
+    monkeypatch.setattr(TrainingRun, "train", full)
+    assert train(command(data, tmp_path / "run")) == 2
     assert "--batch_size 1" in capsys.readouterr().err
 
 

@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.settings import CropSettings
-from deepseek_ocr.training import dataset, train
-from deepseek_ocr.training.samples import Example
+from deepseek_ocr.training.data import dataset
+from deepseek_ocr.training.data.samples import Example
+from deepseek_ocr.training.finetune.fine_tuning import UsableExamples, comparable_examples
 from tests.conftest import POCKET, ROOT
 from tests.test_training import small_codec
 from tests.test_weights_places import mounted
+from tests.training_fixtures import train
 
 PROMPT = "<image>\nFree OCR."
 
@@ -26,7 +28,8 @@ PROMPT = "<image>\nFree OCR."
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six small pages with annotations, four to train on."""
-    from deepseek_ocr.training.synth import Recipe, write_pages
+    from deepseek_ocr.training.synthetic.recipes import Recipe
+    from deepseek_ocr.training.synthetic.synthetic_pages import write_pages
 
     folder = tmp_path_factory.mktemp("pages")
     recipe = Recipe(
@@ -58,7 +61,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_run_from_pages_to_an_adapter_that_reads(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     val = ("--val_file", str(data / "test.json"))
-    assert train.main(command(data, output, "--epochs", "2", *val, "--merge")) == 0
+    assert train(command(data, output, "--epochs", "2", *val, "--merge")) == 0
     assert {path.name for path in output.iterdir()} == {
         "epoch-1", "epoch-2", "best", "merged", "state", "rejected.json", "loss.png",
         "experiment_logs.txt",
@@ -72,8 +75,8 @@ def test_a_run_from_pages_to_an_adapter_that_reads(data: Path, tmp_path: Path) -
     merged = OcrEngine.load(output / "merged", "cpu", "float32")
     assert adapted.read(page, PROMPT, crop).text == merged.read(page, PROMPT, crop).text
     result = subprocess.run(
-        [sys.executable, "-m", "deepseek_ocr", "read", "--model", str(POCKET),
-         "--adapter", str(output / "best"),
+        [sys.executable, "-m", "deepseek_ocr", "read",
+         "--model", str(POCKET), "--adapter", str(output / "best"),
          "--size", "tiny", "--task", "ocr", str(page)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -84,22 +87,22 @@ def test_a_run_from_pages_to_an_adapter_that_reads(data: Path, tmp_path: Path) -
 def test_a_resumed_run_equals_one_that_never_stopped(
     data: Path, tmp_path: Path, how: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deepseek_ocr.training.run import Run
+    from deepseek_ocr.training.finetune.training_run import TrainingRun
 
     how = [*how, str(data / "test.json")] if how[-1] == "--val_file" else how
     straight = tmp_path / "straight"
-    assert train.main(command(data, straight, "--epochs", "3", *how)) == 0
+    assert train(command(data, straight, "--epochs", "3", *how)) == 0
     broken = tmp_path / "broken"
-    finish = Run._finish_epoch
+    finish = TrainingRun._finish_epoch
 
-    def stop_after_one(self: Run, *arguments: object) -> None:
+    def stop_after_one(self: TrainingRun, *arguments: object) -> None:
         finish(self, *arguments)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_finish_epoch", stop_after_one)
-        assert train.main(command(data, broken, "--epochs", "3", *how)) == 130
-    assert train.main(command(data, broken, "--epochs", "3", *how, "--resume")) == 0
+        patch.setattr(TrainingRun, "_finish_epoch", stop_after_one)
+        assert train(command(data, broken, "--epochs", "3", *how)) == 130
+    assert train(command(data, broken, "--epochs", "3", *how, "--resume")) == 0
     expected, resumed = weights_of(straight / "epoch-3"), weights_of(broken / "epoch-3")
     for name, values in expected.items():
         assert torch.equal(values, resumed[name]), name
@@ -119,7 +122,7 @@ def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path) -> None
     ):  # fmt: skip
         arguments = command(data, output, "--epochs", "2", "--batch_size", "2", *more)
         result = subprocess.run(
-            [*launch, "deepseek_ocr.training.train", *arguments],
+            [*launch, "deepseek_ocr", "train", *arguments],
             cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr[-3000:]
@@ -146,9 +149,9 @@ def test_what_cannot_be_used_is_named(
     listed.write_text(json.dumps(mixed))
     arguments = command(data, tmp_path / "run", "--max_tokens", "600")
     arguments[arguments.index("--train_file") + 1] = str(listed)
-    assert train.main(arguments) == 2
+    assert train(arguments) == 2
     assert "50% of the samples" in capsys.readouterr().err
-    assert train.main([*arguments, "--max_rejected", "0.6"]) == 1
+    assert train([*arguments, "--max_rejected", "0.6"]) == 1
     rejected = json.loads((tmp_path / "run" / "rejected.json").read_text())
     reasons = {row["name"]: row["reason"] for row in rejected}
     assert set(reasons) == {"broken", "gone.png", "000001", "000002"}
@@ -187,7 +190,7 @@ def test_what_cannot_start_says_why(
         else:
             arguments += [flag] if value is None else [flag, value]
     try:
-        status = train.main(arguments)
+        status = train(arguments)
     except SystemExit as stop:
         status = int(stop.code or 0)
     assert status == 2
@@ -197,13 +200,13 @@ def test_what_cannot_start_says_why(
 def test_a_second_run_never_writes_over_the_first(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train.main(command(data, tmp_path / "run")) == 0
-    assert train.main(command(data, tmp_path / "run")) == 2
+    assert train(command(data, tmp_path / "run")) == 0
+    assert train(command(data, tmp_path / "run")) == 2
     assert "add --resume" in capsys.readouterr().err
-    assert train.main(command(data, tmp_path / "run", "--resume", "--lr", "1e-2")) == 2
+    assert train(command(data, tmp_path / "run", "--resume", "--lr", "1e-2")) == 2
     assert "lr was 0.001" in capsys.readouterr().err
     for more in (["--lora_alpha", "8"], ["--val_file", str(data / "test.json")]):
-        assert train.main(command(data, tmp_path / "run", "--resume", *more)) == 2
+        assert train(command(data, tmp_path / "run", "--resume", *more)) == 2
         assert "goes on with the settings" in capsys.readouterr().err
 
 
@@ -212,7 +215,7 @@ def test_mixed_precision_learns_validates_and_goes_on(data: Path, tmp_path: Path
     """Reading between epochs must leave nothing behind that the next one trips over."""
     arguments = command(data, tmp_path / "run", "--epochs", "3", "--dtype", "bfloat16",
                         "--val_file", str(data / "test.json"), "--balance", "0.01")  # fmt: skip
-    assert train.main(arguments) == 0
+    assert train(arguments) == 0
     state = json.loads((tmp_path / "run" / "state" / "state.json").read_text())
     assert len(state["validation"]) == 3
     assert min(state["losses"][2:]) < state["losses"][0]
@@ -222,13 +225,13 @@ def test_mixed_precision_learns_validates_and_goes_on(data: Path, tmp_path: Path
 def test_the_best_epoch_is_the_one_with_the_lowest_rate_and_stays(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deepseek_ocr.training.run import Run
+    from deepseek_ocr.training.finetune.training_run import TrainingRun
 
     rates = iter([0.5, 0.3, 0.4, 0.35])
-    monkeypatch.setattr(Run, "_validate", lambda self, validation: (next(rates), 0))
+    monkeypatch.setattr(TrainingRun, "_validate", lambda self, validation: (next(rates), 0))
     more = ("--val_file", str(data / "test.json"), "--keep", "1")
     output = tmp_path / "run"
-    assert train.main(command(data, output, "--epochs", "4", *more)) == 0
+    assert train(command(data, output, "--epochs", "4", *more)) == 0
     assert {path.name for path in output.glob("epoch-*")} == {"epoch-4"}
     state = json.loads((output / "state" / "state.json").read_text())
     assert state["best"] == 2
@@ -238,9 +241,9 @@ def test_the_best_epoch_is_the_one_with_the_lowest_rate_and_stays(
 
 def test_only_adapters_have_moved_after_a_run(data: Path, tmp_path: Path) -> None:
     """What is written holds nothing but them, and a full run's vision is that of the checkpoint."""
-    assert train.main(command(data, tmp_path / "lora", "--epochs", "2")) == 0
+    assert train(command(data, tmp_path / "lora", "--epochs", "2")) == 0
     assert all("lora_" in name for name in weights_of(tmp_path / "lora" / "best"))
-    assert train.main(command(data, tmp_path / "full", "--full")) == 0
+    assert train(command(data, tmp_path / "full", "--full")) == 0
     before, after = weights_of(POCKET), weights_of(tmp_path / "full" / "best")
     vision = [name for name in before if "sam_model" in name or "vision_model" in name]
     assert vision
@@ -259,7 +262,7 @@ def test_a_full_disk_ends_a_run_and_leaves_nothing_half_written(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with mounted(tmp_path / "disk", "256k") as disk:
-        assert train.main(command(data, disk / "run")) == 2
+        assert train(command(data, disk / "run")) == 2
         assert "cannot be written" in capsys.readouterr().err
         assert not [path.name for path in (disk / "run").iterdir() if path.is_dir()]
 
@@ -277,7 +280,7 @@ def test_a_model_path_that_is_no_checkpoint(
         (path / "config.json").write_text("{")
     arguments = command(data, tmp_path / "run")
     arguments[arguments.index("--model_path") + 1] = str(path)
-    assert train.main(arguments) == 2
+    assert train(arguments) == 2
     assert str(path) in capsys.readouterr().err
     assert not (tmp_path / "run" / "state").exists()
 
@@ -286,8 +289,8 @@ def test_validation_is_of_whole_pages_and_of_texts(data: Path) -> None:
     def example(page: int, task: str, number: int = 0, answer: str = "x") -> Example:
         return Example(data / f"{page}.png", task, "", answer, f"{page}#{number}")
 
-    def chosen(examples: list[Example]) -> train.Usable:
-        return train.compared(train.Usable(examples, [], 3), 2)
+    def chosen(examples: list[Example]) -> UsableExamples:
+        return comparable_examples(UsableExamples(examples, [], 3), 2)
 
     both = [
         example(page, task) for page in (1, 2, 3) for task in ("Free OCR", "Convert to Markdown")

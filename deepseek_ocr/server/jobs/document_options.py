@@ -21,7 +21,7 @@ from deepseek_ocr.settings import (
     formula_delimiters,
     parse_switch,
 )
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights.origins import Checkpoint
 
 DECODE = {
     field.name: type(getattr(DecodeSettings(), field.name))
@@ -74,7 +74,7 @@ def _is_text(text: str) -> bool:
     return "\0" not in text
 
 
-def with_defaults(given: Mapping[str, str], known: registry.Checkpoint) -> dict[str, str]:
+def with_defaults(given: Mapping[str, str], known: Checkpoint) -> dict[str, str]:
     """The fields `given`, and the task and the preset that the model, which is `known`, is best at
     where they name none: what is kept with a document, so that nothing else decides later."""
     task = {} if "prompt" in given else {"task": presets.task_title(known.task)}

@@ -24,7 +24,7 @@ from deepseek_ocr.server.openai.request_schemas import (
 from deepseek_ocr.server.queueing.model_pools import ModelPool
 from deepseek_ocr.server.server_state import Caller
 from deepseek_ocr.settings import DecodeSettings
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights.origins import Checkpoint
 
 _SAMPLING = (
     "temperature",
@@ -182,7 +182,7 @@ def _url(part: Part, at: str) -> str:
     return part.image_url if isinstance(part.image_url, str) else part.image_url.url
 
 
-def prompt_of(asked: CommonFields, text: str, known: registry.Checkpoint) -> str:
+def prompt_of(asked: CommonFields, text: str, known: Checkpoint) -> str:
     """The prompt: of the task that is named by the field or by the text, else the text itself.
 
     Without either it is the task the model is best at. `locate: THING` names task and reference

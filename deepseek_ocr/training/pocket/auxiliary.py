@@ -7,7 +7,6 @@ the next character stands. The heads that tell it are thrown away after training
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,20 +17,21 @@ import numpy as np
 import torch
 from einops import rearrange
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from deepseek_ocr.errors import CheckpointError
+from deepseek_ocr.files import write_bytes
 from deepseek_ocr.grounding.parser import SCALE
 from deepseek_ocr.model.network import Network
 from deepseek_ocr.settings import CELL
-from deepseek_ocr.training.batches import IGNORED
-from deepseek_ocr.training.files import writing
-from deepseek_ocr.training.layouts import Glyph
-from deepseek_ocr.training.phrases import CHARACTERS
-from deepseek_ocr.training.pocket.forward import PATCH, decode, see
-from deepseek_ocr.training.saved_checkpoints import save_tensors
+from deepseek_ocr.training.data.batches import IGNORED
+from deepseek_ocr.training.synthetic.layouts import Glyph
+from deepseek_ocr.training.synthetic.phrases import CHARACTERS
+
+PATCH = 16
+"""Side of SAM's patches, px."""
 
 SLOT = (8, 16)
 """Width and height of the slots that characters are sorted into, px of the view: narrower than
@@ -62,7 +62,7 @@ class Lessons:
     """Pages to train on, with what stands where.
 
     - `ids`, `labels`: `[B, T]`, as in `Batch`; T is 0 where only the encoders learn
-    - `patches`: bytes `[B, windows, window**2, 768]`, as `forward.patchify` cuts them
+    - `views`: square views without tiles, bytes `[B, 3, S, S]`
     - `slots`: class of each slot of the page `[B, S / 16, S / 8]`
     - `places`: where the character that a position's label stands for is, in parts of the page
       across and down `[B, T, 2]`; `IGNORED` where that is not known
@@ -70,7 +70,7 @@ class Lessons:
 
     ids: Tensor
     labels: Tensor
-    patches: Tensor
+    views: Tensor
     slots: Tensor
     places: Tensor
 
@@ -167,24 +167,26 @@ class AuxiliaryObjective(nn.Module):
         `parts` then holds the mean of each: `text`, `here` and `next` a token, `cells` and
         `patches` a slot.
         """
-        seen = see(self.network, _normalised(lessons.patches, self.dtype))
-        parts = {
-            "cells": _slot_loss(self.cell_head, seen.cells, lessons.slots, CELL),
-            "patches": _slot_loss(self.patch_head, seen.patches, lessons.slots, PATCH),
-        }
-        if lessons.ids.shape[1]:
-            parts |= self._reading(lessons, seen.cells)
+        device = lessons.views.device.type
+        with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
+            rows, patches = self._encoded(_normalised(lessons.views))
+            # The last of each row is the line break, the last of all the end of the page.
+            side = lessons.views.shape[-1] // CELL
+            cells = rearrange(rows[:, :-1], "b (y x) c -> b y x c", y=side)[:, :, :-1]
+            parts = {
+                "cells": _slot_loss(self.cell_head, cells, lessons.slots, CELL),
+                "patches": _slot_loss(self.patch_head, patches, lessons.slots, PATCH),
+            }
+            if lessons.ids.shape[1]:
+                parts |= self._reading(lessons, rows)
         self.parts = {name: float(part.detach()) for name, part in parts.items()}
         total = torch.stack([WEIGHTS[name] * part for name, part in parts.items()]).sum()
         return total * lessons.taught, torch.zeros((), device=total.device)
 
     def save_heads(self, file: Path) -> None:
-        """Write the heads of the auxiliary losses, whole or not at all. Raises `OutputError`."""
+        """Write the heads of the auxiliary losses, whole or not at all. Raises `FileWriteError`."""
         kept = {n: v.detach().to("cpu", torch.bfloat16) for n, v in self._heads()}
-        part = file.with_name(f".{file.name}.part")
-        with writing(file):
-            save_tensors(kept, part)
-            os.replace(part, file)
+        write_bytes(file, save(kept))
 
     def load_heads(self, file: Path) -> None:
         """Take over what `save_heads` wrote. Raises `CheckpointError`."""
@@ -200,12 +202,37 @@ class AuxiliaryObjective(nn.Module):
     def _heads(self) -> list[tuple[str, nn.Parameter]]:
         return [(n, p) for n, p in self.named_parameters() if not n.startswith("network.")]
 
-    def _reading(self, lessons: Lessons, cells: Tensor) -> dict[str, Tensor]:
-        states = decode(self.network, lessons.ids, cells)
+    def _encoded(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """The vision tokens of each page `[B, tokens, hidden]`, line breaks and the end included,
+        and SAM's features of each patch before they are merged `[B, S / 16, S / 16, C]`."""
+        patches: list[Tensor] = []
+        neck = self.network.model.vision_tower.sam_encoder.neck
+        handle = neck.register_forward_hook(lambda module, given, made: patches.append(made))
+        try:
+            features = self.network.get_image_features(
+                pixel_values=views,
+                pixel_values_local=None,
+                num_local_patches=[0] * len(views),
+                patches_grid=[[1, 1]] * len(views),
+            )
+        finally:
+            handle.remove()
+        return torch.stack(list(features.pooler_output)), rearrange(
+            patches[0], "b c y x -> b y x c"
+        )
+
+    def _reading(self, lessons: Lessons, rows: Tensor) -> dict[str, Tensor]:
+        embedded = self.network.get_input_embeddings()(lessons.ids)
+        # The begin token, the page, the rest of the prompt and the answer.
+        rows = rows.to(embedded.dtype)
+        inputs = torch.cat([embedded[:, :1], rows, embedded[:, 1 + rows.shape[1] :]], 1)
+        output = self.network.model.language_model(
+            inputs_embeds=inputs, use_cache=False, output_hidden_states=True
+        )
+        states = output.hidden_states[1:]  # after each layer, the last ones normalised
         targets = lessons.labels[:, 1:]
         taught = targets != IGNORED
-        last = states[-1][:, :-1][taught]
-        scores = functional.linear(last, self.network.lm_head.weight.to(self.dtype))
+        scores = self.network.lm_head(output.last_hidden_state[:, :-1][taught])
         # Half way up where the token itself stands, then where the next one does.
         half, later = states[len(states) // 2 - 1], states[-2]
         return {
@@ -241,11 +268,11 @@ def _slot_loss(head: nn.Linear, features: Tensor, slots: Tensor, side: int) -> T
     return functional.cross_entropy(scores[place, slot].float(), wanted[at, slot])
 
 
-def _normalised(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bytes in [-1, 1], as `make_views` does it."""
-    return pixels.to(dtype).div_(127.5).sub_(1)
+def _normalised(pixels: Tensor) -> Tensor:
+    """Bytes as numbers in [-1, 1], as `make_views` does it."""
+    return pixels.float().div_(127.5).sub_(1)
 
 
 def _head(head: nn.Linear, x: Tensor) -> Tensor:
-    x = functional.layer_norm(x, x.shape[-1:])
-    return functional.linear(x, head.weight.to(x.dtype), head.bias.to(x.dtype))
+    scores: Tensor = head(functional.layer_norm(x, x.shape[-1:]))
+    return scores

@@ -9,10 +9,10 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 
+from deepseek_ocr.files import write_json
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.network import Network
-from deepseek_ocr.training.files import write_json
-from deepseek_ocr.training.saved_checkpoints import save_checkpoint
+from deepseek_ocr.training.finetune.saved_checkpoints import save_checkpoint
 
 BEGIN, END, PAD, IMAGE = (
     "<｜begin▁of▁sentence｜>",

@@ -1,0 +1,78 @@
+"""`deepseek-ocr split`: divide a folder of annotated pictures into training and test."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deepseek_ocr.cli.flags import Subparsers
+from deepseek_ocr.cli.number_types import share
+from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
+
+if TYPE_CHECKING:
+    from deepseek_ocr.training.data.data_split import DataSplit
+
+ALL_USED, SOME_REJECTED = 0, 1
+"""Exit statuses, beside those that all commands share."""
+
+_EPILOG = """\
+examples:
+  deepseek-ocr split --data_root scans --output_dir scans
+  deepseek-ocr split --data_root scans --output_dir data --test_fraction 0.2 --seed 7
+
+Beside NAME.png (or .jpg, .webp, .tif, …) lies NAME.json, an object such as {"text": "Invoice 498"};
+training/README.md describes all of it. The same folder and seed always give the same split.
+
+exit status: 0 all pairs are used, 1 some were rejected (see rejected.json), 2 nothing was written,
+130 interrupted
+"""
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "split",
+        description="Split annotated pictures into train.json and test.json.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument(
+        "--data_root", type=Path, required=True, metavar="DIR",
+        help="folder with pictures and annotations, searched with all folders in it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, metavar="DIR",
+        help="where train.json, test.json and rejected.json go; may be the data folder",
+    )  # fmt: skip
+    parser.add_argument(
+        "--test_fraction", type=share, default=0.1, metavar="X",
+        help="share of the samples for the test set, 0 to 1 (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed, another split (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Split what `flags` name; the exit status is in the help. Raises `OcrError`."""
+    from deepseek_ocr.training.data.data_split import split_folder
+
+    try:
+        result = split_folder(flags.data_root, flags.output_dir, flags.test_fraction, flags.seed)
+    except OSError as error:  # a folder that is not the user's
+        complain(f"{error.filename} cannot be read: {error.strerror}.")
+        return COULD_NOT_START
+    except KeyboardInterrupt:
+        complain("interrupted; nothing was written.")
+        return INTERRUPTED
+    print(_summary(result))
+    return SOME_REJECTED if result.found.rejections else ALL_USED
+
+
+def _summary(result: DataSplit) -> str:
+    return (
+        f"{len(result.train)} samples in train.json, {len(result.test)} in test.json, "
+        f"{len(result.found.rejections)} rejected (rejected.json), {result.found.twins} of a "
+        "picture that is there already (kept on one side)"
+    )

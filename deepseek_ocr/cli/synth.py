@@ -1,0 +1,103 @@
+"""`deepseek-ocr synth`: make synthetic pages with exact annotations."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+
+from deepseek_ocr.cli.flags import Subparsers
+from deepseek_ocr.cli.number_types import positive
+from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
+from deepseek_ocr.training.synthetic.recipes import CLEAN_LINES, DRAWN_KINDS, MIXED, Recipe
+
+MADE = 0
+"""Exit status, beside those that all commands share."""
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "synth",
+        description="Make synthetic pages with exact annotations for every task: plain text, "
+        "regions with boxes, a line to locate, a chart's content.",
+        epilog="Example: deepseek-ocr synth --output build/pages --pages 1000 --seed 1.\n"
+        "Exit status: 0 all pages were made, 2 it could not start or write, 130 interrupted.",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--pages", type=positive, default=100, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, help="same seed and fonts, same pages")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=DRAWN_KINDS,
+        help=f"default: {', '.join(MIXED.kinds)}, in shares",
+    )  # fmt: skip
+    parser.add_argument(
+        "--clean", action="store_true", help="only clean lines of English, nothing else by default"
+    )
+    parser.add_argument("--size", type=_size, default=(512, 512), metavar="WxH", help="px")
+    parser.add_argument(
+        "--font-sizes", type=positive, nargs=2, default=(24, 48), metavar=("MIN", "MAX"), help="px"
+    )
+    parser.add_argument(
+        "--fonts", choices=("train", "held-out", "all"), default="train", help="default: train"
+    )
+    parser.add_argument("--processes", type=positive, default=os.cpu_count() or 1, metavar="N")
+    parser.set_defaults(run=run)
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Make the pages that `flags` ask for; the exit status is in the help. Raises `OcrError`."""
+    from deepseek_ocr.progress import track
+    from deepseek_ocr.training.synthetic.synthetic_pages import write_pages
+
+    numbers = range(1, flags.pages + 1)
+    try:
+        flags.output.mkdir(parents=True, exist_ok=True)
+        made = write_pages(flags.output, _recipe(flags), numbers, flags.seed, flags.processes)
+        for _ in track(made, flags.pages, "pages"):
+            pass
+        others = len(list(flags.output.glob("*.png"))) - flags.pages
+    except OSError as error:
+        complain(str(error))
+        return COULD_NOT_START
+    except BrokenProcessPool:
+        complain(
+            "a process that draws pages was ended from outside, mostly for want of memory; "
+            "choose fewer --processes."
+        )
+        return COULD_NOT_START
+    except KeyboardInterrupt:
+        complain(
+            f"interrupted; the pages made so far are in {flags.output}, and the same command "
+            "makes them all."
+        )
+        return INTERRUPTED
+    if others > 0:
+        complain(
+            f"{flags.output} holds {others} more pages from before; choose an empty --output to "
+            "have only these."
+        )
+    print(f"{flags.pages} pages with annotations are in {flags.output}.")
+    return MADE
+
+
+def _recipe(flags: argparse.Namespace) -> Recipe:
+    base = CLEAN_LINES if flags.clean else MIXED
+    kinds = {kind: base.kinds.get(kind, 1.0) for kind in flags.kinds} if flags.kinds else base.kinds
+    return replace(
+        base,
+        kinds=kinds,
+        size=flags.size,
+        smallest=flags.font_sizes[0],
+        largest=flags.font_sizes[1],
+        font_set=flags.fonts,
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not all(side.isdecimal() and 64 <= int(side) <= 4096 for side in (width, height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 512x640 (64 to 4096 px a side)")
+    return int(width), int(height)

@@ -1,0 +1,169 @@
+"""Annotated pages as batches: what can be used, in which order, on which process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from deepseek_ocr.errors import GenerationError, InputError, OcrError
+from deepseek_ocr.images.views import make_views, open_image
+from deepseek_ocr.model.prompts import Codec
+from deepseek_ocr.settings import CropSettings
+from deepseek_ocr.training.data.batches import (
+    IGNORED,
+    Batch,
+    EncodedExample,
+    collate,
+    encode_example,
+)
+from deepseek_ocr.training.data.samples import Example, Rejection
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How examples become tensors: tokenizer, views, longest sequence in tokens, padding id."""
+
+    codec: Codec
+    crop: CropSettings
+    max_tokens: int
+    pad_id: int
+
+    def __call__(self, example: Example) -> EncodedExample:
+        """Raises `ImageError` and `ExampleError`."""
+        views = make_views(open_image(example.image), self.crop)
+        return encode_example(self.codec, views, example.prompt, example.answer, self.max_tokens)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Examples by number that go through the network together. One that does not `count` only
+    keeps its process in step with the others and teaches nothing."""
+
+    numbers: tuple[int, ...]
+    counts: bool = True
+
+
+class Batches(Dataset[Batch]):
+    """Micro-batches as tensors, made in the loader's processes."""
+
+    def __init__(self, examples: Sequence[Example], encoding: Encoding, plan: Sequence[MicroBatch]):
+        self._examples = examples
+        self._encoding = encoding
+        self._plan = plan
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, at: int) -> Batch:
+        planned = self._plan[at]
+        encoded = [self._encoded(self._examples[number]) for number in planned.numbers]
+        batch = collate(encoded, self._encoding.pad_id)
+        if planned.counts:
+            return batch
+        return replace(batch, labels=torch.full_like(batch.labels, IGNORED))
+
+    def _encoded(self, example: Example) -> EncodedExample:
+        try:
+            return self._encoding(example)
+        except OcrError as error:  # it was checked before, so it has changed since
+            raise InputError(f"{example.name}: {error}") from error
+
+
+class _Checks(Dataset[str]):
+    """For each example the reason why it cannot be used, or nothing."""
+
+    def __init__(self, examples: Sequence[Example], encoding: Encoding) -> None:
+        self._examples = examples
+        self._encoding = encoding
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, at: int) -> str:
+        try:
+            self._encoding(self._examples[at])
+        except (OcrError, OSError) as error:
+            return str(error) or type(error).__name__
+        return ""
+
+
+def loader(data: Dataset[Batch], workers: int) -> DataLoader[Batch]:
+    """Batches in order, prepared ahead by `workers` processes (0: by this one)."""
+    return DataLoader(
+        data,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_one_thread if workers else None,
+    )
+
+
+def in_order(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of a loader, whose processes' errors become those of this project.
+
+    Raises `InputError` where a page cannot be read any more, and `GenerationError` where a process
+    was killed.
+    """
+    try:
+        yield from batches
+    except OcrError as error:
+        if "Traceback" not in str(error):
+            raise
+        # torch puts the other process's traceback into the message; its last line says what it is.
+        last = str(error).strip().rpartition("\n")[2]
+        raise InputError(last.partition("Error: ")[2] or last) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise GenerationError(
+            "A process that prepares pages was killed, as a rule for want of memory; use fewer "
+            "--workers (0: none), or give a container more (docker run --shm-size 2g)."
+        ) from error
+
+
+def check(
+    examples: Sequence[Example], encoding: Encoding, workers: int
+) -> Iterator[Rejection | None]:
+    """Open and encode every example as training will: None, or why it cannot be used."""
+    reasons = DataLoader(
+        _Checks(examples, encoding),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_one_thread if workers else None,
+    )
+    for example, reason in zip(examples, reasons, strict=True):
+        yield Rejection(example.page, reason) if reason else None
+
+
+def plan_epoch(
+    count: int, seed: int, epoch: int, batch_size: int, grad_accum: int, processes: int
+) -> list[list[list[MicroBatch]]]:
+    """`plan[step][process]`: the micro-batches of each process in each step of an epoch.
+
+    All `count` examples appear once, in an order that `seed` and `epoch` decide. Which examples
+    share a step depends on the effective batch alone, not on how it is spread.
+    """
+    order = list(range(count))
+    Random(f"{seed}:{epoch}").shuffle(order)
+    effective = batch_size * grad_accum * processes
+    steps: list[list[list[MicroBatch]]] = []
+    for at in range(0, count, effective):
+        numbers = order[at : at + effective]
+        chunks = [
+            MicroBatch(tuple(numbers[i : i + batch_size]))
+            for i in range(0, len(numbers), batch_size)
+        ]
+        filler = MicroBatch((numbers[0],), counts=False)
+        steps.append([chunks[rank::processes] or [filler] for rank in range(processes)])
+    return steps
+
+
+def _one_thread(worker: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)

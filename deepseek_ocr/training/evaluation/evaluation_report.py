@@ -1,0 +1,315 @@
+"""A run's figures as text, Markdown, JSON and plots."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import MaxNLocator
+
+from deepseek_ocr import presets
+from deepseek_ocr.console import one_line
+from deepseek_ocr.files import json_bytes
+from deepseek_ocr.training.data.samples import Rejection
+from deepseek_ocr.training.evaluation.bootstrap import LEVEL, RESAMPLES, Figure
+from deepseek_ocr.training.evaluation.scoring import Band, Score, precision_by_ratio, summarise
+
+MOST_LISTED = 100
+"""Failures and rejections listed in the report; all are in samples.jsonl and metrics.json."""
+
+WORST = 10
+"""Pages with the largest error that are listed."""
+
+FIGURES: dict[str, tuple[str, str]] = {
+    "cer": ("CER", "character error rate: edits over characters of all references"),
+    "wer": ("WER", "word error rate: edits over words of all references"),
+    "ned": ("edit distance", "edits over the longer text's length, mean over pages (OmniDocBench)"),
+    "exact": ("exact match", "share of pages that agree line by line"),
+    "teds": ("TEDS", "likeness of HTML tables, mean over the true tables"),
+    "iou": ("box IoU", "overlap with the paired predicted box, mean over the true boxes"),
+    "hit": ("found", "share located with an overlap of at least 0.5"),
+    "loop": ("loop rate", "share of pages on which the model went in circles"),
+    "failed": ("failed", "share of pages that were not read at all; they count as empty"),
+    "compression": ("compression", "text tokens of the references per vision token"),
+}
+"""Name and meaning of each figure, in the order of the report."""
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """What a report is made of.
+
+    `rejections` are entries of the test file that cannot be used, `unsupported` the samples that
+    have no answer for any of the tasks asked for, `extra` texts made elsewhere that no page used.
+    """
+
+    settings: Mapping[str, Any]
+    scores: Sequence[Score]
+    rejections: Sequence[Rejection] = ()
+    unsupported: Sequence[str] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    extra: Sequence[str] = ()
+
+    @property
+    def failures(self) -> list[Score]:
+        """Pages that were not read."""
+        return [score for score in self.scores if score.prediction.error is not None]
+
+
+def contents(run: EvaluationRun) -> dict[str, bytes]:
+    """File names and contents of the report: report.md, its plots, metrics.json."""
+    summary = summarise(run.scores)
+    bands = {task: precision_by_ratio(_of(run, task)) for task in summary}
+    plots = _plots(run, summary)
+    markdown = _markdown(run, summary, bands, list(plots))
+    return {
+        **plots,
+        "report.md": markdown.encode("utf-8", "replace"),
+        "metrics.json": json_bytes(_metrics(run, summary, bands)),
+    }
+
+
+def _metrics(
+    run: EvaluationRun,
+    summary: Mapping[str, Mapping[str, Figure]],
+    bands: Mapping[str, Sequence[Band]],
+) -> dict[str, Any]:
+    return {
+        "settings": dict(run.settings),
+        "versions": dict(run.versions),
+        "counts": counts(run),
+        "tasks": {
+            task: {name: asdict(figure) for name, figure in figures.items()}
+            for task, figures in summary.items()
+        },
+        "precision_by_ratio": {
+            task: [asdict(band) for band in found] for task, found in bands.items() if found
+        },
+        "failed": [_failure(score) for score in run.failures],
+        "rejected": [asdict(rejection) for rejection in run.rejections],
+        "unsupported": list(run.unsupported),
+        "extra texts": list(run.extra),
+    }
+
+
+def counts(run: EvaluationRun) -> dict[str, int]:
+    """How many examples there were, and what became of them."""
+    return {
+        "examples": len(run.scores),
+        "pages": len({score.page for score in run.scores}),
+        "failed": len(run.failures),
+        "rejected": len(run.rejections),
+        "unsupported": len(run.unsupported),
+        "extra texts": len(run.extra),
+    }
+
+
+def lines(summary: Mapping[str, Mapping[str, Figure]]) -> list[str]:
+    """The figures as plain lines, for the screen and the log."""
+    return [
+        f"{task}: {FIGURES[name][0]} {shown(figures[name])} ({figures[name].pages} pages)"
+        for task, figures in summary.items()
+        for name in FIGURES
+        if name in figures
+    ]
+
+
+def shown(figure: Figure) -> str:
+    """Value and interval: 0.0123 [0.0101, 0.0150]."""
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.4f}"
+    return f"{figure.value:.4f} [{figure.low:.4f}, {figure.high:.4f}]"
+
+
+def escaped(text: str, most: int = 300) -> str:
+    """`text` from outside as one line of Markdown that means nothing but itself."""
+    return re.sub(
+        r"[\\`*_\[\]()!|#~$]", lambda sign: f"&#{ord(sign[0])};", html.escape(one_line(text, most))
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; cells are taken as they are."""
+    lines_ = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines_) + "\n"
+
+
+def _of(run: EvaluationRun, task: str) -> list[Score]:
+    return [score for score in run.scores if score.example.task == task]
+
+
+def _failure(score: Score) -> dict[str, str]:
+    return {
+        "name": score.example.name,
+        "task": score.example.task,
+        "error": score.prediction.error or "",
+    }
+
+
+def _markdown(
+    run: EvaluationRun,
+    summary: Mapping[str, Mapping[str, Figure]],
+    bands: Mapping[str, Sequence[Band]],
+    plots: Sequence[str],
+) -> str:
+    parts = ["# Evaluation\n", table(["setting", "value"], _settings_rows(run))]
+    parts.append(
+        f"Intervals span the middle {LEVEL:.0%} of {RESAMPLES:,} bootstrap resamples of pages.\n"
+    )
+    for task, figures in summary.items():
+        parts.append(f"## {task}\n")
+        rows = [
+            [
+                FIGURES[name][0],
+                *_interval(figures[name]),
+                str(figures[name].pages),
+                FIGURES[name][1],
+            ]
+            for name in FIGURES
+            if name in figures
+        ]
+        parts.append(table(["figure", "value", "95 % interval", "pages", "what it is"], rows))
+        parts += [f"![{name}]({name})\n" for name in plots if name.startswith(_short(task))]
+        parts += _band_part(bands[task], _of(run, task))
+        parts += _worst_part(_of(run, task))
+    parts += _outcome_parts(run)
+    return "\n".join(parts)
+
+
+def _settings_rows(run: EvaluationRun) -> list[list[str]]:
+    known = {**run.settings, **counts(run)}
+    return [[escaped(name), escaped(str(value))] for name, value in known.items()]
+
+
+def _interval(figure: Figure) -> tuple[str, str]:
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.4f}", "–"
+    return f"{figure.value:.4f}", f"{figure.low:.4f} – {figure.high:.4f}"
+
+
+def _band_part(bands: Sequence[Band], scores: Sequence[Score]) -> list[str]:
+    if not bands:
+        return []
+    rows = [
+        [
+            f"{band.low:g} – {band.high:g}" if band.high is not None else f"{band.low:g} and more",
+            f"{band.text_tokens[0]} – {band.text_tokens[1]}",
+            f"{band.precision:.1%}",
+            f"{band.interval[0]:.1%} – {band.interval[1]:.1%}" if band.interval else "–",
+            f"{band.ratio:.2f}×",
+            str(band.pages),
+        ]
+        for band in bands
+    ]
+    head = [
+        "text per vision token", "text tokens", "precision", "95 % interval", "compression", "pages"
+    ]  # fmt: skip
+    failed = sum(score.prediction.error is not None for score in scores)
+    return [
+        "Precision (1 − edit distance) by compression, after the table in the model's paper. Pages "
+        f"that failed ({failed}) have no row here; they count as empty in the figures above:\n",
+        table(head, rows),
+    ]
+
+
+def _worst_part(scores: Sequence[Score]) -> list[str]:
+    wrong = [(_error(score), score) for score in scores if _error(score) > 0]
+    wrong.sort(key=lambda pair: (-pair[0], pair[1].example.name))
+    if not wrong:
+        return []
+    rows = [
+        [escaped(score.example.name), f"{error:.3f}", escaped(score.prediction.text, 80)]
+        for error, score in wrong[:WORST]
+    ]
+    head = ["page", "edit distance, or 1 − IoU", "was read as"]
+    return ["Pages with the largest error:\n", table(head, rows)]
+
+
+def _outcome_parts(run: EvaluationRun) -> list[str]:
+    parts: list[str] = []
+    named = {
+        "Not read, counted as empty": [
+            (score.example.name, score.prediction.error or "") for score in run.failures
+        ],
+        "Not compared in full": [
+            (score.example.name, "; ".join(score.notes)) for score in run.scores if score.notes
+        ],
+        "Entries that cannot be used": [
+            (rejection.name, rejection.reason) for rejection in run.rejections
+        ],
+        "Texts that were not used": [(name, "") for name in run.extra],
+        "Samples without an answer for the tasks asked for": [
+            (name, "") for name in run.unsupported
+        ],
+    }
+    for title, rows in named.items():
+        if rows:
+            parts.append(f"## {title}: {len(rows)}\n")
+            parts.append(
+                table(["name", "why"], [[escaped(a), escaped(b)] for a, b in rows[:MOST_LISTED]])
+            )
+        if len(rows) > MOST_LISTED:
+            parts.append(f"… and {len(rows) - MOST_LISTED} more; see metrics.json.\n")
+    return parts
+
+
+def _short(task: str) -> str:
+    return presets.task_name(task)
+
+
+def _error(score: Score) -> float:
+    """One number from 0 (perfect) to 1 for a page: edit distance, or 1 less the mean overlap."""
+    if "ned" in score.shares:
+        return score.shares["ned"][0]
+    above, below = score.shares.get("iou", (1.0, 1.0))
+    return 1 - above / below
+
+
+def _plots(run: EvaluationRun, summary: Mapping[str, Mapping[str, Figure]]) -> dict[str, bytes]:
+    plots: dict[str, bytes] = {}
+    for task in summary:
+        scores = _of(run, task)
+        errors = [_error(score) for score in scores]
+        label = "edit distance" if "ned" in summary[task] else "1 - IoU"
+        plots[f"{_short(task)}_errors.png"] = _histogram(errors, label)
+        known = [score.shares for score in scores if "compression" in score.shares]
+        if known:
+            ratios = [share["compression"][0] / share["compression"][1] for share in known]
+            plots[f"{_short(task)}_precision.png"] = _scatter(
+                ratios, [1 - share["ned"][0] for share in known]
+            )
+    return plots
+
+
+def _histogram(errors: Sequence[float], label: str) -> bytes:
+    drawing = Drawing(figsize=(6, 3.5), layout="constrained")
+    axes = drawing.add_subplot()
+    counts_, _, bars = axes.hist(errors, bins=20, range=(0, 1))
+    labels = [f"{count:.0f}" if count else "" for count in np.atleast_1d(counts_)]
+    axes.bar_label(cast(BarContainer, bars), labels=labels, fontsize=7)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel=f"{label} of a page (0 is perfect)", ylabel="pages")
+    return _png(drawing)
+
+
+def _scatter(ratios: Sequence[float], precisions: Sequence[float]) -> bytes:
+    drawing = Drawing(figsize=(6, 3.5), layout="constrained")
+    axes = drawing.add_subplot()
+    axes.plot(ratios, precisions, linestyle="none", marker="o", markersize=3, alpha=0.5)
+    axes.set(xlabel="text tokens per vision token", ylabel="precision", ylim=(-0.02, 1.02))
+    return _png(drawing)
+
+
+def _png(drawing: Drawing) -> bytes:
+    data = io.BytesIO()
+    FigureCanvasAgg(drawing)
+    drawing.savefig(data, format="png")
+    return data.getvalue()

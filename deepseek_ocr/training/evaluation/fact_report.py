@@ -1,0 +1,171 @@
+"""Facts checked against readings: verdicts, pass rates with intervals, the report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deepseek_ocr.documents.inputs import PICTURE_SUFFIXES
+from deepseek_ocr.files import json_bytes
+from deepseek_ocr.training.data.samples import Rejection
+from deepseek_ocr.training.evaluation import evaluation_report
+from deepseek_ocr.training.evaluation.bootstrap import Figure, Share, figures
+from deepseek_ocr.training.evaluation.facts import TYPES, Fact, FactPage, PageText, Verdict, check
+from deepseek_ocr.training.evaluation.predictions import Names, sole_names
+from deepseek_ocr.training.evaluation.scoring import Prediction
+from deepseek_ocr.training.experiment_log import versions
+
+ALL = "all"
+"""Name of the pass rate over facts of every type."""
+
+
+@dataclass(frozen=True)
+class FactRun:
+    """What a report on facts is made of; `extra` are texts that belong to no page."""
+
+    settings: Mapping[str, Any]
+    verdicts: Sequence[Verdict]
+    rejections: Sequence[Rejection] = ()
+    extra: Sequence[str] = ()
+
+
+def name_of(page: FactPage) -> str:
+    """How a page is called in reports."""
+    return page.file if page.number is None else f"{page.file} page {page.number}"
+
+
+def names_of(pages: Iterable[FactPage]) -> Names:
+    """What the texts and pictures of `pages`, all that are known, may be called, by `name_of`."""
+    return sole_names({name_of(page): page.names() for page in pages})
+
+
+def picture(data_root: Path, page: FactPage, names: Sequence[str]) -> Path:
+    """Where the picture of `page` is, by one of its `names`, or would be expected."""
+    if page.number is None:
+        return data_root / page.file
+    for name in names:
+        for suffix in sorted(PICTURE_SUFFIXES):
+            if os.path.isfile(path := data_root / f"{name}{suffix}"):
+                return path
+    return data_root / f"{names[0]}.png"
+
+
+def verdicts(facts: Sequence[Fact], readings: Mapping[str, Prediction]) -> list[Verdict]:
+    """Each fact checked, in order; on a page that was not read every fact fails, also that
+    something is absent."""
+    on_page: dict[str, list[int]] = {}
+    for at, fact in enumerate(facts):
+        on_page.setdefault(name_of(fact.page), []).append(at)
+    found: dict[int, Verdict] = {}
+    for name, places in on_page.items():  # a page is made ready once, and only one is held
+        reading = readings[name]
+        text = PageText(reading.text)
+        for at in places:
+            if reading.error is not None:
+                reason = f"the page was not read: {reading.error}"
+                found[at] = Verdict(facts[at], False, reason)
+            else:
+                found[at] = check(facts[at], text)
+    return [found[at] for at in range(len(facts))]
+
+
+def summarise(run: FactRun) -> dict[str, Figure]:
+    """Pass rates over all facts and by type; pages are drawn anew for the intervals."""
+    pages = {name: at for at, name in enumerate({name_of(v.fact.page): 0 for v in run.verdicts})}
+    shares: dict[str, list[Share]] = {name: [(0.0, 0.0)] * len(pages) for name in (ALL, *TYPES)}
+    for verdict in run.verdicts:
+        at = pages[name_of(verdict.fact.page)]
+        for name in (ALL, verdict.fact.type):
+            passed, count = shares[name][at]
+            shares[name][at] = (passed + verdict.passed, count + 1)
+    return figures(shares)
+
+
+def counts(run: FactRun) -> dict[str, int]:
+    """How many facts there were, and what became of them."""
+    return {
+        "facts": len(run.verdicts),
+        "passed": sum(verdict.passed for verdict in run.verdicts),
+        "pages": len({verdict.fact.page for verdict in run.verdicts}),
+        "not run": len(run.rejections),
+        "extra texts": len(run.extra),
+    }
+
+
+def lines(run: FactRun) -> list[str]:
+    """The pass rates as plain lines."""
+    return [f"{name}: {evaluation_report.shown(figure)}" for name, figure in summarise(run).items()]
+
+
+def contents(run: FactRun) -> dict[str, bytes]:
+    """File names and contents of the report: report.md, metrics.json, facts.jsonl."""
+    metrics = {
+        "settings": dict(run.settings),
+        "versions": versions(),
+        "counts": counts(run),
+        "facts": {name: asdict(figure) for name, figure in summarise(run).items()},
+        "rejected": [asdict(rejection) for rejection in run.rejections],
+        "extra texts": list(run.extra),
+    }
+    return {
+        "report.md": _markdown(run).encode("utf-8", "replace"),
+        "metrics.json": json_bytes(metrics),
+        "facts.jsonl": "".join(_line(verdict) for verdict in run.verdicts).encode("utf-8"),
+    }
+
+
+def _line(verdict: Verdict) -> str:
+    fact = verdict.fact
+    values = {
+        "id": fact.id,
+        "page": name_of(fact.page),
+        "type": fact.type,
+        "passed": verdict.passed,
+        "reason": verdict.reason,
+    }
+    return json.dumps(values) + "\n"
+
+
+def _markdown(run: FactRun) -> str:
+    settings = [
+        [evaluation_report.escaped(name), evaluation_report.escaped(str(value))]
+        for name, value in {**run.settings, **counts(run)}.items()
+    ]
+    rates = [
+        [name, evaluation_report.shown(figure), str(figure.pages)]
+        for name, figure in summarise(run).items()
+    ]
+    failed = [verdict for verdict in run.verdicts if not verdict.passed]
+    extra = [
+        [evaluation_report.escaped(name)] for name in run.extra[: evaluation_report.MOST_LISTED]
+    ]
+    parts = [
+        "# Facts\n",
+        evaluation_report.table(["setting", "value"], settings),
+        evaluation_report.table(["facts", "passed, 95 % interval", "pages"], rates),
+        f"## Failed: {len(failed)}\n",
+        evaluation_report.table(
+            ["page", "fact", "type", "why"],
+            [
+                [evaluation_report.escaped(text) for text in
+                 (name_of(one.fact.page), one.fact.id, one.fact.type, one.reason)]
+                for one in failed[: evaluation_report.MOST_LISTED]
+            ],
+        ),
+        f"## Not run: {len(run.rejections)}\n",
+        evaluation_report.table(
+            ["line", "why"],
+            [
+                [evaluation_report.escaped(one.name), evaluation_report.escaped(one.reason)]
+                for one in run.rejections[: evaluation_report.MOST_LISTED]
+            ],
+        ),
+        f"## Texts that were not used: {len(run.extra)}\n",
+        evaluation_report.table(["text"], extra),
+        "All of them are in facts.jsonl and metrics.json.\n",
+    ]  # fmt: skip
+    return "\n".join(parts)

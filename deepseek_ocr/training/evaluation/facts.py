@@ -1,0 +1,342 @@
+"""Facts about pages that a reading has to get right, in the style of olmOCR-bench.
+
+One JSON object a line:
+
+    {"image": "scan.png", "id": "1", "type": "present", "text": "Total 498", "max_diffs": 1}
+    {"pdf": "scan.pdf", "page": 1, "id": "2", "type": "absent", "text": "Page 3", "last_n": 50}
+    {"image": "scan.png", "id": "3", "type": "order", "before": "Chapter 1", "after": "Chapter 2"}
+    {"image": "scan.png", "id": "4", "type": "table", "cell": "4.5", "up": "2.4", "left": "2023"}
+
+The names are those of the published benchmark, so its files can be used; its types that need a
+browser or look at formatting (math, format, …) are told and not run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+
+from deepseek_ocr.errors import InputError
+from deepseek_ocr.files import read_text
+from deepseek_ocr.grounding.parser import to_markdown
+from deepseek_ocr.training.data.annotations import AnnotationError, image_path
+from deepseek_ocr.training.data.samples import Rejection
+from deepseek_ocr.training.evaluation.teds import (
+    Cell,
+    Grid,
+    Rows,
+    grid,
+    html_tables,
+    markdown_tables,
+)
+from deepseek_ocr.training.evaluation.text_metrics import composed
+
+TYPES = ("present", "absent", "order", "table")
+
+LONGEST = 2_000
+"""Characters of one text of a fact."""
+
+LAST_PAGE = 100_000
+"""Of a document; a larger number is a mistake, and is no part of a file name."""
+
+Place = tuple[int, int]
+"""Row and column of a table, from 0; also a step."""
+
+RELATIONS: dict[str, tuple[Callable[[Grid, Place, Place], Cell | None], Place]] = {
+    "up": (Grid.neighbour, (-1, 0)),
+    "down": (Grid.neighbour, (1, 0)),
+    "left": (Grid.neighbour, (0, -1)),
+    "right": (Grid.neighbour, (0, 1)),
+    "top_heading": (Grid.heading, (-1, 0)),
+    "left_heading": (Grid.heading, (0, -1)),
+}
+"""What a table fact may say of a cell: how the other cell is found, and in which direction."""
+
+_ASCII = str.maketrans(
+    {"‘": "'", "’": "'", "‚": "'", "“": '"', "”": '"', "„": '"', "＿": "_"}
+    | dict.fromkeys("–—‑‒−", "-")
+    | {"\u00b5": "\u03bc"}
+)
+_INLINE = re.compile(r"</?[bi]>|(\*\*|__)(.{1,300}?)\1|(?<!\w)([*_])(.{1,300}?)\3(?!\w)")
+_BREAK = re.compile(r"<br ?/?>")
+
+
+@dataclass(frozen=True)
+class FactPage:
+    """Where a fact's page is: a picture below the data folder, or a page (from 1) of a PDF."""
+
+    file: str
+    number: int | None = None
+
+    def names(self) -> tuple[str, ...]:
+        """What a text or a picture of this page may be called: paths without a suffix."""
+        stem = PurePosixPath(self.file).with_suffix("").as_posix()
+        names = [stem]
+        if self.number is not None:
+            names = [f"{stem}_pg{self.number}_repeat1", f"{stem}_pg{self.number}"]
+            names += [stem] if self.number == 1 else []
+        return tuple(names)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact: `texts` holds the strings of its type (text; before, after; cell, up, …).
+
+    At most `max_diffs` characters may be inserted, missing or different.
+    """
+
+    id: str
+    page: FactPage
+    type: str
+    texts: dict[str, str]
+    max_diffs: int = 0
+    case_sensitive: bool = True
+    first_n: int | None = None
+    last_n: int | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A fact, whether a reading got it right, and if not why."""
+
+    fact: Fact
+    passed: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class PageText:
+    """The text of a page, as a model or a program wrote it, and what facts need of it.
+
+    Each part is made when the first fact asks for it, and kept for the others.
+    """
+
+    text: str
+
+    @cached_property
+    def markdown(self) -> str:
+        """The text without tags."""
+        return to_markdown(self.text)
+
+    @cached_property
+    def plain(self) -> str:
+        """The text as facts on texts see it."""
+        return plain(self.markdown)
+
+    @cached_property
+    def grids(self) -> tuple[Grid, ...]:
+        """The tables, HTML ones first, the text of their cells as facts see it."""
+        tables = (*html_tables(self.markdown), *markdown_tables(self.markdown))
+        return tuple(grid(_plain_rows(rows)) for rows in tables)
+
+
+def load_facts(file: Path) -> tuple[list[Fact], list[Rejection]]:
+    """The facts in `file`, and the lines that cannot be used, with reasons.
+
+    Raises `InputError` where the file cannot be read.
+    """
+    facts: list[Fact] = []
+    rejections: list[Rejection] = []
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            facts.append(parse_fact(json.loads(line)))
+        except (ValueError, RecursionError) as error:  # InputError is a ValueError
+            rejections.append(Rejection(f"line {number}", str(error)))
+    return facts, rejections
+
+
+def parse_fact(raw: object) -> Fact:
+    """The fact in parsed JSON `raw`. Raises `InputError` saying what is wrong."""
+    if not isinstance(raw, dict):
+        raise InputError("a fact must be an object.")
+    kind = raw.get("type")
+    if kind not in TYPES:
+        raise InputError(f"facts of type {str(kind)[:40]!r} are not run, only {', '.join(TYPES)}.")
+    if raw.get("checked") == "rejected":
+        raise InputError("the fact is marked as rejected by those who checked it.")
+    fact = Fact(
+        id=str(raw.get("id", ""))[:200],
+        page=_page(raw),
+        type=kind,
+        texts=_texts(raw, kind),
+        max_diffs=_whole(raw, "max_diffs") or 0,
+        case_sensitive=_flag(raw, "case_sensitive"),
+        first_n=_whole(raw, "first_n"),
+        last_n=_whole(raw, "last_n"),
+    )
+    if kind != "table" and fact.max_diffs >= min(len(text) for text in fact.texts.values()):
+        raise InputError("max_diffs is no smaller than the text, which is then everywhere.")
+    return fact
+
+
+def check(fact: Fact, text: PageText) -> Verdict:
+    """Whether `text` gets `fact` right."""
+    if fact.type == "table":
+        return _check_table(fact, text.grids)
+    page = text.plain
+    if fact.type == "order":
+        return _check_order(fact, page)
+    head = page[: fact.first_n] if fact.first_n else ""
+    tail = page[-fact.last_n :] if fact.last_n else ""
+    page = head + tail if fact.first_n or fact.last_n else page
+    there = starts(_cased(fact, fact.texts["text"]), _cased(fact, page), fact.max_diffs)
+    if bool(there) == (fact.type == "present"):
+        return Verdict(fact, True)
+    found = "is there" if there else "is not there"
+    return Verdict(fact, False, f"{fact.texts['text'][:80]!r} {found}.")
+
+
+def plain(text: str) -> str:
+    """`text` without bold and italics, in composed Unicode, plain quotes and hyphens, one space
+    for any white space."""
+    text = composed(_BREAK.sub(" ", text)).translate(_ASCII)
+    text = _INLINE.sub(lambda found: found[2] or found[4] or "", text)
+    return " ".join(text.split())
+
+
+def starts(pattern: str, text: str, most: int) -> list[int]:
+    """Where in `text` something begins that is at most `most` edits away from `pattern`.
+
+    Of neighbouring places the best one counts. Time is the product of both lengths, whatever
+    they hold (libraries for this take minutes over text that goes in circles).
+    """
+    if most == 0:
+        return [match.start() for match in re.finditer(f"(?={re.escape(pattern)})", text)]
+    distances = _distances_from(pattern, text)
+    good = np.flatnonzero(distances <= most)
+    runs = np.split(good, np.flatnonzero(np.diff(good) > 1) + 1) if len(good) else []
+    return [int(run[distances[run].argmin()]) for run in runs]
+
+
+def _distances_from(pattern: str, text: str) -> np.ndarray:
+    """`[len(text) + 1]` edits between `pattern` and the best stretch that begins at each place.
+
+    Sellers' algorithm from the back, a row of the table at a time.
+    """
+    signs = np.frombuffer(text[::-1].encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    places = np.arange(len(text) + 1, dtype=np.int32)
+    row = np.zeros(len(text) + 1, dtype=np.int32)
+    for sign in reversed(pattern):
+        above = row + 1
+        above[1:] = np.minimum(above[1:], row[:-1] + (signs != ord(sign)))
+        row = np.minimum.accumulate(above - places) + places
+    return row[::-1]
+
+
+def _check_order(fact: Fact, page: str) -> Verdict:
+    places = {}
+    for name in ("before", "after"):
+        wanted = _cased(fact, fact.texts[name])
+        places[name] = starts(wanted, _cased(fact, page), fact.max_diffs)
+        if not places[name]:
+            return Verdict(fact, False, f"{fact.texts[name][:80]!r} is not there.")
+    if min(places["before"]) < max(places["after"]):
+        return Verdict(fact, True)
+    return Verdict(fact, False, "both are there, but in the other order.")
+
+
+def _plain_rows(rows: Rows) -> Rows:
+    return tuple(tuple(replace(cell, text=plain(cell.text)) for cell in row) for row in rows)
+
+
+def _check_table(fact: Fact, grids: Sequence[Grid]) -> Verdict:
+    if not any(one.cells for one in grids):
+        return Verdict(fact, False, "there is no table.")
+    reason = f"no cell says {fact.texts['cell'][:80]!r}."
+    for one in grids:
+        places: dict[int, list[Place]] = {}
+        for at, cell in one.cells.items():
+            if _alike(fact, fact.texts["cell"], cell):
+                places.setdefault(id(cell), []).append(at)
+        for spots in places.values():
+            wrong = [name for name in fact.texts if not _related(fact, one, spots, name)]
+            if not wrong:
+                return Verdict(fact, True)
+            reason = f"the cell is there, but not what is to be {', '.join(wrong)}."
+    return Verdict(fact, False, reason)
+
+
+def _related(fact: Fact, table: Grid, spots: list[Place], name: str) -> bool:
+    """Whether what fact says of relation `name` holds from one of the places of a cell."""
+    if name == "cell":
+        return True
+    find, step = RELATIONS[name]
+    others = (find(table, spot, step) for spot in spots)
+    return any(other and _alike(fact, fact.texts[name], other) for other in others)
+
+
+def _alike(fact: Fact, wanted: str, cell: Cell) -> bool:
+    most = min(fact.max_diffs, len(wanted) // 2)
+    text = _cased(fact, cell.text)
+    distance = Levenshtein.distance(_cased(fact, wanted), text, score_cutoff=most)
+    return bool(distance <= most)
+
+
+def _cased(fact: Fact, text: str) -> str:
+    return text if fact.case_sensitive else text.lower()
+
+
+def _page(raw: dict[str, Any]) -> FactPage:
+    key = "image" if "image" in raw else "pdf"
+    try:
+        file = image_path(raw.get(key)).as_posix()
+    except AnnotationError as error:
+        raise InputError(f"{key}: {error}") from error
+    return FactPage(file, _page_number(raw) if key == "pdf" else None)
+
+
+def _page_number(raw: dict[str, Any]) -> int:
+    number = raw.get("page")
+    if number is None:
+        return 1
+    if type(number) is not int or not 1 <= number <= LAST_PAGE:
+        raise InputError(f"page must be a whole number from 1 to {LAST_PAGE}.")
+    return number
+
+
+def _texts(raw: dict[str, Any], kind: str) -> dict[str, str]:
+    needed = {"order": ("before", "after"), "table": ("cell",)}.get(kind, ("text",))
+    texts = dict(_given(raw, (*needed, *(RELATIONS if kind == "table" else ()))))
+    for name in needed:
+        if name not in texts:
+            raise InputError(f"a fact of type {kind} needs {name}, a text that is not empty.")
+    if kind == "table" and len(texts) == 1:
+        raise InputError(f"a fact on a table needs one of {', '.join(RELATIONS)}.")
+    return texts
+
+
+def _given(raw: dict[str, Any], names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        value = raw.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, str) or len(value) > LONGEST:
+            raise InputError(f"{name} must be a text of at most {LONGEST} characters.")
+        if text := plain(value):
+            yield name, text
+
+
+def _whole(raw: dict[str, Any], name: str) -> int | None:
+    value = raw.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or value < 0:
+        raise InputError(f"{name} must be a whole number, 0 or more.")
+    return value
+
+
+def _flag(raw: dict[str, Any], name: str) -> bool:
+    value = raw.get(name)
+    if value is not None and type(value) is not bool:  # 0 equals False
+        raise InputError(f"{name} must be true or false.")
+    return value is not False

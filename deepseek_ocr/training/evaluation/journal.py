@@ -1,0 +1,211 @@
+"""What was read so far, a line a page, so that a long run can stop anywhere and go on.
+
+A folder holds `run.json` (what was asked) and `samples.jsonl` (what came of it). A run with the
+same settings goes on where the last one stopped and tries pages that failed again, and those whose
+picture changed; with other settings it is refused, or two runs would be mixed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepseek_ocr.errors import InputError, SettingsError
+from deepseek_ocr.files import LARGEST_FILE, explain_write_errors, read_json, write_json, write_text
+from deepseek_ocr.training.data.samples import Example
+from deepseek_ocr.training.evaluation.scoring import Prediction, Score
+
+SETTINGS, SAMPLES = "run.json", "samples.jsonl"
+
+Key = tuple[str, str]
+"""Task and name of an example."""
+
+Stamp = tuple[int, int]
+"""Size of a file in bytes and when it was changed, in nanoseconds."""
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What a line of samples.jsonl holds, and the line itself."""
+
+    prediction: Prediction
+    picture: Stamp | None
+    text: str
+
+
+class Journal:
+    """The record of one run in `folder`.
+
+    `resume` is for texts that do not change meanwhile; without it the record begins anew.
+    Nothing is written before `begin`.
+
+    Raises `SettingsError` where the folder holds a run with other settings, `InputError` where
+    its record cannot be read.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], resume: bool = True) -> None:
+        self.path = folder / SAMPLES
+        self._settings = json.loads(json.dumps(settings))
+        self._before: dict[Key, _Line] = {}
+        self._pictures: dict[Key, Stamp | None] = {}
+        before = _settings_of(folder / SETTINGS)
+        if before is None and os.path.exists(self.path):
+            raise SettingsError(
+                f"{folder} holds a {SAMPLES} of something else; choose another --output_dir."
+            )
+        if before is not None:
+            _compare(folder, before, self._settings)
+            if resume and os.path.isfile(self.path):
+                self._before = _lines_in(self.path)
+
+    def take_up(self, examples: Iterable[Example]) -> dict[Key, Prediction]:
+        """What an earlier run read of `examples`, without failures and without those whose
+        picture changed. To be called before any is read: it notes how the pictures are now."""
+        done: dict[Key, Prediction] = {}
+        for example in examples:
+            key = key_of(example)
+            picture = self._pictures[key] = stamp_of(example.image)
+            line = self._before.get(key)
+            if line is not None and picture is not None and line.picture == picture:
+                done[key] = line.prediction
+        return done
+
+    def begin(self) -> None:
+        """Write the settings and what is taken up from an earlier run. Raises `FileWriteError`."""
+        write_json(self.path.parent / SETTINGS, self._settings)
+        write_text(self.path, "".join(f"{line.text}\n" for line in self._before.values()))
+
+    def add(self, score: Score, data_root: Path) -> None:
+        """Append one page; it is with the system when the call returns. Raises `FileWriteError`."""
+        line = self._line(score, data_root)
+        with (
+            explain_write_errors(self.path),
+            self.path.open("a", encoding="utf-8", errors="replace") as file,
+        ):
+            file.write(line + "\n")
+
+    def rewrite(self, scores: list[Score], data_root: Path) -> None:
+        """Put `scores` into the file, in this order, and behind them what the earlier run read
+        beyond them. Raises `FileWriteError`."""
+        lines = [self._line(score, data_root) for score in scores]
+        asked = {key_of(score.example) for score in scores}
+        lines += [line.text for key, line in self._before.items() if key not in asked]
+        write_text(self.path, "".join(f"{line}\n" for line in lines))
+
+    def _line(self, score: Score, data_root: Path) -> str:
+        picture = self._pictures.get(key_of(score.example))
+        return json.dumps(to_json(score, data_root, picture), ensure_ascii=False)
+
+
+def to_json(score: Score, data_root: Path, picture: Stamp | None = None) -> dict[str, Any]:
+    """A line of samples.jsonl; `figures` holds each figure of this page alone."""
+    example, prediction = score.example, score.prediction
+    size, changed = picture or (None, None)
+    return {
+        "name": example.name,
+        "task": example.task,
+        "image": example.image.relative_to(data_root).as_posix(),
+        "image_bytes": size,
+        "image_mtime_ns": changed,
+        "reference": example.answer,
+        "prediction": prediction.text,
+        "error": prediction.error,
+        "finish_reason": prediction.finish_reason,
+        "text_tokens": prediction.text_tokens,
+        "vision_tokens": prediction.vision_tokens,
+        "seconds": prediction.seconds,
+        "figures": {name: above / below for name, (above, below) in score.shares.items() if below},
+        "notes": list(score.notes),
+    }
+
+
+def key_of(example: Example) -> Key:
+    """What `Journal` knows an example by."""
+    return example.task, example.name
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """What changes of a file when it is replaced; None where there is none to be had."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _settings_of(path: Path) -> dict[str, Any] | None:
+    if not os.path.exists(path):
+        return None
+    values = read_json(path, 2**20)
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not the record of a run; choose another --output_dir.")
+    return values
+
+
+def _compare(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    changed = [
+        key for key in sorted(before.keys() | asked.keys()) if before.get(key) != asked.get(key)
+    ]
+    if changed:
+        raise SettingsError(
+            f"{folder} holds a run with other settings ({', '.join(changed)}); choose another "
+            "--output_dir, or delete that one."
+        )
+
+
+def _lines_in(path: Path) -> dict[Key, _Line]:
+    """What was read, without failures and without a line cut off by a crash; the last line on a
+    page counts. Raises `InputError`."""
+    found: dict[Key, _Line] = {}
+    for text in _texts_in(path):
+        parsed = _from_line(text)
+        if parsed and parsed[1].prediction.error is None:
+            found[parsed[0]] = parsed[1]
+    return found
+
+
+def _texts_in(path: Path) -> Iterator[str]:
+    """The lines of a file; one that ends in the middle of a character is left out."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise InputError(
+                f"{path} has more than {LARGEST_FILE:,} bytes; choose another --output_dir."
+            )
+        with path.open("rb") as file:
+            for line in file:
+                with contextlib.suppress(UnicodeDecodeError):
+                    yield line.decode("utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}; choose another --output_dir."
+        ) from error
+
+
+def _from_line(line: str) -> tuple[Key, _Line] | None:
+    """The example and what the line holds of it; None where the line is not whole."""
+    try:
+        values = json.loads(line)
+        task, name, text, error = (values[key] for key in ("task", "name", "prediction", "error"))
+        counts = [values[key] for key in ("text_tokens", "vision_tokens", "seconds")]
+        reason = values["finish_reason"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    texts_fit = all(isinstance(value, str) for value in (task, name, text))
+    rest_fits = all(value is None or isinstance(value, str) for value in (error, reason))
+    if not texts_fit or not rest_fits:
+        return None
+    if not all(value is None or isinstance(value, int | float) for value in counts):
+        return None
+    prediction = Prediction(text, error, reason, *counts)
+    return (task, name), _Line(prediction, _picture_in(values), line)
+
+
+def _picture_in(values: Mapping[str, Any]) -> Stamp | None:
+    """How the picture was when it was read; None in lines of an older version."""
+    size, changed = values.get("image_bytes"), values.get("image_mtime_ns")
+    return (size, changed) if type(size) is int and type(changed) is int else None

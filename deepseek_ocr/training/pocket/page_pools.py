@@ -1,0 +1,118 @@
+"""Drawn pages as batches for the pocket model, with what stands where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from deepseek_ocr import presets
+from deepseek_ocr.images.views import Views
+from deepseek_ocr.model.prompts import Codec
+from deepseek_ocr.training.data.batches import IGNORED, EncodedExample, collate, encode_answer
+from deepseek_ocr.training.data.samples import Example, Sample, examples_of
+from deepseek_ocr.training.pocket import auxiliary
+from deepseek_ocr.training.pocket.auxiliary import Lessons
+from deepseek_ocr.training.pocket.curriculum import Stage
+from deepseek_ocr.training.pocket.untrained import CONTEXT
+from deepseek_ocr.training.synthetic.layouts import Glyph
+from deepseek_ocr.training.synthetic.synthetic_pages import SynthPage, make_page
+
+POOL = 4
+"""Batches made together, so that pages of like length share one and little is padding."""
+
+
+@dataclass(frozen=True)
+class TaughtPage:
+    """One task of one drawn page: ids and labels, its patches and what stands where."""
+
+    example: EncodedExample
+    slots: Tensor
+    places: Tensor
+
+
+class PagePools(Dataset[list[Lessons]]):
+    """Synthetic pages of one stage as pools of batches; pool `i` is always the same."""
+
+    def __init__(self, stage: Stage, codec: Codec, pad_id: int, seed: int) -> None:
+        self.stage = stage
+        self.codec = codec
+        self.pad_id = pad_id
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return max(1, self.stage.pages // (self.stage.batch * POOL))
+
+    def __getitem__(self, number: int) -> list[Lessons]:
+        rng = Random(f"{self.seed}:{self.stage.name}:{number}")
+        source = rng.choices(self.stage.sources, [s.weight for s in self.stage.sources])[0]
+        size = max(1, round(self.stage.batch * (512 / source.view) ** 2))
+        pages: list[TaughtPage] = []
+        while len(pages) < size * POOL:
+            drawn = make_page(source.recipe, rng.getrandbits(64))
+            wanted = self.stage.tasks
+            task = rng.choices(list(wanted), list(wanted.values()))[0] if source.reads else None
+            pages += pages_of(drawn, task, source.view, self.codec)
+        pages = sorted(pages[: size * POOL], key=lambda page: len(page.example.ids))
+        parts = [pages[at : at + size] for at in range(0, len(pages), size)]
+        rng.shuffle(parts)
+        return [lessons_of(part, self.pad_id) for part in parts]
+
+
+def pages_of(drawn: SynthPage, task: str | None, view: int, codec: Codec) -> list[TaughtPage]:
+    """What `task` asks of a page seen through a view of `view` px: nothing where it has no
+    answer there. Without a task a page has no ids."""
+    if task == "figure" and not drawn.annotation.figure:
+        task = "ocr"
+    # Bytes for as long as possible: they are a quarter of what travels between processes.
+    pixels = np.array(drawn.image.resize((view, view)))
+    views = Views(rearrange(torch.from_numpy(pixels), "h w c -> c h w"), torch.empty(0), (1, 1))
+    slots = auxiliary.slots_of(drawn.glyphs, drawn.image.size, view)
+    if task is None:
+        nothing = torch.empty(0, dtype=torch.long)
+        return [TaughtPage(EncodedExample(nothing, nothing, views), slots, nothing.view(0, 2))]
+    pages: list[TaughtPage] = []
+    for asked in _asked(drawn, task):
+        example = encode_answer(codec, views, asked.prompt, asked.answer, CONTEXT)
+        places = torch.full((len(example.ids), 2), IGNORED)
+        ids = example.labels[example.labels != IGNORED].tolist()[:-1]
+        lengths = [len(codec.decode([i])) for i in ids]
+        lines = [line for line in drawn.glyphs if task != "locate" or _is_asked(line, drawn)]
+        found = auxiliary.places_of(asked.answer, lines, drawn.image.size, lengths)
+        places[-1 - len(found) : -1] = found
+        pages.append(TaughtPage(example, slots, places))
+    return pages
+
+
+def _is_asked(line: Sequence[Glyph], drawn: SynthPage) -> bool:
+    text = "".join(character for character, _, _ in line)
+    return any(reference.text == text for reference in drawn.annotation.reference)
+
+
+def _asked(drawn: SynthPage, task: str) -> list[Example]:
+    """What `task` asks of a page; of an empty one, where there is nothing to locate, all of it."""
+    sample = Sample(Path(), drawn.annotation, "")
+    if drawn.annotation.text or task == "locate":
+        return examples_of(sample, [task])
+    name = presets.task_title(task)
+    return [Example(sample.image, name, presets.prompt_for(name), "", sample.name)]
+
+
+def lessons_of(pages: Sequence[TaughtPage], pad_id: int) -> Lessons:
+    """One batch of `pages`, padded with `pad_id`."""
+    batch = collate([page.example for page in pages], pad_id)
+    padded = torch.nn.utils.rnn.pad_sequence
+    return Lessons(
+        batch.ids,
+        batch.labels,
+        batch.global_views,
+        torch.stack([page.slots for page in pages]),
+        padded([page.places for page in pages], batch_first=True, padding_value=IGNORED),
+    )

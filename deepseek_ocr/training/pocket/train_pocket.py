@@ -1,0 +1,204 @@
+"""Train a model of the bundled one's size from nothing.
+
+    python -m deepseek_ocr.training.pocket.train_pocket --output DIR
+
+One run is one stage of `curriculum.py`. Each page is drawn once and never seen again. Reading from
+nothing stays on a plateau for hundreds of thousands of pages while the text is all that teaches;
+the losses of `auxiliary.py` show the network where to look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from deepseek_ocr.devices import selection
+from deepseek_ocr.errors import OcrError
+from deepseek_ocr.files import explain_write_errors
+from deepseek_ocr.model.checkpoint import read_config
+from deepseek_ocr.model.network import load_network
+from deepseek_ocr.model.prompts import load_codec
+from deepseek_ocr.training.finetune.objective import route_in_float32
+from deepseek_ocr.training.finetune.optimizer import (
+    OptimiserSettings,
+    Stepper,
+    StepResult,
+    cosine,
+)
+from deepseek_ocr.training.finetune.saved_checkpoints import save_checkpoint
+from deepseek_ocr.training.pocket.auxiliary import AuxiliaryObjective, Lessons
+from deepseek_ocr.training.pocket.curriculum import STAGES, Stage
+from deepseek_ocr.training.pocket.page_pools import POOL, PagePools
+from deepseek_ocr.training.pocket.untrained import write_untrained
+
+HEADS = "heads.safetensors"
+"""Where a stage leaves the heads of its auxiliary losses, which are no part of the model."""
+
+SAVE_EVERY_S = 300.0
+"""Seconds after which the weights are saved in the middle of a stage."""
+
+
+def run(
+    stage: Stage,
+    stepper: Stepper,
+    objective: AuxiliaryObjective,
+    data: DataLoader[list[Lessons]],
+    log: StageLog,
+    save: Callable[[], None],
+) -> None:
+    """Take a step for every batch of `data`; `save` is called every `SAVE_EVERY_S` seconds and at
+    the end."""
+    total = len(data) * POOL
+    share = cosine(stage.warmup, total, floor=0.05 if stage.decays else 1.0)
+    taken, saved = 0, time.monotonic()
+    for pool in data:
+        for batch in pool:
+            moved = batch.to(stepper.accelerator.device)
+            result = stepper.step([moved], stage.lr * share(taken))
+            log.step(stage.name, len(batch.ids), result, objective.parts)
+            taken += 1
+        if time.monotonic() - saved > SAVE_EVERY_S:
+            save()
+            saved = time.monotonic()
+    save()
+
+
+class StageLog:
+    """Losses as they come, on screen now and then and as JSON lines in a file."""
+
+    def __init__(self, file: Path, every: int = 25) -> None:
+        self._file = file
+        self._every = every
+        self._start = time.monotonic()
+        self._pages = 0
+        self._taken = 0
+        self._parts: dict[str, list[float]] = {}
+
+    def step(self, name: str, pages: int, result: StepResult, parts: dict[str, float]) -> None:
+        """Note one optimiser step of `pages` pages and the parts of its loss.
+
+        Raises `FileWriteError`.
+        """
+        self._pages += pages
+        self._taken += 1
+        for part, value in parts.items():
+            self._parts.setdefault(part, []).append(value)
+        if self._taken % self._every:
+            return
+        seconds = time.monotonic() - self._start
+        entry = {
+            "stage": name,
+            "taken": self._taken,
+            "pages": self._pages,
+            **{part: round(fmean(values), 4) for part, values in self._parts.items()},
+            "lr": round(result.lr, 6),
+            "gradient_norm": round(result.gradient_norm, 3),
+            "seconds": round(seconds, 1),
+        }
+        self._parts.clear()
+        with explain_write_errors(self._file), self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        print(json.dumps(entry), flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train one stage; exit status 0, 2 where it could not, 130 where it was interrupted."""
+    given = _parser().parse_args(arguments)
+    try:
+        train_stage(given.stage, given.output, given.start, given.heads, given.seed, given.workers)
+    except OcrError as error:
+        print(f"pocket: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"pocket: interrupted; the last weights are in {given.output}.", file=sys.stderr)
+        return 130
+    print(f"The model is in {given.output / 'model'}.")
+    return 0
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    """bfloat16, or float32 on a processor that lacks it, where it would take many times as long."""
+    return selection.choose_dtype("auto", device) if device.type == "cpu" else torch.bfloat16
+
+
+def train_stage(
+    stage: int,
+    output: Path,
+    start: Path | None = None,
+    heads: Path | None = None,
+    seed: int = 1,
+    workers: int = 1,
+) -> None:
+    """Train stage `stage` (from 1), from the checkpoint `start`, or from nothing, into
+    `output/model`; losses go to `output/log.jsonl`, the auxiliary losses' heads to `output/HEADS`,
+    from where the next stage may take them as `heads`.
+
+    Raises `CheckpointError` and `FileWriteError`.
+    """
+    with explain_write_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+    if start is None:
+        start = output / "untrained"
+        write_untrained(start, seed)
+    accelerator = Accelerator(mixed_precision="no")
+    network = load_network(start, accelerator.device, torch.float32).train().requires_grad_(True)
+    route_in_float32(network)
+    text = read_config(start).text_config
+    codec = load_codec(
+        start, text.bos_token_id, frozenset([text.eos_token_id]), network.config.image_token_id
+    )
+    torch.manual_seed(seed)
+    objective = AuxiliaryObjective(network, _dtype(accelerator.device)).to(accelerator.device)
+    stepper = Stepper(objective, OptimiserSettings(orthogonal=True), accelerator)
+    log = StageLog(output / "log.jsonl")
+    if heads is not None:
+        objective.load_heads(heads)
+
+    def save() -> None:
+        save_checkpoint(network, start, output / "model")
+        objective.save_heads(output / HEADS)
+
+    pools = PagePools(STAGES[stage - 1], codec, text.pad_token_id, seed)
+    data: DataLoader[list[Lessons]] = DataLoader(
+        pools, batch_size=None, num_workers=workers, prefetch_factor=3 if workers else None
+    )
+    run(STAGES[stage - 1], stepper, objective, data, log, save)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m deepseek_ocr.training.pocket.train_pocket",
+        description="Train a model of the bundled one's size from nothing, on synthetic pages.",
+        epilog="Example: make pocket",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--stage", type=int, choices=range(1, len(STAGES) + 1), default=1, help="default: 1"
+    )
+    parser.add_argument(
+        "--start", type=Path, metavar="FOLDER", help="checkpoint to go on from (default: nothing)"
+    )
+    parser.add_argument(
+        "--heads",
+        type=Path,
+        metavar="FILE",
+        help=f"{HEADS} of the stage before (default: new ones)",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of weights and pages (default: 1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes that draw pages (default: 1)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
