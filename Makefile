@@ -88,9 +88,9 @@ evaluate: $(READY)
 	done
 
 pocket: $(READY)
-	$(BIN)/python -m deepseek_ocr.training.pocket.stages --stage 1 --output build/pocket-1
+	$(BIN)/python -m deepseek_ocr.training.pocket.train_pocket --stage 1 --output build/pocket-1
 	for stage in 2 3 4 5; do before=build/pocket-$$((stage - 1)); \
-		$(BIN)/python -m deepseek_ocr.training.pocket.stages --stage $$stage --output build/pocket-$$stage \
+		$(BIN)/python -m deepseek_ocr.training.pocket.train_pocket --stage $$stage --output build/pocket-$$stage \
 			--start $$before/model --heads $$before/heads.safetensors || exit; \
 	done
 

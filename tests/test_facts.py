@@ -32,7 +32,7 @@ PAGE = """\
 # The **first** chapter
 
 <|ref|>text<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>
-It was “a dark” and stormy\tnight — the rain fell. The second chapter follows. FactPage 7
+It was “a dark” and stormy\tnight — the rain fell. The second chapter follows. Page 7
 """
 TABLE = """\
 <table><tr><td>Year</td><td colspan="2">Share</td></tr>
@@ -65,10 +65,10 @@ def passes(page: str, /, **fact: Any) -> bool:
         (False, {"text": "teh rain fell."}),
         (True, {"text": "teh rain fell.", "max_diffs": 2}),
         (False, {"text": "teh rain felt.", "max_diffs": 2}),
-        (True, {"text": "FactPage 7", "last_n": 6}),
-        (False, {"text": "FactPage 7", "last_n": 5}),
-        (False, {"text": "FactPage 7", "first_n": 20}),
-        (True, {"text": "FactPage 7", "first_n": 20, "last_n": 6}),
+        (True, {"text": "Page 7", "last_n": 6}),
+        (False, {"text": "Page 7", "last_n": 5}),
+        (False, {"text": "Page 7", "first_n": 20}),
+        (True, {"text": "Page 7", "first_n": 20, "last_n": 6}),
         (True, {"text": "chapter", "first_n": 20}),
         (False, {"text": "det|"}),
     ],
@@ -216,7 +216,7 @@ def put_facts(folder: Path, facts: list[Any]) -> Path:
 
 FACTS = [
     {"pdf": "book.pdf", "page": 2, "id": "a", "type": "present", "text": "the rain fell"},
-    {"pdf": "book.pdf", "page": 2, "id": "b", "type": "absent", "text": "FactPage 7"},
+    {"pdf": "book.pdf", "page": 2, "id": "b", "type": "absent", "text": "Page 7"},
     {"image": "sub/scan.png", "id": "c", "type": "table", "cell": "4.5%", "up": "2.4%"},
     {"image": "gone.png", "id": "d", "type": "absent", "text": "anything"},
     {"pdf": "book.pdf", "page": 2, "id": "e", "type": "math", "math": "x"},
