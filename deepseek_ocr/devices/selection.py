@@ -285,7 +285,7 @@ def free_and_total(device: torch.device) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Description:
-    """A device as `--devices` shows it.
+    """A device as `deepseek-ocr devices` shows it.
 
     - `memory`: free and total bytes, None where it shares the system's
     - `dtype`, `why`: the type that "auto" takes and the reason; `types` all that it computes in
