@@ -32,7 +32,7 @@ COMMANDS = {
     "train": Command("train", "fine-tune a checkpoint on annotated pages", "train"),
     "evaluate": Command("evaluate", "measure how well a model reads pages", "train"),
     "synth": Command("synth", "make pages to train and to test with", "train"),
-    "split": Command("split", "divide annotated pages into training and test", "train"),
+    "split": Command("split", "divide annotated pages into training and test"),
     "verify-checkpoint": Command(
         "verify_checkpoint", "load the real checkpoint, read three pages, write a report"
     ),

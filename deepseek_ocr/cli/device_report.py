@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deepseek_ocr.cli.loading import checkpoint_folder
+from deepseek_ocr.cli.engine_loading import checkpoint_folder
 from deepseek_ocr.cli.memory_advice import PRESETS, load_of
 from deepseek_ocr.cli.terminal import ALL_READ, write
 from deepseek_ocr.configuration import Settings

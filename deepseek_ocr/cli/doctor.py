@@ -17,9 +17,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from deepseek_ocr import __version__, presets
+from deepseek_ocr.cli.engine_loading import checkpoint_folder
 from deepseek_ocr.cli.example_pages import examples_folder
 from deepseek_ocr.cli.flags import Subparsers, add_settings, load_settings, named
-from deepseek_ocr.cli.loading import checkpoint_folder
 from deepseek_ocr.cli.terminal import ALL_READ, SOME_FAILED, write
 from deepseek_ocr.configuration import Settings
 from deepseek_ocr.devices import ascend

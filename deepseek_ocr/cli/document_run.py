@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from deepseek_ocr import presets
-from deepseek_ocr.cli.loading import checkpoint_folder
+from deepseek_ocr.cli.document_progress import DocumentProgress
+from deepseek_ocr.cli.engine_loading import checkpoint_folder
 from deepseek_ocr.cli.printing import left_out_of
 from deepseek_ocr.cli.read_options import STANDARD_INPUT, OutputOptions, ReadOptions
-from deepseek_ocr.cli.run_progress import RunProgress
 from deepseek_ocr.cli.terminal import ALL_READ, INTERRUPTED, SOME_FAILED, complain
 from deepseek_ocr.documents.inputs import Input, Listing, each_once, find, output_names, spool
 from deepseek_ocr.documents.pipeline import read_documents
@@ -76,7 +76,7 @@ def write_documents(
     """Read every page that `options` name and write what was asked for; the exit status."""
     inputs = [found for found in ready.listing.inputs if output.shard.has(found.key)]
     names = output_names(ready.listing.inputs)
-    watcher = RunProgress(len(inputs))
+    watcher = DocumentProgress(len(inputs))
     try:
         with watcher:
             tally = read_documents(
@@ -119,7 +119,7 @@ def _plan(options: ReadOptions, output: OutputOptions) -> Plan:
     )
 
 
-def _say_how_to_go_on(watcher: RunProgress, output: OutputOptions) -> None:
+def _say_how_to_go_on(watcher: DocumentProgress, output: OutputOptions) -> None:
     kept = _some(watcher.counter.done + watcher.counter.settled, "page")
     again = " without --overwrite" if output.overwrite else ""
     complain(

@@ -35,7 +35,7 @@ def run(flags: argparse.Namespace) -> int:
 
 
 def _print(options: ReadOptions) -> int:
-    from deepseek_ocr.cli.loading import load_engines
+    from deepseek_ocr.cli.engine_loading import load_engines
 
     (engine,) = load_engines(options)
     from deepseek_ocr.cli import interactive, printing
@@ -47,7 +47,7 @@ def _print(options: ReadOptions) -> int:
 
 
 def _write(options: ReadOptions, output: OutputOptions) -> int:
-    from deepseek_ocr.cli.loading import checkpoint_folder, load_engines
+    from deepseek_ocr.cli.engine_loading import checkpoint_folder, load_engines
 
     checkpoint_folder(options.settings)  # better to fail now than after listing
     from deepseek_ocr.cli.document_run import prepared, write_documents

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepseek_ocr import __version__, presets
+from deepseek_ocr.cli.engine_loading import checkpoint_folder
 from deepseek_ocr.cli.example_pages import examples_folder
 from deepseek_ocr.cli.flags import Subparsers, add_settings, load_settings
-from deepseek_ocr.cli.loading import checkpoint_folder
 from deepseek_ocr.cli.terminal import ALL_READ, COULD_NOT_START, SOME_FAILED, complain
 
 if TYPE_CHECKING:

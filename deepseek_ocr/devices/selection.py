@@ -257,7 +257,7 @@ def release(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class DeviceDescription:
-    """A device as `--devices` shows it.
+    """A device as `deepseek-ocr devices` shows it.
 
     - `memory`: free and total bytes, None where it shares the system's
     - `dtype`, `why`: the type that "auto" takes and the reason; `types` all that it computes in

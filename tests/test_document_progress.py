@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_ocr.cli.run_progress import Counter, RunProgress
+from deepseek_ocr.cli.document_progress import DocumentProgress, PageCounter
 from deepseek_ocr.documents.inputs import Input
 from deepseek_ocr.formats.records import PageRecord
 
@@ -17,7 +17,7 @@ FOUND = Input(Path("a.pdf"), "a.pdf")
 
 
 def test_rate_time_left_and_failures_are_counted() -> None:
-    counter = Counter(inputs=4, began=100.0)
+    counter = PageCounter(inputs=4, began=100.0)
     counter.opened(pages=30, done=10)
     for number in range(10):
         counter.settle(failed=number == 0)
@@ -30,13 +30,13 @@ def test_rate_time_left_and_failures_are_counted() -> None:
 
 
 def test_nothing_is_divided_by_nothing() -> None:
-    assert Counter(inputs=0, began=1.0).text(now=1.0) == "0 of 0 pages, 0 failed"
-    waiting = Counter(inputs=3, began=0.0)
+    assert PageCounter(inputs=0, began=1.0).text(now=1.0) == "0 of 0 pages, 0 failed"
+    waiting = PageCounter(inputs=3, began=0.0)
     assert waiting.text(now=7200.0) == "0 of about 0 pages, 0 failed"
 
 
 def test_long_times_have_hours() -> None:
-    counter = Counter(inputs=1, began=0.0)
+    counter = PageCounter(inputs=1, began=0.0)
     counter.opened(pages=101, done=0)
     counter.settle(failed=False)
     assert "1:40:00 left" in counter.text(now=60.0)
@@ -47,7 +47,7 @@ def test_plain_lines_say_what_failed_at_once_and_how_far_it_is_now_and_then(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    lines = RunProgress(inputs=1)
+    lines = DocumentProgress(inputs=1)
     lines.opened(FOUND, pages=50, done=0, left_out=0)
     for number in range(1, 41):
         now = float(number)
@@ -71,7 +71,7 @@ def test_at_a_terminal_there_is_a_bar_and_nothing_in_a_message_steers_it(
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    with RunProgress(inputs=1) as bar:
+    with DocumentProgress(inputs=1) as bar:
         bar.opened(FOUND, pages=2, done=0, left_out=0)
         bar.page(FOUND, PageRecord(1, error="[red]\x1b]0;owned\x07 is damaged."))
         bar.page(FOUND, PageRecord(2))

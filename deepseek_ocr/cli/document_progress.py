@@ -17,7 +17,7 @@ from deepseek_ocr.formats.writing import PdfPages
 from deepseek_ocr.progress import progress_display
 
 
-class Counter:
+class PageCounter:
     """Pages expected, settled and failed, and the time left."""
 
     def __init__(self, inputs: int, began: float) -> None:
@@ -96,14 +96,14 @@ def _pages(numbers: Sequence[int]) -> str:
     return f"pages {', '.join(map(str, numbers))}"
 
 
-class RunProgress(Watcher):
+class DocumentProgress(Watcher):
     """Says what failed, what was written, and how far the run is: a bar at a terminal, now and
     then a plain line elsewhere. Use it as a context."""
 
     def __init__(self, inputs: int) -> None:
         self._lock = threading.Lock()
         self._display = progress_display(program=PROGRAM)
-        self.counter = Counter(inputs, time.monotonic())
+        self.counter = PageCounter(inputs, time.monotonic())
 
     def __enter__(self) -> Self:
         self._display.__enter__()
