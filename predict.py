@@ -37,7 +37,7 @@ from deepseek_ocr.formats.records import PageRecord
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.markup import blocks_in, to_markdown
 from deepseek_ocr.settings import Attempt, DecodeSettings
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights import catalog
 
 TASK_TYPES = ["Convert to Markdown", "Free OCR", "Parse Figure", "Locate Object by Reference"]
 RESOLUTION_SIZES = ["Gundam (Recommended)", "Tiny", "Small", "Base", "Large"]
@@ -188,7 +188,7 @@ def warm_up(reader: DocumentReader, name: str) -> None:
 
     Raises `OcrError` if that cannot be done here.
     """
-    best = registry.known_as(name)
+    best = catalog.known_as(name)
     settings = DecodeSettings(max_new_tokens=8)
     attempt = Attempt("warm-up", presets.crop_for(best.preset), settings)
     with tempfile.TemporaryDirectory() as folder:

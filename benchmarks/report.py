@@ -21,7 +21,7 @@ from typing import Any
 from deepseek_ocr import configuration, presets
 from deepseek_ocr.cli.flags import add_speed
 from deepseek_ocr.errors import OcrError
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights import catalog, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -82,7 +82,7 @@ def measure(
 ) -> tuple[dict[str, Any], list[Sample]]:
     """What was run on what, and every page. Raises `OcrError` where the model cannot be loaded."""
     folder = registry.ensure(settings.model, Path(settings.checkpoints), fetch=False)
-    known = registry.known_as(settings.model)
+    known = catalog.known_as(settings.model)
     began = time.perf_counter()
     from deepseek_ocr.engine.ocr_engine import OcrEngine
 

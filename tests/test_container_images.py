@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights import catalog, registry
 from tests import container, weights_world
 from tests.cog_server import build_context, copy_image
 from tests.conftest import ROOT, need
@@ -192,7 +192,7 @@ def test_compose_names_what_there_is() -> None:
     assert (ROOT / service["build"]["dockerfile"]).is_file()
     assert {volume.split(":")[0] for volume in service["volumes"]} == found["volumes"].keys()
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-    assert f"weights fetch {registry.FETCHED[0]} &&" in service["command"][-1]
+    assert f"weights fetch {catalog.FETCHED[0]} &&" in service["command"][-1]
     key = service["environment"]["DEEPSEEK_OCR_API_KEY_FILE"]
     assert key == f"/run/secrets/{next(iter(found['secrets']))}"
 

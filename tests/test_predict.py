@@ -17,7 +17,7 @@ import tasks
 from deepseek_ocr import presets
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.settings import CropSettings
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights import catalog
 from tests.cog_schema import UnresolvableError, schema_of
 from tests.conftest import GOLDEN, ROOT, reference
 
@@ -248,6 +248,6 @@ def test_a_sum_of_another_file_does_not_count(tmp_path: Path) -> None:
 
 
 def test_named_checkpoints_have_a_known_task_and_preset() -> None:
-    for checkpoint in registry.CHECKPOINTS.values():
+    for checkpoint in catalog.CHECKPOINTS.values():
         assert checkpoint.task in presets.TASKS
         assert checkpoint.preset in presets.PRESETS

@@ -24,7 +24,7 @@ from deepseek_ocr.server.jobs.document_options import as_fields, document_plan, 
 from deepseek_ocr.server.jobs.region_splitter import RegionFound, RegionText, Splitter
 from deepseek_ocr.server.jobs.uploads import safe_file_name
 from deepseek_ocr.server.web.page_nodes import nodes_of, page_blocks
-from deepseek_ocr.weights.registry import CHECKPOINTS
+from deepseek_ocr.weights.catalog import CHECKPOINTS
 from tests.conftest import ROOT
 from tests.scripted import reading
 from tests.serving_process import ATTACKS, FAILING, GATED, LOOPING, Server, document, text_of

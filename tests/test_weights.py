@@ -16,7 +16,7 @@ from deepseek_ocr.cli.main import main
 from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED
 from deepseek_ocr.cli.weights import DONE, FAILED
 from deepseek_ocr.errors import CheckpointError, SettingsError
-from deepseek_ocr.weights import folders, places, registry
+from deepseek_ocr.weights import catalog, folders, places, registry
 from deepseek_ocr.weights.folders import Condition
 from tests.weights_steps import INCOMPLETE, cut
 from tests.weights_world import FILES, NAME, REAL, ROOT, WEIGHTS, checkpoint_files, write_files
@@ -63,7 +63,7 @@ def test_a_name_nobody_knows(home: Path) -> None:
 def test_without_fetching_the_message_says_how_to_fetch(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "CHECKPOINTS", REAL)
+    monkeypatch.setattr(catalog, "CHECKPOINTS", REAL)
     with pytest.raises(CheckpointError, match=r"\(6\.7 GB\) with: deepseek-ocr weights fetch deep"):
         registry.ensure(NAME, home, fetch=False)
     assert not home.exists()
@@ -240,7 +240,7 @@ def test_an_installed_package_keeps_downloads_in_the_platforms_cache(
     assert configuration.load({}, {"DEEPSEEK_OCR_CHECKPOINTS": "/x"}).checkpoints == "/x"
     shutil.copytree(ROOT / "checkpoints/pocket", tmp_path / "deepseek_ocr/pocket")
     assert registry.ensure("pocket", tmp_path) == tmp_path / "deepseek_ocr/pocket"
-    assert registry.known_as(str(tmp_path / "deepseek_ocr/pocket")).preset == "tiny"
+    assert catalog.known_as(str(tmp_path / "deepseek_ocr/pocket")).preset == "tiny"
 
 
 # --- the command line ---------------------------------------------------------------------------
@@ -340,7 +340,7 @@ def test_the_container_places_its_checkpoint_where_the_settings_say(home: Path) 
 
 
 def test_the_published_sources_are_the_ones_to_use() -> None:
-    replicate, huggingface, modelscope = registry.CHECKPOINTS[NAME].sources
+    replicate, huggingface, modelscope = catalog.CHECKPOINTS[NAME].sources
     assert replicate.url.startswith("https://weights.replicate.delivery/default/deepseek-ai/")
     assert huggingface.revision == "9f30c71f441d010e5429c532364a86705536c53a"
     assert {huggingface.repository, modelscope.repository} == {"deepseek-ai/DeepSeek-OCR"}

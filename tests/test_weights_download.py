@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from deepseek_ocr.weights import growth, registry
+from deepseek_ocr.weights import catalog, growth, registry
 from tests.weights_steps import CONTENT, SOURCES, check, ensure, failing, until
 from tests.weights_world import NAME, WEIGHTS, Trouble, World
 
@@ -154,7 +154,7 @@ def test_progress_in_a_log_is_plain_lines(
 
     thread = threading.Thread(target=let_go)
     thread.start()
-    monkeypatch.setattr(registry, "CHECKPOINTS", world.table)
+    monkeypatch.setattr(catalog, "CHECKPOINTS", world.table)
     try:
         registry.ensure(NAME, world.home, "modelscope")
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights import catalog, registry
 from tests import weights_world
 from tests.weights_steps import CARRIERS, NOWHERE
 from tests.weights_world import NAME, World, checkpoint_files, write_files
@@ -52,7 +52,7 @@ def pget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for named checkpoints, empty; the sources cannot be reached."""
-    monkeypatch.setattr(registry, "CHECKPOINTS", NOWHERE)
+    monkeypatch.setattr(catalog, "CHECKPOINTS", NOWHERE)
     return tmp_path / "check points"  # a blank, as in many a home folder
 
 

@@ -15,7 +15,7 @@ import signal
 import sys
 
 from deepseek_ocr.cli.main import main
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights import catalog
 from tests.weights_world import table
 
 _CHANGES = {"os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.link", "subprocess.Popen"}
@@ -36,7 +36,7 @@ def run() -> int:
 
     sys.dont_write_bytecode = True
     sys.addaudithook(count)
-    registry.CHECKPOINTS = table(ports)
+    catalog.CHECKPOINTS = table(ports)
     status = main(["weights", *arguments])
     sys.stderr.write(f"{events}\n")
     return status

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from deepseek_ocr.errors import CheckpointError
-from deepseek_ocr.weights import folders, registry
+from deepseek_ocr.weights import catalog, folders, registry
 from tests.weights_world import FILES, INDEX, NAME, WEIGHTS, World, table
 
 SOURCES = ("replicate", "huggingface", "modelscope")
@@ -39,7 +39,7 @@ def ensure(world: World, source: str = "auto", **changes: Any) -> str:
     sources = tuple(replace(one, **changes) for one in checkpoint.sources)
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(io.StringIO()) as said:
         known = {**world.table, NAME: replace(checkpoint, sources=sources)}
-        patch.setattr(registry, "CHECKPOINTS", known)
+        patch.setattr(catalog, "CHECKPOINTS", known)
         assert registry.ensure(NAME, world.home, source) == world.target
     return said.getvalue()
 

@@ -24,14 +24,14 @@ from urllib.parse import parse_qs, urlsplit
 import numpy
 from safetensors.numpy import save
 
-from deepseek_ocr.weights import registry
-from deepseek_ocr.weights.origins import Checkpoint
+from deepseek_ocr.weights import catalog
+from deepseek_ocr.weights.catalog import Checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = "deepseek-ai/DeepSeek-OCR"
 REVISION = "9f30c71f441d010e5429c532364a86705536c53a"
 NAME = "deepseek-ocr"
-FILES = registry.CHECKPOINTS[NAME].files
+FILES = catalog.CHECKPOINTS[NAME].files
 WEIGHTS = "model-00001-of-000001.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -128,7 +128,7 @@ class World:
 
     @property
     def table(self) -> dict[str, Checkpoint]:
-        """`registry.CHECKPOINTS` with the sources moved to the loopback address."""
+        """`catalog.CHECKPOINTS` with the sources moved to the loopback address."""
         return table(self.ports)
 
     def asked(self, part: str, method: str = "GET") -> list[Request]:
@@ -144,7 +144,7 @@ class World:
         return None
 
 
-REAL = registry.CHECKPOINTS
+REAL = catalog.CHECKPOINTS
 """The table of the product, which tests replace."""
 
 

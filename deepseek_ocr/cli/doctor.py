@@ -24,7 +24,7 @@ from deepseek_ocr.cli.terminal import ALL_READ, SOME_FAILED, write
 from deepseek_ocr.configuration import Settings
 from deepseek_ocr.devices import ascend
 from deepseek_ocr.errors import CheckpointError, OcrError
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights import catalog
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,7 +70,7 @@ def add_parser(commands: Subparsers) -> None:
 def run(flags: argparse.Namespace) -> int:
     """Print what is well and what is not; the exit status. Raises `SettingsError`."""
     settings = load_settings(flags)
-    best = presets.preset_title(registry.known_as(settings.model).preset)
+    best = presets.preset_title(catalog.known_as(settings.model).preset)
     return examine(settings, flags.size or best)
 
 

@@ -12,7 +12,7 @@ from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.training.evaluation.evaluation_options import EvaluationOptions
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights import catalog
 
 _EPILOG = """\
 examples:
@@ -71,7 +71,7 @@ def evaluation_options(flags: argparse.Namespace) -> EvaluationOptions:
         output_dir=flags.output_dir,
         data_root=flags.data_root or Path(),
         tasks=tuple(dict.fromkeys(presets.task_title(name) for name in chosen)),
-        size=presets.preset_title(flags.size or registry.known_as(settings.model).preset),
+        size=presets.preset_title(flags.size or catalog.known_as(settings.model).preset),
         settings=settings,
         test_file=flags.test_file,
         facts=flags.facts,

@@ -12,7 +12,7 @@ from deepseek_ocr import configuration
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.settings import QUANTS
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights import catalog
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What `add_parser` of a sub-command's module is given."""
@@ -60,7 +60,7 @@ def load_settings(flags: argparse.Namespace) -> configuration.Settings:
 
 def add_model(group: argparse._ActionsContainer) -> None:
     """Add the model and the device."""
-    names = ", ".join(registry.CHECKPOINTS)
+    names = ", ".join(catalog.CHECKPOINTS)
     group.add_argument("--model", metavar="NAME|FOLDER", help=f"{names}, or a checkpoint folder")
     group.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps, npu (default: auto)")
 

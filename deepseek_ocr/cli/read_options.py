@@ -15,7 +15,7 @@ from deepseek_ocr.documents.inputs import PageSelection, Shard, parse_pages, par
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.formats import find_format
 from deepseek_ocr.settings import CropSettings, DecodeSettings, RenderSettings
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights import catalog
 
 STANDARD_INPUT = "-"
 
@@ -63,7 +63,7 @@ def read_options(flags: argparse.Namespace) -> ReadOptions:
     if flags.inputs.count(STANDARD_INPUT) > 1:
         raise SettingsError("- stands for standard input, which can be read once only.")
     settings = load_settings(flags)
-    defaults = registry.known_as(settings.model)
+    defaults = catalog.known_as(settings.model)
     output = _output(flags)
     return ReadOptions(
         inputs=flags.inputs,

@@ -11,7 +11,7 @@ from deepseek_ocr.cli.flags import Subparsers
 from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
 from deepseek_ocr.console import readable
 from deepseek_ocr.errors import CheckpointError, SettingsError
-from deepseek_ocr.weights import folders, registry
+from deepseek_ocr.weights import catalog, folders, registry
 from deepseek_ocr.weights.folders import Condition
 
 DONE, FAILED = 0, 1
@@ -58,18 +58,18 @@ def add_parser(commands: Subparsers) -> None:
     add_action("list", "say which checkpoints are here and whether they are whole", _list)
     one = add_action("fetch", "download a checkpoint, check it, and put it in place", _fetch)
     one.add_argument(
-        "name", metavar="NAME", choices=registry.FETCHED, help=", ".join(registry.FETCHED)
+        "name", metavar="NAME", choices=catalog.FETCHED, help=", ".join(catalog.FETCHED)
     )
     one.add_argument(
-        "--source", choices=registry.SOURCE_NAMES, help="where from (default: auto, all)"
+        "--source", choices=catalog.SOURCE_NAMES, help="where from (default: auto, all)"
     )
     one = add_action("verify", "hash the files and compare them with what came", _verify)
-    names = ", ".join(registry.CHECKPOINTS)
+    names = ", ".join(catalog.CHECKPOINTS)
     one.add_argument("name", metavar="NAME|FOLDER", help=f"{names} or a folder")
     one = add_action("adopt", "take a checkpoint that was downloaded by other means", _adopt)
     one.add_argument("folder", type=Path, metavar="FOLDER", help="holds config.json and the rest")
     one.add_argument(
-        "--name", choices=registry.FETCHED, default=registry.FETCHED[0],
+        "--name", choices=catalog.FETCHED, default=catalog.FETCHED[0],
         help="default: %(default)s",
     )  # fmt: skip
 
@@ -101,7 +101,7 @@ def _expanded(folder: str) -> Path:
 
 
 def _list(flags: argparse.Namespace, checkpoints: Path, source: str) -> None:
-    for name, checkpoint in registry.CHECKPOINTS.items():
+    for name, checkpoint in catalog.CHECKPOINTS.items():
         if not checkpoint.sources:
             print(f"{name}: bundled, {registry.ensure(name, checkpoints, fetch=False)}")
             continue

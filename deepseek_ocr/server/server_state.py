@@ -16,7 +16,7 @@ from deepseek_ocr.server.queueing.admission import Admission
 from deepseek_ocr.server.queueing.model_pools import AHEAD, Engines, ModelPool
 from deepseek_ocr.server.security.api_keys import Keys
 from deepseek_ocr.server.security.url_fetcher import Fetcher
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights import catalog
 
 
 @dataclass(eq=False)
@@ -83,7 +83,7 @@ class ServerState:
         for name, group in engines.items():
             places = [engine.slots + AHEAD for engine in group]
             admission = Admission(places, self.server.max_waiting)
-            known = registry.known_as(self.names[name])
+            known = catalog.known_as(self.names[name])
             self.pools[name] = ModelPool(name, known, group, admission)
 
     def close_queues(self) -> None:

@@ -1,6 +1,7 @@
 """Named checkpoints: fetched, kept whole, found. Imports no torch, executes nothing.
 
-registry.py     the checkpoints known by name; ensure, verify, adopt
+catalog.py      the checkpoints known by name, and the places that have them
+registry.py     ensure, verify, adopt
 places.py       where downloads are kept, and where the bundled checkpoint lies
 fetch.py        one checkpoint from the first source that gives it, built beside its final name
 origins.py      where the files are and what the hub says about them (sizes, SHA-256)

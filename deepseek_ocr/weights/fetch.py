@@ -17,9 +17,10 @@ from deepseek_ocr.console import complain, one_line, readable
 from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.files import part_path, sync_path
 from deepseek_ocr.weights import folders, origins, tar_archive, transfer
+from deepseek_ocr.weights.catalog import Checkpoint, WeightSource
 from deepseek_ocr.weights.folders import Condition, FolderState
 from deepseek_ocr.weights.growth import bytes_in, show_growth
-from deepseek_ocr.weights.origins import Checkpoint, RemoteFile, WeightSource
+from deepseek_ocr.weights.origins import RemoteFile
 
 _SLACK = 16 * 2**20
 """Bytes left over for the small files and for whoever else writes to this disk."""

@@ -11,10 +11,11 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from deepseek_ocr.console import one_line
 from deepseek_ocr.errors import CheckpointError
+from deepseek_ocr.weights.catalog import WeightSource
 
 TAR_NAME = "part.tar"
 
@@ -22,42 +23,6 @@ _LONGEST_LISTING = 16 * 2**20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GONE = (404, 410)
 """Answers to HEAD that a download would get too; others may mean only that HEAD is not served."""
-
-
-@dataclass(frozen=True)
-class WeightSource:
-    """One place that has a checkpoint.
-
-    - `kind`: tar (`url` is the tar itself), huggingface or modelscope (`url` is the hub's)
-    - `repository`, `revision`: of a hub
-    - `timeout_s`: how long to wait for an answer about the files
-    - `stall_s`: how long a download may put nothing on the disk before it is given up. Generous,
-      because pget keeps its first chunks in memory until the earliest of them is whole.
-    """
-
-    name: str
-    kind: Literal["tar", "huggingface", "modelscope"]
-    url: str
-    repository: str = ""
-    revision: str = ""
-    timeout_s: float = 30.0
-    stall_s: float = 600.0
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint known by name, with the task and preset it is best at.
-
-    `files` are fetched from one of `sources`, tried in order; one without sources is bundled.
-    `size` is about how many bytes they have.
-    """
-
-    name: str
-    task: str
-    preset: str
-    files: tuple[str, ...] = ()
-    size: int = 0
-    sources: tuple[WeightSource, ...] = ()
 
 
 @dataclass(frozen=True)

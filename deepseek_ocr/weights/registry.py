@@ -1,7 +1,7 @@
-"""Named checkpoints: where they live, how they get there, and whether they are whole.
+"""Named checkpoints on the disk: how they get there, and whether they are whole.
 
-Programs call `ensure`. Importing this file imports no torch, and nothing in a checkpoint is ever
-executed.
+Programs call `ensure`; `catalog.py` says which there are. Importing this file imports no torch, and
+nothing in a checkpoint is ever executed.
 """
 
 from __future__ import annotations
@@ -12,60 +12,14 @@ from pathlib import Path
 
 from deepseek_ocr.console import readable
 from deepseek_ocr.errors import CheckpointError, SettingsError
+from deepseek_ocr.weights import catalog, folders
 from deepseek_ocr.weights import fetch as fetching
-from deepseek_ocr.weights import folders
+from deepseek_ocr.weights.catalog import AUTO, FETCHED, Checkpoint, WeightSource
 from deepseek_ocr.weights.folders import ChecksumRecord, Condition, FolderState
-from deepseek_ocr.weights.origins import Checkpoint, WeightSource
 from deepseek_ocr.weights.places import bundled_folder, checkout, default_checkpoints
-
-_REPOSITORY = "deepseek-ai/DeepSeek-OCR"
-
-_FILES = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "model.safetensors.index.json",
-    "model-00001-of-000001.safetensors",
-)
-
-_SOURCES = (
-    WeightSource(
-        "replicate", "tar", f"https://weights.replicate.delivery/default/{_REPOSITORY}/model.tar"
-    ),
-    WeightSource(
-        "huggingface",
-        "huggingface",
-        "https://huggingface.co",
-        _REPOSITORY,
-        "9f30c71f441d010e5429c532364a86705536c53a",
-    ),
-    WeightSource("modelscope", "modelscope", "https://www.modelscope.cn", _REPOSITORY, "master"),
-)
 
 _LEAST_SHARE = 0.5
 """Of a checkpoint's known size, that a folder must have to be adopted in its name."""
-
-AUTO = "auto"
-SOURCE_NAMES = (AUTO, *(source.name for source in _SOURCES))
-
-CHECKPOINTS: dict[str, Checkpoint] = {
-    checkpoint.name: checkpoint
-    for checkpoint in (
-        Checkpoint("deepseek-ocr", "markdown", "gundam", _FILES, 6_680_000_000, _SOURCES),
-        Checkpoint("pocket", "ocr", "tiny"),
-    )
-}
-
-FETCHED = tuple(name for name, checkpoint in CHECKPOINTS.items() if checkpoint.sources)
-
-
-def known_as(model: str) -> Checkpoint:
-    """What is known of `model`, a name or the folder of a bundled one; else of the real model."""
-    for name, checkpoint in CHECKPOINTS.items():
-        if model == name or Path(model).expanduser().resolve() == bundled_folder(name):
-            return checkpoint
-    return CHECKPOINTS[FETCHED[0]]
 
 
 def ensure(model: str, checkpoints: Path, source: str = AUTO, *, fetch: bool = True) -> Path:
@@ -78,9 +32,9 @@ def ensure(model: str, checkpoints: Path, source: str = AUTO, *, fetch: bool = T
 
     Raises `CheckpointError` if it cannot be had, `SettingsError` for a source that does not exist.
     """
-    if model not in CHECKPOINTS:
+    if model not in catalog.CHECKPOINTS:
         return _given_folder(model)
-    checkpoint = CHECKPOINTS[model]
+    checkpoint = catalog.CHECKPOINTS[model]
     if not checkpoint.sources:
         return _bundled(model, checkpoints)
     sources = _chosen(checkpoint, source)
@@ -109,7 +63,7 @@ def verify(model: str, checkpoints: Path) -> ChecksumRecord | None:
         folders.check_sums(folder, record)
         return record
     folders.check_complete(folder, folders.ESSENTIAL)
-    if model in CHECKPOINTS and not CHECKPOINTS[model].sources:
+    if model in catalog.CHECKPOINTS and not catalog.CHECKPOINTS[model].sources:
         return None
     raise CheckpointError(
         f"{folder} is whole, but has no sums on record to compare with; "
@@ -132,7 +86,7 @@ def adopt(folder: Path, checkpoints: Path, name: str = FETCHED[0]) -> Path:
         raise CheckpointError(f"{folder} is not a whole checkpoint: {error}") from error
     read_config(folder)
     size = sum(path.stat().st_size for path in folders.data_files(folder))
-    expected = CHECKPOINTS[name].size
+    expected = catalog.CHECKPOINTS[name].size
     if size < expected * _LEAST_SHARE:
         raise CheckpointError(
             f"{folder} has {readable(size)}, {name} about {readable(expected)}: it is "
@@ -155,7 +109,7 @@ def _given_folder(model: str) -> Path:
     if not folder.is_dir():
         raise CheckpointError(
             f"There is no checkpoint called {model!r} and no folder of that name; "
-            f"use {', '.join(CHECKPOINTS)} or the path of a checkpoint folder."
+            f"use {', '.join(catalog.CHECKPOINTS)} or the path of a checkpoint folder."
         )
     return folder
 

@@ -19,8 +19,9 @@ from typing import Any
 
 from deepseek_ocr.console import one_line
 from deepseek_ocr.errors import CheckpointError
+from deepseek_ocr.weights.catalog import WeightSource
 from deepseek_ocr.weights.growth import bytes_in
-from deepseek_ocr.weights.origins import RemoteFile, WeightSource
+from deepseek_ocr.weights.origins import RemoteFile
 
 PGET_PREFIX = "pget-"
 """Of the folders that a pget fills."""

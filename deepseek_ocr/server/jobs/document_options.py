@@ -22,7 +22,7 @@ from deepseek_ocr.settings import (
     formula_delimiters,
     parse_switch,
 )
-from deepseek_ocr.weights.origins import Checkpoint
+from deepseek_ocr.weights.catalog import Checkpoint
 
 DECODE = {
     field.name: type(getattr(DecodeSettings(), field.name))

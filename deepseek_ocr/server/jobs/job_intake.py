@@ -17,7 +17,7 @@ from deepseek_ocr.server.jobs.page_runner import PageRunner
 from deepseek_ocr.server.jobs.uploads import Upload
 from deepseek_ocr.server.observability import logs
 from deepseek_ocr.server.server_state import ServerState
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights import catalog
 
 
 async def take_in(jobs: JobManager, client: str, upload: Upload, kept: bool) -> OcrJob:
@@ -63,7 +63,7 @@ def _fields_for(state: ServerState, model: str, given: Mapping[str, str]) -> dic
     name, preset = state.check_name(model)
     own = {"existing_text": state.settings.existing_text, "formulas": state.settings.formulas}
     fields = {**own, **({"resolution": preset} if preset else {}), **given, "model": model}
-    return with_defaults(fields, registry.known_as(state.names[name]))
+    return with_defaults(fields, catalog.known_as(state.names[name]))
 
 
 async def _check_room(jobs: JobManager, client: str) -> None:

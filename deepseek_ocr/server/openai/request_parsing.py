@@ -24,7 +24,7 @@ from deepseek_ocr.server.openai.request_schemas import (
 from deepseek_ocr.server.queueing.model_pools import ModelPool
 from deepseek_ocr.server.server_state import Caller
 from deepseek_ocr.settings import DecodeSettings
-from deepseek_ocr.weights.origins import Checkpoint
+from deepseek_ocr.weights.catalog import Checkpoint
 
 _SAMPLING = {field.name for field in fields(DecodeSettings)} & set(CommonFields.model_fields)
 """Fields of a request that are fields of `DecodeSettings`."""

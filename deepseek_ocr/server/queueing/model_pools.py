@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.server.queueing.admission import Admission
-from deepseek_ocr.weights.origins import Checkpoint
+from deepseek_ocr.weights.catalog import Checkpoint
 
 Engines = Mapping[str, tuple[OcrEngine, ...]]
 """Name of a model → its engines, one a device."""

@@ -14,7 +14,7 @@ from deepseek_ocr.server import web
 from deepseek_ocr.server.api_errors import ApiError
 from deepseek_ocr.server.routes.dependencies import CurrentState
 from deepseek_ocr.settings import CropSettings
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights import catalog
 
 router = APIRouter(include_in_schema=False)
 
@@ -47,7 +47,7 @@ def index() -> Response:
 @router.api_route("/page/options.json", methods=["GET", "HEAD"])
 def options(state: CurrentState) -> dict[str, Any]:
     """What may be chosen on the page. Open to all: it says nothing that the README does not."""
-    known = registry.known_as(next(iter(state.names.values())))
+    known = catalog.known_as(next(iter(state.names.values())))
     return {
         "needs_key": bool(state.keys),
         "task": presets.task_title(known.task),
