@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -160,7 +160,7 @@ def _markdown(
     bands: Mapping[str, Sequence[Band]],
     plots: Sequence[str],
 ) -> str:
-    parts = ["# Evaluation\n", table(["setting", "value"], _settings_rows(run))]
+    parts = ["# Evaluation\n", settings_table(run.settings, counts(run))]
     parts.append(
         f"Intervals span the middle {LEVEL:.0%} of {RESAMPLES:,} bootstrap resamples of pages.\n"
     )
@@ -177,16 +177,23 @@ def _markdown(
             if name in figures
         ]
         parts.append(table(["figure", "value", "95 % interval", "pages", "what it is"], rows))
-        parts += [f"![{name}]({name})\n" for name in plots if name.startswith(_short(task))]
+        parts += [
+            f"![{name}]({name})\n" for name in plots if name.startswith(presets.task_name(task))
+        ]
         parts += _band_part(bands[task], _of(run, task))
         parts += _worst_part(_of(run, task))
     parts += _outcome_parts(run)
     return "\n".join(parts)
 
 
-def _settings_rows(run: EvaluationRun) -> list[list[str]]:
-    known = {**run.settings, **counts(run)}
-    return [[escaped(name), escaped(str(value))] for name, value in known.items()]
+def settings_table(settings: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+    """The settings of a run and what became of its pages, as a Markdown table."""
+    return escaped_table(["setting", "value"], [*settings.items(), *counts.items()])
+
+
+def escaped_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table of texts from outside."""
+    return table(head, [[escaped(str(cell)) for cell in row] for row in rows])
 
 
 def _interval(figure: Figure) -> tuple[str, str]:
@@ -253,16 +260,10 @@ def _outcome_parts(run: EvaluationRun) -> list[str]:
     for title, rows in named.items():
         if rows:
             parts.append(f"## {title}: {len(rows)}\n")
-            parts.append(
-                table(["name", "why"], [[escaped(a), escaped(b)] for a, b in rows[:MOST_LISTED]])
-            )
+            parts.append(escaped_table(["name", "why"], rows[:MOST_LISTED]))
         if len(rows) > MOST_LISTED:
             parts.append(f"… and {len(rows) - MOST_LISTED} more; see metrics.json.\n")
     return parts
-
-
-def _short(task: str) -> str:
-    return presets.task_name(task)
 
 
 def _error(score: Score) -> float:
@@ -279,11 +280,11 @@ def _plots(run: EvaluationRun, summary: Mapping[str, Mapping[str, Figure]]) -> d
         scores = _of(run, task)
         errors = [_error(score) for score in scores]
         label = "edit distance" if "ned" in summary[task] else "1 - IoU"
-        plots[f"{_short(task)}_errors.png"] = _histogram(errors, label)
+        plots[f"{presets.task_name(task)}_errors.png"] = _histogram(errors, label)
         known = [score.shares for score in scores if "compression" in score.shares]
         if known:
             ratios = [share["compression"][0] / share["compression"][1] for share in known]
-            plots[f"{_short(task)}_precision.png"] = _scatter(
+            plots[f"{presets.task_name(task)}_precision.png"] = _scatter(
                 ratios, [1 - share["ned"][0] for share in known]
             )
     return plots

@@ -131,41 +131,24 @@ def _line(verdict: Verdict) -> str:
 
 
 def _markdown(run: FactRun) -> str:
-    settings = [
-        [evaluation_report.escaped(name), evaluation_report.escaped(str(value))]
-        for name, value in {**run.settings, **counts(run)}.items()
-    ]
     rates = [
         [name, evaluation_report.shown(figure), str(figure.pages)]
         for name, figure in summarise(run).items()
     ]
+    most = evaluation_report.MOST_LISTED
+    table = evaluation_report.escaped_table
     failed = [verdict for verdict in run.verdicts if not verdict.passed]
-    extra = [
-        [evaluation_report.escaped(name)] for name in run.extra[: evaluation_report.MOST_LISTED]
-    ]
+    rows = [(name_of(v.fact.page), v.fact.id, v.fact.type, v.reason) for v in failed[:most]]
     parts = [
         "# Facts\n",
-        evaluation_report.table(["setting", "value"], settings),
+        evaluation_report.settings_table(run.settings, counts(run)),
         evaluation_report.table(["facts", "passed, 95 % interval", "pages"], rates),
         f"## Failed: {len(failed)}\n",
-        evaluation_report.table(
-            ["page", "fact", "type", "why"],
-            [
-                [evaluation_report.escaped(text) for text in
-                 (name_of(one.fact.page), one.fact.id, one.fact.type, one.reason)]
-                for one in failed[: evaluation_report.MOST_LISTED]
-            ],
-        ),
+        table(["page", "fact", "type", "why"], rows),
         f"## Not run: {len(run.rejections)}\n",
-        evaluation_report.table(
-            ["line", "why"],
-            [
-                [evaluation_report.escaped(one.name), evaluation_report.escaped(one.reason)]
-                for one in run.rejections[: evaluation_report.MOST_LISTED]
-            ],
-        ),
+        table(["line", "why"], [(one.name, one.reason) for one in run.rejections[:most]]),
         f"## Texts that were not used: {len(run.extra)}\n",
-        evaluation_report.table(["text"], extra),
+        table(["text"], [(name,) for name in run.extra[:most]]),
         "All of them are in facts.jsonl and metrics.json.\n",
-    ]  # fmt: skip
+    ]
     return "\n".join(parts)

@@ -27,6 +27,7 @@ from deepseek_ocr.grounding.parser import SCALE
 from deepseek_ocr.model.network import Network
 from deepseek_ocr.settings import CELL
 from deepseek_ocr.training.data.batches import IGNORED
+from deepseek_ocr.training.finetune.objective import embedded
 from deepseek_ocr.training.synthetic.layouts import Glyph
 from deepseek_ocr.training.synthetic.phrases import CHARACTERS
 
@@ -222,12 +223,10 @@ class AuxiliaryObjective(nn.Module):
         )
 
     def _reading(self, lessons: Lessons, rows: Tensor) -> dict[str, Tensor]:
-        embedded = self.network.get_input_embeddings()(lessons.ids)
-        # The begin token, the page, the rest of the prompt and the answer.
-        rows = rows.to(embedded.dtype)
-        inputs = torch.cat([embedded[:, :1], rows, embedded[:, 1 + rows.shape[1] :]], 1)
         output = self.network.model.language_model(
-            inputs_embeds=inputs, use_cache=False, output_hidden_states=True
+            inputs_embeds=embedded(self.network, lessons.ids, rows.flatten(0, 1)),
+            use_cache=False,
+            output_hidden_states=True,
         )
         states = output.hidden_states[1:]  # after each layer, the last ones normalised
         targets = lessons.labels[:, 1:]

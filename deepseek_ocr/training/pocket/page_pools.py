@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from deepseek_ocr import presets
 from deepseek_ocr.images.views import Views
 from deepseek_ocr.model.prompts import Codec
-from deepseek_ocr.training.data.batches import IGNORED, EncodedExample, collate, encode_answer
+from deepseek_ocr.training.data.batches import IGNORED, EncodedExample, collate, encode_example
 from deepseek_ocr.training.data.samples import Example, Sample, examples_of
 from deepseek_ocr.training.pocket import auxiliary
 from deepseek_ocr.training.pocket.auxiliary import Lessons
@@ -80,7 +80,7 @@ def pages_of(drawn: SynthPage, task: str | None, view: int, codec: Codec) -> lis
         return [TaughtPage(EncodedExample(nothing, nothing, views), slots, nothing.view(0, 2))]
     pages: list[TaughtPage] = []
     for asked in _asked(drawn, task):
-        example = encode_answer(codec, views, asked.prompt, asked.answer, CONTEXT)
+        example = encode_example(codec, views, asked.prompt, asked.answer, CONTEXT)
         places = torch.full((len(example.ids), 2), IGNORED)
         ids = example.labels[example.labels != IGNORED].tolist()[:-1]
         lengths = [len(codec.decode([i])) for i in ids]
