@@ -12,14 +12,14 @@ from typing import Any, cast
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import BarContainer
-from matplotlib.figure import Figure as Drawing
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from deepseek_ocr import presets
 from deepseek_ocr.console import one_line
 from deepseek_ocr.files import json_bytes
 from deepseek_ocr.training.data.samples import Rejection
-from deepseek_ocr.training.evaluation.bootstrap import LEVEL, RESAMPLES, Figure
+from deepseek_ocr.training.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate
 from deepseek_ocr.training.evaluation.scoring import Band, Score, precision_by_ratio, summarise
 
 MOST_LISTED = 100
@@ -79,7 +79,7 @@ def contents(run: EvaluationRun) -> dict[str, bytes]:
 
 def _metrics(
     run: EvaluationRun,
-    summary: Mapping[str, Mapping[str, Figure]],
+    summary: Mapping[str, Mapping[str, Estimate]],
     bands: Mapping[str, Sequence[Band]],
 ) -> dict[str, Any]:
     return {
@@ -112,7 +112,7 @@ def counts(run: EvaluationRun) -> dict[str, int]:
     }
 
 
-def lines(summary: Mapping[str, Mapping[str, Figure]]) -> list[str]:
+def lines(summary: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
     """The figures as plain lines, for the screen and the log."""
     return [
         f"{task}: {FIGURES[name][0]} {shown(figures[name])} ({figures[name].pages} pages)"
@@ -122,7 +122,7 @@ def lines(summary: Mapping[str, Mapping[str, Figure]]) -> list[str]:
     ]
 
 
-def shown(figure: Figure) -> str:
+def shown(figure: Estimate) -> str:
     """Value and interval: 0.0123 [0.0101, 0.0150]."""
     if figure.low is None or figure.high is None:
         return f"{figure.value:.4f}"
@@ -156,7 +156,7 @@ def _failure(score: Score) -> dict[str, str]:
 
 def _markdown(
     run: EvaluationRun,
-    summary: Mapping[str, Mapping[str, Figure]],
+    summary: Mapping[str, Mapping[str, Estimate]],
     bands: Mapping[str, Sequence[Band]],
     plots: Sequence[str],
 ) -> str:
@@ -196,7 +196,7 @@ def escaped_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return table(head, [[escaped(str(cell)) for cell in row] for row in rows])
 
 
-def _interval(figure: Figure) -> tuple[str, str]:
+def _interval(figure: Estimate) -> tuple[str, str]:
     if figure.low is None or figure.high is None:
         return f"{figure.value:.4f}", "–"
     return f"{figure.value:.4f}", f"{figure.low:.4f} – {figure.high:.4f}"
@@ -274,7 +274,7 @@ def _error(score: Score) -> float:
     return 1 - above / below
 
 
-def _plots(run: EvaluationRun, summary: Mapping[str, Mapping[str, Figure]]) -> dict[str, bytes]:
+def _plots(run: EvaluationRun, summary: Mapping[str, Mapping[str, Estimate]]) -> dict[str, bytes]:
     plots: dict[str, bytes] = {}
     for task in summary:
         scores = _of(run, task)
@@ -291,7 +291,7 @@ def _plots(run: EvaluationRun, summary: Mapping[str, Mapping[str, Figure]]) -> d
 
 
 def _histogram(errors: Sequence[float], label: str) -> bytes:
-    drawing = Drawing(figsize=(6, 3.5), layout="constrained")
+    drawing = Figure(figsize=(6, 3.5), layout="constrained")
     axes = drawing.add_subplot()
     counts_, _, bars = axes.hist(errors, bins=20, range=(0, 1))
     labels = [f"{count:.0f}" if count else "" for count in np.atleast_1d(counts_)]
@@ -302,14 +302,14 @@ def _histogram(errors: Sequence[float], label: str) -> bytes:
 
 
 def _scatter(ratios: Sequence[float], precisions: Sequence[float]) -> bytes:
-    drawing = Drawing(figsize=(6, 3.5), layout="constrained")
+    drawing = Figure(figsize=(6, 3.5), layout="constrained")
     axes = drawing.add_subplot()
     axes.plot(ratios, precisions, linestyle="none", marker="o", markersize=3, alpha=0.5)
     axes.set(xlabel="text tokens per vision token", ylabel="precision", ylim=(-0.02, 1.02))
     return _png(drawing)
 
 
-def _png(drawing: Drawing) -> bytes:
+def _png(drawing: Figure) -> bytes:
     data = io.BytesIO()
     FigureCanvasAgg(drawing)
     drawing.savefig(data, format="png")

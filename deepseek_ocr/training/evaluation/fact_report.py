@@ -13,7 +13,7 @@ from deepseek_ocr.documents.inputs import PICTURE_SUFFIXES
 from deepseek_ocr.files import json_bytes
 from deepseek_ocr.training.data.samples import Rejection
 from deepseek_ocr.training.evaluation import evaluation_report
-from deepseek_ocr.training.evaluation.bootstrap import Figure, Share, figures
+from deepseek_ocr.training.evaluation.bootstrap import Estimate, Share, figures
 from deepseek_ocr.training.evaluation.facts import TYPES, Fact, FactPage, PageText, Verdict, check
 from deepseek_ocr.training.evaluation.predictions import Names, sole_names
 from deepseek_ocr.training.evaluation.scoring import Prediction
@@ -73,7 +73,7 @@ def verdicts(facts: Sequence[Fact], readings: Mapping[str, Prediction]) -> list[
     return [found[at] for at in range(len(facts))]
 
 
-def summarise(run: FactRun) -> dict[str, Figure]:
+def summarise(run: FactRun) -> dict[str, Estimate]:
     """Pass rates over all facts and by type; pages are drawn anew for the intervals."""
     pages = {name: at for at, name in enumerate({name_of(v.fact.page): 0 for v in run.verdicts})}
     shares: dict[str, list[Share]] = {name: [(0.0, 0.0)] * len(pages) for name in (ALL, *TYPES)}

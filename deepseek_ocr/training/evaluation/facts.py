@@ -30,8 +30,8 @@ from deepseek_ocr.grounding.parser import to_markdown
 from deepseek_ocr.training.data.annotations import AnnotationError, image_path
 from deepseek_ocr.training.data.samples import Rejection
 from deepseek_ocr.training.evaluation.teds import (
-    Cell,
     Grid,
+    GridCell,
     Rows,
     grid,
     html_tables,
@@ -50,7 +50,7 @@ LAST_PAGE = 100_000
 Place = tuple[int, int]
 """Row and column of a table, from 0; also a step."""
 
-RELATIONS: dict[str, tuple[Callable[[Grid, Place, Place], Cell | None], Place]] = {
+RELATIONS: dict[str, tuple[Callable[[Grid, Place, Place], GridCell | None], Place]] = {
     "up": (Grid.neighbour, (-1, 0)),
     "down": (Grid.neighbour, (1, 0)),
     "left": (Grid.neighbour, (0, -1)),
@@ -278,7 +278,7 @@ def _related(fact: Fact, table: Grid, spots: list[Place], name: str) -> bool:
     return any(other and _alike(fact, fact.texts[name], other) for other in others)
 
 
-def _alike(fact: Fact, wanted: str, cell: Cell) -> bool:
+def _alike(fact: Fact, wanted: str, cell: GridCell) -> bool:
     most = min(fact.max_diffs, len(wanted) // 2)
     text = _cased(fact, cell.text)
     distance = Levenshtein.distance(_cased(fact, wanted), text, score_cutoff=most)

@@ -17,7 +17,7 @@ from deepseek_ocr.decoding.loop_detector import is_loop
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.training.data.samples import Example
 from deepseek_ocr.training.evaluation import text_metrics
-from deepseek_ocr.training.evaluation.bootstrap import Figure, Share, figures
+from deepseek_ocr.training.evaluation.bootstrap import Estimate, Share, figures
 from deepseek_ocr.training.evaluation.teds import html_tables, table_scores
 
 RATIO_BANDS = (0.0, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0)
@@ -118,9 +118,9 @@ def comparable(text: str, short: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", without).strip("\n")
 
 
-def summarise(scores: Sequence[Score]) -> dict[str, dict[str, Figure]]:
+def summarise(scores: Sequence[Score]) -> dict[str, dict[str, Estimate]]:
     """For each task (its title) the figures that apply, pages drawn anew for the intervals."""
-    summary: dict[str, dict[str, Figure]] = {}
+    summary: dict[str, dict[str, Estimate]] = {}
     for task in (task.title for task in presets.TASKS.values()):
         chosen = [score for score in scores if score.example.task == task]
         if chosen:

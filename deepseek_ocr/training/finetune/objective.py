@@ -98,7 +98,8 @@ def embedded(network: Network, ids: torch.Tensor, vision_tokens: torch.Tensor) -
     their places."""
     embeddings = network.get_input_embeddings()(ids)
     places = (ids == network.config.image_token_id).nonzero(as_tuple=True)
-    return embeddings.index_put(places, vision_tokens.to(embeddings.dtype))
+    filled: torch.Tensor = embeddings.index_put(places, vision_tokens.to(embeddings.dtype))
+    return filled
 
 
 def balance_loss(router_logits: torch.Tensor, experts_per_token: int) -> torch.Tensor:

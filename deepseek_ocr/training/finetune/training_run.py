@@ -56,7 +56,7 @@ class TrainingRun:
     encoding: dataset.Encoding
     stepper: Stepper
     log: ExperimentLog
-    progress: run_state.RunProgress
+    progress: run_state.TrainingProgress
 
     @classmethod
     def prepare(cls, options: TrainOptions, source: Path) -> TrainingRun:
@@ -83,7 +83,9 @@ class TrainingRun:
         )
         stepper = Stepper(Objective(network, options.balance > 0), settings, accelerator)
         log = ExperimentLog(options.output_dir)
-        progress = run_state.RunProgress(_fixed(options, source, dtype, accelerator.num_processes))
+        progress = run_state.TrainingProgress(
+            _fixed(options, source, dtype, accelerator.num_processes)
+        )
         run = cls(
             options, source, accelerator, network, adapted, codec, encoding, stepper, log, progress
         )
