@@ -25,7 +25,7 @@ class ExampleError(InputError):
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """Token ids `[n]`, labels `[n]` (`IGNORED` where nothing is taught), and the page's views."""
+    """Token ids `[n]`, labels `[n]` (`IGNORED` if nothing is taught), and the page's views."""
 
     ids: torch.Tensor
     labels: torch.Tensor

@@ -109,7 +109,7 @@ def loader(data: Dataset[Item], workers: int) -> DataLoader[Item]:
 def in_order(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches of a loader, whose processes' errors become those of this project.
 
-    Raises `InputError` where a page cannot be read any more, and `GenerationError` where a process
+    Raises `InputError` if a page cannot be read any more, and `GenerationError` if a process
     was killed.
     """
     try:

@@ -20,7 +20,7 @@ class Estimate:
     """A figure with its interval.
 
     - `value`: the sum above the line over the sum below; `pages`: how many had a part in it
-    - `low`, `high`: bounds of the 95 % interval; None where there are fewer than two pages
+    - `low`, `high`: bounds of the 95 % interval; None if there are fewer than two pages
     """
 
     value: float

@@ -270,6 +270,6 @@ def _identity(options: EvaluationOptions, folder: Path | None) -> dict[str, Any]
 
 
 def _files_in(folder: Path) -> dict[str, Stamp | None]:
-    """Sizes and times of the files that hold a model; None where a link leads nowhere."""
+    """Sizes and times of the files that hold a model; None if a link leads nowhere."""
     files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
     return {path.name: stamp_of(path) for path in files}

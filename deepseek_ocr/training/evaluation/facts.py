@@ -141,7 +141,7 @@ class PageText:
 def load_facts(file: Path) -> tuple[list[Fact], list[Rejection]]:
     """The facts in `file`, and the lines that cannot be used, with reasons.
 
-    Raises `InputError` where the file cannot be read.
+    Raises `InputError` if the file cannot be read.
     """
     facts: list[Fact] = []
     rejections: list[Rejection] = []

@@ -44,7 +44,7 @@ class Journal:
     `resume` is for texts that do not change meanwhile; without it the record begins anew.
     Nothing is written before `begin`.
 
-    Raises `SettingsError` where the folder holds a run with other settings, `InputError` where
+    Raises `SettingsError` if the folder holds a run with other settings, `InputError` if
     its record cannot be read.
     """
 
@@ -130,7 +130,7 @@ def key_of(example: Example) -> Key:
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """What changes of a file when it is replaced; None where there is none to be had."""
+    """What changes of a file when it is replaced; None if there is none to be had."""
     try:
         status = path.stat()
     except (OSError, ValueError):  # ValueError: a name that no file can have

@@ -31,10 +31,10 @@ _PICTURE = re.compile(r"!\[[^\]\n]{0,200}\]\([^)\n]{0,500}\)")
 class Prediction:
     """What was read of one example, or why nothing was (`error`).
 
-    - `finish_reason`: stop, length or loop; None where the text was made elsewhere, which is then
+    - `finish_reason`: stop, length or loop; None if the text was made elsewhere, which is then
       searched for loops
     - `text_tokens`, `vision_tokens`: of the reference by the model's tokenizer, and of the page
-      less its padding; None where there is no model
+      less its padding; None if there is no model
     - `seconds`: from when the page was begun until it was read, other pages at the same time
     """
 
@@ -205,7 +205,7 @@ def _tables(answer: str, text: str, notes: list[str]) -> dict[str, Share]:
 
 
 def _by_page(scores: Sequence[Score]) -> dict[str, list[Share]]:
-    """Per figure one share a page: those of its examples added up, (0, 0) where it has none."""
+    """Per figure one share a page: those of its examples added up, (0, 0) if it has none."""
     pages = {score.page: at for at, score in enumerate({s.page: s for s in scores}.values())}
     names = {name for score in scores for name in score.shares}
     table: dict[str, list[Share]] = {name: [(0.0, 0.0)] * len(pages) for name in sorted(names)}

@@ -134,7 +134,7 @@ def node_count(rows: Rows) -> int:
 def teds(truth: Rows, predicted: Rows) -> float:
     """Similarity of two tables, 0 to 1 (equal).
 
-    Raises `ValueError` where the true table has more than `MOST_NODES` nodes. A predicted one
+    Raises `ValueError` if the true table has more than `MOST_NODES` nodes. A predicted one
     that has scores 0: it is no reading of a table within bounds.
     """
     if node_count(truth) > MOST_NODES:
@@ -147,7 +147,7 @@ def teds(truth: Rows, predicted: Rows) -> float:
 
 
 def table_scores(truth: Sequence[Rows], predicted: Sequence[Rows]) -> list[float | None]:
-    """TEDS of each true table with the predicted one it is paired with; None where it is too large.
+    """TEDS of each true table with the predicted one it is paired with; None if it is too large.
 
     Each table is in one pair at most; pairs are chosen so that their texts are as alike as can
     be. A table without a partner scores 0.

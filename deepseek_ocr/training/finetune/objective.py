@@ -45,7 +45,7 @@ class Objective(nn.Module):
                     module.register_forward_hook(self._keep_router)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sum of the tokens' losses (nats), and the mean balance loss of the routers (0 where
+        """The sum of the tokens' losses (nats), and the mean balance loss of the routers (0 if
         it was not asked for)."""
         # Only here: routers run again when activations are computed twice, and when pages are read
         # between epochs.

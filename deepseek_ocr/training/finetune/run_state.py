@@ -56,7 +56,7 @@ def save_state(
 
 
 def read_progress(folder: Path) -> TrainingProgress:
-    """The counters of a run that stopped. Raises `CheckpointError` where there are none."""
+    """The counters of a run that stopped. Raises `CheckpointError` if there are none."""
     path = folder / STATE / COUNTERS
     try:
         return TrainingProgress(**json.loads(path.read_text(encoding="utf-8")))
@@ -72,7 +72,7 @@ def read_progress(folder: Path) -> TrainingProgress:
 def restore(folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     """Put weights and averages back where `save_state` found them.
 
-    Raises `CheckpointError` where they do not fit.
+    Raises `CheckpointError` if they do not fit.
     """
     path = folder / STATE / TENSORS
     try:

@@ -31,7 +31,7 @@ POOL = 4
 
 @dataclass(frozen=True)
 class TaughtPage:
-    """One task of one drawn page: ids and labels, its patches and what stands where."""
+    """One task of one drawn page: ids and labels, its view and what stands where."""
 
     example: EncodedExample
     slots: Tensor
@@ -67,7 +67,7 @@ class PagePools(Dataset[list[Lessons]]):
 
 
 def pages_of(drawn: SynthPage, task: str | None, view: int, codec: Codec) -> list[TaughtPage]:
-    """What `task` asks of a page seen through a view of `view` px: nothing where it has no
+    """What `task` asks of a page seen through a view of `view` px: nothing if it has no
     answer there. Without a task a page has no ids."""
     if task == "figure" and not drawn.annotation.figure:
         task = "ocr"
@@ -97,7 +97,7 @@ def _is_asked(line: Sequence[Glyph], drawn: SynthPage) -> bool:
 
 
 def _asked(drawn: SynthPage, task: str) -> list[Example]:
-    """What `task` asks of a page; of an empty one, where there is nothing to locate, all of it."""
+    """What `task` asks of a page; of an empty one, if there is nothing to locate, all of it."""
     sample = Sample(Path(), drawn.annotation, "")
     if drawn.annotation.text or task == "locate":
         return examples_of(sample, [task])
