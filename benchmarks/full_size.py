@@ -22,7 +22,7 @@ from deepseek_ocr.devices import memory
 from deepseek_ocr.devices import selection as devices
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.engine.results import Failure, Page
-from deepseek_ocr.images.views import Views
+from deepseek_ocr.images.views import MAX_TILES, Views
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.kernels.decoder_factory import Decoders
 from deepseek_ocr.kernels.rehearsal import TOLERANCES
@@ -300,7 +300,7 @@ def memory_use(settings: Settings, rows: Rows) -> None:
 def _vision_peak(network: model.Network, crop: CropSettings, expected: int) -> Figures:
     """The most that the views of a page take beside the weights: of Gundam with nine tiles."""
     side = crop.base_size if crop.crop_mode else crop.image_size
-    tiles = footprint.MOST_TILES if crop.crop_mode else 0
+    tiles = MAX_TILES if crop.crop_mode else 0
     views = Views(
         torch.zeros(3, side, side), torch.zeros(tiles, 3, crop.image_size, crop.image_size),
         (3, 3) if tiles else (1, 1),

@@ -49,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; status 1 where a page did not succeed, 2 where nothing could start."""
     flags = _parser().parse_args(arguments)
     try:
-        named = {name: getattr(flags, name, None) for name in configuration.FLAGS}
-        settings = configuration.load(named)
+        settings = configuration.load(vars(flags))
         about, samples = measure(settings, flags)
     except OcrError as error:
         sys.stderr.write(f"report: {error}\n")

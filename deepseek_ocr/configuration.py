@@ -11,7 +11,7 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,16 @@ from deepseek_ocr.settings import (
     QUANTS,
     ExistingText,
     FormulaDelimiters,
+    RenderSettings,
     check_quant,
     existing_text,
     formula_delimiters,
+    parse_switch,
 )
+from deepseek_ocr.weights.places import default_checkpoints
 
 PREFIX = "DEEPSEEK_OCR_"
 """Of every environment variable: `DEEPSEEK_OCR_DEVICE` sets `device`."""
-
-ROOT = Path(__file__).resolve().parent.parent
-
-FLAGS = (
-    "model", "device", "vision_device", "dtype", "checkpoints", "quant", "kernels", "slots",
-    "existing_text", "formulas",
-)  # fmt: skip
-"""Settings that `deepseek-ocr read` also takes as flags."""
 
 MOST_THREADS = 4096
 
@@ -46,40 +41,48 @@ MOST_SLOTS = 1024
 """Pages at once that anybody may ask for."""
 
 
+def _setting(
+    default: Any, meaning: str, least: float | None = None, most: float | None = None
+) -> Any:
+    """A field with its meaning in one line, and the range of a number."""
+    return field(default=default, metadata={"meaning": meaning, "range": (least, most)})
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What every program needs to know before it loads a model.
+    """What every program needs to know before it loads a model; `MEANINGS` says what each is.
 
-    - `model`: a named checkpoint (see `deepseek-ocr weights list`) or a folder
-    - `device`: auto, cpu, cuda, cuda:1, mps, npu …; `dtype`: auto, bfloat16, float16, float32
-    - `checkpoints`: folder that holds the named checkpoints
-    - `source`: where named checkpoints are fetched from
-    - `quant`: how the decoder's weights are held: none, int8
-    - `kernels`: which fast paths are used: auto, plain, names with commas between
-    - `slots`: how many pages are read at once; 0 ("auto" where it is written) is as many as fit
-    - `vision_device`: where the encoders run; None ("same" where it is written) is on `device`
-    - `strict`: an operator that the device would hand to the CPU is an error ("yes"), or counted in
-      a warning ("no")
-    - `threads`: of the CPU part; 0 ("auto" where it is written) is by cores and container limits,
-      unless `OMP_NUM_THREADS` says
-    - `existing_text`: what a searchable PDF does with pages that have text of their own: skip,
-      replace, both
-    - `formulas`: what stands around formulas in Markdown: dollars, brackets
+    Where it is written "auto", `slots` is 0 and chosen by free memory; so is `threads`, and chosen
+    by `OMP_NUM_THREADS`, else by cores and container limits. Where it is written "same",
+    `vision_device` is None: the encoders run on `device`.
     """
 
-    model: str = "deepseek-ocr"
-    device: str = "auto"
-    dtype: str = "auto"
-    checkpoints: str = str(ROOT / "checkpoints")
-    source: str = "auto"
-    quant: str = "none"
-    kernels: str = "auto"
-    slots: int = 0
-    vision_device: str | None = None
-    strict: bool = False
-    threads: int = 0
-    existing_text: ExistingText = "skip"
-    formulas: FormulaDelimiters = "dollars"
+    model: str = _setting(
+        "deepseek-ocr", "a named checkpoint (see deepseek-ocr weights list) or a folder"
+    )
+    device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps, npu …")
+    dtype: str = _setting("auto", "auto, bfloat16, float16, float32")
+    checkpoints: str = field(
+        default_factory=lambda: str(default_checkpoints()),
+        metadata={"meaning": "folder that holds the named checkpoints"},
+    )
+    source: str = _setting("auto", "where named checkpoints are fetched from")
+    quant: str = _setting("none", f"how the decoder's weights are held: {', '.join(QUANTS)}")
+    kernels: str = _setting(
+        "auto", "fast paths: auto (all), plain (none), or names; - before one leaves it out"
+    )
+    slots: int = _setting(0, "how many pages are read at once, or auto, by free memory")
+    vision_device: str | None = _setting(
+        None, "where the encoders run, if not where the decoder does; same is with it"
+    )
+    strict: bool = _setting(False, "an operator that the device would hand to the CPU is an error")
+    threads: int = _setting(0, "of the CPU part, or auto, by cores and container limits")
+    existing_text: ExistingText = _setting(
+        "skip", "searchable PDFs: what becomes of text that pages have: skip, replace, both"
+    )
+    formulas: FormulaDelimiters = _setting(
+        "dollars", "Markdown: what stands around formulas: dollars ($x$), brackets (\\(x\\))"
+    )
 
     def load_options(self) -> LoadOptions:
         """How the engine is to load the checkpoint: what `OcrEngine.from_options` takes."""
@@ -111,11 +114,11 @@ def load(
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = dict(_from_file(path))
-    for field in fields(Settings):
-        if text := environ.get(PREFIX + field.name.upper(), "").strip():
-            values[field.name] = text
-        if (flag := (flags or {}).get(field.name)) is not None:
-            values[field.name] = flag
+    for setting in fields(Settings):
+        if text := environ.get(PREFIX + setting.name.upper(), "").strip():
+            values[setting.name] = text
+        if (flag := (flags or {}).get(setting.name)) is not None:
+            values[setting.name] = flag
     if "slots" in values:
         values["slots"] = parse_slots(values["slots"])
     if "strict" in values:
@@ -154,14 +157,6 @@ def parse_count(name: str, text: str, most: int) -> int:
     return int(text)
 
 
-def parse_switch(name: str, text: str) -> bool:
-    """True for yes, on, true and 1. Raises `SettingsError` for what is not their opposite."""
-    word = text.strip().lower()
-    if word not in ("yes", "on", "true", "1", "no", "off", "false", "0"):
-        raise SettingsError(f"{name} must be yes or no; not {text!r}.")
-    return word in ("yes", "on", "true", "1")
-
-
 def _is_there(path: Path) -> bool:
     try:
         return path.is_file()
@@ -171,7 +166,7 @@ def _is_there(path: Path) -> bool:
 
 def _from_file(path: Path | None) -> dict[str, str]:
     chosen = path or default_path()
-    known = {field.name for field in fields(Settings)}
+    known = {setting.name for setting in fields(Settings)}
     raw = {name: value for name, value in _read_file(path).items() if name != SERVER}
     for name, value in raw.items():
         if name not in known:
@@ -208,87 +203,53 @@ SERVER = "server"
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What only `deepseek-ocr serve` needs to know.
-
-    `MEANINGS` says what each is.
+    """What only the server needs to know; `MEANINGS` says what each is.
 
     Raises `SettingsError` for a number outside its range.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    api_keys: tuple[str, ...] = ()
-    api_key_file: str = ""
-    no_auth: bool = False
-    models: tuple[str, ...] = ()
-    devices: tuple[str, ...] = ()
-    workers: int = 1
-    max_body_mb: int = 64
-    max_held_mb: int = 1024
-    max_pixels: int = 100_000_000
-    max_pages: int = 32
-    page_timeout: float = 600.0
-    body_timeout: float = 60.0
-    max_waiting: int = 256
-    allow_urls: bool = False
-    cors: tuple[str, ...] = ()
-    jobs_folder: str = ""
-    shutdown_seconds: float = 30.0
+    host: str = _setting("127.0.0.1", "address to listen on; others than 127.0.0.1 need a key")
+    port: int = _setting(8000, "port to listen on; 0 is one that is free", 0, 65535)
+    api_keys: tuple[str, ...] = _setting((), "keys of which clients must show one")
+    api_key_file: str = _setting("", "file with such keys, one a line")
+    no_auth: bool = _setting(False, "let other machines in without a key")
+    models: tuple[str, ...] = _setting((), "further checkpoints to serve")
+    devices: tuple[str, ...] = _setting((), "devices to load the models on: cuda:0, cuda:1")
+    workers: int = _setting(1, "how many devices, where they are not named", 1, 64)
+    max_body_mb: int = _setting(64, "largest request in MiB", 1, 2048)
+    max_held_mb: int = _setting(1024, "most MiB of requests that are in memory at once", 1, 2**20)
+    max_pixels: int = _setting(
+        100_000_000, "most pixels of a picture", 1, RenderSettings.max_picture_pixels
+    )
+    max_pages: int = _setting(32, "most pictures of one request to the OpenAI routes", 1, 1000)
+    page_timeout: float = _setting(600.0, "longest time for a page in seconds", 0.1, 86_400)
+    body_timeout: float = _setting(
+        60.0, "longest time for a request to arrive in seconds", 0.1, 3600
+    )
+    max_waiting: int = _setting(256, "most pages that wait for a slot", 0, 100_000)
+    allow_urls: bool = _setting(False, "fetch pictures from http(s) addresses that clients name")
+    cors: tuple[str, ...] = _setting(
+        (), "origins of web pages that may ask from a browser; * is any"
+    )
+    jobs_folder: str = _setting(
+        "", "where documents lie while they are read; empty is the platform's place"
+    )
+    shutdown_seconds: float = _setting(
+        30.0, "how long pages may go on once the server is told to stop", 0, 3600
+    )
 
     def __post_init__(self) -> None:
-        for name, (least, most) in _RANGES.items():
-            if not least <= getattr(self, name) <= most:
-                raise SettingsError(f"{name} must lie between {least} and {most}.")
+        for setting in fields(self):
+            least, most = setting.metadata["range"]
+            if least is not None and not least <= getattr(self, setting.name) <= most:
+                raise SettingsError(f"{setting.name} must lie between {least} and {most}.")
 
 
-MEANINGS = {
-    "model": "a named checkpoint (see deepseek-ocr weights list) or a folder",
-    "device": "auto, cpu, cuda, cuda:1, mps, npu …",
-    "dtype": "auto, bfloat16, float16, float32",
-    "checkpoints": "folder that holds the named checkpoints",
-    "source": "where named checkpoints are fetched from",
-    "quant": "how the decoder's weights are held: " + ", ".join(QUANTS),
-    "kernels": "fast paths: auto (all), plain (none), or names; - before one leaves it out",
-    "slots": "how many pages are read at once, or auto, by free memory",
-    "vision_device": "where the encoders run, if not where the decoder does; same is with it",
-    "strict": "an operator that the device would hand to the CPU is an error",
-    "threads": "of the CPU part, or auto, by cores and container limits",
-    "existing_text": "searchable PDFs: what becomes of text that pages have: skip, replace, both",
-    "formulas": "Markdown: what stands around formulas: dollars ($x$), brackets (\\(x\\))",
-    "host": "address to listen on; others than 127.0.0.1 need a key",
-    "port": "port to listen on; 0 is one that is free",
-    "api_keys": "keys of which clients must show one",
-    "api_key_file": "file with such keys, one a line",
-    "no_auth": "let other machines in without a key",
-    "models": "further checkpoints to serve",
-    "devices": "devices to load the models on: cuda:0, cuda:1",
-    "workers": "how many devices, where they are not named",
-    "max_body_mb": "largest request in MiB",
-    "max_held_mb": "most MiB of requests that are in memory at once",
-    "max_pixels": "most pixels of a picture",
-    "max_pages": "most pictures of one request to the OpenAI routes",
-    "page_timeout": "longest time for a page in seconds",
-    "body_timeout": "longest time for a request to arrive in seconds",
-    "max_waiting": "most pages that wait for a slot",
-    "allow_urls": "fetch pictures from http(s) addresses that clients name",
-    "cors": "origins of web pages that may ask from a browser; * is any",
-    "jobs_folder": "where documents lie while they are read; empty is the platform's place",
-    "shutdown_seconds": "how long pages may go on once the server is told to stop",
+MEANINGS: dict[str, str] = {
+    setting.name: setting.metadata["meaning"]
+    for setting in (*fields(Settings), *fields(ServerSettings))
 }
 """Every setting in one line, for the help and for the file that `config init` writes."""
-
-_RANGES: dict[str, tuple[float, float]] = {
-    "port": (0, 65535),
-    "workers": (1, 64),
-    "max_body_mb": (1, 2048),
-    "max_held_mb": (1, 2**20),
-    "max_pixels": (1, 178_956_970),
-    "max_pages": (1, 1000),
-    "page_timeout": (0.1, 86_400),
-    "body_timeout": (0.1, 3600),
-    "max_waiting": (0, 100_000),
-    "shutdown_seconds": (0, 3600),
-}
 
 
 def load_server(
@@ -305,7 +266,7 @@ def load_server(
     table = _read_file(path).get(SERVER, {})
     if not isinstance(table, dict):
         raise SettingsError(f"{path or default_path()}: [{SERVER}] must be a table.")
-    known = {field.name: type(field.default) for field in fields(ServerSettings)}
+    known = {setting.name: type(setting.default) for setting in fields(ServerSettings)}
     values: dict[str, Any] = {}
     for name, value in table.items():
         if name not in known:
@@ -339,16 +300,11 @@ def _from_text(text: str, kind: type, where: str) -> Any:
     if kind is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if kind is bool:
-        if text.lower() not in _WORDS:
-            raise SettingsError(f"{where} must be one of {', '.join(_WORDS)}.")
-        return _WORDS[text.lower()]
+        return parse_switch(where, text)
     try:
         return kind(text)
     except ValueError as error:
         raise SettingsError(f"{where} must be a number, not {text!r}.") from error
-
-
-_WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
 # --- the file -----------------------------------------------------------------------------------
@@ -388,13 +344,13 @@ def write_template(path: Path | None = None) -> Path:
 
 def _table(settings: Settings | ServerSettings, before: str = "") -> str:
     lines = []
-    for field in fields(settings):
-        meaning = f"# {MEANINGS[field.name]}\n" if before else ""
-        value = getattr(settings, field.name)
-        if field.name in ("slots", "threads"):
+    for setting in fields(settings):
+        name, value = setting.name, getattr(settings, setting.name)
+        meaning = f"# {MEANINGS[name]}\n" if before else ""
+        if name in ("slots", "threads"):
             value = value or "auto"
-        if field.name == "vision_device":
+        if name == "vision_device":
             value = value or "same"
-        data = list(value) if isinstance(value, tuple) else value
-        lines.append(f"{meaning}{before}{field.name} = {json.dumps(data, ensure_ascii=False)}\n")
+        # JSON writes strings, numbers, booleans and lists of strings as TOML does
+        lines.append(f"{meaning}{before}{name} = {json.dumps(value, ensure_ascii=False)}\n")
     return "".join(lines)

@@ -17,6 +17,9 @@ convolutions."""
 LARGEST_VIEW = 1280
 """Largest view side in pixels that the model was trained for (preset Large)."""
 
+MAX_PICTURE_PIXELS = 178_956_970
+"""Most pixels of a picture: the bound at which Pillow refuses to open one."""
+
 LARGEST_RANK = 4096
 """Of a LoRA adapter, trained or read: a config may ask for any, and memory is taken by it."""
 
@@ -29,6 +32,10 @@ FormulaDelimiters = Literal["dollars", "brackets"]
 
 QUANTS = ("none", "int8")
 """How the decoder's weights are held: as they are, or in 8 bits with a scale per output row."""
+
+_SWITCH = dict.fromkeys(("yes", "on", "true", "1"), True) | dict.fromkeys(
+    ("no", "off", "false", "0"), False
+)
 
 TABLE_TOKENS = ("<td>", "</td>", "<tr>", "</tr>")
 """Tokens of the official tokenizer that tables, which the model writes in HTML, repeat."""
@@ -151,8 +158,7 @@ class RenderSettings:
     - `rotate`: None turns as the file's flags say; 0, 90, 180 or 270 is the turn (degrees
       clockwise) taken in place of them
     - `max_pixels`: a PDF page that would have more is rendered at a lower resolution
-    - `max_picture_pixels`: a picture that has more is refused before it is decoded; the default is
-      the bound at which Pillow refuses
+    - `max_picture_pixels`: a picture that has more is refused before it is decoded
     - `timeout`: seconds a page may take to become a picture
     - `memory`: bytes of address space that the rendering process may add to what it starts with,
       where the system can hold it to that
@@ -163,7 +169,7 @@ class RenderSettings:
     dpi: int = 144
     rotate: int | None = None
     max_pixels: int = 20_000_000
-    max_picture_pixels: int = 178_956_970
+    max_picture_pixels: int = MAX_PICTURE_PIXELS
     timeout: float = 60.0
     memory: int = 3 * 2**30
 
@@ -175,6 +181,17 @@ class RenderSettings:
         _require(self.max_pixels >= 1, "max_pixels must be at least 1.")
         _require(self.max_picture_pixels >= 1, "max_picture_pixels must be at least 1.")
         _require(self.timeout > 0, "timeout must be more than 0 seconds.")
+
+
+def parse_switch(name: str, text: str) -> bool:
+    """True for yes, on, true and 1 in any case, False for no, off, false and 0.
+
+    Raises `SettingsError` for any other text of the setting `name`.
+    """
+    word = text.strip().lower()
+    if word not in _SWITCH:
+        raise SettingsError(f"{name} must be yes or no (true or false), not {text[:60]!r}.")
+    return _SWITCH[word]
 
 
 def check_quant(name: str) -> None:

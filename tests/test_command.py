@@ -85,6 +85,20 @@ def test_the_help_of_reading_fits_two_screens() -> None:
     assert titles.index("options:") < titles.index("repetition guard:")
 
 
+def test_the_help_of_weights_teaches() -> None:
+    text = run("weights", "--help").stdout
+    for word in (
+        "fetch deepseek-ocr",
+        "adopt",
+        "verify",
+        "list",
+        "HF_TOKEN",
+        "pget",
+        "exit status",
+    ):
+        assert word in text
+
+
 def test_the_version() -> None:
     assert run("--version", without=HEAVY).stdout == f"deepseek-ocr {__version__}\n"
 

@@ -20,6 +20,7 @@ from tests import container, weights_world
 from tests.cog_server import build_context, copy_image
 from tests.conftest import ROOT, need
 from tests.test_predict import CONFIGS, config, pins
+from tests.weights_steps import ensure
 
 SERVE, ASCEND = ROOT / "examples" / "serve", ROOT / "examples" / "ascend"
 
@@ -132,12 +133,10 @@ def test_weights_can_be_baked_in(used_checkout: Path, tmp_path: Path) -> None:
     assert line in rules.splitlines()
     (checkout / ".dockerignore").write_text(rules.replace(line, line.removeprefix("#")))
     shutil.rmtree(checkout / "checkpoints" / "deepseek-ocr")
-    with weights_world.running(tmp_path / "world") as world:
-        registry.ensure(weights_world.NAME, checkout / "checkpoints", known=world.table)
+    with weights_world.running(checkout / "checkpoints") as world:
+        ensure(world)
     image = copy_image(tmp_path / "image", checkout)
-    found = registry.ensure(
-        weights_world.NAME, image / "checkpoints", fetch=False, known=world.table
-    )
+    found = registry.ensure(weights_world.NAME, image / "checkpoints", fetch=False)
     assert found == image / "checkpoints" / weights_world.NAME
     names = build_context(checkout)
     assert tops(names) == SHIPPED

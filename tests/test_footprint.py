@@ -103,7 +103,7 @@ def test_no_view_takes_more_than_the_estimate(
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, value)
     model.rebuild_buffers(network, torch.device("cpu"))
-    monkeypatch.setattr("deepseek_ocr.model.footprint.MOST_TILES", tiles)
+    monkeypatch.setattr("deepseek_ocr.model.footprint.MAX_TILES", tiles)
     side = crop.base_size
     views = Views(torch.zeros(3, side, side), torch.zeros(tiles, 3, 640, 640), (2, 1))
     with torch.no_grad(), Peak() as peak:

@@ -112,7 +112,7 @@ def test_no_file_imports_from_a_row_above(path: Path) -> None:
 def test_the_table_catches_a_wrong_import(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text(
         "from deepseek_ocr import engine\nimport tasks\n"
-        "from deepseek_ocr import CropSettings\nfrom deepseek_ocr.images.views import open_image\n"
+        "from deepseek_ocr import CropSettings\nfrom deepseek_ocr.images.colors import to_rgb\n"
     )
     assert {row_of(name) for name in imports(tmp_path / "x.py")} == {1, 3, 4, 5}
 

@@ -22,7 +22,8 @@ from deepseek_ocr.engine.request import Handle
 from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
 from deepseek_ocr.engine.scheduler import EngineStatus
 from deepseek_ocr.errors import CancelledError, ImageError, PromptError, SettingsError
-from deepseek_ocr.images.views import ImageLimits, Views
+from deepseek_ocr.images.limits import ImageLimits
+from deepseek_ocr.images.views import Views
 from deepseek_ocr.model.network import Network
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from tests.conftest import POCKET, ROOT

@@ -1,4 +1,4 @@
-"""Named checkpoints without a network: found, judged, verified, adopted."""
+"""Named checkpoints without a network: found, judged, verified, adopted; the command line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 
+import weights
+from deepseek_ocr import configuration
+from deepseek_ocr.cli.main import main
+from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED
+from deepseek_ocr.cli.weights import DONE, FAILED
 from deepseek_ocr.errors import CheckpointError, SettingsError
-from deepseek_ocr.weights import folders, registry
-from deepseek_ocr.weights.fetch_console import Console
+from deepseek_ocr.weights import folders, places, registry
 from deepseek_ocr.weights.folders import Condition
-from tests.weights_steps import INCOMPLETE, NOWHERE, cut
-from tests.weights_world import FILES, NAME, ROOT, WEIGHTS, checkpoint_files, write_files
+from tests.weights_steps import INCOMPLETE, cut
+from tests.weights_world import FILES, NAME, REAL, ROOT, WEIGHTS, checkpoint_files, write_files
 
 pytest_plugins = ["tests.weights_fixtures"]
 
@@ -35,8 +39,13 @@ def test_a_pocket_of_ones_own_goes_first(home: Path) -> None:
 
 
 def test_a_lost_pocket_is_an_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "BUNDLED", home)
-    with pytest.raises(CheckpointError, match="git checkout checkpoints"):
+    home.mkdir()
+    monkeypatch.setattr(places, "PACKAGE", home / "deepseek_ocr")
+    with pytest.raises(CheckpointError, match="with: installing the package again"):
+        registry.ensure("pocket", home)
+    (home / "pyproject.toml").touch()
+    (home / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="with: git checkout checkpoints"):
         registry.ensure("pocket", home)
 
 
@@ -51,7 +60,10 @@ def test_a_name_nobody_knows(home: Path) -> None:
         registry.ensure("deepsek-ocr", home)
 
 
-def test_without_fetching_the_message_says_how_to_fetch(home: Path) -> None:
+def test_without_fetching_the_message_says_how_to_fetch(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "CHECKPOINTS", REAL)
     with pytest.raises(CheckpointError, match=r"\(6\.7 GB\) with: deepseek-ocr weights fetch deep"):
         registry.ensure(NAME, home, fetch=False)
     assert not home.exists()
@@ -63,7 +75,7 @@ def test_a_source_nobody_knows(home: Path) -> None:
 
 
 def test_a_whole_folder_placed_by_hand_is_taken(home: Path, by_hand: Path) -> None:
-    assert registry.ensure(NAME, home, known=NOWHERE) == by_hand
+    assert registry.ensure(NAME, home) == by_hand
     assert folders.examine(by_hand).condition is Condition.UNRECORDED
 
 
@@ -80,7 +92,7 @@ def test_half_a_checkpoint_placed_by_hand_is_refused_and_kept(
     harm(by_hand)
     before = sorted(by_hand.iterdir())
     with pytest.raises(CheckpointError, match=message):
-        registry.ensure(NAME, home, fetch=fetch, known=NOWHERE)
+        registry.ensure(NAME, home, fetch=fetch)
     assert sorted(by_hand.iterdir()) == before
 
 
@@ -92,7 +104,7 @@ def test_what_is_no_folder_is_in_the_way(home: Path, broken: str) -> None:
     else:
         (home / NAME).symlink_to(home / NAME)
     with pytest.raises(CheckpointError, match=r"in the way: it is no folder\. It was not made"):
-        registry.ensure(NAME, home, known=NOWHERE)
+        registry.ensure(NAME, home)
 
 
 def test_a_folder_that_cannot_be_read(
@@ -205,9 +217,126 @@ def test_a_mount_point_is_refused_before_the_work(
         registry.adopt(folder, home)
 
 
-def test_the_console_writes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    Console().line("hello")
-    assert capsys.readouterr() == ("", "hello\n")
+# --- places -------------------------------------------------------------------------------------
+
+
+def test_a_checkout_keeps_downloads_and_the_bundled_one_in_its_own_folder() -> None:
+    assert places.default_checkpoints() == ROOT / "checkpoints"
+    assert places.bundled_folder("pocket") == ROOT / "checkpoints/pocket"
+    assert configuration.Settings().checkpoints == str(ROOT / "checkpoints")
+
+
+@pytest.mark.parametrize("beside", [None, "pyproject.toml", "checkpoints"])
+def test_an_installed_package_keeps_downloads_in_the_platforms_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: str | None
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(places, "PACKAGE", tmp_path / "deepseek_ocr")
+    if beside == "checkpoints":
+        (tmp_path / beside).mkdir()
+    elif beside:
+        (tmp_path / beside).touch()
+    assert configuration.load({}, {}).checkpoints == str(tmp_path / "cache/deepseek-ocr/models")
+    assert configuration.load({}, {"DEEPSEEK_OCR_CHECKPOINTS": "/x"}).checkpoints == "/x"
+    shutil.copytree(ROOT / "checkpoints/pocket", tmp_path / "deepseek_ocr/pocket")
+    assert registry.ensure("pocket", tmp_path) == tmp_path / "deepseek_ocr/pocket"
+    assert registry.known_as(str(tmp_path / "deepseek_ocr/pocket")).preset == "tiny"
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> int:
+    """The exit status of `deepseek-ocr weights`."""
+    return main(["weights", *arguments])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("fetch",), ("fetch", "pocket"), ("fetch", NAME, "--source", "x"), ("burn", NAME)],
+)
+def test_wrong_usage(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(*arguments)
+    assert ended.value.code == COULD_NOT_START
+    assert capsys.readouterr().out == ""
+
+
+def test_list_says_what_is_here(
+    home: Path, by_hand: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--checkpoints", str(home)]
+    assert run("list", *where) == DONE
+    assert "deepseek-ocr: complete, but placed by hand" in capsys.readouterr().out
+    registry.adopt(by_hand, home)
+    assert run("list", *where) == DONE
+    listed = capsys.readouterr().out
+    assert f"deepseek-ocr: ready, {by_hand}\n" in listed
+    assert "from adopted" in listed
+    assert f"pocket: bundled, {ROOT / 'checkpoints/pocket'}" in listed
+    cut(by_hand / WEIGHTS)
+    assert run("list", *where) == DONE
+    assert "damaged" in capsys.readouterr().out
+    shutil.rmtree(by_hand)
+    assert run("list", *where) == DONE
+    assert f"deepseek-ocr: not here, {by_hand}\n" in capsys.readouterr().out
+
+
+def test_the_environment_says_where(
+    home: Path,
+    recorded: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DEEPSEEK_OCR_CHECKPOINTS", str(home))
+    assert run("verify", NAME) == DONE
+    assert capsys.readouterr() == ("deepseek-ocr: all 6 files are as they came from adopted\n", "")
+    monkeypatch.setenv("DEEPSEEK_OCR_CHECKPOINTS", str(home / "empty"))
+    assert run("verify", NAME) == FAILED
+    said = capsys.readouterr().err
+    assert said.startswith("deepseek-ocr: The checkpoint 'deepseek-ocr' is not in ")
+
+
+def test_a_wrong_setting_is_wrong_usage(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DEEPSEEK_OCR_SOURCE", "torrent")
+    assert run("fetch", NAME, "--checkpoints", str(home)) == COULD_NOT_START
+    assert "There is no source 'torrent'" in capsys.readouterr().err
+
+
+def test_commands_for_the_bundled_one_and_for_adopting(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_files(tmp_path / "download", checkpoint_files())
+    where = ["--checkpoints", str(home)]
+    assert run("verify", "pocket", *where) == DONE
+    assert "pocket is whole" in capsys.readouterr().out
+    assert run("adopt", str(folder), *where) == DONE
+    assert f"deepseek-ocr is in {home / NAME}" in capsys.readouterr().out
+    assert run("adopt", str(folder), *where) == FAILED
+    assert run("fetch", NAME, *where) == DONE, "it is there: nothing to fetch"
+
+
+def test_an_interrupt_is_no_traceback(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry, "ensure", interrupted)
+    assert run("fetch", NAME, "--checkpoints", str(home)) == INTERRUPTED
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_the_container_places_its_checkpoint_where_the_settings_say(home: Path) -> None:
+    settings = configuration.Settings(model="pocket", checkpoints=str(home))
+    assert weights.place_checkpoint(settings) == ROOT / "checkpoints/pocket"
+    with pytest.raises(CheckpointError, match="could not be fetched"):
+        weights.place_checkpoint(configuration.Settings(checkpoints=str(home)))
+
+
+# --- the table ----------------------------------------------------------------------------------
 
 
 def test_the_published_sources_are_the_ones_to_use() -> None:
@@ -221,8 +350,7 @@ def test_the_published_sources_are_the_ones_to_use() -> None:
 def test_another_model_is_not_adopted_in_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_LEAST_SHARE", 0.5)
-    pocket = Path(registry.__file__).parent / "checkpoints" / "pocket"
+    monkeypatch.setattr(registry, "_LEAST_SHARE", 0.5)  # the other tests' models are small
     with pytest.raises(CheckpointError, match="it is another model"):
-        registry.adopt(pocket, tmp_path)
+        registry.adopt(ROOT / "checkpoints/pocket", tmp_path)
     assert list(tmp_path.iterdir()) == []

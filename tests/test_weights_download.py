@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from deepseek_ocr.weights import registry
-from deepseek_ocr.weights.fetch_console import Console
+from deepseek_ocr.weights import growth, registry
 from tests.weights_steps import CONTENT, SOURCES, check, ensure, failing, until
 from tests.weights_world import NAME, WEIGHTS, Trouble, World
 
@@ -144,7 +143,9 @@ def test_progress_in_a_log_is_plain_lines(
 ) -> None:
     world.troubles = [Trouble(CONTENT["modelscope"], cut=200_000, stall=True, times=1)]
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 30)
+    monkeypatch.setattr(growth, "LOG_INTERVAL_S", 0.05)
     said, finished = io.StringIO(), threading.Event()
+    monkeypatch.setattr("sys.stderr", said)
 
     def let_go() -> None:
         while "%" not in said.getvalue():
@@ -153,9 +154,9 @@ def test_progress_in_a_log_is_plain_lines(
 
     thread = threading.Thread(target=let_go)
     thread.start()
+    monkeypatch.setattr(registry, "CHECKPOINTS", world.table)
     try:
-        console = Console(said, every_s=0.05)
-        registry.ensure(NAME, world.home, "modelscope", console=console, known=world.table)
+        registry.ensure(NAME, world.home, "modelscope")
     finally:
         finished.set()
         thread.join()
@@ -172,18 +173,26 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_on_a_terminal_rewrites_its_line(tmp_path: Path) -> None:
+def test_progress_on_a_terminal_is_a_bar_that_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal = Terminal()
-    with Console(terminal).growth(tmp_path, 10):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr(growth, "LOG_INTERVAL_S", 0.05)
+    with growth.show_growth(tmp_path, 10):
         (tmp_path / "part").write_bytes(b"12345")
         until(lambda: "%" in terminal.getvalue(), "progress")
-    assert "\r\x1b[K  5 bytes of 10 bytes (50%)" in terminal.getvalue()
-    assert terminal.getvalue().endswith("\r\x1b[K")
-    assert "\n" not in terminal.getvalue()
+    assert "5 bytes of 10 bytes (50%)" in terminal.getvalue()
+    erased_line = "\x1b[2K"
+    assert terminal.getvalue().endswith(erased_line)
 
 
-def test_progress_towards_an_unknown_size(tmp_path: Path) -> None:
+def test_progress_towards_an_unknown_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.StringIO()
-    with Console(said, every_s=0.01).growth(tmp_path, None):
+    monkeypatch.setattr("sys.stderr", said)
+    monkeypatch.setattr(growth, "LOG_INTERVAL_S", 0.01)
+    with growth.show_growth(tmp_path, 0):
         until(lambda: "bytes/s" in said.getvalue(), "progress")
     assert said.getvalue().startswith("  0 bytes, 0 bytes/s\n")

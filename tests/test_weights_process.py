@@ -1,4 +1,4 @@
-"""Real processes that fetch: killed at any moment, several at once, with a secret token."""
+"""Processes of `deepseek-ocr weights`: killed at any moment, several at once, with a token."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 def check(world: World) -> None:
     """The checkpoint is whole and nothing else is left."""
-    assert registry.verify(NAME, world.home, known=world.table) is not None
+    assert registry.verify(NAME, world.home) is not None
     assert all((world.target / name).read_bytes() == world.files[name] for name in FILES)
     assert left_in(world.home) == [f".{NAME}.lock", NAME]
 
@@ -95,7 +95,7 @@ def test_killed_at_ten_moments(world: World, source: str, pget: bool) -> None:
         assert status == -signal.SIGKILL, err
         state = folders.examine(world.target)
         if state.condition is Condition.READY:
-            assert registry.verify(NAME, world.home, known=world.table) is not None
+            assert registry.verify(NAME, world.home) is not None
         elif state.condition is Condition.DAMAGED:
             assert pget, "half of a checkpoint is to be seen"
             assert config.read_text() == "{", "the damaged one was touched, not replaced"

@@ -102,7 +102,7 @@ def test_verify_sees_what_sizes_do_not_show(home: Path, recorded: Path) -> None:
 
 
 def test_verify_needs_a_record(home: Path, by_hand: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no sums on record.*weights\.py adopt"):
+    with pytest.raises(CheckpointError, match=r"no sums on record.*deepseek-ocr weights adopt"):
         registry.verify(NAME, home)
 
 

@@ -14,7 +14,8 @@ from deepseek_ocr.decoding import sampler
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.engine.results import Page, Reading
-from deepseek_ocr.images.views import make_views, open_image
+from deepseek_ocr.images.image_loading import open_image
+from deepseek_ocr.images.views import make_views
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.kernels.decoder_factory import Decoders
 from deepseek_ocr.kernels.slot_decoder import paths_for

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from deepseek_ocr.weights import registry
 from tests import weights_world
-from tests.weights_steps import CARRIERS
+from tests.weights_steps import CARRIERS, NOWHERE
 from tests.weights_world import NAME, World, checkpoint_files, write_files
 
 
@@ -50,8 +50,9 @@ def pget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A folder for named checkpoints, empty."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for named checkpoints, empty; the sources cannot be reached."""
+    monkeypatch.setattr(registry, "CHECKPOINTS", NOWHERE)
     return tmp_path / "check points"  # a blank, as in many a home folder
 
 

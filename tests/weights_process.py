@@ -1,10 +1,10 @@
-"""`deepseek-ocr weights` with the sources of a test and, if asked, a sudden death.
+"""`deepseek-ocr weights` as a process, with the sources of a test and, if asked, a sudden death.
 
     python -m tests.weights_process PORTS DIE_AT ARGUMENTS...
 
 PORTS is the JSON of `World.ports`. Every change to files is an event; before event DIE_AT the
 process kills itself as `kill -9` does. With DIE_AT 0 it lives, and the last line on standard error
-is the number of events. The rest is the command line of `deepseek-ocr weights`.
+is the number of events. The rest is what follows `deepseek-ocr weights`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run() -> int:
 
     sys.dont_write_bytecode = True
     sys.addaudithook(count)
-    registry.CHECKPOINTS.update(table(ports))
+    registry.CHECKPOINTS = table(ports)
     status = main(["weights", *arguments])
     sys.stderr.write(f"{events}\n")
     return status

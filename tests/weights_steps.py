@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ import pytest
 
 from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.weights import folders, registry
-from deepseek_ocr.weights.fetch_console import Console
 from tests.weights_world import FILES, INDEX, NAME, WEIGHTS, World, table
 
 SOURCES = ("replicate", "huggingface", "modelscope")
@@ -34,16 +34,13 @@ NOWHERE = table(dict.fromkeys(SOURCES, 1))
 
 
 def ensure(world: World, source: str = "auto", **changes: Any) -> str:
-    """Fetch; returns what was said meanwhile."""
-    said = io.StringIO()
-    console = Console(said, every_s=changes.pop("every_s", 10.0))
-    known = world.table
-    if changes:
-        checkpoint = known[NAME]
-        sources = tuple(replace(one, **changes) for one in checkpoint.sources)
-        known = {**known, NAME: replace(checkpoint, sources=sources)}
-    folder = registry.ensure(NAME, world.home, source, console=console, known=known)
-    assert folder == world.target
+    """Fetch from the servers, with `changes` to the sources; returns what was said meanwhile."""
+    checkpoint = world.table[NAME]
+    sources = tuple(replace(one, **changes) for one in checkpoint.sources)
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(io.StringIO()) as said:
+        known = {**world.table, NAME: replace(checkpoint, sources=sources)}
+        patch.setattr(registry, "CHECKPOINTS", known)
+        assert registry.ensure(NAME, world.home, source) == world.target
     return said.getvalue()
 
 
@@ -57,7 +54,7 @@ def failing(world: World, source: str, message: str, **changes: Any) -> str:
 
 def check(world: World, source: str) -> None:
     """The checkpoint is whole, comes from `source`, and nothing else is left."""
-    record = registry.verify(NAME, world.home, known=world.table)
+    record = registry.verify(NAME, world.home)
     assert record is not None
     assert record.source == source
     assert set(record.files) == set(FILES)

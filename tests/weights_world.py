@@ -25,6 +25,7 @@ import numpy
 from safetensors.numpy import save
 
 from deepseek_ocr.weights import registry
+from deepseek_ocr.weights.origins import Checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = "deepseek-ai/DeepSeek-OCR"
@@ -126,7 +127,7 @@ class World:
         return self.home / NAME
 
     @property
-    def table(self) -> dict[str, registry.Checkpoint]:
+    def table(self) -> dict[str, Checkpoint]:
         """`registry.CHECKPOINTS` with the sources moved to the loopback address."""
         return table(self.ports)
 
@@ -143,15 +144,19 @@ class World:
         return None
 
 
-def table(ports: dict[str, int], stall_s: float = 30.0) -> dict[str, registry.Checkpoint]:
+REAL = registry.CHECKPOINTS
+"""The table of the product, which tests replace."""
+
+
+def table(ports: dict[str, int], stall_s: float = 30.0) -> dict[str, Checkpoint]:
     """The table of `registry.py` with servers on `ports` (by source name)."""
-    real = registry.CHECKPOINTS[NAME]
+    real = REAL[NAME]
     moved = []
     for source in real.sources:
         path = "/default/model.tar" if source.kind == "tar" else ""
         url = f"http://127.0.0.1:{ports[source.name]}{path}"
         moved.append(replace(source, url=url, timeout_s=5.0, stall_s=stall_s))
-    return {**registry.CHECKPOINTS, NAME: replace(real, size=1000, sources=tuple(moved))}
+    return {**REAL, NAME: replace(real, size=1000, sources=tuple(moved))}
 
 
 @contextmanager

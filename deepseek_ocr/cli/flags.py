@@ -55,8 +55,7 @@ def load_settings(flags: argparse.Namespace) -> configuration.Settings:
 
     Raises `SettingsError`.
     """
-    given = {name: getattr(flags, name, None) for name in configuration.FLAGS}
-    return configuration.load(given, path=flags.config)
+    return configuration.load(vars(flags), path=flags.config)
 
 
 def add_model(group: argparse._ActionsContainer) -> None:

@@ -68,8 +68,9 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         "--model", action="append", metavar="NAME|FOLDER",
         help=f"{MEANINGS['model']}; again for {MEANINGS['models']}",
     )  # fmt: skip
+    defaults = Settings()
     for name in ("device", "dtype", "checkpoints", "existing_text", "formulas"):
-        _add(parser, name, getattr(Settings, name))
+        _add(parser, name, getattr(defaults, name))
     parser.add_argument("--vision-device", metavar="DEVICE", help=MEANINGS["vision_device"])
     add_speed(parser.add_argument_group("speed"))
     for field in fields(ServerSettings):

@@ -40,7 +40,9 @@ from deepseek_ocr.engine.results import (
 )
 from deepseek_ocr.engine.scheduler import EngineStatus, Scheduler
 from deepseek_ocr.errors import DeviceError, SettingsError
-from deepseek_ocr.images.views import ImageLimits, Source, Views
+from deepseek_ocr.images.image_loading import Source
+from deepseek_ocr.images.limits import ImageLimits
+from deepseek_ocr.images.views import Views
 from deepseek_ocr.kernels import choice, op_fallbacks
 from deepseek_ocr.kernels.decoder_factory import Decoders
 from deepseek_ocr.kernels.rehearsal import Outcome, outcome_of

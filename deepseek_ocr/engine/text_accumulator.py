@@ -10,8 +10,7 @@ import torch
 from deepseek_ocr.decoding import sampler
 from deepseek_ocr.engine.results import Counts, Delta, FinishReason, TextToken
 from deepseek_ocr.grounding.parser import Confidence, Region
-from deepseek_ocr.images import views as images
-from deepseek_ocr.images.views import Views
+from deepseek_ocr.images.views import LARGEST_STRETCHED, Views
 from deepseek_ocr.model import prompts
 from deepseek_ocr.settings import CELL, CropSettings
 
@@ -85,7 +84,7 @@ def valid_tokens(views: Views, crop: CropSettings, size: tuple[int, int]) -> int
     padding. `size` is width and height of the page in pixels."""
     cells = (views.global_view.shape[-1] // CELL) ** 2
     tile_cells = (views.tiles.shape[-1] // CELL) ** 2
-    stretched = not crop.crop_mode and crop.image_size <= images.LARGEST_STRETCHED
+    stretched = not crop.crop_mode and crop.image_size <= LARGEST_STRETCHED
     share = 1.0 if stretched else 1 - (max(size) - min(size)) / max(size)
     return int(cells * share) + len(views.tiles) * tile_cells
 

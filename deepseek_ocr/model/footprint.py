@@ -14,6 +14,7 @@ import torch
 
 from deepseek_ocr.devices import memory, selection
 from deepseek_ocr.errors import DeviceError, GenerationError
+from deepseek_ocr.images.views import MAX_TILES
 from deepseek_ocr.model import int8_layers
 from deepseek_ocr.model import int8_rows as rows
 from deepseek_ocr.model import network as model
@@ -22,9 +23,6 @@ from deepseek_ocr.settings import CropSettings
 CONTEXT_BYTES = 600 * 10**6
 """What a CUDA context with torch's and cuBLAS's own buffers takes beside the tensors (0.4 to 0.6 GB
 by NVIDIA's and torch's documentation; not measured here)."""
-
-MOST_TILES = 9
-"""Tiles of the largest crop grid."""
 
 _BIAS_COPIES = 2
 """Copies of the position bias that are alive at once: the sum, and what the attention takes."""
@@ -157,7 +155,7 @@ class Footprint:
         sam = self._config.vision_config.sam_config
         batches = [(1, crop.image_size)]
         if crop.crop_mode:
-            batches = [(1, crop.base_size), (MOST_TILES, crop.image_size)]
+            batches = [(1, crop.base_size), (MAX_TILES, crop.image_size)]
         peaks = []
         for views, side in batches:
             patches = (side // sam.patch_size) ** 2

@@ -15,6 +15,7 @@ from deepseek_ocr import __version__
 from deepseek_ocr.server import api_errors
 from deepseek_ocr.server.api_errors import ApiError, EngineFailedError
 from deepseek_ocr.server.jobs.job_lifespan import running_jobs
+from deepseek_ocr.server.middleware import Guard
 from deepseek_ocr.server.observability import logs
 from deepseek_ocr.server.queueing.model_pools import Engines, PoolGauges
 from deepseek_ocr.server.routes import (
@@ -26,7 +27,6 @@ from deepseek_ocr.server.routes import (
     schema,
     web_page,
 )
-from deepseek_ocr.server.security.middleware import Guard
 from deepseek_ocr.server.server_state import ServerState
 
 _LOOK_S = 0.2

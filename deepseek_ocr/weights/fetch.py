@@ -11,100 +11,75 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from deepseek_ocr.console import one_line, readable
+from deepseek_ocr.console import complain, one_line, readable
 from deepseek_ocr.errors import CheckpointError
-from deepseek_ocr.weights import folders, tar_archive, transfer
-from deepseek_ocr.weights import origins as sources
-from deepseek_ocr.weights.fetch_console import Console, bytes_in
-from deepseek_ocr.weights.folders import Condition
-from deepseek_ocr.weights.origins import RemoteFile, Source
+from deepseek_ocr.files import part_path, sync_path
+from deepseek_ocr.weights import folders, origins, tar_archive, transfer
+from deepseek_ocr.weights.folders import Condition, FolderState
+from deepseek_ocr.weights.growth import bytes_in, show_growth
+from deepseek_ocr.weights.origins import Checkpoint, RemoteFile, WeightSource
 
 _SLACK = 16 * 2**20
 """Bytes left over for the small files and for whoever else writes to this disk."""
 
 _READY = "ready"
 
-_ADVICE = (
-    "Try again later, or download its files by hand and run: deepseek-ocr weights adopt FOLDER"
-)
+_ADVICE = "Try again later, or download its files by hand: deepseek-ocr weights adopt FOLDER"
 
 
-@dataclass(frozen=True)
-class Order:
-    """What to fetch: the `files` of checkpoint `name` into the folder `target`.
-
-    `size` (bytes, about) is for saying how much is needed where a source does not.
-    """
-
-    name: str
-    target: Path
-    files: Sequence[str]
-    size: int
-    sources: Sequence[Source]
-    console: Console
-
-    @property
-    def work(self) -> Path:
-        """Where it is built: on the same disk, or the last step would not be a rename."""
-        return self.target.with_name(f".{self.target.name}.part")
-
-
-def fetch(order: Order) -> None:
-    """Make `order.target` a complete checkpoint; does nothing where it is one already.
+def fetch(checkpoint: Checkpoint, target: Path, sources: Sequence[WeightSource]) -> None:
+    """Make `target` the complete `checkpoint`; does nothing if it is one already.
 
     Raises `CheckpointError` listing what went wrong with each source, or what is in the way.
     """
-    with _locked(order):
-        state = folders.examine(order.target)
-        if state.condition in (Condition.READY, Condition.UNRECORDED):
-            shutil.rmtree(order.work, ignore_errors=True)  # of a run killed at its very end
+    with _locked(checkpoint.name, target) as work:
+        state = folders.examine(target)
+        if state.is_whole:
+            shutil.rmtree(work, ignore_errors=True)  # of a run killed at its very end
             return
-        _require_free_name(order, state)
+        _require_free_name(target, state)
         if state.condition is Condition.DAMAGED:
-            order.console.line(f"{order.target} is damaged: {state.detail} It is fetched again.")
+            complain(f"{target} is damaged: {state.detail} It is fetched again.")
         failures: list[str] = []
-        for source in order.sources:
+        for source in sources:
             try:
-                ready = _fetch_from(source, order)
+                ready = _fetch_from(source, checkpoint, work)
             except (CheckpointError, OSError) as error:
                 failures.append(f"  {source.name}: {one_line(error)}")
-                order.console.line(failures[-1])
+                complain(failures[-1])
             else:
-                _put_in_place(ready, order)
+                _put_in_place(ready, target)
                 return
         raise CheckpointError(
-            "\n".join([f"{order.name} could not be fetched:", *failures, _ADVICE])
+            "\n".join([f"{checkpoint.name} could not be fetched:", *failures, _ADVICE])
         )
 
 
-def adopt(folder: Path, order: Order) -> None:
-    """Make the JSON and safetensors files of the whole checkpoint `folder` those of the order.
+def adopt(folder: Path, name: str, target: Path) -> None:
+    """Make the JSON and safetensors files of the whole checkpoint `folder` those of `target`.
 
-    They become hard links where that is possible and copies otherwise; where `folder` is the
-    target itself, it only gets its record.
-    Raises `CheckpointError` where the name is taken or the place cannot be written to.
+    They become hard links if that is possible and copies otherwise; if `folder` is the target
+    itself, it only gets its record.
+    Raises `CheckpointError` if the name is taken or the place cannot be written to.
     """
-    with _locked(order):
-        if order.target.is_dir() and order.target.samefile(folder):
-            folders.write_record(folder, folders.make_record(folder, "adopted", ""))
+    with _locked(name, target) as work:
+        if target.is_dir() and target.samefile(folder):
+            folders.write_record(folder, folders.make_record(folder, "adopted"))
             return
-        state = folders.examine(order.target)
-        if state.condition in (Condition.READY, Condition.UNRECORDED):
-            raise CheckpointError(
-                f"{order.target} is there already; move it away to adopt another."
-            )
-        _require_free_name(order, state)
-        ready = order.work / _READY
+        state = folders.examine(target)
+        if state.is_whole:
+            raise CheckpointError(f"{target} is there already; move it away to adopt another.")
+        _require_free_name(target, state)
+        ready = work / _READY
         ready.mkdir()
         for path in folders.data_files(folder):
             _link_or_copy(path.resolve(), ready / path.name)
         folders.check_complete(ready, folders.ESSENTIAL)
-        order.console.line("computing the sums")
-        folders.write_record(ready, folders.make_record(ready, "adopted", ""))
-        _put_in_place(ready, order)
+        complain("computing the sums")
+        folders.write_record(ready, folders.make_record(ready, "adopted"))
+        _put_in_place(ready, target)
 
 
 def _link_or_copy(path: Path, copy: Path) -> None:
@@ -116,83 +91,84 @@ def _link_or_copy(path: Path, copy: Path) -> None:
 
 
 @contextmanager
-def _locked(order: Order) -> Iterator[None]:
-    """Hold the checkpoint's lock and have an empty working folder (but for what can be resumed).
+def _locked(name: str, target: Path) -> Iterator[Path]:
+    """The working folder of `target`, empty but for what can be resumed, under its lock.
 
-    Raises `CheckpointError` where the place cannot be written to.
+    It is on the target's disk, or the last step would not be a rename.
+    Raises `CheckpointError` if the place cannot be written to.
     """
     from filelock import FileLock, Timeout
 
-    home = order.target.parent
-    lock = FileLock(home / f".{order.target.name}.lock")
+    home, work = target.parent, part_path(target)
+    lock = FileLock(home / f".{target.name}.lock")
     try:
         home.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            order.console.line(f"{order.name}: waiting for another process that is fetching it")
+            complain(f"{name}: waiting for another process that is fetching it")
             lock.acquire()
+        try:
+            _tidy(work)
+            yield work
+        finally:
+            with suppress(OSError):
+                work.rmdir()  # stays if a download can be continued
+            lock.release()
     except (OSError, NotImplementedError) as error:
-        raise CheckpointError(_unwritable(home, error)) from error
-    try:
-        _tidy(order)
-        yield
-    except OSError as error:
-        raise CheckpointError(_unwritable(home, error)) from error
-    finally:
-        with suppress(OSError):
-            order.work.rmdir()  # stays where a download can be continued
-        lock.release()
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise CheckpointError(
+            f"{home} cannot be written to ({reason}); choose another folder "
+            "with DEEPSEEK_OCR_CHECKPOINTS or --checkpoints."
+        ) from error
 
 
-def _unwritable(home: Path, error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or one_line(error)
-    return (
-        f"{home} cannot be written to ({reason}); choose another folder "
-        "with DEEPSEEK_OCR_CHECKPOINTS or --checkpoints."
-    )
+def is_unfinished(target: Path) -> bool:
+    """True if an earlier run left something to tidy up or to continue."""
+    return part_path(target).exists()
 
 
-def _require_free_name(order: Order, state: folders.State) -> None:
-    """Raises `CheckpointError` where the target is something this program must not replace."""
+def _require_free_name(target: Path, state: FolderState) -> None:
+    """Raises `CheckpointError` if the target is something this program must not replace."""
     if state.condition is Condition.INCOMPLETE:
         raise CheckpointError(
-            f"{order.target} is in the way: {state.detail} It was not made by this program, so it "
+            f"{target} is in the way: {state.detail} It was not made by this program, so it "
             "is not touched; complete it or move it away, then try again."
         )
-    if os.path.ismount(order.target):
+    if os.path.ismount(target):
         raise CheckpointError(
-            f"{order.target} is a mount point, which no finished folder can replace; mount "
-            f"{order.target.parent} instead."
+            f"{target} is a mount point, which no finished folder can replace; mount "
+            f"{target.parent} instead."
         )
 
 
-def _tidy(order: Order) -> None:
+def _tidy(work: Path) -> None:
     """Remove what killed runs left, except downloads that can go on."""
-    order.work.mkdir(exist_ok=True)
-    for path in (*order.work.glob(f"{transfer.PGET_PREFIX}*"), order.work / _READY):
+    work.mkdir(exist_ok=True)
+    for path in (*work.glob(f"{transfer.PGET_PREFIX}*"), work / _READY):
         # A pget that outlived its parent may still be adding files; those stay until next time.
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _fetch_from(source: Source, order: Order) -> Path:
-    """A complete folder with the files of `source`, checked and recorded, below `order.work`."""
-    remote = sources.listing(source, order.files)
-    pget = transfer.program(source)
-    folder = transfer.folder_for(source, order.work, pget)
+def _fetch_from(source: WeightSource, checkpoint: Checkpoint, work: Path) -> Path:
+    """A complete folder with the files of `source`, checked and recorded, below `work`."""
+    remote = origins.list_files(source, checkpoint.files)
+    pget = transfer.find_pget(source)
+    folder = transfer.folder_for(source, work, pget)
     try:
-        total = _check_room(source, remote, folder, order)
+        total = _check_room(source, remote, folder, checkpoint.size)
         by = "pget" if pget else "huggingface_hub"
-        order.console.line(f"{order.name}: {readable(total)} from {source.name}, by {by}")
-        with order.console.growth(folder, total):
-            transfer.transfer(source, remote, folder, pget)
+        complain(f"{checkpoint.name}: {readable(total)} from {source.name}, by {by}")
+        with show_growth(folder, total):
+            transfer.download(source, remote, folder, pget)
     except BaseException:  # an interruption too must not leave what cannot be continued
-        if pget or shutil.disk_usage(order.work).free < _SLACK:
+        if pget or shutil.disk_usage(work).free < _SLACK:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    ready = order.work / _READY
+    ready = work / _READY
     try:
-        _accept(source, remote, folder, ready, order)
+        _accept(source, remote, folder, ready)
+        _check_and_record(source, remote, ready, checkpoint.files)
     except BaseException:
         shutil.rmtree(ready, ignore_errors=True)
         raise
@@ -201,22 +177,28 @@ def _fetch_from(source: Source, order: Order) -> Path:
     return ready
 
 
-def _check_room(source: Source, remote: Sequence[RemoteFile], folder: Path, order: Order) -> int:
-    """The bytes to download; raises `CheckpointError` where the disk has too little for them."""
+def _check_room(
+    source: WeightSource, remote: Sequence[RemoteFile], folder: Path, about: int
+) -> int:
+    """The bytes to download, or `about` if the source does not say.
+
+    Raises `CheckpointError` if the disk has too little room for them.
+    """
     sizes = [file.size for file in remote if file.size is not None]
-    total = sum(sizes) if len(sizes) == len(remote) else order.size
-    needed = total * (2 if source.kind == "tar" else 1) - bytes_in(folder)
-    what = "the tar and the files copied out of it" if source.kind == "tar" else "the download"
-    for path in [path for path in order.work.iterdir() if path != folder]:
+    total = sum(sizes) if len(sizes) == len(remote) else about
+    is_tar = source.kind == "tar"
+    needed = total * (2 if is_tar else 1) - bytes_in(folder)
+    for path in [path for path in folder.parent.iterdir() if path != folder]:
         if shutil.disk_usage(folder).free < needed + _SLACK:
             # Another source's beginning, of no use if this one succeeds.
             shutil.rmtree(path, ignore_errors=True)
+    what = "the tar and the files copied out of it" if is_tar else "the download"
     _require_room(folder, needed, what)
     return total
 
 
 def _require_room(folder: Path, needed: int, what: str) -> None:
-    """Raises `CheckpointError` where the disk of `folder` has not `needed` bytes to spare."""
+    """Raises `CheckpointError` if the disk of `folder` has not `needed` bytes to spare."""
     free = shutil.disk_usage(folder).free
     if free < needed + _SLACK:
         raise CheckpointError(
@@ -226,23 +208,27 @@ def _require_room(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def _accept(
-    source: Source, remote: Sequence[RemoteFile], folder: Path, ready: Path, order: Order
-) -> None:
-    """Move what was downloaded into `ready` and record it, if it is what the source promised."""
+def _accept(source: WeightSource, remote: Sequence[RemoteFile], folder: Path, ready: Path) -> None:
+    """Move what was downloaded into `ready`, if it has the sizes that the source stated."""
     for file in remote:
         size = (folder / file.name).stat().st_size
         if file.size is not None and size != file.size:
             raise CheckpointError(f"{file.name} came with {size} bytes instead of {file.size}.")
     ready.mkdir()
     if source.kind == "tar":
-        order.console.line("  copying the files out of the tar")
-        tar_archive.copy_out(folder / sources.TAR_NAME, ready)
+        complain("  copying the files out of the tar")
+        tar_archive.copy_out(folder / origins.TAR_NAME, ready)
     else:
         for file in remote:
             (folder / file.name).rename(ready / file.name)
-    folders.check_complete(ready, order.files)
-    order.console.line("  computing the sums")
+
+
+def _check_and_record(
+    source: WeightSource, remote: Sequence[RemoteFile], ready: Path, names: Sequence[str]
+) -> None:
+    """Record the files in `ready`, if they are `names` and have the sums that the source stated."""
+    folders.check_complete(ready, names)
+    complain("  computing the sums")
     record = folders.make_record(ready, source.name, source.revision)
     for file in remote:
         if file.sha256 and record.files[file.name].sha256 != file.sha256:
@@ -252,32 +238,21 @@ def _accept(
     folders.write_record(ready, record)
 
 
-def _put_in_place(ready: Path, order: Order) -> None:
+def _put_in_place(ready: Path, target: Path) -> None:
     """Give the finished folder `ready` its name; raises `OSError`. Call it under the lock.
 
     A damaged checkpoint of that name is kept under another: perhaps somebody changed it on purpose.
     """
-    _flush(ready)
-    if order.target.exists():
-        if any(order.target.iterdir()):
-            names = (f"{order.target.name}.damaged-{number}" for number in itertools.count(1))
-            paths = (order.target.with_name(name) for name in names)
+    if os.name == "posix":  # other systems flush only what is open for writing
+        for path in (*ready.iterdir(), ready):
+            sync_path(path)  # or a power cut could leave the name without the content
+    if target.exists():
+        if any(target.iterdir()):
+            paths = (target.with_name(f"{target.name}.damaged-{n}") for n in itertools.count(1))
             aside = next(path for path in paths if not path.exists())
-            order.target.rename(aside)
-            order.console.line(f"  the damaged one is kept as {aside}; delete it if you can")
+            target.rename(aside)
+            complain(f"  the damaged one is kept as {aside}; delete it if you can")
         else:
-            order.target.rmdir()
-    ready.rename(order.target)
-    shutil.rmtree(order.work, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Have `folder` on the disk, or a power cut could leave the name without the content."""
-    if os.name != "posix":
-        return  # other systems flush only what is open for writing
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            target.rmdir()
+    ready.rename(target)
+    shutil.rmtree(ready.parent, ignore_errors=True)

@@ -12,12 +12,13 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any
 
 from deepseek_ocr.errors import CheckpointError
+from deepseek_ocr.files import atomic_write, json_bytes
 from deepseek_ocr.weights.tar_archive import LARGEST_JSON
 
 RECORD = "complete.json"
@@ -41,15 +42,20 @@ class Condition(Enum):
 
 
 @dataclass(frozen=True)
-class State:
+class FolderState:
     """The condition of a folder, and why."""
 
     condition: Condition
     detail: str = ""
 
+    @property
+    def is_whole(self) -> bool:
+        """True if the folder can be loaded."""
+        return self.condition in (Condition.READY, Condition.UNRECORDED)
+
 
 @dataclass(frozen=True)
-class Entry:
+class FileSum:
     """Size in bytes and SHA-256 (hexadecimal) of a file."""
 
     size: int
@@ -57,46 +63,38 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Record:
+class ChecksumRecord:
     """Where the files of a folder came from, and what each of them is."""
 
     source: str
     revision: str
-    files: Mapping[str, Entry]
+    files: Mapping[str, FileSum]
 
 
-def examine(folder: Path) -> State:
+def examine(folder: Path) -> FolderState:
     """The state of `folder`, by sizes and headers; nothing is hashed."""
     try:
         if not folder.is_dir():
-            there = folder.exists() or folder.is_symlink()
-            return (
-                State(Condition.INCOMPLETE, "it is no folder.")
-                if there
-                else State(Condition.ABSENT)
-            )
+            if folder.exists() or folder.is_symlink():
+                return FolderState(Condition.INCOMPLETE, "it is no folder.")
+            return FolderState(Condition.ABSENT)
         if not any(folder.iterdir()):
-            return State(Condition.ABSENT)
-        if not (folder / RECORD).exists():
-            return _examine_unrecorded(folder)
-        check_sizes(folder, read_record(folder))
-    except CheckpointError as error:
-        return State(Condition.DAMAGED, str(error))
+            return FolderState(Condition.ABSENT)
+        recorded = (folder / RECORD).exists()
+        try:
+            if recorded:
+                check_sizes(folder, read_record(folder))
+            else:
+                check_complete(folder, ESSENTIAL)
+        except CheckpointError as error:
+            return FolderState(Condition.DAMAGED if recorded else Condition.INCOMPLETE, str(error))
     except OSError as error:
-        return State(Condition.INCOMPLETE, f"it cannot be read: {error.strerror}.")
-    return State(Condition.READY)
-
-
-def _examine_unrecorded(folder: Path) -> State:
-    try:
-        check_complete(folder, ESSENTIAL)
-    except CheckpointError as error:
-        return State(Condition.INCOMPLETE, str(error))
-    return State(Condition.UNRECORDED)
+        return FolderState(Condition.INCOMPLETE, f"it cannot be read: {error.strerror}.")
+    return FolderState(Condition.READY if recorded else Condition.UNRECORDED)
 
 
 def check_complete(folder: Path, names: Sequence[str]) -> None:
-    """See that `folder` has `names` and its weights, all of them readable to their end.
+    """Check that `folder` has `names` and its weights, all of them readable to their end.
 
     Raises `CheckpointError` naming the first file that is missing or damaged.
     """
@@ -124,7 +122,7 @@ def _check_file(path: Path) -> None:
 def weight_files(folder: Path) -> list[str]:
     """Names of the safetensors files of `folder`: those in its index, or all `model*`.
 
-    Raises `CheckpointError` where there are none, or the index points elsewhere.
+    Raises `CheckpointError` if there are none, or the index points elsewhere.
     """
     if not (folder / _INDEX).exists():
         names = sorted(path.name for path in folder.glob("model*.safetensors"))
@@ -136,7 +134,7 @@ def weight_files(folder: Path) -> list[str]:
         names = sorted(set(index["weight_map"].values()))
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{_INDEX} lists no files.") from error
-    if not names or not all(_plain(name) and name.endswith(".safetensors") for name in names):
+    if not names or not all(_is_plain(name) and name.endswith(".safetensors") for name in names):
         raise CheckpointError(f"{_INDEX} names files that are none of this folder's; refused.")
     return names
 
@@ -147,43 +145,40 @@ def data_files(folder: Path) -> list[Path]:
     return sorted(path for path in paths if path.is_file() and path.name != RECORD)
 
 
-def make_record(folder: Path, source: str, revision: str) -> Record:
+def make_record(folder: Path, source: str, revision: str = "") -> ChecksumRecord:
     """A record of the `data_files` of `folder`, hashing them all."""
-    files = {path.name: _entry(path) for path in data_files(folder)}
-    return Record(source, revision, files)
+    return ChecksumRecord(
+        source, revision, {path.name: _file_sum(path) for path in data_files(folder)}
+    )
 
 
-def write_record(folder: Path, record: Record) -> None:
+def write_record(folder: Path, record: ChecksumRecord) -> None:
     """Mark `folder` as complete, all at once: half a record would make it count as damaged."""
-    files = {
-        name: {"size": entry.size, "sha256": entry.sha256} for name, entry in record.files.items()
-    }
-    text = {"format": 1, "source": record.source, "revision": record.revision, "files": files}
-    part = folder / f"{RECORD}.part"
-    part.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
-    part.replace(folder / RECORD)
+    with atomic_write(folder / RECORD) as stream:
+        stream.write(json_bytes({"format": 1, **asdict(record)}))
 
 
-def read_record(folder: Path) -> Record:
-    """The record of `folder`; raises `CheckpointError` where it is damaged.
+def read_record(folder: Path) -> ChecksumRecord:
+    """The record of `folder`.
 
-    And `OSError` where it cannot be opened, which is no sign of damage.
+    Raises `CheckpointError` if it is damaged, and `OSError` if it cannot be opened, which is no
+    sign of damage.
     """
     (folder / RECORD).open("rb").close()
     raw = _read_json(folder / RECORD)
     try:
-        files = {name: Entry(file["size"], file["sha256"]) for name, file in raw["files"].items()}
-        record = Record(str(raw["source"]), str(raw["revision"]), files)
+        files = {name: FileSum(file["size"], file["sha256"]) for name, file in raw["files"].items()}
+        record = ChecksumRecord(str(raw["source"]), str(raw["revision"]), files)
         known = raw["format"] == 1
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{RECORD} is damaged.") from error
-    honest = all(_plain(name) and _honest(entry) for name, entry in files.items())
-    if not known or not honest or not set(ESSENTIAL) <= files.keys():
+    valid = all(_is_plain(name) and _is_valid(entry) for name, entry in files.items())
+    if not known or not valid or not set(ESSENTIAL) <= files.keys():
         raise CheckpointError(f"{RECORD} is damaged.")
     return record
 
 
-def check_sizes(folder: Path, record: Record) -> None:
+def check_sizes(folder: Path, record: ChecksumRecord) -> None:
     """Raises `CheckpointError` naming each file of `record` that is missing or of another size."""
     problems = []
     for name, entry in record.files.items():
@@ -198,32 +193,30 @@ def check_sizes(folder: Path, record: Record) -> None:
         raise CheckpointError(f"{'; '.join(problems)}.")
 
 
-def check_sums(folder: Path, record: Record) -> None:
+def check_sums(folder: Path, record: ChecksumRecord) -> None:
     """Raises `CheckpointError` naming each file of `record` whose content has changed."""
     check_sizes(folder, record)
-    changed = [name for name, entry in record.files.items() if _entry(folder / name) != entry]
+    changed = [name for name, entry in record.files.items() if _file_sum(folder / name) != entry]
     if changed:
         raise CheckpointError(f"the content of {', '.join(changed)} has changed.")
 
 
-def _entry(path: Path) -> Entry:
+def _file_sum(path: Path) -> FileSum:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return Entry(os.fstat(file.fileno()).st_size, digest)
+        return FileSum(os.fstat(file.fileno()).st_size, digest)
 
 
-def _honest(entry: Entry) -> bool:
-    size_fits = isinstance(entry.size, int) and not isinstance(entry.size, bool) and entry.size >= 0
+def _is_valid(entry: FileSum) -> bool:
+    size_fits = type(entry.size) is int and entry.size >= 0
     return size_fits and isinstance(entry.sha256, str) and bool(_SHA256.fullmatch(entry.sha256))
 
 
-def _plain(name: object) -> bool:
+def _is_plain(name: object) -> bool:
     """Is `name` the name of a file in the folder itself?"""
-    return (
-        isinstance(name, str)
-        and name not in ("", ".", "..")
-        and (PurePath(name).name == name and "\\" not in name and "\0" not in name)
-    )
+    if not isinstance(name, str) or name in ("", ".."):
+        return False
+    return PurePath(name).name == name and "\\" not in name and "\0" not in name
 
 
 def _read_json(path: Path) -> Any:

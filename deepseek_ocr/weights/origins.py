@@ -8,7 +8,8 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,13 +20,12 @@ TAR_NAME = "part.tar"
 
 _LONGEST_LISTING = 16 * 2**20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_UNREACHED = (OSError, ValueError, http.client.HTTPException)
 _GONE = (404, 410)
 """Answers to HEAD that a download would get too; others may mean only that HEAD is not served."""
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """One place that has a checkpoint.
 
     - `kind`: tar (`url` is the tar itself), huggingface or modelscope (`url` is the hub's)
@@ -45,8 +45,24 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint known by name, with the task and preset it is best at.
+
+    `files` are fetched from one of `sources`, tried in order; one without sources is bundled.
+    `size` is about how many bytes they have.
+    """
+
+    name: str
+    task: str
+    preset: str
+    files: tuple[str, ...] = ()
+    size: int = 0
+    sources: tuple[WeightSource, ...] = ()
+
+
+@dataclass(frozen=True)
 class RemoteFile:
-    """A file of a source; size in bytes and SHA-256 (hexadecimal) where the source states them."""
+    """A file of a source; size in bytes and SHA-256 (hexadecimal) if the source states them."""
 
     name: str
     url: str
@@ -54,10 +70,10 @@ class RemoteFile:
     sha256: str | None = None
 
 
-def listing(source: Source, names: Sequence[str]) -> list[RemoteFile]:
+def list_files(source: WeightSource, names: Sequence[str]) -> list[RemoteFile]:
     """What `source` says about the files `names`, or about its tar.
 
-    Raises `CheckpointError` where it does not answer, refuses, or lacks one of the files.
+    Raises `CheckpointError` if it does not answer, refuses, or lacks one of the files.
     """
     if source.kind == "tar":
         return [RemoteFile(TAR_NAME, source.url, _size_by_head(source))]
@@ -70,21 +86,19 @@ def listing(source: Source, names: Sequence[str]) -> list[RemoteFile]:
     return [known[name] for name in names]
 
 
-def _size_by_head(source: Source) -> int | None:
+def _size_by_head(source: WeightSource) -> int | None:
     try:
-        with _open(source.url, "HEAD", source.timeout_s) as response:
-            length = response.headers.get("Content-Length", "")
-    except urllib.error.HTTPError as error:
-        status = _status(error)
-        if error.code in _GONE:
-            raise CheckpointError(f"{source.url} answered {status}.") from error
-        return None
-    except _UNREACHED as error:
-        raise CheckpointError(f"{source.url} cannot be reached: {_reason(error)}.") from error
+        with _answer(source, source.url, "HEAD") as response:
+            length: str = response.headers.get("Content-Length", "")
+    except CheckpointError as error:
+        refused = error.__cause__
+        if isinstance(refused, urllib.error.HTTPError) and refused.code not in _GONE:
+            return None
+        raise
     return int(length) if length.isascii() and length.isdigit() else None
 
 
-def _huggingface(source: Source) -> Iterable[RemoteFile]:
+def _huggingface(source: WeightSource) -> Iterable[RemoteFile]:
     """Files of a repository on the Hugging Face hub.
 
     The library reads HF_TOKEN (or a stored login) itself and sends it to this hub only.
@@ -111,10 +125,10 @@ def _huggingface(source: Source) -> Iterable[RemoteFile]:
         yield _remote(file.rfilename, url, file.size, file.lfs.sha256 if file.lfs else None)
 
 
-def _modelscope(source: Source) -> Iterable[RemoteFile]:
+def _modelscope(source: WeightSource) -> Iterable[RemoteFile]:
     base = f"{source.url}/api/v1/models/{source.repository}/repo"
     revision = urllib.parse.quote(source.revision, safe="")
-    listed = _read_json(f"{base}/files?Revision={revision}&Recursive=true", source)
+    listed = _read_json(source, f"{base}/files?Revision={revision}&Recursive=true")
     try:
         for file in listed["Data"]["Files"]:
             path = str(file["Path"])
@@ -126,21 +140,16 @@ def _modelscope(source: Source) -> Iterable[RemoteFile]:
 
 def _remote(name: str, url: str, size: Any, sha256: Any) -> RemoteFile:
     """Checked before use: these numbers decide what is accepted and how much room is asked for."""
-    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
+    if size is not None and (type(size) is not int or size < 0):
         raise CheckpointError(f"the listing gives {one_line(name)} the size {one_line(size)!r}.")
     if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256.lower())):
         raise CheckpointError(f"the listing gives {one_line(name)} a SHA-256 that is none.")
     return RemoteFile(name, url, size, sha256.lower() if sha256 else None)
 
 
-def _read_json(url: str, source: Source) -> Any:
-    try:
-        with _open(url, "GET", source.timeout_s) as response:
-            body = response.read(_LONGEST_LISTING + 1)
-    except urllib.error.HTTPError as error:
-        raise CheckpointError(f"{source.url} answered {_status(error)}.") from error
-    except _UNREACHED as error:
-        raise CheckpointError(f"{source.url} cannot be reached: {_reason(error)}.") from error
+def _read_json(source: WeightSource, url: str) -> Any:
+    with _answer(source, url, "GET") as response:
+        body = response.read(_LONGEST_LISTING + 1)
     if len(body) > _LONGEST_LISTING:
         raise CheckpointError(f"{source.url} answered with an endless listing.")
     try:
@@ -149,16 +158,18 @@ def _read_json(url: str, source: Source) -> Any:
         raise CheckpointError(f"{source.url} answered with something that is not JSON.") from error
 
 
-def _open(url: str, method: str, timeout_s: float) -> Any:
+@contextmanager
+def _answer(source: WeightSource, url: str, method: str) -> Iterator[Any]:
+    """The response of `source`. Raises `CheckpointError` if it refuses or cannot be reached."""
     headers = {"User-Agent": "deepseek-ocr"}
     request = urllib.request.Request(url, headers=headers, method=method)  # noqa: S310
-    return urllib.request.urlopen(request, timeout=timeout_s)  # noqa: S310 - from our own table
-
-
-def _status(error: urllib.error.HTTPError) -> str:
-    error.close()
-    return f"{error.code} {one_line(error.reason)}"
-
-
-def _reason(error: Exception) -> str:
-    return one_line(getattr(error, "reason", error))
+    try:
+        with urllib.request.urlopen(request, timeout=source.timeout_s) as response:  # noqa: S310
+            yield response  # the address is from our own table
+    except urllib.error.HTTPError as error:
+        error.close()
+        status = f"{error.code} {one_line(error.reason)}"
+        raise CheckpointError(f"{source.url} answered {status}.") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = one_line(getattr(error, "reason", error))
+        raise CheckpointError(f"{source.url} cannot be reached: {reason}.") from error

@@ -1,27 +1,24 @@
 """Named checkpoints: where they live, how they get there, and whether they are whole.
 
-`deepseek-ocr weights` is the command line; programs call `ensure`. Importing this file imports no
-torch, and nothing in a checkpoint is ever executed.
+Programs call `ensure`. Importing this file imports no torch, and nothing in a checkpoint is ever
+executed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from deepseek_ocr.console import readable
 from deepseek_ocr.errors import CheckpointError, SettingsError
-from deepseek_ocr.weights import fetch as order
+from deepseek_ocr.weights import fetch as fetching
 from deepseek_ocr.weights import folders
-from deepseek_ocr.weights.fetch_console import Console
-from deepseek_ocr.weights.folders import Condition
-from deepseek_ocr.weights.origins import Source
+from deepseek_ocr.weights.folders import ChecksumRecord, Condition, FolderState
+from deepseek_ocr.weights.origins import Checkpoint, WeightSource
+from deepseek_ocr.weights.places import bundled_folder, checkout, default_checkpoints
 
-BUNDLED = Path(__file__).resolve().parents[2] / "checkpoints"
-"""The checkout's own folder: bundled checkpoints are here, wherever the others are kept."""
+_REPOSITORY = "deepseek-ai/DeepSeek-OCR"
 
 _FILES = (
     "config.json",
@@ -33,25 +30,17 @@ _FILES = (
 )
 
 _SOURCES = (
-    Source(
-        "replicate",
-        "tar",
-        "https://weights.replicate.delivery/default/deepseek-ai/DeepSeek-OCR/model.tar",
+    WeightSource(
+        "replicate", "tar", f"https://weights.replicate.delivery/default/{_REPOSITORY}/model.tar"
     ),
-    Source(
+    WeightSource(
         "huggingface",
         "huggingface",
         "https://huggingface.co",
-        "deepseek-ai/DeepSeek-OCR",
+        _REPOSITORY,
         "9f30c71f441d010e5429c532364a86705536c53a",
     ),
-    Source(
-        "modelscope",
-        "modelscope",
-        "https://www.modelscope.cn",
-        "deepseek-ai/DeepSeek-OCR",
-        "master",
-    ),
+    WeightSource("modelscope", "modelscope", "https://www.modelscope.cn", _REPOSITORY, "master"),
 )
 
 _LEAST_SHARE = 0.5
@@ -60,25 +49,12 @@ _LEAST_SHARE = 0.5
 AUTO = "auto"
 SOURCE_NAMES = (AUTO, *(source.name for source in _SOURCES))
 
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint known by name, with the task and preset it is best at.
-
-    `files` are fetched from one of `sources`, tried in order; one without sources is bundled.
-    `size` is about how many bytes they have.
-    """
-
-    task: str
-    preset: str
-    files: tuple[str, ...] = ()
-    size: int = 0
-    sources: tuple[Source, ...] = ()
-
-
 CHECKPOINTS: dict[str, Checkpoint] = {
-    "deepseek-ocr": Checkpoint("markdown", "gundam", _FILES, 6_680_000_000, _SOURCES),
-    "pocket": Checkpoint("ocr", "tiny"),
+    checkpoint.name: checkpoint
+    for checkpoint in (
+        Checkpoint("deepseek-ocr", "markdown", "gundam", _FILES, 6_680_000_000, _SOURCES),
+        Checkpoint("pocket", "ocr", "tiny"),
+    )
 }
 
 FETCHED = tuple(name for name, checkpoint in CHECKPOINTS.items() if checkpoint.sources)
@@ -87,20 +63,12 @@ FETCHED = tuple(name for name, checkpoint in CHECKPOINTS.items() if checkpoint.s
 def known_as(model: str) -> Checkpoint:
     """What is known of `model`, a name or the folder of a bundled one; else of the real model."""
     for name, checkpoint in CHECKPOINTS.items():
-        if model == name or Path(model).expanduser().resolve() == BUNDLED / name:
+        if model == name or Path(model).expanduser().resolve() == bundled_folder(name):
             return checkpoint
     return CHECKPOINTS[FETCHED[0]]
 
 
-def ensure(
-    model: str,
-    checkpoints: Path,
-    source: str = AUTO,
-    *,
-    fetch: bool = True,
-    console: Console | None = None,
-    known: Mapping[str, Checkpoint] = CHECKPOINTS,
-) -> Path:
+def ensure(model: str, checkpoints: Path, source: str = AUTO, *, fetch: bool = True) -> Path:
     """The folder of `model`: a named checkpoint below `checkpoints`, or a folder given as it is.
 
     A named one that is missing or damaged is fetched first, from `source` ("auto" tries all in
@@ -108,42 +76,40 @@ def ensure(
     only the sizes are checked. A folder that was put there by hand is taken if its files are
     whole; nobody knows its sums until it is adopted.
 
-    Raises `CheckpointError` where it cannot be had, `SettingsError` for a source nobody knows.
+    Raises `CheckpointError` if it cannot be had, `SettingsError` for a source that does not exist.
     """
-    if model not in known:
-        return _given_folder(model, known)
-    checkpoint = known[model]
+    if model not in CHECKPOINTS:
+        return _given_folder(model)
+    checkpoint = CHECKPOINTS[model]
     if not checkpoint.sources:
         return _bundled(model, checkpoints)
-    target = checkpoints.expanduser() / model
-    job = _order(model, checkpoint, target, _chosen(checkpoint, source), console)
-    state = folders.examine(job.target)
-    if state.condition in (Condition.READY, Condition.UNRECORDED):
-        if fetch and job.work.exists():
+    sources = _chosen(checkpoint, source)
+    folder, target = _named_folder(model, checkpoints)
+    state = folders.examine(target)
+    if state.is_whole:
+        if fetch and fetching.is_unfinished(target):
             with suppress(CheckpointError):  # tidying up is no reason not to start
-                order.fetch(job)
-        return target
-    if not fetch:
-        raise CheckpointError(_not_ready(model, checkpoint, target, state))
-    order.fetch(job)
-    return target
+                fetching.fetch(checkpoint, target, sources)
+    elif fetch:
+        fetching.fetch(checkpoint, target, sources)
+    else:
+        raise CheckpointError(_not_ready(checkpoint, folder, state))
+    return folder
 
 
-def verify(
-    model: str, checkpoints: Path, *, known: Mapping[str, Checkpoint] = CHECKPOINTS
-) -> folders.Record | None:
+def verify(model: str, checkpoints: Path) -> ChecksumRecord | None:
     """Hash every file of `model` (name or folder) and compare with its record, which is returned.
 
     None is for a bundled checkpoint without a record: its files are whole, and git knows the sums.
-    Raises `CheckpointError` naming what changed, or where there is no record to compare with.
+    Raises `CheckpointError` naming what changed, or if there is no record to compare with.
     """
-    folder = ensure(model, checkpoints, fetch=False, known=known)
+    folder = ensure(model, checkpoints, fetch=False)
     if (folder / folders.RECORD).exists():
         record = folders.read_record(folder)
         folders.check_sums(folder, record)
         return record
     folders.check_complete(folder, folders.ESSENTIAL)
-    if model in known and not known[model].sources:
+    if model in CHECKPOINTS and not CHECKPOINTS[model].sources:
         return None
     raise CheckpointError(
         f"{folder} is whole, but has no sums on record to compare with; "
@@ -151,19 +117,12 @@ def verify(
     )
 
 
-def adopt(
-    folder: Path,
-    checkpoints: Path,
-    name: str = FETCHED[0],
-    *,
-    console: Console | None = None,
-    known: Mapping[str, Checkpoint] = CHECKPOINTS,
-) -> Path:
+def adopt(folder: Path, checkpoints: Path, name: str = FETCHED[0]) -> Path:
     """Make the files of `folder`, got by other means, the named checkpoint; returns its place.
 
-    Only JSON and safetensors are taken, as hard links where that is possible and copies otherwise;
+    Only JSON and safetensors are taken, as hard links if that is possible and copies otherwise;
     `folder` stays as it is, and may be the named place itself.
-    Raises `CheckpointError` where it is no whole checkpoint of this network, or the name is taken.
+    Raises `CheckpointError` if it is no whole checkpoint of this network, or the name is taken.
     """
     from deepseek_ocr.model.checkpoint import read_config  # imports torch: seconds
 
@@ -173,66 +132,63 @@ def adopt(
         raise CheckpointError(f"{folder} is not a whole checkpoint: {error}") from error
     read_config(folder)
     size = sum(path.stat().st_size for path in folders.data_files(folder))
-    if size < known[name].size * _LEAST_SHARE:
+    expected = CHECKPOINTS[name].size
+    if size < expected * _LEAST_SHARE:
         raise CheckpointError(
-            f"{folder} has {readable(size)}, {name} about {readable(known[name].size)}: it is "
+            f"{folder} has {readable(size)}, {name} about {readable(expected)}: it is "
             "another model. Use it by its path: --model FOLDER."
         )
-    target = checkpoints.expanduser() / name
-    order.adopt(folder, _order(name, known[name], target, (), console))
-    return target
+    place, target = _named_folder(name, checkpoints)
+    fetching.adopt(folder, name, target)
+    return place
 
 
-def _given_folder(model: str, known: Mapping[str, Checkpoint]) -> Path:
+def _named_folder(name: str, checkpoints: Path) -> tuple[Path, Path]:
+    """The folder of a named checkpoint, and where it really is: where a link leads is where the
+    room is, and where the last rename must happen."""
+    folder = checkpoints.expanduser() / name
+    return folder, Path(os.path.realpath(folder))
+
+
+def _given_folder(model: str) -> Path:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         raise CheckpointError(
             f"There is no checkpoint called {model!r} and no folder of that name; "
-            f"use {', '.join(known)} or the path of a checkpoint folder."
+            f"use {', '.join(CHECKPOINTS)} or the path of a checkpoint folder."
         )
     return folder
 
 
-def _bundled(model: str, checkpoints: Path) -> Path:
-    for folder in (checkpoints.expanduser() / model, BUNDLED / model):
+def _bundled(name: str, checkpoints: Path) -> Path:
+    bundled = bundled_folder(name)
+    for folder in (checkpoints.expanduser() / name, bundled):
         if (folder / "config.json").is_file():
             return folder
+    how = "git checkout checkpoints" if checkout() else "installing the package again"
     raise CheckpointError(
-        f"The bundled checkpoint {model!r} is not in {BUNDLED / model}; "
-        "restore it with: git checkout checkpoints"
+        f"The bundled checkpoint {name!r} is not in {bundled}; restore it with: {how}"
     )
 
 
-def _chosen(checkpoint: Checkpoint, source: str) -> tuple[Source, ...]:
-    if source == AUTO:
-        return checkpoint.sources
-    chosen = tuple(one for one in checkpoint.sources if one.name == source)
+def _chosen(checkpoint: Checkpoint, source: str) -> tuple[WeightSource, ...]:
+    chosen = tuple(one for one in checkpoint.sources if source in (AUTO, one.name))
     if not chosen:
         names = ", ".join((AUTO, *(one.name for one in checkpoint.sources)))
         raise SettingsError(f"There is no source {source!r}; choose one of {names}.")
     return chosen
 
 
-def _not_ready(model: str, checkpoint: Checkpoint, target: Path, state: folders.State) -> str:
-    elsewhere = "" if target.parent == BUNDLED else f" --checkpoints {target.parent}"
-    how = f"deepseek-ocr weights fetch {model}{elsewhere}"
+def _not_ready(checkpoint: Checkpoint, folder: Path, state: FolderState) -> str:
+    usual = folder.parent == default_checkpoints()
+    elsewhere = "" if usual else f" --checkpoints {folder.parent}"
+    how = f"deepseek-ocr weights fetch {checkpoint.name}{elsewhere}"
     if state.condition is Condition.DAMAGED:
-        return f"{target} is damaged: {state.detail} Fetch it again with: {how}"
+        return f"{folder} is damaged: {state.detail} Fetch it again with: {how}"
     if state.condition is Condition.INCOMPLETE:
-        return f"{target} is not a whole checkpoint: {state.detail} Complete it, or move it away."
+        return f"{folder} is not a whole checkpoint: {state.detail} Complete it, or move it away."
     return (
-        f"The checkpoint {model!r} is not in {target}. Fetch it ({readable(checkpoint.size)}) "
-        f"with: {how}; or try --model pocket (bundled, reads a few lines of clean print)."
+        f"The checkpoint {checkpoint.name!r} is not in {folder}. Fetch it "
+        f"({readable(checkpoint.size)}) with: {how}; or try --model pocket (bundled, reads a few "
+        "lines of clean print)."
     )
-
-
-def _order(
-    name: str,
-    checkpoint: Checkpoint,
-    target: Path,
-    sources: tuple[Source, ...],
-    console: Console | None,
-) -> order.Order:
-    # Where a link leads is where the room is, and where the last rename must happen.
-    real = Path(os.path.realpath(target))
-    return order.Order(name, real, checkpoint.files, checkpoint.size, sources, console or Console())

@@ -1,7 +1,7 @@
-"""The bytes of a checkpoint: by pget where it is installed, else by huggingface_hub.
+"""The bytes of a checkpoint: by pget if it is installed, else by huggingface_hub.
 
 pget (the Replicate downloader, not the PyPI package of that name) is fast, but checks no sums and
-leaves partial files behind; what it fetched is checked afterwards by `order.py`.
+leaves partial files behind; what it fetched is checked afterwards by `fetch.py`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ import os
 import shutil
 import subprocess
 import tempfile
-import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deepseek_ocr.console import one_line
 from deepseek_ocr.errors import CheckpointError
-from deepseek_ocr.weights.fetch_console import bytes_in
-from deepseek_ocr.weights.origins import RemoteFile, Source
+from deepseek_ocr.weights.growth import bytes_in
+from deepseek_ocr.weights.origins import RemoteFile, WeightSource
 
 PGET_PREFIX = "pget-"
 """Of the folders that a pget fills."""
@@ -35,8 +32,8 @@ _SLACK_BYTES = 64 * 2**20
 """What a download may write beyond the stated sizes before it is ended."""
 
 
-def program(source: Source) -> str | None:
-    """The pget to fetch `source` with, or None where huggingface_hub is to do it.
+def find_pget(source: WeightSource) -> str | None:
+    """The pget to fetch `source` with, or None if huggingface_hub is to do it.
 
     Hugging Face with a token goes through the library, which sends the token to that hub and to
     nobody else; pget would repeat the header to the servers that the hub redirects to.
@@ -49,8 +46,8 @@ def program(source: Source) -> str | None:
     return None if get_token() else pget
 
 
-def folder_for(source: Source, work: Path, pget: str | None) -> Path:
-    """The folder below `work` that `transfer` is to fill.
+def folder_for(source: WeightSource, work: Path, pget: str | None) -> Path:
+    """The folder below `work` that `download` is to fill.
 
     pget's is a new one each time: a pget whose parent was killed may still be writing into the
     last. The library's keeps its name, so that an interrupted download goes on where it was.
@@ -64,7 +61,9 @@ def folder_for(source: Source, work: Path, pget: str | None) -> Path:
     return folder
 
 
-def transfer(source: Source, files: Sequence[RemoteFile], folder: Path, pget: str | None) -> None:
+def download(
+    source: WeightSource, files: Sequence[RemoteFile], folder: Path, pget: str | None
+) -> None:
     """Put `files` of `source` into `folder` under their names. Nothing is checked here.
 
     Raises `CheckpointError` with what the downloader said, or that it stalled.
@@ -81,7 +80,7 @@ def transfer(source: Source, files: Sequence[RemoteFile], folder: Path, pget: st
         raise CheckpointError(f"the download broke off: {one_line(error)}") from error
 
 
-def _with_pget(pget: str, source: Source, files: Sequence[RemoteFile], folder: Path) -> None:
+def _with_pget(pget: str, source: WeightSource, files: Sequence[RemoteFile], folder: Path) -> None:
     if len(files) == 1:
         arguments = [files[0].url, files[0].name]
     else:
@@ -104,51 +103,35 @@ def _with_pget(pget: str, source: Source, files: Sequence[RemoteFile], folder: P
         )
     except OSError as error:
         raise CheckpointError(f"{pget} cannot be started: {error.strerror}.") from error
-    with process, _last_words(process) as words:
+    sizes = [file.size for file in files]
+    most = sum(size or 0 for size in sizes) + _SLACK_BYTES if None not in sizes else math.inf
+    with process:
         try:
-            status = _wait(process, folder, source.stall_s, _most_bytes(files))
+            said = _wait(process, folder, source.stall_s, most)
         finally:
             process.kill()
-    if status != 0:
-        said = one_line(words[-1].decode("utf-8", "replace")) if words else "it said nothing."
-        raise CheckpointError(f"pget ended with status {status}: {said}")
+    if process.returncode != 0:
+        last = one_line(said.decode("utf-8", "replace").strip().rpartition("\n")[2])
+        raise CheckpointError(
+            f"pget ended with status {process.returncode}: {last or 'it said nothing.'}"
+        )
 
 
-@contextmanager
-def _last_words(process: subprocess.Popen[bytes]) -> Iterator[deque[bytes]]:
-    """The last lines that `process` writes while the body runs: in memory, for full disks."""
-    stream = process.stdout
-    assert stream is not None
-    lines: deque[bytes] = deque(maxlen=4)
-
-    def listen() -> None:
-        lines.extend(line for line in iter(partial(stream.readline, 4096), b"") if line.strip())
-
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    try:
-        yield lines
-    finally:
-        thread.join(timeout=5)  # a child that pget left behind may hold the pipe open
-
-
-def _most_bytes(files: Sequence[RemoteFile]) -> float:
-    """Bytes that `files` may take; unbounded where the source did not state a size."""
-    sizes = [file.size for file in files]
-    return sum(size or 0 for size in sizes) + _SLACK_BYTES if None not in sizes else math.inf
-
-
-def _wait(process: subprocess.Popen[bytes], folder: Path, stall_s: float, most_bytes: float) -> int:
-    """The exit status of `process`.
+def _wait(
+    process: subprocess.Popen[bytes], folder: Path, stall_s: float, most_bytes: float
+) -> bytes:
+    """What `process` says until it ends.
 
     Raises `CheckpointError` once `folder` has stopped growing, or holds over `most_bytes`.
     """
     size, since = -1, time.monotonic()
     while True:
         try:
-            return process.wait(timeout=min(1.0, stall_s / 4))
-        except subprocess.TimeoutExpired:
-            now = bytes_in(folder)
+            return process.communicate(timeout=min(1.0, stall_s / 4))[0]
+        except subprocess.TimeoutExpired as error:
+            if process.poll() is not None:  # a child that pget left behind holds the pipe open
+                return error.output or b""
+        now = bytes_in(folder)
         if now > most_bytes:
             raise CheckpointError("more came than the source had stated; ended.")
         if now != size:
@@ -157,7 +140,7 @@ def _wait(process: subprocess.Popen[bytes], folder: Path, stall_s: float, most_b
             raise CheckpointError(f"pget stalled: nothing came for {stall_s:.0f} seconds.")
 
 
-def _with_library(source: Source, file: RemoteFile, folder: Path) -> None:
+def _with_library(source: WeightSource, file: RemoteFile, folder: Path) -> None:
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.file_download import http_get
@@ -167,7 +150,7 @@ def _with_library(source: Source, file: RemoteFile, folder: Path) -> None:
             "there is neither the program pget nor the library: pip install huggingface_hub."
         ) from error
 
-    no_bar: Any = partial(tqdm, disable=True)  # the console reports for all downloaders alike
+    no_bar: Any = partial(tqdm, disable=True)  # `growth` shows all downloaders alike
     if source.kind == "huggingface":
         hf_hub_download(
             source.repository,

@@ -10,12 +10,19 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from deepseek_ocr import configuration, presets
-from deepseek_ocr.documents.inputs import Pages, parse_pages
-from deepseek_ocr.documents.pipeline import Plan
+from deepseek_ocr.documents.inputs import PageSelection, parse_pages
+from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.errors import SettingsError
-from deepseek_ocr.formats.export import FORMATS
-from deepseek_ocr.settings import DecodeSettings, RenderSettings, existing_text, formula_delimiters
-from deepseek_ocr.weights import registry
+from deepseek_ocr.formats import find_format
+from deepseek_ocr.formats.writing import WriteOptions
+from deepseek_ocr.settings import (
+    DecodeSettings,
+    RenderSettings,
+    existing_text,
+    formula_delimiters,
+    parse_switch,
+)
+from deepseek_ocr.weights.origins import Checkpoint
 
 DECODE = {
     field.name: type(getattr(DecodeSettings(), field.name))
@@ -32,8 +39,6 @@ KNOWN = (
 
 LONGEST_FIELD = 20_000
 """Characters of a field."""
-
-_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def _is_text(text: str) -> bool:
     return "\0" not in text
 
 
-def with_defaults(given: Mapping[str, str], known: registry.Checkpoint) -> dict[str, str]:
+def with_defaults(given: Mapping[str, str], known: Checkpoint) -> dict[str, str]:
     """The fields `given`, and the task and the preset that the model, which is `known`, is best at
     where they name none: what is kept with a document, so that nothing else decides later."""
     task = {} if "prompt" in given else {"task": presets.task_title(known.task)}
@@ -95,11 +100,13 @@ def document_plan(given: Mapping[str, str], server: configuration.ServerSettings
             _whole(given, "retries", len(presets.RETRIES)),
         ),
         formats=(output_format(given),),
-        pages=parse_pages(given["pages"]) if "pages" in given else Pages(),
+        pages=parse_pages(given["pages"]) if "pages" in given else PageSelection(),
         password=given.get("password"),
-        join_tables=flag(given, "join_tables", True),
-        existing_text=existing_text(given.get("existing_text", Plan.existing_text)),
-        formulas=formula_delimiters(given.get("formulas", Plan.formulas)),
+        options=WriteOptions(
+            join_tables=flag(given, "join_tables", True),
+            existing_text=existing_text(given.get("existing_text", WriteOptions.existing_text)),
+            formulas=formula_delimiters(given.get("formulas", WriteOptions.formulas)),
+        ),
         about={"model": given.get("model", ""), "task": task, "resolution": resolution},
     )
     dpi = _whole(given, "dpi", RenderSettings.dpi)
@@ -116,17 +123,12 @@ def output_format(given: Mapping[str, str]) -> str:
     """What the document is to be written as. Raises `SettingsError`."""
     name = given.get("output_format", "json")
     name = {"markdown": "md", "text": "txt"}.get(name, name)  # as the chat routes call them
-    if name not in FORMATS:
-        raise SettingsError(f"There is no format {name!r}; choose among {', '.join(FORMATS)}.")
-    return name
+    return find_format(name).name
 
 
 def flag(given: Mapping[str, str], name: str, default: bool) -> bool:
     """A field that is true or false. Raises `SettingsError`."""
-    text = given.get(name, str(default)).strip().lower()
-    if text not in _WORDS:
-        raise SettingsError(f"{name} must be true or false, not {text[:60]!r}.")
-    return _WORDS[text]
+    return parse_switch(name, given.get(name, str(default)))
 
 
 def _prompt(given: Mapping[str, str], task: str | None) -> str:
@@ -147,12 +149,10 @@ def _prompt(given: Mapping[str, str], task: str | None) -> str:
 def _decode(given: Mapping[str, str], timeout: float) -> DecodeSettings:
     values: dict[str, Any] = {}
     for name, kind in DECODE.items():
-        if name in given:
-            values[name] = (
-                flag(given, name, False) if kind is bool
-                else _whole(given, name, 0) if kind is int
-                else _number(given, name)
-            )  # fmt: skip
+        if name in given and kind is bool:
+            values[name] = flag(given, name, False)
+        elif name in given:
+            values[name] = _whole(given, name, 0) if kind is int else _number(given, name)
     decode = DecodeSettings(**values)
     return replace(decode, timeout=min(decode.timeout or timeout, timeout))
 

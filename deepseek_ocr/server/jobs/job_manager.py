@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
@@ -52,6 +51,10 @@ class JobLimits:
     total: int = 200
     hours: float = 24.0
 
+    def oldest(self) -> float:
+        """Seconds since 1970: what ended and came before is forgotten."""
+        return now() - self.hours * 3600
+
 
 class JobManager:
     """The documents of a server."""
@@ -70,24 +73,17 @@ class JobManager:
         self.runner = PageRunner(state, store, renderer, self.threads)
         self._pages: set[asyncio.Task[None]] = set()
         self._errands: set[asyncio.Task[None]] = set()
-        self._writing: weakref.WeakValueDictionary[str, asyncio.Lock] = (
-            weakref.WeakValueDictionary()
-        )
 
     @property
     def in_flight(self) -> int:
         """Pages that are being read."""
         return len(self._pages)
 
-    def writing(self, job: str) -> asyncio.Lock:
-        """Held while an output of a job is made."""
-        return self._writing.setdefault(job, asyncio.Lock())
-
     # --- from start to stop ---------------------------------------------------------------------
 
     async def take_over(self) -> None:
         """Go on with what an earlier server left, before any request comes."""
-        for gone in await self.database.ask(self.store.tidy, self._oldest()):
+        for gone in await self.database.ask(self.store.tidy, self.limits.oldest()):
             logs.event("job forgotten", job=gone)
         for job in await self.database.ask(self.store.unfinished):
             if not self.state.serves(job.model):
@@ -108,7 +104,7 @@ class JobManager:
                 await asyncio.sleep(_LOOK_S)
             while self._pages:
                 await asyncio.wait(self._pages)
-            self._end_listening()
+            self.queue.end_listening()
         except Exception as error:
             logs.failure("documents are no longer read; restart the server", error)
 
@@ -116,17 +112,10 @@ class JobManager:
         """Forget what is old, and tell the database what it did not take before."""
         try:
             await self.database.tell_again()
-            for gone in await self.database.ask(self.store.expired, self._oldest()):
+            for gone in await self.database.ask(self.store.expired, self.limits.oldest()):
                 await self.forget(gone)
         except Exception as error:  # reading goes on, and this is tried again
             logs.failure("old documents could not be forgotten", error)
-
-    def _oldest(self) -> float:
-        return now() - self.limits.hours * 3600
-
-    def _end_listening(self) -> None:
-        for live in self.queue.jobs.values():
-            live.tell(None)
 
     async def stop(self) -> None:
         """End the pages that are still being read; they will be read again by the next server."""
@@ -134,7 +123,7 @@ class JobManager:
             task.cancel()
         if self._pages:
             await asyncio.wait(self._pages)
-        self._end_listening()
+        self.queue.end_listening()
         if self._errands:
             await asyncio.wait(self._errands)
         self.runner.renderer.close()  # or threads wait for pages that nobody wants any more
@@ -175,11 +164,7 @@ class JobManager:
         await self.threads.finish(job)  # it would put files where some were removed
         await self.threads.run(job, lambda: self.store.clear(job))
 
-    def forget_soon(self, job: str) -> None:
-        """Forget a job while nobody waits for it."""
-        self._send_away(self.forget(job))
-
-    def _send_away(self, errand: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, errand: Coroutine[Any, Any, None]) -> None:
         """Run something to its end while nobody waits for it."""
         task = asyncio.create_task(_logged(errand))
         self._errands.add(task)
@@ -189,7 +174,7 @@ class JobManager:
         await self.database.ask(self.store.set_status, live.job.id, "done")
         if self.queue.jobs.pop(live.job.id, None):
             live.tell(job_events.ended("done", live.counts()))
-            self._send_away(self._forget_surplus())
+            self.spawn(self._forget_surplus())
 
     async def _fail(self, live: LiveJob, error: BaseException) -> None:
         """End a job of which nothing more can be read or kept; whoever listens is told."""
@@ -199,7 +184,7 @@ class JobManager:
         live.cancel()
         await self.database.end(live.job.id, reason)
         live.tell(job_events.ended("failed", live.counts(), reason))
-        self._send_away(self._forget_surplus())
+        self.spawn(self._forget_surplus())
 
     async def _forget_surplus(self) -> None:
         limits = self.limits

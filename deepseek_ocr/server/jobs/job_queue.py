@@ -108,6 +108,11 @@ class JobQueue:
                 return live, number
         return None
 
+    def end_listening(self) -> None:
+        """Tell everybody who listens to a job that no more is told of it."""
+        for live in self.jobs.values():
+            live.tell(None)
+
     def count_page(self, seconds: float) -> None:
         """A page took so long."""
         self._page_seconds += (seconds - self._page_seconds) / _LAST_PAGES

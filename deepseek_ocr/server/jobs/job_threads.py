@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 T = TypeVar("T")
 
@@ -24,6 +25,11 @@ class JobThreads:
         self.outputs = asyncio.Semaphore(_OUTPUTS)
         self._pool = ThreadPoolExecutor(workers + _OUTPUTS + 2, "documents")
         self._work: dict[str, set[Future[Any]]] = {}
+        self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def writing(self, job: str) -> asyncio.Lock:
+        """Held while an output of a job is made."""
+        return self._writing.setdefault(job, asyncio.Lock())
 
     async def run(
         self, job: str, work: Callable[[], T], turns: asyncio.Semaphore | None = None

@@ -55,7 +55,7 @@ class Upload:
 
     name: str
     fields: dict[str, str]
-    write: Callable[[Path], None]
+    write: Callable[[Path], object]
 
 
 @asynccontextmanager
@@ -108,21 +108,13 @@ def _from_json(body: bytes) -> Upload:
         raise _missing()
     if not isinstance(name, str):
         raise ApiError(400, "filename must be text.", "invalid_input", "filename")
-    content = _decoded(text)
-    return Upload(safe_file_name(name), as_fields(data), lambda path: _write(path, content))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
-def _decoded(text: str) -> bytes:
     try:
-        return decode_base64(text)
+        content = decode_base64(text)
     except ValueError as error:
         raise ApiError(
             400, "file must be base64 (or a data URI with base64).", "invalid_base64", "file"
         ) from error
+    return Upload(safe_file_name(name), as_fields(data), lambda path: path.write_bytes(content))
 
 
 def _missing() -> ApiError:

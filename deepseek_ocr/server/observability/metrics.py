@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -27,30 +29,22 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
-        prefix, registry = "deepseek_ocr", self._registry
-        self._requests = Counter(
-            f"{prefix}_requests", "Requests answered", ("route", "status"), registry=registry
+        counter = partial(Counter, namespace="deepseek_ocr", registry=self._registry)
+        histogram = partial(
+            Histogram, namespace="deepseek_ocr", registry=self._registry, buckets=_SECONDS
         )
-        self._request_seconds = Histogram(
-            f"{prefix}_request_seconds", "Seconds from a request to the end of its answer",
-            ("route",), registry=registry, buckets=_SECONDS,
-        )  # fmt: skip
-        self._pages = Counter(
-            f"{prefix}_pages", "Pages by how they ended", ("model", "finish_reason"),
-            registry=registry,
-        )  # fmt: skip
-        self._tokens = Counter(
-            f"{prefix}_tokens", "Tokens in (vision included), of vision, out", ("model", "kind"),
-            registry=registry,
-        )  # fmt: skip
-        self._stages = Histogram(
-            f"{prefix}_stage_seconds", "Seconds of a page in each stage", ("model", "stage"),
-            registry=registry, buckets=_SECONDS,
-        )  # fmt: skip
-        self._waits = Histogram(
-            f"{prefix}_wait_seconds", "Seconds a page waited for its turn", ("model",),
-            registry=registry, buckets=_SECONDS,
-        )  # fmt: skip
+        self._requests = counter("requests", "Requests answered", ("route", "status"))
+        self._request_seconds = histogram(
+            "request_seconds", "Seconds from a request to the end of its answer", ("route",)
+        )
+        self._pages = counter("pages", "Pages by how they ended", ("model", "finish_reason"))
+        self._tokens = counter(
+            "tokens", "Tokens in (vision included), of vision, out", ("model", "kind")
+        )
+        self._stages = histogram(
+            "stage_seconds", "Seconds of a page in each stage", ("model", "stage")
+        )
+        self._waits = histogram("wait_seconds", "Seconds a page waited for its turn", ("model",))
 
     def watch(self, gauges: Collector) -> None:
         """Report `gauges` too, which are read when somebody asks."""

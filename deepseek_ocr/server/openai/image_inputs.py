@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import io
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 from deepseek_ocr.errors import ImageError
-from deepseek_ocr.images.views import ImageLimits, check_pixels, open_frames
+from deepseek_ocr.images.image_loading import check_pixels, open_frames
+from deepseek_ocr.images.limits import ImageLimits
 from deepseek_ocr.server.api_errors import ApiError
 from deepseek_ocr.server.data_uri import decode_base64
 from deepseek_ocr.server.server_state import Caller
 
 P = ParamSpec("P")
 Made = TypeVar("Made")
-_Fetch = Callable[[str, str], Awaitable[bytes]]
 
 _AT_ONCE = 2**16
 """Characters and bytes up to which a picture is decoded and looked at on the event loop: that takes
@@ -34,37 +33,40 @@ async def pictures(caller: Caller, images: Sequence[tuple[str, str]]) -> list[by
     `ImageTooLargeError`.
     """
     fetcher = caller.state.fetcher
-    fetch = None
-    if fetcher is not None:
-        fetch = partial(fetcher.fetch, allowance=fetcher.allowance(caller.hold))
+    allowance = fetcher.allowance(caller.hold) if fetcher else None
     found = []
     for url, param in images:
-        data = await _bytes_at(url, param, fetch)
-        await _away(len(data), check_head, data, caller.state.limits)
+        if url[:5].lower() == "data:":
+            data = await _away(len(url), _from_data_uri, url, param)
+        elif fetcher and allowance and _is_http(url):
+            data = await fetcher.fetch(url, param, allowance)
+        else:
+            raise _not_fetched(url, param)
+        await _away(len(data), _check_head, data, caller.state.limits)
         found.append(data)
     return found
 
 
-async def _bytes_at(url: str, param: str, fetch: _Fetch | None) -> bytes:
-    if url[:5].lower() == "data:":
-        return await _away(len(url), _from_data_uri, url, param)
-    if not url[:8].lower().startswith(("http://", "https://")):
-        raise ApiError(
-            400,
-            "A picture must be a data URI (data:image/jpeg;base64,…); paths and other addresses "
-            "are refused.",
-            "invalid_image",
-            param,
-        )
-    if fetch is None:
-        raise ApiError(
+def _is_http(url: str) -> bool:
+    return url[:8].lower().startswith(("http://", "https://"))
+
+
+def _not_fetched(url: str, param: str) -> ApiError:
+    if _is_http(url):
+        return ApiError(
             400,
             "Addresses are not fetched by this server (it runs without --allow-urls); send "
             "the picture itself as data:image/jpeg;base64,…",
             "url_not_allowed",
             param,
         )
-    return await fetch(url, param)
+    return ApiError(
+        400,
+        "A picture must be a data URI (data:image/jpeg;base64,…); paths and other addresses "
+        "are refused.",
+        "invalid_image",
+        param,
+    )
 
 
 async def _away(size: int, work: Callable[P, Made], *args: P.args, **named: P.kwargs) -> Made:
@@ -74,7 +76,7 @@ async def _away(size: int, work: Callable[P, Made], *args: P.args, **named: P.kw
     return await asyncio.to_thread(work, *args, **named)
 
 
-def check_head(data: bytes, limits: ImageLimits) -> None:
+def _check_head(data: bytes, limits: ImageLimits) -> None:
     """Look at a picture's head alone: is it one, and of how many pixels?
 
     Raises `ImageError` and `ImageTooLargeError`.

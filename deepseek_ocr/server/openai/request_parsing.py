@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from deepseek_ocr import presets
@@ -24,19 +24,9 @@ from deepseek_ocr.server.openai.request_schemas import (
 from deepseek_ocr.server.queueing.model_pools import ModelPool
 from deepseek_ocr.server.server_state import Caller
 from deepseek_ocr.settings import DecodeSettings
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights.origins import Checkpoint
 
-_SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "seed",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "no_repeat_window",
-    "exempt_ngrams",
-    "stop_on_loop",
-)
+_SAMPLING = {field.name for field in fields(DecodeSettings)} & set(CommonFields.model_fields)
 """Fields of a request that are fields of `DecodeSettings`."""
 
 _LOCATE = re.compile(r"Locate <\|ref\|>(.+?)<\|/ref\|> in the image\.?", re.DOTALL)
@@ -130,26 +120,12 @@ def last_turn(messages: Sequence[Message], param: str) -> UserTurn:
     last = _turn(*turns[-1])
     if last.images:
         return last
-    earlier = (_images(message, at) for message, at in reversed(turns[:-1]))
+    earlier = (_turn(message, at, strict=False).images for message, at in reversed(turns[:-1]))
     return UserTurn(last.text, next((images for images in earlier if images), ()))
 
 
-def _images(message: Message, param: str) -> tuple[tuple[str, str], ...]:
-    """The pictures of an earlier turn, whatever else is in it."""
-    parts = message.content if isinstance(message.content, list) else ()
-    found = []
-    for number, part in enumerate(parts):
-        if _is_picture(part) and part.image_url is not None:
-            at = f"{param}.content.{number}"
-            found.append((_url(part, at), f"{at}.image_url"))
-    return tuple(found)
-
-
-def _is_picture(part: Part) -> bool:
-    return part.type in ("image_url", "input_image")
-
-
-def _turn(message: Message, param: str) -> UserTurn:
+def _turn(message: Message, param: str, strict: bool = True) -> UserTurn:
+    """The text and the pictures of a turn; not `strict`, what else is in it is left out."""
     if not isinstance(message.content, list):
         return UserTurn(message.content or "", ())
     texts: list[str] = []
@@ -158,13 +134,16 @@ def _turn(message: Message, param: str) -> UserTurn:
         at = f"{param}.content.{number}"
         if part.type in ("text", "input_text"):
             texts.append(_own_words(part.text or ""))
-        elif _is_picture(part):
+        elif part.type in ("image_url", "input_image") and (part.image_url is not None or strict):
             images.append((_url(part, at), f"{at}.image_url"))
-        else:
+        elif strict:
             raise ApiError(
-                400, f"A part of type {part.type!r} cannot be read; use text and image_url "
-                "(documents go to /v1/ocr).", "unsupported_part", at,
-            )  # fmt: skip
+                400,
+                f"A part of type {part.type!r} cannot be read; use text and image_url (documents "
+                "go to /v1/ocr).",
+                "unsupported_part",
+                at,
+            )
     return UserTurn("\n".join(text for text in texts if text), tuple(images))
 
 
@@ -182,7 +161,7 @@ def _url(part: Part, at: str) -> str:
     return part.image_url if isinstance(part.image_url, str) else part.image_url.url
 
 
-def prompt_of(asked: CommonFields, text: str, known: registry.Checkpoint) -> str:
+def prompt_of(asked: CommonFields, text: str, known: Checkpoint) -> str:
     """The prompt: of the task that is named by the field or by the text, else the text itself.
 
     Without either it is the task the model is best at. `locate: THING` names task and reference
@@ -206,12 +185,11 @@ def _simple(text: str) -> str:
     return " ".join(text.split()).rstrip(".").lower()
 
 
-def _texts_of_tasks() -> Iterable[tuple[str, str]]:
-    for name, task in presets.TASKS.items():
-        yield from ((_simple(known), name) for known in (name, task.title, task.prompt))
-
-
-_TASKS_BY_TEXT = dict(_texts_of_tasks())
+_TASKS_BY_TEXT = {
+    _simple(known): name
+    for name, task in presets.TASKS.items()
+    for known in (name, task.title, task.prompt)
+}
 
 
 def decode_of(asked: CommonFields, max_tokens: int | None, page_timeout: float) -> DecodeSettings:
@@ -220,13 +198,11 @@ def decode_of(asked: CommonFields, max_tokens: int | None, page_timeout: float) 
 
     Raises `SettingsError`.
     """
-    values: dict[str, Any] = {
-        name: value for name in _SAMPLING if (value := getattr(asked, name)) is not None
-    }
+    values = asked.model_dump(include=_SAMPLING, exclude_none=True)
     if max_tokens is not None:
         values["max_new_tokens"] = max_tokens
-    asked_time = asked.timeout or page_timeout
-    return DecodeSettings(**values, timeout=min(asked_time, page_timeout))
+    values["timeout"] = min(asked.timeout or page_timeout, page_timeout)
+    return DecodeSettings(**values)
 
 
 def form_of(asked: CommonFields, options: RequestOptions) -> OutputFormat:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from types import TracebackType
 
 from deepseek_ocr.server.api_errors import ApiError, ClosingError, QueueFullError
 
@@ -70,12 +69,7 @@ class Visit:
     def __enter__(self) -> Visit:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._admission.leave(self)
         for page in list(self._held):
             self.release(page)

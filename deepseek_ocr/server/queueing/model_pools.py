@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.server.queueing.admission import Admission
-from deepseek_ocr.weights import registry
+from deepseek_ocr.weights.origins import Checkpoint
 
 Engines = Mapping[str, tuple[OcrEngine, ...]]
 """Name of a model → its engines, one a device."""
@@ -29,7 +29,7 @@ class ModelPool:
     """
 
     name: str
-    known: registry.Checkpoint
+    known: Checkpoint
     engines: tuple[OcrEngine, ...]
     admission: Admission
 

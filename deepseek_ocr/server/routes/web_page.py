@@ -38,15 +38,13 @@ POLICY = (
 """Trusted Types without any policy: no string can become HTML on this page, by mistake or not."""
 
 
-@router.head("/")
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])
 def index() -> Response:
     """The page."""
     return _file("index.html", "text/html")
 
 
-@router.head("/page/options.json")
-@router.get("/page/options.json")
+@router.api_route("/page/options.json", methods=["GET", "HEAD"])
 def options(state: CurrentState) -> dict[str, Any]:
     """What may be chosen on the page. Open to all: it says nothing that the README does not."""
     known = registry.known_as(next(iter(state.names.values())))
@@ -69,8 +67,7 @@ def options(state: CurrentState) -> dict[str, Any]:
     }
 
 
-@router.head("/page/{name}")
-@router.get("/page/{name}")
+@router.api_route("/page/{name}", methods=["GET", "HEAD"])
 def asset(name: str) -> Response:
     """A file of the page."""
     if name not in FILES:

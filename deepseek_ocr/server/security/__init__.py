@@ -1,1 +1,1 @@
-"""Keys, origins, bounds of requests, and the addresses a server may fetch."""
+"""Keys, bounded heads of requests, and the one gate to addresses that clients name."""
