@@ -128,7 +128,8 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, sent: int, status: int) 
     command = [
         sys.executable,
         "-m",
-        "deepseek_ocr.training.evaluation.evaluation_run",
+        "deepseek_ocr",
+        "evaluate",
         *flags(data, output, *WITH_POCKET),
     ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as running:

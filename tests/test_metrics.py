@@ -14,9 +14,9 @@ from rapidfuzz.distance import Levenshtein
 
 from deepseek_ocr.grounding.parser import Box
 from deepseek_ocr.training.evaluation import teds as tables
-from deepseek_ocr.training.evaluation.bootstrap import Figure, figures
+from deepseek_ocr.training.evaluation.bootstrap import Estimate, figures
 from deepseek_ocr.training.evaluation.teds import (
-    Cell,
+    GridCell,
     grid,
     html_tables,
     markdown_tables,
@@ -257,14 +257,14 @@ def test_any_text_can_be_searched_for_tables(text: str) -> None:
 
 def test_cells_without_a_row_are_kept() -> None:
     assert only("<table><tr><td>a</td></tr><td>b</td><td>c</td></table>") == (
-        (Cell("a"),),
-        (Cell("b"), Cell("c")),
+        (GridCell("a"),),
+        (GridCell("b"), GridCell("c")),
     )
 
 
 def test_a_table_in_a_cell_is_its_text() -> None:
     inner = html_of([["in", "side"]])
-    assert only(html_of([["out", inner]])) == ((Cell("out"), Cell("inside")),)
+    assert only(html_of([["out", inner]])) == ((GridCell("out"), GridCell("inside")),)
 
 
 def test_spans_are_laid_out() -> None:
@@ -277,9 +277,9 @@ def test_pipe_tables() -> None:
     text = "before\n| a | b \\| c |\n|---|:-:|\n| 1 | 2 |\n3 | 4\nafter\n\nno | table\n---\n"
     assert markdown_tables(text) == [
         (
-            (Cell("a"), Cell("b | c")),
-            (Cell("1"), Cell("2")),
-            (Cell("3"), Cell("4")),
+            (GridCell("a"), GridCell("b | c")),
+            (GridCell("1"), GridCell("2")),
+            (GridCell("3"), GridCell("4")),
         )
     ]
 
@@ -321,5 +321,5 @@ def test_long_pages_weigh_more_in_a_rate() -> None:
 
 def test_figures_without_pages_are_left_out() -> None:
     found = figures({"teds": [(0.0, 0.0), (0.0, 0.0)], "iou": [(0.5, 1.0), (0.0, 0.0)]})
-    assert found == {"iou": Figure(0.5, None, None, 1)}
+    assert found == {"iou": Estimate(0.5, None, None, 1)}
     assert figures({}) == {}

@@ -15,7 +15,7 @@ from deepseek_ocr.errors import InputError
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.training.data.samples import Example, Sample, examples_of
-from deepseek_ocr.training.evaluation.bootstrap import Figure
+from deepseek_ocr.training.evaluation.bootstrap import Estimate
 from deepseek_ocr.training.evaluation.predictions import model_reader
 from deepseek_ocr.training.evaluation.scoring import evaluate, summarise
 from deepseek_ocr.training.pocket import curriculum, train_pocket, untrained
@@ -70,7 +70,7 @@ def test_clean_pages_in_fonts_it_never_saw_are_read(
 
 def measured(
     engine: OcrEngine, folder: Path, task: str, size: str, numbers: range
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """Figures over clean pages in the held-out fonts."""
     recipe = replace(recipes.CLEAN_LINES, font_set="held-out")
     examples: list[Example] = []

@@ -268,7 +268,7 @@ def test_the_command_line_complains_in_words(
 ) -> None:
     (tmp_path / "file").write_text("")
     assert synth(["--output", str(tmp_path / "file"), "--pages", "1", "--fonts", "all"]) == 2
-    assert "synth: " in capsys.readouterr().err
+    assert "deepseek-ocr: " in capsys.readouterr().err
     with pytest.raises(SystemExit):
         synth(["--output", str(tmp_path), "--size", "9x9"])
     assert "64 to 4096" in capsys.readouterr().err
@@ -304,7 +304,7 @@ def test_an_interrupted_run_says_so(
 
     monkeypatch.setattr(synthetic_pages, "make_page", interrupted)
     assert synth(few_pages(tmp_path, 1, "--processes", "1")) == 130
-    assert "synth: interrupted; " in capsys.readouterr().err
+    assert "deepseek-ocr: interrupted; " in capsys.readouterr().err
 
 
 def killed(*_: object) -> None:

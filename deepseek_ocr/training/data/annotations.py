@@ -65,7 +65,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What is known of one page; None or empty where nothing is.
+    """What is known of one page; None or empty if nothing is.
 
     - `text`: plain text; `markdown`: Markdown without tags; `figure`: content of a figure
     - `regions`: in reading order; `reference`: what can be located

@@ -25,7 +25,7 @@ class ExampleError(InputError):
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """Token ids `[n]`, labels `[n]` (`IGNORED` where nothing is taught), and the page's views."""
+    """Token ids `[n]`, labels `[n]` (`IGNORED` if nothing is taught), and the page's views."""
 
     ids: torch.Tensor
     labels: torch.Tensor
@@ -70,19 +70,8 @@ def encode_example(
 ) -> EncodedExample:
     """The prompt, the answer and an end token as ids, the answer and the end token as labels.
 
-    Raises `ExampleError` where the answer is empty or the whole has more than `max_tokens`.
-    """
-    if not answer:
-        raise ExampleError("the answer is empty.")
-    return encode_answer(codec, views, prompt, answer, max_tokens)
-
-
-def encode_answer(
-    codec: Codec, views: Views, prompt: str, answer: str, max_tokens: int
-) -> EncodedExample:
-    """As `encode_example`, of an empty page too, whose answer is the end token alone.
-
-    Raises `ExampleError` where the whole has more than `max_tokens`.
+    The answer of an empty page is empty. Raises `ExampleError` if the whole has more than
+    `max_tokens`.
     """
     encoded = prompts.encode(codec, prompts.with_image(prompt), views.token_count)
     taught = [*codec.encode_text(answer), min(codec.end_ids)]

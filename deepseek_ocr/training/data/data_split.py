@@ -94,7 +94,7 @@ def gather(data_root: Path, output_dir: Path) -> FoundPairs:
     """Check every picture and annotation below `data_root`; what `output_dir` holds of an earlier
     split is passed over, and so is what begins with a dot.
 
-    Raises `InputError` where there is no such folder, or where a split would be written over an
+    Raises `InputError` if there is no such folder, or if a split would be written over an
     annotation.
     """
     if not data_root.is_dir():
@@ -126,7 +126,7 @@ def split(
 
     Samples of one hash stay together. Which come first into the test set depends on hash and
     seed alone, so that a picture added later moves few of the others. Neither side stays empty
-    where there are two different pictures and the fraction lies between 0 and 1.
+    if there are two different pictures and the fraction lies between 0 and 1.
     """
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample, pixels in samples:
@@ -147,7 +147,7 @@ def split(
 def pixel_hash(image_path: Path) -> tuple[str, bool]:
     """Hash of the decoded pixels, and whether the file holds further pages.
 
-    Raises `ImageError` where the picture cannot be opened.
+    Raises `ImageError` if the picture cannot be opened.
     """
     from deepseek_ocr.images.image_loading import open_image  # imports torch: seconds
 
@@ -179,7 +179,7 @@ def _files(data_root: Path, found: FoundPairs) -> Iterator[Path]:
 
 
 def _check_earlier(path: Path) -> None:
-    """Raises `InputError` where `path`, which will be written, was not written by a split."""
+    """Raises `InputError` if `path`, which will be written, was not written by a split."""
     with path.open("rb") as file:
         begin = file.read(64)
     if not begin.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):

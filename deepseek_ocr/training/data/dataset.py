@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
+from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +24,8 @@ from deepseek_ocr.training.data.batches import (
     encode_example,
 )
 from deepseek_ocr.training.data.samples import Example, Rejection
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,8 @@ class _Checks(Dataset[str]):
         return ""
 
 
-def loader(data: Dataset[Batch], workers: int) -> DataLoader[Batch]:
-    """Batches in order, prepared ahead by `workers` processes (0: by this one)."""
+def loader(data: Dataset[Item], workers: int) -> DataLoader[Item]:
+    """The items of `data` in order, prepared ahead by `workers` processes (0: by this one)."""
     return DataLoader(
         data,
         batch_size=None,
@@ -107,7 +110,7 @@ def loader(data: Dataset[Batch], workers: int) -> DataLoader[Batch]:
 def in_order(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches of a loader, whose processes' errors become those of this project.
 
-    Raises `InputError` where a page cannot be read any more, and `GenerationError` where a process
+    Raises `InputError` if a page cannot be read any more, and `GenerationError` if a process
     was killed.
     """
     try:
@@ -131,13 +134,7 @@ def check(
     examples: Sequence[Example], encoding: Encoding, workers: int
 ) -> Iterator[Rejection | None]:
     """Open and encode every example as training will: None, or why it cannot be used."""
-    reasons = DataLoader(
-        _Checks(examples, encoding),
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,
-        worker_init_fn=_one_thread if workers else None,
-    )
+    reasons = loader(_Checks(examples, encoding), workers)
     for example, reason in zip(examples, reasons, strict=True):
         yield Rejection(example.page, reason) if reason else None
 

@@ -120,10 +120,10 @@ def samples_to_json(data_root: Path, samples: Sequence[Sample]) -> bytes:
 
 
 def examples_of(sample: Sample, task_names: Sequence[str]) -> list[Example]:
-    """What `sample` teaches for the tasks named (long or short): [] where it supports none.
+    """What `sample` teaches for the tasks named (long or short): [] if it supports none.
 
     Free OCR uses `text`; Markdown `regions` as grounded text, else `markdown`; figures `figure`,
-    else `markdown` where there are no regions; locating gives one example a reference.
+    else `markdown` if there are no regions; locating gives one example a reference.
 
     Raises `SettingsError` for a task nobody knows.
     """
@@ -179,7 +179,7 @@ def _sample(data_root: Path, entry: object) -> Sample:
     relative = image_path(values.get("image"))
     annotation = parse_annotation(values)
     image = data_root / relative
-    if not os.path.isfile(image):  # Path.is_file raises where a name is too long
+    if not os.path.isfile(image):  # Path.is_file raises if a name is too long
         raise AnnotationError(f"the picture {relative} is not in {data_root}.")
     return Sample(image, annotation, relative.with_suffix("").as_posix())
 

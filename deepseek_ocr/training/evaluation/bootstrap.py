@@ -16,11 +16,11 @@ Share = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A figure with its interval.
 
     - `value`: the sum above the line over the sum below; `pages`: how many had a part in it
-    - `low`, `high`: bounds of the 95 % interval; None where there are fewer than two pages
+    - `low`, `high`: bounds of the 95 % interval; None if there are fewer than two pages
     """
 
     value: float
@@ -29,7 +29,7 @@ class Figure:
     pages: int
 
 
-def figures(shares: Mapping[str, Sequence[Share]], seed: int = SEED) -> dict[str, Figure]:
+def figures(shares: Mapping[str, Sequence[Share]], seed: int = SEED) -> dict[str, Estimate]:
     """Every figure of `shares`, which give one share a page, all in the same order of pages.
 
     Pages are drawn with replacement `RESAMPLES` times, the same pages for all figures, and the
@@ -56,12 +56,12 @@ def _draws(tables: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]
     return sums
 
 
-def _figure(table: np.ndarray, draws: np.ndarray) -> Figure:
+def _figure(table: np.ndarray, draws: np.ndarray) -> Estimate:
     above, below = table.sum(0)
     pages = int((table[:, 1] > 0).sum())
     if pages < 2:
-        return Figure(float(above / below), None, None, pages)
+        return Estimate(float(above / below), None, None, pages)
     usable = draws[draws[:, 1] > 0]
     rest = (1 - LEVEL) / 2 * 100
     low, high = np.percentile(usable[:, 0] / usable[:, 1], [rest, 100 - rest])
-    return Figure(float(above / below), float(low), float(high), pages)
+    return Estimate(float(above / below), float(low), float(high), pages)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import BarContainer
-from matplotlib.figure import Figure as Drawing
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from deepseek_ocr import presets
 from deepseek_ocr.console import one_line
 from deepseek_ocr.files import json_bytes
 from deepseek_ocr.training.data.samples import Rejection
-from deepseek_ocr.training.evaluation.bootstrap import LEVEL, RESAMPLES, Figure
+from deepseek_ocr.training.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate
 from deepseek_ocr.training.evaluation.scoring import Band, Score, precision_by_ratio, summarise
 
 MOST_LISTED = 100
@@ -79,7 +79,7 @@ def contents(run: EvaluationRun) -> dict[str, bytes]:
 
 def _metrics(
     run: EvaluationRun,
-    summary: Mapping[str, Mapping[str, Figure]],
+    summary: Mapping[str, Mapping[str, Estimate]],
     bands: Mapping[str, Sequence[Band]],
 ) -> dict[str, Any]:
     return {
@@ -112,7 +112,7 @@ def counts(run: EvaluationRun) -> dict[str, int]:
     }
 
 
-def lines(summary: Mapping[str, Mapping[str, Figure]]) -> list[str]:
+def lines(summary: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
     """The figures as plain lines, for the screen and the log."""
     return [
         f"{task}: {FIGURES[name][0]} {shown(figures[name])} ({figures[name].pages} pages)"
@@ -122,7 +122,7 @@ def lines(summary: Mapping[str, Mapping[str, Figure]]) -> list[str]:
     ]
 
 
-def shown(figure: Figure) -> str:
+def shown(figure: Estimate) -> str:
     """Value and interval: 0.0123 [0.0101, 0.0150]."""
     if figure.low is None or figure.high is None:
         return f"{figure.value:.4f}"
@@ -156,11 +156,11 @@ def _failure(score: Score) -> dict[str, str]:
 
 def _markdown(
     run: EvaluationRun,
-    summary: Mapping[str, Mapping[str, Figure]],
+    summary: Mapping[str, Mapping[str, Estimate]],
     bands: Mapping[str, Sequence[Band]],
     plots: Sequence[str],
 ) -> str:
-    parts = ["# Evaluation\n", table(["setting", "value"], _settings_rows(run))]
+    parts = ["# Evaluation\n", settings_table(run.settings, counts(run))]
     parts.append(
         f"Intervals span the middle {LEVEL:.0%} of {RESAMPLES:,} bootstrap resamples of pages.\n"
     )
@@ -177,19 +177,26 @@ def _markdown(
             if name in figures
         ]
         parts.append(table(["figure", "value", "95 % interval", "pages", "what it is"], rows))
-        parts += [f"![{name}]({name})\n" for name in plots if name.startswith(_short(task))]
+        parts += [
+            f"![{name}]({name})\n" for name in plots if name.startswith(presets.task_name(task))
+        ]
         parts += _band_part(bands[task], _of(run, task))
         parts += _worst_part(_of(run, task))
     parts += _outcome_parts(run)
     return "\n".join(parts)
 
 
-def _settings_rows(run: EvaluationRun) -> list[list[str]]:
-    known = {**run.settings, **counts(run)}
-    return [[escaped(name), escaped(str(value))] for name, value in known.items()]
+def settings_table(settings: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+    """The settings of a run and what became of its pages, as a Markdown table."""
+    return escaped_table(["setting", "value"], [*settings.items(), *counts.items()])
 
 
-def _interval(figure: Figure) -> tuple[str, str]:
+def escaped_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table of texts from outside."""
+    return table(head, [[escaped(str(cell)) for cell in row] for row in rows])
+
+
+def _interval(figure: Estimate) -> tuple[str, str]:
     if figure.low is None or figure.high is None:
         return f"{figure.value:.4f}", "–"
     return f"{figure.value:.4f}", f"{figure.low:.4f} – {figure.high:.4f}"
@@ -253,16 +260,10 @@ def _outcome_parts(run: EvaluationRun) -> list[str]:
     for title, rows in named.items():
         if rows:
             parts.append(f"## {title}: {len(rows)}\n")
-            parts.append(
-                table(["name", "why"], [[escaped(a), escaped(b)] for a, b in rows[:MOST_LISTED]])
-            )
+            parts.append(escaped_table(["name", "why"], rows[:MOST_LISTED]))
         if len(rows) > MOST_LISTED:
             parts.append(f"… and {len(rows) - MOST_LISTED} more; see metrics.json.\n")
     return parts
-
-
-def _short(task: str) -> str:
-    return presets.task_name(task)
 
 
 def _error(score: Score) -> float:
@@ -273,24 +274,24 @@ def _error(score: Score) -> float:
     return 1 - above / below
 
 
-def _plots(run: EvaluationRun, summary: Mapping[str, Mapping[str, Figure]]) -> dict[str, bytes]:
+def _plots(run: EvaluationRun, summary: Mapping[str, Mapping[str, Estimate]]) -> dict[str, bytes]:
     plots: dict[str, bytes] = {}
     for task in summary:
         scores = _of(run, task)
         errors = [_error(score) for score in scores]
         label = "edit distance" if "ned" in summary[task] else "1 - IoU"
-        plots[f"{_short(task)}_errors.png"] = _histogram(errors, label)
+        plots[f"{presets.task_name(task)}_errors.png"] = _histogram(errors, label)
         known = [score.shares for score in scores if "compression" in score.shares]
         if known:
             ratios = [share["compression"][0] / share["compression"][1] for share in known]
-            plots[f"{_short(task)}_precision.png"] = _scatter(
+            plots[f"{presets.task_name(task)}_precision.png"] = _scatter(
                 ratios, [1 - share["ned"][0] for share in known]
             )
     return plots
 
 
 def _histogram(errors: Sequence[float], label: str) -> bytes:
-    drawing = Drawing(figsize=(6, 3.5), layout="constrained")
+    drawing = Figure(figsize=(6, 3.5), layout="constrained")
     axes = drawing.add_subplot()
     counts_, _, bars = axes.hist(errors, bins=20, range=(0, 1))
     labels = [f"{count:.0f}" if count else "" for count in np.atleast_1d(counts_)]
@@ -301,14 +302,14 @@ def _histogram(errors: Sequence[float], label: str) -> bytes:
 
 
 def _scatter(ratios: Sequence[float], precisions: Sequence[float]) -> bytes:
-    drawing = Drawing(figsize=(6, 3.5), layout="constrained")
+    drawing = Figure(figsize=(6, 3.5), layout="constrained")
     axes = drawing.add_subplot()
     axes.plot(ratios, precisions, linestyle="none", marker="o", markersize=3, alpha=0.5)
     axes.set(xlabel="text tokens per vision token", ylabel="precision", ylim=(-0.02, 1.02))
     return _png(drawing)
 
 
-def _png(drawing: Drawing) -> bytes:
+def _png(drawing: Figure) -> bytes:
     data = io.BytesIO()
     FigureCanvasAgg(drawing)
     drawing.savefig(data, format="png")

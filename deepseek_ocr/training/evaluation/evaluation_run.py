@@ -18,7 +18,7 @@ from deepseek_ocr.training.data.samples import Example, Rejection, Sample, examp
 from deepseek_ocr.training.evaluation import evaluation_report, fact_report
 from deepseek_ocr.training.evaluation.evaluation_options import EvaluationOptions
 from deepseek_ocr.training.evaluation.facts import load_facts
-from deepseek_ocr.training.evaluation.journal import Journal, Key, Stamp, key_of, stamp_of
+from deepseek_ocr.training.evaluation.journal import Journal, Stamp, key_of, stamp_of
 from deepseek_ocr.training.evaluation.predictions import (
     Names,
     extra_texts,
@@ -173,17 +173,15 @@ def _read_all(
     log.start("training.evaluate", _settings(options))
     log.line(f"used {used}")
     log.line(f"examples {len(examples)}, read before {len(before)}")
-    scores: dict[Key, Score] = {}
-    predictions = read(waiting) if read else iter(())
-    tracked = track(predictions, len(waiting), "reading")
-    for example, prediction in zip(waiting, tracked, strict=True):
+    scores = {
+        key_of(one): judge(one, before[key_of(one)]) for one in examples if key_of(one) in before
+    }
+    predictions = track(read(waiting) if read else iter(()), len(waiting), "reading")
+    for example, prediction in zip(waiting, predictions, strict=True):
         found = scores[key_of(example)] = judge(example, prediction)
         journal.add(found, options.data_root)
         if prediction.error is not None:
             warn(f"not read: {example.name}: {prediction.error}")
-    for example in examples:
-        if (key := key_of(example)) in before:
-            scores[key] = judge(example, before[key])
     ordered = [scores[key_of(example)] for example in examples]
     journal.rewrite(ordered, options.data_root)
     return ordered
@@ -272,6 +270,6 @@ def _identity(options: EvaluationOptions, folder: Path | None) -> dict[str, Any]
 
 
 def _files_in(folder: Path) -> dict[str, Stamp | None]:
-    """Sizes and times of the files that hold a model; None where a link leads nowhere."""
+    """Sizes and times of the files that hold a model; None if a link leads nowhere."""
     files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
     return {path.name: stamp_of(path) for path in files}

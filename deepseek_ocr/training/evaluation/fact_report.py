@@ -13,7 +13,7 @@ from deepseek_ocr.files import json_bytes
 from deepseek_ocr.images.limits import PICTURE_SUFFIXES
 from deepseek_ocr.training.data.samples import Rejection
 from deepseek_ocr.training.evaluation import evaluation_report
-from deepseek_ocr.training.evaluation.bootstrap import Figure, Share, figures
+from deepseek_ocr.training.evaluation.bootstrap import Estimate, Share, figures
 from deepseek_ocr.training.evaluation.facts import TYPES, Fact, FactPage, PageText, Verdict, check
 from deepseek_ocr.training.evaluation.predictions import Names, sole_names
 from deepseek_ocr.training.evaluation.scoring import Prediction
@@ -73,7 +73,7 @@ def verdicts(facts: Sequence[Fact], readings: Mapping[str, Prediction]) -> list[
     return [found[at] for at in range(len(facts))]
 
 
-def summarise(run: FactRun) -> dict[str, Figure]:
+def summarise(run: FactRun) -> dict[str, Estimate]:
     """Pass rates over all facts and by type; pages are drawn anew for the intervals."""
     pages = {name: at for at, name in enumerate({name_of(v.fact.page): 0 for v in run.verdicts})}
     shares: dict[str, list[Share]] = {name: [(0.0, 0.0)] * len(pages) for name in (ALL, *TYPES)}
@@ -131,41 +131,24 @@ def _line(verdict: Verdict) -> str:
 
 
 def _markdown(run: FactRun) -> str:
-    settings = [
-        [evaluation_report.escaped(name), evaluation_report.escaped(str(value))]
-        for name, value in {**run.settings, **counts(run)}.items()
-    ]
     rates = [
         [name, evaluation_report.shown(figure), str(figure.pages)]
         for name, figure in summarise(run).items()
     ]
+    most = evaluation_report.MOST_LISTED
+    table = evaluation_report.escaped_table
     failed = [verdict for verdict in run.verdicts if not verdict.passed]
-    extra = [
-        [evaluation_report.escaped(name)] for name in run.extra[: evaluation_report.MOST_LISTED]
-    ]
+    rows = [(name_of(v.fact.page), v.fact.id, v.fact.type, v.reason) for v in failed[:most]]
     parts = [
         "# Facts\n",
-        evaluation_report.table(["setting", "value"], settings),
+        evaluation_report.settings_table(run.settings, counts(run)),
         evaluation_report.table(["facts", "passed, 95 % interval", "pages"], rates),
         f"## Failed: {len(failed)}\n",
-        evaluation_report.table(
-            ["page", "fact", "type", "why"],
-            [
-                [evaluation_report.escaped(text) for text in
-                 (name_of(one.fact.page), one.fact.id, one.fact.type, one.reason)]
-                for one in failed[: evaluation_report.MOST_LISTED]
-            ],
-        ),
+        table(["page", "fact", "type", "why"], rows),
         f"## Not run: {len(run.rejections)}\n",
-        evaluation_report.table(
-            ["line", "why"],
-            [
-                [evaluation_report.escaped(one.name), evaluation_report.escaped(one.reason)]
-                for one in run.rejections[: evaluation_report.MOST_LISTED]
-            ],
-        ),
+        table(["line", "why"], [(one.name, one.reason) for one in run.rejections[:most]]),
         f"## Texts that were not used: {len(run.extra)}\n",
-        evaluation_report.table(["text"], extra),
+        table(["text"], [(name,) for name in run.extra[:most]]),
         "All of them are in facts.jsonl and metrics.json.\n",
-    ]  # fmt: skip
+    ]
     return "\n".join(parts)

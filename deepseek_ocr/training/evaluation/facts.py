@@ -30,8 +30,8 @@ from deepseek_ocr.grounding.parser import to_markdown
 from deepseek_ocr.training.data.annotations import AnnotationError, image_path
 from deepseek_ocr.training.data.samples import Rejection
 from deepseek_ocr.training.evaluation.teds import (
-    Cell,
     Grid,
+    GridCell,
     Rows,
     grid,
     html_tables,
@@ -50,7 +50,7 @@ LAST_PAGE = 100_000
 Place = tuple[int, int]
 """Row and column of a table, from 0; also a step."""
 
-RELATIONS: dict[str, tuple[Callable[[Grid, Place, Place], Cell | None], Place]] = {
+RELATIONS: dict[str, tuple[Callable[[Grid, Place, Place], GridCell | None], Place]] = {
     "up": (Grid.neighbour, (-1, 0)),
     "down": (Grid.neighbour, (1, 0)),
     "left": (Grid.neighbour, (0, -1)),
@@ -141,7 +141,7 @@ class PageText:
 def load_facts(file: Path) -> tuple[list[Fact], list[Rejection]]:
     """The facts in `file`, and the lines that cannot be used, with reasons.
 
-    Raises `InputError` where the file cannot be read.
+    Raises `InputError` if the file cannot be read.
     """
     facts: list[Fact] = []
     rejections: list[Rejection] = []
@@ -169,10 +169,13 @@ def parse_fact(raw: object) -> Fact:
         page=_page(raw),
         type=kind,
         texts=_texts(raw, kind),
-        max_diffs=_whole(raw, "max_diffs") or 0,
-        case_sensitive=_flag(raw, "case_sensitive"),
-        first_n=_whole(raw, "first_n"),
-        last_n=_whole(raw, "last_n"),
+        max_diffs=_count(raw, "max_diffs") or 0,
+        case_sensitive=_optional(
+            raw, "case_sensitive", lambda one: type(one) is bool, "true or false"
+        )
+        is not False,
+        first_n=_count(raw, "first_n"),
+        last_n=_count(raw, "last_n"),
     )
     if kind != "table" and fact.max_diffs >= min(len(text) for text in fact.texts.values()):
         raise InputError("max_diffs is no smaller than the text, which is then everywhere.")
@@ -275,7 +278,7 @@ def _related(fact: Fact, table: Grid, spots: list[Place], name: str) -> bool:
     return any(other and _alike(fact, fact.texts[name], other) for other in others)
 
 
-def _alike(fact: Fact, wanted: str, cell: Cell) -> bool:
+def _alike(fact: Fact, wanted: str, cell: GridCell) -> bool:
     most = min(fact.max_diffs, len(wanted) // 2)
     text = _cased(fact, cell.text)
     distance = Levenshtein.distance(_cased(fact, wanted), text, score_cutoff=most)
@@ -292,16 +295,15 @@ def _page(raw: dict[str, Any]) -> FactPage:
         file = image_path(raw.get(key)).as_posix()
     except AnnotationError as error:
         raise InputError(f"{key}: {error}") from error
-    return FactPage(file, _page_number(raw) if key == "pdf" else None)
-
-
-def _page_number(raw: dict[str, Any]) -> int:
-    number = raw.get("page")
-    if number is None:
-        return 1
-    if type(number) is not int or not 1 <= number <= LAST_PAGE:
-        raise InputError(f"page must be a whole number from 1 to {LAST_PAGE}.")
-    return number
+    if key == "image":
+        return FactPage(file)
+    number = _optional(
+        raw,
+        "page",
+        lambda one: type(one) is int and 1 <= one <= LAST_PAGE,
+        f"a whole number from 1 to {LAST_PAGE}",
+    )
+    return FactPage(file, 1 if number is None else number)
 
 
 def _texts(raw: dict[str, Any], kind: str) -> dict[str, str]:
@@ -317,26 +319,27 @@ def _texts(raw: dict[str, Any], kind: str) -> dict[str, str]:
 
 def _given(raw: dict[str, Any], names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     for name in names:
-        value = raw.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, str) or len(value) > LONGEST:
-            raise InputError(f"{name} must be a text of at most {LONGEST} characters.")
-        if text := plain(value):
+        value = _optional(
+            raw,
+            name,
+            lambda one: isinstance(one, str) and len(one) <= LONGEST,
+            f"a text of at most {LONGEST} characters",
+        )
+        if value is not None and (text := plain(value)):
             yield name, text
 
 
-def _whole(raw: dict[str, Any], name: str) -> int | None:
+def _optional(raw: dict[str, Any], name: str, fits: Callable[[Any], bool], wanted: str) -> Any:
+    """The value of `name`, None if there is none. Raises `InputError` if it does not fit."""
     value = raw.get(name)
-    if value is None:
-        return None
-    if type(value) is not int or value < 0:
-        raise InputError(f"{name} must be a whole number, 0 or more.")
+    if value is not None and not fits(value):
+        raise InputError(f"{name} must be {wanted}.")
     return value
 
 
-def _flag(raw: dict[str, Any], name: str) -> bool:
-    value = raw.get(name)
-    if value is not None and type(value) is not bool:  # 0 equals False
-        raise InputError(f"{name} must be true or false.")
-    return value is not False
+def _count(raw: dict[str, Any], name: str) -> int | None:
+    # Not isinstance: True is an int.
+    value: int | None = _optional(
+        raw, name, lambda one: type(one) is int and one >= 0, "a whole number, 0 or more"
+    )
+    return value

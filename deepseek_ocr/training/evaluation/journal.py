@@ -44,7 +44,7 @@ class Journal:
     `resume` is for texts that do not change meanwhile; without it the record begins anew.
     Nothing is written before `begin`.
 
-    Raises `SettingsError` where the folder holds a run with other settings, `InputError` where
+    Raises `SettingsError` if the folder holds a run with other settings, `InputError` if
     its record cannot be read.
     """
 
@@ -130,7 +130,7 @@ def key_of(example: Example) -> Key:
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """What changes of a file when it is replaced; None where there is none to be had."""
+    """What changes of a file when it is replaced; None if there is none to be had."""
     try:
         status = path.stat()
     except (OSError, ValueError):  # ValueError: a name that no file can have
@@ -186,23 +186,29 @@ def _texts_in(path: Path) -> Iterator[str]:
         ) from error
 
 
+_LINE: dict[str, tuple[type, ...]] = {
+    "task": (str,),
+    "name": (str,),
+    "prediction": (str,),
+    "error": (str, type(None)),
+    "finish_reason": (str, type(None)),
+    "text_tokens": (int, float, type(None)),
+    "vision_tokens": (int, float, type(None)),
+    "seconds": (int, float, type(None)),
+}
+"""What a whole line holds at least."""
+
+
 def _from_line(line: str) -> tuple[Key, _Line] | None:
-    """The example and what the line holds of it; None where the line is not whole."""
+    """The example and what the line holds of it; None if the line is not whole."""
     try:
         values = json.loads(line)
-        task, name, text, error = (values[key] for key in ("task", "name", "prediction", "error"))
-        counts = [values[key] for key in ("text_tokens", "vision_tokens", "seconds")]
-        reason = values["finish_reason"]
+        if not all(isinstance(values[key], kinds) for key, kinds in _LINE.items()):
+            return None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    texts_fit = all(isinstance(value, str) for value in (task, name, text))
-    rest_fits = all(value is None or isinstance(value, str) for value in (error, reason))
-    if not texts_fit or not rest_fits:
-        return None
-    if not all(value is None or isinstance(value, int | float) for value in counts):
-        return None
-    prediction = Prediction(text, error, reason, *counts)
-    return (task, name), _Line(prediction, _picture_in(values), line)
+    task, name, *rest = (values[key] for key in _LINE)
+    return (task, name), _Line(Prediction(*rest), _picture_in(values), line)
 
 
 def _picture_in(values: Mapping[str, Any]) -> Stamp | None:

@@ -72,7 +72,7 @@ def folder_reader(folder: Path, names: Names) -> Read:
 
     A text that is not there is a prediction that says so.
 
-    Raises `InputError` where there is no such folder.
+    Raises `InputError` if there is no such folder.
     """
     if not os.path.isdir(folder):
         raise InputError(f"{folder} is not a folder; give the one that holds the predictions.")
@@ -103,7 +103,7 @@ def sole_names(names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]
 
 
 def find_text(folder: Path, names: Iterable[str]) -> Path | None:
-    """The first text in `folder` under one of `names`, None where there is none.
+    """The first text in `folder` under one of `names`, None if there is none.
 
     Names never lead out of the folder; a link there may.
     """

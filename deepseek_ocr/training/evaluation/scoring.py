@@ -17,7 +17,7 @@ from deepseek_ocr.decoding.loop_detector import is_loop
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.training.data.samples import Example
 from deepseek_ocr.training.evaluation import text_metrics
-from deepseek_ocr.training.evaluation.bootstrap import Figure, Share, figures
+from deepseek_ocr.training.evaluation.bootstrap import Estimate, Share, figures
 from deepseek_ocr.training.evaluation.teds import html_tables, table_scores
 
 RATIO_BANDS = (0.0, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0)
@@ -31,10 +31,10 @@ _PICTURE = re.compile(r"!\[[^\]\n]{0,200}\]\([^)\n]{0,500}\)")
 class Prediction:
     """What was read of one example, or why nothing was (`error`).
 
-    - `finish_reason`: stop, length or loop; None where the text was made elsewhere, which is then
+    - `finish_reason`: stop, length or loop; None if the text was made elsewhere, which is then
       searched for loops
     - `text_tokens`, `vision_tokens`: of the reference by the model's tokenizer, and of the page
-      less its padding; None where there is no model
+      less its padding; None if there is no model
     - `seconds`: from when the page was begun until it was read, other pages at the same time
     """
 
@@ -118,9 +118,9 @@ def comparable(text: str, short: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", without).strip("\n")
 
 
-def summarise(scores: Sequence[Score]) -> dict[str, dict[str, Figure]]:
+def summarise(scores: Sequence[Score]) -> dict[str, dict[str, Estimate]]:
     """For each task (its title) the figures that apply, pages drawn anew for the intervals."""
-    summary: dict[str, dict[str, Figure]] = {}
+    summary: dict[str, dict[str, Estimate]] = {}
     for task in (task.title for task in presets.TASKS.values()):
         chosen = [score for score in scores if score.example.task == task]
         if chosen:
@@ -205,7 +205,7 @@ def _tables(answer: str, text: str, notes: list[str]) -> dict[str, Share]:
 
 
 def _by_page(scores: Sequence[Score]) -> dict[str, list[Share]]:
-    """Per figure one share a page: those of its examples added up, (0, 0) where it has none."""
+    """Per figure one share a page: those of its examples added up, (0, 0) if it has none."""
     pages = {score.page: at for at, score in enumerate({s.page: s for s in scores}.values())}
     names = {name for score in scores for name in score.shares}
     table: dict[str, list[Share]] = {name: [(0.0, 0.0)] * len(pages) for name in sorted(names)}

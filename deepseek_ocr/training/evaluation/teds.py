@@ -42,7 +42,7 @@ _LARGEST_SPAN = 100
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """Text of a cell, white space normalised, and how many columns and rows it spans."""
 
     text: str
@@ -50,7 +50,7 @@ class Cell:
     rowspan: int = 1
 
 
-Rows = tuple[tuple[Cell, ...], ...]
+Rows = tuple[tuple[GridCell, ...], ...]
 """A table as it is written: its rows, each with the cells that begin in it."""
 
 
@@ -58,9 +58,9 @@ Rows = tuple[tuple[Cell, ...], ...]
 class Grid:
     """A table as it is seen: which cell lies at (row, column); a spanning cell lies at several."""
 
-    cells: dict[tuple[int, int], Cell] = field(default_factory=dict)
+    cells: dict[tuple[int, int], GridCell] = field(default_factory=dict)
 
-    def neighbour(self, at: tuple[int, int], step: tuple[int, int]) -> Cell | None:
+    def neighbour(self, at: tuple[int, int], step: tuple[int, int]) -> GridCell | None:
         """The first other cell from `at` in direction `step` (rows, columns)."""
         here = self.cells[at]
         row, column = at
@@ -68,10 +68,10 @@ class Grid:
             row, column = row + step[0], column + step[1]
         return found
 
-    def heading(self, at: tuple[int, int], step: tuple[int, int]) -> Cell | None:
+    def heading(self, at: tuple[int, int], step: tuple[int, int]) -> GridCell | None:
         """The outermost other cell with text from `at` in direction `step`."""
         here = self.cells[at]
-        last: Cell | None = None
+        last: GridCell | None = None
         row, column = at
         while found := self.cells.get((row, column)):
             last = found if found is not here and found.text else last
@@ -111,7 +111,7 @@ def markdown_tables(text: str) -> list[Rows]:
 
 def grid(rows: Rows) -> Grid:
     """`rows` with their spans laid out, as a browser does; beyond `MOST_CELLS` it is cut off."""
-    cells: dict[tuple[int, int], Cell] = {}
+    cells: dict[tuple[int, int], GridCell] = {}
     for row, line in enumerate(rows):
         column = 0
         for cell in line:
@@ -134,7 +134,7 @@ def node_count(rows: Rows) -> int:
 def teds(truth: Rows, predicted: Rows) -> float:
     """Similarity of two tables, 0 to 1 (equal).
 
-    Raises `ValueError` where the true table has more than `MOST_NODES` nodes. A predicted one
+    Raises `ValueError` if the true table has more than `MOST_NODES` nodes. A predicted one
     that has scores 0: it is no reading of a table within bounds.
     """
     if node_count(truth) > MOST_NODES:
@@ -147,7 +147,7 @@ def teds(truth: Rows, predicted: Rows) -> float:
 
 
 def table_scores(truth: Sequence[Rows], predicted: Sequence[Rows]) -> list[float | None]:
-    """TEDS of each true table with the predicted one it is paired with; None where it is too large.
+    """TEDS of each true table with the predicted one it is paired with; None if it is too large.
 
     Each table is in one pair at most; pairs are chosen so that their texts are as alike as can
     be. A table without a partner scores 0.
@@ -225,9 +225,9 @@ def _flattened(table: html.HtmlElement) -> Iterator[html.HtmlElement]:
         yield from child if child.tag in ("thead", "tbody", "tfoot") else (child,)
 
 
-def _row(cells: Sequence[html.HtmlElement]) -> tuple[Cell, ...]:
+def _row(cells: Sequence[html.HtmlElement]) -> tuple[GridCell, ...]:
     return tuple(
-        Cell(
+        GridCell(
             normalise("".join(cell.itertext())),
             _span(cell.get("colspan")),
             _span(cell.get("rowspan")),
@@ -244,7 +244,7 @@ def _span(value: str | None) -> int:
 
 def _pipe_rows(lines: Sequence[str], most: int) -> Rows:
     """The rows in `lines`, until they hold `most` cells."""
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[GridCell, ...]] = []
     for line in lines:
         if most <= 0:
             break
@@ -253,12 +253,12 @@ def _pipe_rows(lines: Sequence[str], most: int) -> Rows:
     return tuple(rows)
 
 
-def _pipe_row(line: str, most: int = MOST_CELLS) -> tuple[Cell, ...]:
+def _pipe_row(line: str, most: int = MOST_CELLS) -> tuple[GridCell, ...]:
     """The first `most` cells of a row; it has one at least."""
     inner = line.strip().removeprefix("|")
     inner = inner[:-1] if inner.endswith("|") and not inner.endswith("\\|") else inner
     parts = re.split(r"(?<!\\)\|", inner[:LONGEST_TABLE], maxsplit=most)
-    return tuple(Cell(normalise(part.replace("\\|", "|"))) for part in parts[:most])
+    return tuple(GridCell(normalise(part.replace("\\|", "|"))) for part in parts[:most])
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ class _Node:
     """A node as `apted` wants it; `cell` is None for the table and its rows."""
 
     tag: str
-    cell: Cell | None
+    cell: GridCell | None
     children: tuple[_Node, ...] = ()
 
 

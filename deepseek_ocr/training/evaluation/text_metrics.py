@@ -96,12 +96,12 @@ def normalised_edit_distance(reference: str, prediction: str) -> float:
 
 
 def exact_match(reference: str, prediction: str) -> bool:
-    """True where the texts agree line by line; spaces within and around lines do not count."""
+    """True if the texts agree line by line; spaces within and around lines do not count."""
     return _lines(reference) == _lines(prediction)
 
 
 def matched_ious(truth: Sequence[Box], predicted: Sequence[Box]) -> list[float]:
-    """For each true box the IoU with the predicted box it is paired with, 0 where it has none.
+    """For each true box the IoU with the predicted box it is paired with, 0 if it has none.
 
     Each box is in one pair at most; the pairing is the one with the largest sum. Only the first
     `MOST_BOXES` on either side take part, further true boxes count 0.

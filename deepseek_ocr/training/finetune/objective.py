@@ -45,7 +45,7 @@ class Objective(nn.Module):
                     module.register_forward_hook(self._keep_router)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sum of the tokens' losses (nats), and the mean balance loss of the routers (0 where
+        """The sum of the tokens' losses (nats), and the mean balance loss of the routers (0 if
         it was not asked for)."""
         # Only here: routers run again when activations are computed twice, and when pages are read
         # between epochs.
@@ -81,19 +81,25 @@ class Objective(nn.Module):
 
 def hidden_states(network: Network, batch: Batch) -> torch.Tensor:
     """The decoder's last hidden states `[B, T, hidden]` for a batch, with gradients."""
-    embeddings = network.get_input_embeddings()(batch.ids)
     features = network.get_image_features(
         pixel_values=batch.global_views,
         pixel_values_local=batch.tiles,
         num_local_patches=list(batch.tile_counts),
         patches_grid=[list(grid) for grid in batch.grids],
     )
-    rows = torch.cat(list(features.pooler_output)).to(embeddings.dtype)
-    places = (batch.ids == network.config.image_token_id).nonzero(as_tuple=True)
-    embeddings = embeddings.index_put(places, rows)
+    embeddings = embedded(network, batch.ids, torch.cat(list(features.pooler_output)))
     output = network.model.language_model(inputs_embeds=embeddings, use_cache=False)
     hidden: torch.Tensor = output.last_hidden_state
     return hidden
+
+
+def embedded(network: Network, ids: torch.Tensor, vision_tokens: torch.Tensor) -> torch.Tensor:
+    """The embeddings `[B, T, hidden]` of token ids, the pages' `vision_tokens` `[N, hidden]` in
+    their places."""
+    embeddings = network.get_input_embeddings()(ids)
+    places = (ids == network.config.image_token_id).nonzero(as_tuple=True)
+    filled: torch.Tensor = embeddings.index_put(places, vision_tokens.to(embeddings.dtype))
+    return filled
 
 
 def balance_loss(router_logits: torch.Tensor, experts_per_token: int) -> torch.Tensor:

@@ -75,7 +75,7 @@ class Stepper:
         """One step over `batches` (this process's micro-batches), every token counting the same
         wherever it lies; the balance of a micro-batch counts by its tokens.
 
-        Raises `GenerationError` where the loss or the gradient is not a number; the weights are
+        Raises `GenerationError` if the loss or the gradient is not a number; the weights are
         then as they were.
         """
         for optimiser in self.optimisers:

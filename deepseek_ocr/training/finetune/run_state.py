@@ -20,7 +20,7 @@ COUNTERS, TENSORS = "state.json", "state.safetensors"
 
 
 @dataclass
-class RunProgress:
+class TrainingProgress:
     """Where a run is: finished epochs, steps, and what was measured on the way.
 
     `settings` is what must not change between a run and its resumption, `scaler` the state of
@@ -37,7 +37,7 @@ class RunProgress:
 
 
 def save_state(
-    folder: Path, progress: RunProgress, network: nn.Module, optimiser: torch.optim.Optimizer
+    folder: Path, progress: TrainingProgress, network: nn.Module, optimiser: torch.optim.Optimizer
 ) -> None:
     """Write counters, trainable weights (exactly) and the optimiser's averages.
 
@@ -55,11 +55,11 @@ def save_state(
         (staging / COUNTERS).write_text(text + "\n", encoding="utf-8")
 
 
-def read_progress(folder: Path) -> RunProgress:
-    """The counters of a run that stopped. Raises `CheckpointError` where there are none."""
+def read_progress(folder: Path) -> TrainingProgress:
+    """The counters of a run that stopped. Raises `CheckpointError` if there are none."""
     path = folder / STATE / COUNTERS
     try:
-        return RunProgress(**json.loads(path.read_text(encoding="utf-8")))
+        return TrainingProgress(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder} holds no finished epoch to go on from; leave out --resume."
@@ -72,7 +72,7 @@ def read_progress(folder: Path) -> RunProgress:
 def restore(folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     """Put weights and averages back where `save_state` found them.
 
-    Raises `CheckpointError` where they do not fit.
+    Raises `CheckpointError` if they do not fit.
     """
     path = folder / STATE / TENSORS
     try:

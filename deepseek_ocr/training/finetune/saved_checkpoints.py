@@ -48,7 +48,7 @@ def save_checkpoint(
     """Write the network into `folder` in the official format, whole or not at all.
 
     Config and tokenizer are those of the checkpoint `source` it came from; `dtype` is the type of
-    the file. Raises `FileWriteError` where it cannot be written.
+    the file. Raises `FileWriteError` if it cannot be written.
     """
     with replace_folder(folder) as staging:
         for name in COMPANIONS:

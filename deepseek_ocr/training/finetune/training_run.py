@@ -57,7 +57,7 @@ class TrainingRun:
     encoding: dataset.Encoding
     stepper: Stepper
     log: ExperimentLog
-    progress: run_state.RunProgress
+    progress: run_state.TrainingProgress
 
     @classmethod
     def prepare(cls, options: TrainOptions, source: Path) -> TrainingRun:
@@ -83,7 +83,9 @@ class TrainingRun:
         )
         stepper = Stepper(Objective(network, options.balance > 0), settings, accelerator)
         log = ExperimentLog(options.output_dir)
-        progress = run_state.RunProgress(_fixed(options, source, dtype, accelerator.num_processes))
+        progress = run_state.TrainingProgress(
+            _fixed(options, source, dtype, accelerator.num_processes)
+        )
         run = cls(
             options, source, accelerator, network, adapted, codec, encoding, stepper, log, progress
         )
@@ -111,7 +113,7 @@ class TrainingRun:
             self.log.line(f"resumed after epoch {self.progress.epoch}")
 
     def _check_same(self, now: dict[str, object]) -> None:
-        """Note what must be the same when a run goes on; raises `SettingsError` where it is not."""
+        """Note what must be the same when a run goes on; raises `SettingsError` if it is not."""
         stored = self.progress.settings
         changed = [name for name, value in now.items() if stored.get(name, value) != value]
         if changed:
@@ -145,7 +147,7 @@ class TrainingRun:
         unread: Sequence[Rejection] = (),
     ) -> None:
         """Name what cannot be used in `rejected.json` and the log, `unread` of the validation file;
-        stop where it is too many of the `entries` to train on the `usable` examples of the rest.
+        stop if it is too many of the `entries` to train on the `usable` examples of the rest.
 
         Raises `InputError`.
         """
@@ -295,7 +297,7 @@ class TrainingRun:
 
 
 def link_folder(source: Path, target: Path) -> None:
-    """`target` as a copy of the folder `source` that takes no room where the disk can link."""
+    """`target` as a copy of the folder `source` that takes no room if the disk can link."""
     with replace_folder(target) as staging:
         for path in source.iterdir():
             try:
@@ -327,7 +329,7 @@ def _accelerator(options: TrainOptions) -> tuple[Accelerator, torch.dtype]:
 def _trainable_network(
     options: TrainOptions, source: Path, device: torch.device, dtype: torch.dtype
 ) -> tuple[Network, PeftModel | None]:
-    """The network with gradients where they are wanted, and its adapters where there are any."""
+    """The network with gradients where they are wanted, and its adapters if there are any."""
     if options.lora:
         network = load_network(source, device, dtype)
         settings = lora.LoraSettings(

@@ -1,4 +1,4 @@
-"""Losses beside the text's own that teach a network from nothing where to look.
+"""Losses beside the text's own that teach a network from nothing if to look.
 
 A drawn page is known to the pixel. Each vision token has to tell the characters that stand in its
 cell, each of SAM's patches the characters in it, and the decoder, half way up, where on the page
@@ -27,6 +27,7 @@ from deepseek_ocr.grounding.parser import SCALE
 from deepseek_ocr.model.network import Network
 from deepseek_ocr.settings import CELL
 from deepseek_ocr.training.data.batches import IGNORED
+from deepseek_ocr.training.finetune.objective import embedded
 from deepseek_ocr.training.synthetic.layouts import Glyph
 from deepseek_ocr.training.synthetic.phrases import CHARACTERS
 
@@ -61,11 +62,11 @@ _CLASS = {character: at for at, character in enumerate(CHARACTERS, 1)}
 class Lessons:
     """Pages to train on, with what stands where.
 
-    - `ids`, `labels`: `[B, T]`, as in `Batch`; T is 0 where only the encoders learn
+    - `ids`, `labels`: `[B, T]`, as in `Batch`; T is 0 if only the encoders learn
     - `views`: square views without tiles, bytes `[B, 3, S, S]`
     - `slots`: class of each slot of the page `[B, S / 16, S / 8]`
     - `places`: where the character that a position's label stands for is, in parts of the page
-      across and down `[B, T, 2]`; `IGNORED` where that is not known
+      across and down `[B, T, 2]`; `IGNORED` if that is not known
     """
 
     ids: Tensor
@@ -76,7 +77,7 @@ class Lessons:
 
     @property
     def taught(self) -> int:
-        """Positions that teach, in tokens; characters, where only the encoders learn."""
+        """Positions that teach, in tokens; characters, if only the encoders learn."""
         if self.ids.shape[1] == 0:
             return int((self.slots != NOTHING).sum())
         return int((self.labels[:, 1:] != IGNORED).sum())
@@ -108,7 +109,7 @@ def places_of(
     size: tuple[int, int],
     lengths: Sequence[int],
 ) -> Tensor:
-    """Where each token of `answer` stands on a page of `size` px `[tokens, 2]`, `IGNORED` where it
+    """Where each token of `answer` stands on a page of `size` px `[tokens, 2]`, `IGNORED` if it
     stands nowhere; `lengths` are the tokens' lengths in characters.
 
     A token of several characters stands where its first does, a line break where its line ends, a
@@ -222,12 +223,10 @@ class AuxiliaryObjective(nn.Module):
         )
 
     def _reading(self, lessons: Lessons, rows: Tensor) -> dict[str, Tensor]:
-        embedded = self.network.get_input_embeddings()(lessons.ids)
-        # The begin token, the page, the rest of the prompt and the answer.
-        rows = rows.to(embedded.dtype)
-        inputs = torch.cat([embedded[:, :1], rows, embedded[:, 1 + rows.shape[1] :]], 1)
         output = self.network.model.language_model(
-            inputs_embeds=inputs, use_cache=False, output_hidden_states=True
+            inputs_embeds=embedded(self.network, lessons.ids, rows.flatten(0, 1)),
+            use_cache=False,
+            output_hidden_states=True,
         )
         states = output.hidden_states[1:]  # after each layer, the last ones normalised
         targets = lessons.labels[:, 1:]

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from deepseek_ocr import presets
 from deepseek_ocr.images.views import Views
 from deepseek_ocr.model.prompts import Codec
-from deepseek_ocr.training.data.batches import IGNORED, EncodedExample, collate, encode_answer
+from deepseek_ocr.training.data.batches import IGNORED, EncodedExample, collate, encode_example
 from deepseek_ocr.training.data.samples import Example, Sample, examples_of
 from deepseek_ocr.training.pocket import auxiliary
 from deepseek_ocr.training.pocket.auxiliary import Lessons
@@ -31,7 +31,7 @@ POOL = 4
 
 @dataclass(frozen=True)
 class TaughtPage:
-    """One task of one drawn page: ids and labels, its patches and what stands where."""
+    """One task of one drawn page: ids and labels, its view and what stands where."""
 
     example: EncodedExample
     slots: Tensor
@@ -67,7 +67,7 @@ class PagePools(Dataset[list[Lessons]]):
 
 
 def pages_of(drawn: SynthPage, task: str | None, view: int, codec: Codec) -> list[TaughtPage]:
-    """What `task` asks of a page seen through a view of `view` px: nothing where it has no
+    """What `task` asks of a page seen through a view of `view` px: nothing if it has no
     answer there. Without a task a page has no ids."""
     if task == "figure" and not drawn.annotation.figure:
         task = "ocr"
@@ -80,7 +80,7 @@ def pages_of(drawn: SynthPage, task: str | None, view: int, codec: Codec) -> lis
         return [TaughtPage(EncodedExample(nothing, nothing, views), slots, nothing.view(0, 2))]
     pages: list[TaughtPage] = []
     for asked in _asked(drawn, task):
-        example = encode_answer(codec, views, asked.prompt, asked.answer, CONTEXT)
+        example = encode_example(codec, views, asked.prompt, asked.answer, CONTEXT)
         places = torch.full((len(example.ids), 2), IGNORED)
         ids = example.labels[example.labels != IGNORED].tolist()[:-1]
         lengths = [len(codec.decode([i])) for i in ids]
@@ -97,7 +97,7 @@ def _is_asked(line: Sequence[Glyph], drawn: SynthPage) -> bool:
 
 
 def _asked(drawn: SynthPage, task: str) -> list[Example]:
-    """What `task` asks of a page; of an empty one, where there is nothing to locate, all of it."""
+    """What `task` asks of a page; of an empty one, if there is nothing to locate, all of it."""
     sample = Sample(Path(), drawn.annotation, "")
     if drawn.annotation.text or task == "locate":
         return examples_of(sample, [task])

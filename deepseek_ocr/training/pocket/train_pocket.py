@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -39,6 +40,23 @@ from deepseek_ocr.training.pocket.auxiliary import AuxiliaryObjective, Lessons
 from deepseek_ocr.training.pocket.curriculum import STAGES, Stage
 from deepseek_ocr.training.pocket.page_pools import POOL, PagePools
 from deepseek_ocr.training.pocket.untrained import write_untrained
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """One run of stage `stage` (from 1) into `output`, which gets `model`, `log.jsonl` and `HEADS`.
+
+    It goes on from the checkpoint `start` and the `heads` of the stage before; without, from
+    nothing. `seed` is that of weights and pages, `workers` how many processes draw pages.
+    """
+
+    output: Path
+    stage: int = 1
+    start: Path | None = None
+    heads: Path | None = None
+    seed: int = 1
+    workers: int = 1
+
 
 HEADS = "heads.safetensors"
 """Where a stage leaves the heads of its auxiliary losses, which are no part of the model."""
@@ -111,10 +129,10 @@ class StageLog:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train one stage; exit status 0, 2 where it could not, 130 where it was interrupted."""
+    """Train one stage; exit status 0, 2 if it could not, 130 if it was interrupted."""
     given = _parser().parse_args(arguments)
     try:
-        train_stage(given.stage, given.output, given.start, given.heads, given.seed, given.workers)
+        train_stage(StageOptions(**vars(given)))
     except OcrError as error:
         print(f"pocket: {error}", file=sys.stderr)
         return 2
@@ -126,52 +144,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dtype(device: torch.device) -> torch.dtype:
-    """bfloat16, or float32 on a processor that lacks it, where it would take many times as long."""
+    """bfloat16, or float32 on a processor that lacks it and would take many times as long."""
     return selection.choose_dtype("auto", device) if device.type == "cpu" else torch.bfloat16
 
 
-def train_stage(
-    stage: int,
-    output: Path,
-    start: Path | None = None,
-    heads: Path | None = None,
-    seed: int = 1,
-    workers: int = 1,
-) -> None:
-    """Train stage `stage` (from 1), from the checkpoint `start`, or from nothing, into
-    `output/model`; losses go to `output/log.jsonl`, the auxiliary losses' heads to `output/HEADS`,
-    from where the next stage may take them as `heads`.
+def train_stage(options: StageOptions) -> None:
+    """Train one stage; the last weights are saved every few minutes.
 
     Raises `CheckpointError` and `FileWriteError`.
     """
+    output, stage = options.output, STAGES[options.stage - 1]
     with explain_write_errors(output):
         output.mkdir(parents=True, exist_ok=True)
-    if start is None:
-        start = output / "untrained"
-        write_untrained(start, seed)
+    start = options.start or output / "untrained"
+    if options.start is None:
+        write_untrained(start, options.seed)
     accelerator = Accelerator(mixed_precision="no")
     network = load_network(start, accelerator.device, torch.float32).train().requires_grad_(True)
     route_in_float32(network)
-    text = read_config(start).text_config
-    codec = load_codec(
-        start, text.bos_token_id, frozenset([text.eos_token_id]), network.config.image_token_id
-    )
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     objective = AuxiliaryObjective(network, _dtype(accelerator.device)).to(accelerator.device)
     stepper = Stepper(objective, OptimiserSettings(orthogonal=True), accelerator)
-    log = StageLog(output / "log.jsonl")
-    if heads is not None:
-        objective.load_heads(heads)
+    if options.heads is not None:
+        objective.load_heads(options.heads)
 
     def save() -> None:
         save_checkpoint(network, start, output / "model")
         objective.save_heads(output / HEADS)
 
-    pools = PagePools(STAGES[stage - 1], codec, text.pad_token_id, seed)
-    data: DataLoader[list[Lessons]] = DataLoader(
-        pools, batch_size=None, num_workers=workers, prefetch_factor=3 if workers else None
+    data = _pools(stage, start, options)
+    run(stage, stepper, objective, data, StageLog(output / "log.jsonl"), save)
+
+
+def _pools(stage: Stage, start: Path, options: StageOptions) -> DataLoader[list[Lessons]]:
+    """The pages of a stage as the tokenizer of the checkpoint `start` spells them."""
+    config = read_config(start)
+    text = config.text_config
+    codec = load_codec(
+        start, text.bos_token_id, frozenset([text.eos_token_id]), config.image_token_id
     )
-    run(STAGES[stage - 1], stepper, objective, data, log, save)
+    return DataLoader(
+        PagePools(stage, codec, text.pad_token_id, options.seed),
+        batch_size=None,
+        num_workers=options.workers,
+        prefetch_factor=3 if options.workers else None,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

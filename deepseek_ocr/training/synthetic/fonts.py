@@ -57,7 +57,7 @@ class Typeface:
 def typefaces(which: FontSet = "all") -> tuple[Typeface, ...]:
     """Typefaces that have every character of `phrases.CHARACTERS`, sorted by family.
 
-    Raises `InputError` where there are none.
+    Raises `InputError` if there are none.
     """
     found = [
         face for face in _installed() if which == "all" or _held_out(face) == (which == "held-out")
@@ -88,7 +88,7 @@ def _held_out(face: Typeface) -> bool:
 
 @cache
 def _installed() -> tuple[Typeface, ...]:
-    """One typeface for each family and style, in a fixed order; where the system has none, those
+    """One typeface for each family and style, in a fixed order; if the system has none, those
     that matplotlib brings along."""
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on every oddity
     return _faces_in(FOLDERS) or _faces_in(_of_matplotlib())
@@ -115,7 +115,7 @@ def _faces_in(folders: Sequence[str]) -> tuple[Typeface, ...]:
 
 
 def _read(path: Path) -> Typeface | None:
-    """The typeface in `path`, or None where it is unsuited, damaged, or lacks characters."""
+    """The typeface in `path`, or None if it is unsuited, damaged, or lacks characters."""
     try:
         with path.open("rb") as file, TTFont(file, lazy=True) as font:
             names = font["name"]

@@ -145,7 +145,7 @@ def full(canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style) -> lis
 def paragraph(
     canvas: Canvas, font: ImageFont.FreeTypeFont, rng: Random, style: Style, most: int, label: str
 ) -> Block | None:
-    """Up to `most` lines set close together; None where not one fits."""
+    """Up to `most` lines set close together; None if not one fits."""
     placed: list[tuple[str, PixelBox]] = []
     step = int(height_of(font) * rng.uniform(1.12, 1.35)) + 1
     for _ in range(most):
@@ -221,7 +221,7 @@ def chart(
     canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style
 ) -> tuple[list[Block], str | None]:
     """A bar chart of two to four bars with a name below and a value above each, and its content
-    as a Markdown table; nothing where there is no room."""
+    as a Markdown table; nothing if there is no room."""
     size = rng.randint(style.smallest, max(style.smallest, (style.smallest + style.largest) // 2))
     font = fonts.sized(face, size)
     count = rng.randint(2, 4)

@@ -48,7 +48,7 @@ _ATTEMPTS = 200
 
 
 def make_page(recipe: Recipe, seed: int | str) -> SynthPage:
-    """The page that `seed` stands for. Raises `SettingsError` where no text fits."""
+    """The page that `seed` stands for. Raises `SettingsError` if no text fits."""
     rng = Random(seed)
     for _ in range(_ATTEMPTS):
         page = _attempt(recipe, rng)
