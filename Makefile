@@ -1,7 +1,8 @@
 # make demo    read an example page with the bundled model
 # make test    everything that needs no system package, in two processes (JOBS=8: in eight)
 # make test-container    the tests of what ships, with the container's own versions (7 GB, once)
-# make check   ruff and mypy
+# make test-newest    the network's tests with the newest transformers that pyproject.toml allows
+# make check   ruff, mypy and the layers of ARCHITECTURE.md
 # make bench   full-size random model on this machine, the library's plain class and ours
 # make evaluate    read synthetic pages with the bundled model and measure how well
 # make pocket  train a model like the bundled one from nothing, into build/pocket-5: hours
@@ -29,31 +30,36 @@ BENCH ?=
 GPU ?=
 GPU_PYTHON ?= $(BIN)/python
 VERIFY ?=
+NEWEST := $(CURDIR)/build/newest
+NETWORK_TESTS := $(patsubst %,tests/test_%.py,\
+	golden checkpoint kernels slots engine adapters vision_kernels)
 PAGES ?= 100
 SEED ?= 1000003
 MODEL ?= pocket
 MEASURES ?= ocr:tiny ocr:small ocr:base ocr:gundam markdown:tiny locate:tiny
 
-.PHONY: help demo test test-container check format bench evaluate pocket gpu-report \
+.PHONY: help demo test test-container test-newest check format bench evaluate pocket gpu-report \
 	verify-checkpoint clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -9
+	@sed -n 's/^# //p' Makefile | head -10
 
-$(READY): requirements/checkout.txt requirements/serve.txt tests/requirements.txt
+$(READY): pyproject.toml requirements/checkout.txt requirements/serve.txt tests/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; name one with: make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/checkout.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		--editable .
 	@touch $@
 
 demo: $(READY)
 	@echo "Reading examples/fruit.png with the bundled model: a toy of 16 MB that reads a few"
 	@echo "lines of clean print. Real pages need the 6.7 GB checkpoint: checkpoints/README.md."
 	@echo
-	$(BIN)/python ocr.py --model pocket examples/fruit.png
+	$(BIN)/deepseek-ocr read --model pocket examples/fruit.png
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
@@ -62,10 +68,20 @@ test-container:
 	OMP_NUM_THREADS=1 $(PYTHON) tests/container.py $(if $(TORCH_INDEX),--index $(TORCH_INDEX)) -- \
 		--numprocesses $(JOBS) --dist loadfile
 
+test-newest: $(READY)
+	rm -rf $(NEWEST)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target $(NEWEST) "$$(sed -n 's/^ *"\(transformers[^"]*\)".*/\1/p' pyproject.toml)"
+	@ls -d $(NEWEST)/transformers-*
+	OMP_NUM_THREADS=1 PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest --numprocesses $(JOBS) \
+		--dist loadfile $(NETWORK_TESTS)
+	PYTHONPATH=$(NEWEST) $(BIN)/python ocr.py --model pocket examples/fruit.png
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(READY)
 	$(BIN)/ruff format .

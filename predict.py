@@ -24,7 +24,7 @@ from PIL import Image
 import tasks
 import weights
 from deepseek_ocr import configuration, presets
-from deepseek_ocr.documents.inputs import Pages, parse_pages
+from deepseek_ocr.documents.inputs import PageSelection, parse_pages
 from deepseek_ocr.documents.renderer import OpenDocument
 from deepseek_ocr.documents.shared_reader import DocumentReader
 from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -218,9 +218,9 @@ def file_of(image: Path) -> pathlib.Path:
     return image
 
 
-def chosen_pages(pages: str) -> Pages:
+def chosen_pages(pages: str) -> PageSelection:
     """`pages` as the user writes them; all if empty. Raises `SettingsError` for other words."""
-    return parse_pages(pages) if pages.strip() else Pages()
+    return parse_pages(pages) if pages.strip() else PageSelection()
 
 
 def plain_text(password: Secret | None) -> str | None:

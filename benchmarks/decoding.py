@@ -14,8 +14,9 @@ import torch
 from benchmarks import machine
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.devices import selection
-from deepseek_ocr.kernels import decoder_weights, native, slot_decoder, steps
+from deepseek_ocr.kernels import compiled_steps, decoder_weights, slot_decoder, torch_steps
 from deepseek_ocr.kernels.rehearsal import TOLERANCES
+from deepseek_ocr.kernels.slot_decoder import DecodePath
 from deepseek_ocr.model.network import Network
 
 LIMITS = "limits"
@@ -111,12 +112,12 @@ class Row:
         )
 
 
-def ways(network: Network) -> Iterator[tuple[str, slot_decoder.Path]]:
+def ways(network: Network) -> Iterator[tuple[str, DecodePath]]:
     """The fast ways that the network's device has."""
     yield "torch", slot_decoder.TORCH
     if network.device.type == "cuda":
         yield "graphs", slot_decoder.GRAPHS
-    elif native.can_run(network.device, network.dtype):
+    elif compiled_steps.can_run(network.device, network.dtype):
         yield "compiled", slot_decoder.NATIVE
 
 
@@ -132,9 +133,9 @@ def within_one_span(length: int, most: int, repeat: int) -> tuple[int, int]:
     """How many tokens to decode at a time, `most` at most, so that a `Task` behind a prompt of
     `length` tokens ends within one span of the cache, and that span.
 
-    Spans are the powers of two from `steps.SPAN` on: a step takes longer from one to the next.
+    Spans are the powers of two from `torch_steps.SPAN` on: each takes longer than the one before.
     """
-    span = steps.SPAN
+    span = torch_steps.SPAN
     while span - length < 2 * (1 + repeat):
         span *= 2
     return min(most, (span - length - _WARM_UP) // (1 + repeat)), span

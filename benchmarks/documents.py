@@ -32,7 +32,8 @@ from PIL import Image
 from benchmarks import machine
 from deepseek_ocr import presets
 from deepseek_ocr.documents.inputs import find
-from deepseek_ocr.documents.pipeline import AHEAD, Plan, read_documents
+from deepseek_ocr.documents.pipeline import AHEAD, read_documents
+from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.documents.renderer import Ahead, Rendered, Renderer
 from deepseek_ocr.documents.run_store import Store
 from deepseek_ocr.engine.ocr_engine import OcrEngine

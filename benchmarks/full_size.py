@@ -16,21 +16,22 @@ from PIL import Image
 from benchmarks import decoding, machine, random_checkpoint, stages
 from benchmarks.decoding import Limits
 from benchmarks.parts import Figures, Rows, Settings
-from deepseek_ocr import kernels, presets
+from deepseek_ocr import presets
 from deepseek_ocr.decoding.decoder import PlainDecoder
 from deepseek_ocr.devices import memory
 from deepseek_ocr.devices import selection as devices
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.engine.results import Failure, Page
-from deepseek_ocr.images.views import Views
+from deepseek_ocr.images.views import MAX_TILES, Views
 from deepseek_ocr.kernels import choice
-from deepseek_ocr.kernels.decoder_factory import Decoders
-from deepseek_ocr.kernels.rehearsal import TOLERANCES
-from deepseek_ocr.kernels.slot_decoder import GRAPHS, FastDecoder
+from deepseek_ocr.kernels.decoder_factory import DecoderFactory
+from deepseek_ocr.kernels.rehearsal import TOLERANCES, prepare
+from deepseek_ocr.kernels.slot_decoder import GRAPHS, SlotDecoder
 from deepseek_ocr.model import footprint
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.checkpoint import read_config
-from deepseek_ocr.model.footprint import Footprint, Load
+from deepseek_ocr.model.footprint import Footprint, MemoryEstimate, MemoryLoad, cache_bytes
+from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,12 +137,12 @@ def decode(settings: Settings, rows: Rows) -> None:
         for pages in settings.pages:
 
             def measured(name: str = name, path: Any = path, pages: int = pages) -> Figures:
-                one = FastDecoder(network, pages, task.context, path)
+                one = SlotDecoder(network, pages, task.context, path)
                 figures = {"attention": ways.selection.attention}
                 figures |= _row(name, one, task, network, limits)
                 return figures | ({"times_plain": figures["tokens_per_s"] / rate} if rate else {})
 
-            cache = pages * memory.cache_bytes(network)
+            cache = pages * cache_bytes(network.config, network.dtype.itemsize)
             context = network.config.text_config.max_position_embeddings
             row_name = f"{name}, {_counted(pages, 'page')}"
             if lacking := _lacking(network.device, cache * task.context // context):
@@ -275,20 +276,20 @@ def memory_use(settings: Settings, rows: Rows) -> None:
     """The part: bytes by preset and by number of pages at once, against `footprint`'s estimate."""
     if not fits(settings, rows, pages=False):
         return
-    network = model.load_network(settings.checkpoint, settings.device, settings.dtype)
-    selection = kernels.prepare(network, choice.parse("auto"))
+    network = load_network(settings.checkpoint, settings.device, settings.dtype)
+    selection = prepare(network, choice.parse("auto"))
     context = network.config.text_config.max_position_embeddings
-    decoders = Decoders(network, selection.paths, context)
+    decoders = DecoderFactory(network, selection.paths, context)
     sizes = Footprint(network.config)
     for name in PRESETS:
         crop = presets.crop_for(name)
-        expected = sizes.estimate(crop, Load(network.dtype)).vision
+        expected = sizes.estimate(crop, MemoryLoad(network.dtype)).vision
         if lacking := _lacking(network.device, expected):
             rows.leave_out(f"vision, {name}", lacking)
             continue
         rows.add(f"vision, {name}", partial(_vision_peak, network, crop, expected), needs=2)
     for slots in settings.pages:
-        load = Load(network.dtype, slots, context=0)
+        load = MemoryLoad(network.dtype, slots, context=0)
         estimate = replace(sizes.estimate(presets.crop_for("gundam"), load), vision=0)
         name = _counted(slots, "slot")
         if lacking := _lacking(network.device, estimate.cache):
@@ -300,7 +301,7 @@ def memory_use(settings: Settings, rows: Rows) -> None:
 def _vision_peak(network: model.Network, crop: CropSettings, expected: int) -> Figures:
     """The most that the views of a page take beside the weights: of Gundam with nine tiles."""
     side = crop.base_size if crop.crop_mode else crop.image_size
-    tiles = footprint.MOST_TILES if crop.crop_mode else 0
+    tiles = MAX_TILES if crop.crop_mode else 0
     views = Views(
         torch.zeros(3, side, side), torch.zeros(tiles, 3, crop.image_size, crop.image_size),
         (3, 3) if tiles else (1, 1),
@@ -314,15 +315,15 @@ def _vision_peak(network: model.Network, crop: CropSettings, expected: int) -> F
 
 
 def _slots(
-    decoders: Decoders, network: model.Network, slots: int, estimate: footprint.Estimate
+    decoders: DecoderFactory, network: model.Network, slots: int, estimate: MemoryEstimate
 ) -> Figures:
     """What a decoder with `slots` slots takes, and all tensors that the device holds with it while
     prompts are read; None: unknown. `device_bytes` has what the driver keeps of graphs too."""
-    before, free = _allocated(network.device), devices.free_and_total(network.device)
+    before, free = _allocated(network.device), memory.free_and_total(network.device)
     began = time.perf_counter()
     one = decoders.make(slots)
     seconds = time.perf_counter() - began
-    made, left = _allocated(network.device), devices.free_and_total(network.device)
+    made, left = _allocated(network.device), memory.free_and_total(network.device)
     prompt = decoding.prompt_of(network, min(PROMPT, one.context // 2))
 
     def read() -> None:

@@ -13,11 +13,12 @@ import torch
 
 from benchmarks import decoding
 from benchmarks.parts import Figures, Rows, Settings
-from deepseek_ocr import kernels
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.kernels import choice, op_fallbacks
-from deepseek_ocr.kernels.slot_decoder import FastDecoder
+from deepseek_ocr.kernels.rehearsal import prepare
+from deepseek_ocr.kernels.slot_decoder import SlotDecoder
 from deepseek_ocr.model import network as model
+from deepseek_ocr.model.loader import load_network
 from tests.goldens import CASES, GOLDEN, VIEWS, Golden, embedded, golden_views, load_golden
 from tests.goldens import relative_error as error
 
@@ -45,10 +46,10 @@ def check(settings: Settings, rows: Rows) -> None:
 def _check_type(settings: Settings, rows: Rows, golden: Golden, dtype: str, quant: str) -> None:
     name = dtype if quant == "none" else f"{quant} in {dtype}"
     kind = dtype if quant == "none" else quant
-    plain = model.load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
-    ours = model.load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
+    plain = load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
+    ours = load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
     op_fallbacks.fit(plain)
-    selection = kernels.prepare(ours, choice.parse("auto"))
+    selection = prepare(ours, choice.parse("auto"))
     tolerance = TOLERANCE[dtype]
     if quant == "none":
         rows.add(f"{name}, vision, plain", partial(_vision, plain, golden, tolerance))
@@ -75,7 +76,7 @@ def _decoders(
     """Every way of decoding: its name, the network it reads pages with, what makes its decoder."""
     yield "plain", plain, partial(PlainDecoder, plain)
     for way, path in decoding.ways(ours):
-        yield way, ours, partial(FastDecoder, ours, 1, CONTEXT, path)
+        yield way, ours, partial(SlotDecoder, ours, 1, CONTEXT, path)
 
 
 def _vision(network: model.Network, golden: Golden, tolerance: float) -> Figures:

@@ -31,9 +31,10 @@ from deepseek_ocr.devices import memory, selection
 from deepseek_ocr.files import atomic_write
 from deepseek_ocr.images.views import Views
 from deepseek_ocr.kernels import op_fallbacks, slot_decoder
-from deepseek_ocr.kernels.slot_decoder import FastDecoder
+from deepseek_ocr.kernels.slot_decoder import SlotDecoder
 from deepseek_ocr.model import int8_layers
 from deepseek_ocr.model import network as model
+from deepseek_ocr.model.loader import load_network
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,7 +45,7 @@ def main() -> None:
     if not (flags.checkpoint / random_checkpoint.FILE).is_file():
         print(f"writing a random checkpoint to {flags.checkpoint} …", flush=True)
         random_checkpoint.write(flags.checkpoint)
-    network = model.load_network(flags.checkpoint, flags.device, flags.dtype)
+    network = load_network(flags.checkpoint, flags.device, flags.dtype)
     op_fallbacks.fit(network)
     limits = decoding.limits(network.device, network.dtype)
     found: dict[str, Any] = {
@@ -119,7 +120,7 @@ def _stages(network: model.Network, flags: argparse.Namespace) -> Iterator[tuple
     yield "prefill_plain_s", median(lambda: plain.prefill(0, prompt))
     plain.free(0)
     for name, way in decoding.ways(network):
-        fast = FastDecoder(network, 1, flags.prompt, way)
+        fast = SlotDecoder(network, 1, flags.prompt, way)
         yield f"prefill_{name}_s", median(partial(fast.prefill, 0, prompt))
 
 
@@ -140,7 +141,7 @@ def _rows(
         ]
         for name, way in decoding.ways(network):
             for count in counts:
-                made.append((name, count, partial(FastDecoder, network, count, task.context, way)))
+                made.append((name, count, partial(SlotDecoder, network, count, task.context, way)))
         found: Row | dict[str, Any]
         for name, count, make in made:
             try:

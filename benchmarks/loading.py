@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+from deepseek_ocr.model.loader import load_network
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -47,7 +49,7 @@ def _load(way: str, folder: Path, device: str, dtype: str) -> object:
     from deepseek_ocr.model.checkpoint import read_config
 
     if way == "ours":
-        return model.load_network(folder, device, dtype)
+        return load_network(folder, device, dtype)
     target = selection.choose_device(device)
     kind = selection.choose_dtype(dtype, target)
     network = model.Network.from_pretrained(folder, config=read_config(folder), dtype=kind)

@@ -93,7 +93,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--device", default="auto")
     made.add_argument("--dtype", default="auto")
     made.add_argument("--quant", default="none", choices=QUANTS)
-    made.add_argument("--kernels", default="auto", help="fast paths, as for ocr.py")
+    made.add_argument("--kernels", default="auto", help="fast paths, as for deepseek-ocr read")
     made.add_argument("--tokens", type=int, default=48, help="decoded per repetition")
     made.add_argument("--pages", type=int, default=4, help="pages in flight at most")
     made.add_argument("--repeat", type=int, default=3, help="repetitions; the median counts")

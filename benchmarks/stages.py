@@ -13,17 +13,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deepseek_ocr import kernels
 from deepseek_ocr.decoding.decoder import Decoder
 from deepseek_ocr.devices import selection as devices
 from deepseek_ocr.images import views as images
 from deepseek_ocr.kernels import op_fallbacks
-from deepseek_ocr.kernels.decoder_factory import Decoders
-from deepseek_ocr.kernels.rehearsal import Selection
+from deepseek_ocr.kernels.decoder_factory import DecoderFactory
+from deepseek_ocr.kernels.rehearsal import PathSelection, prepare
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.int8_layers import Int8Experts, Int8Linear, quantize_decoder
-from deepseek_ocr.model.int8_rows import Rows
+from deepseek_ocr.model.loader import load_network, rebuild_buffers
+from deepseek_ocr.model.weight_matrix import Matrix
 
 PROMPT_TAIL = 9
 """Text tokens behind the page in the Markdown prompt: 913 in all with an A4 page at Gundam."""
@@ -36,26 +36,26 @@ class Ways:
     plain: model.Network
     ours: model.Network
     chosen: frozenset[str]
-    selection: Selection
+    selection: PathSelection
 
     def decoder(self, slots: int, context: int) -> Decoder:
         """Our decoder with so many slots."""
-        return Decoders(self.ours, self.selection.paths, context).make(slots)
+        return DecoderFactory(self.ours, self.selection.paths, context).make(slots)
 
 
 def load(folder: Path, device: str, dtype: str, chosen: frozenset[str], quant: str) -> Ways:
     """Both ways, ours with the fast paths `chosen`; in both are stand-ins for what the device
     lacks."""
-    ours = model.load_network(folder, device, dtype)
+    ours = load_network(folder, device, dtype)
     plain = model.empty_network(read_config(folder))
     for name, parameter in ours.named_parameters():
         owner, _, leaf = name.rpartition(".")
         setattr(plain.get_submodule(owner), leaf, nn.Parameter(parameter, requires_grad=False))
-    model.rebuild_buffers(plain, ours.device)
+    rebuild_buffers(plain, ours.device)
     op_fallbacks.fit(plain)
     if quant == "int8":
         quantize_decoder(ours)
-    return Ways(plain.eval(), ours, chosen, kernels.prepare(ours, chosen))
+    return Ways(plain.eval(), ours, chosen, prepare(ours, chosen))
 
 
 def in_turn(calls: list[Callable[[], Any]], repeat: int, device: torch.device) -> list[float]:
@@ -112,7 +112,7 @@ def _weights(module: nn.Module) -> list[torch.Tensor]:
     return list(module.parameters(recurse=False))
 
 
-def _of(rows: Rows) -> list[torch.Tensor]:
+def _of(rows: Matrix) -> list[torch.Tensor]:
     return [rows.values] + ([] if rows.scales is None else [rows.scales])
 
 

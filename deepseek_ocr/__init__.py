@@ -37,7 +37,8 @@ if TYPE_CHECKING:
         SettingsError,
     )
     from deepseek_ocr.grounding.parser import Confidence, Region
-    from deepseek_ocr.images.views import ImageLimits, Views
+    from deepseek_ocr.images.limits import ImageLimits
+    from deepseek_ocr.images.views import Views
     from deepseek_ocr.settings import CropSettings, DecodeSettings
 
 __version__ = "0.1.0"
@@ -88,7 +89,7 @@ _HOME_OF = {
     "GenerationError": "errors",
     "Handle": "engine.request",
     "ImageError": "errors",
-    "ImageLimits": "images.views",
+    "ImageLimits": "images.limits",
     "ImageTooLargeError": "errors",
     "InputError": "errors",
     "LoadOptions": "engine.load_options",

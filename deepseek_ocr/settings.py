@@ -17,6 +17,9 @@ convolutions."""
 LARGEST_VIEW = 1280
 """Largest view side in pixels that the model was trained for (preset Large)."""
 
+MAX_PICTURE_PIXELS = 178_956_970
+"""Most pixels of a picture: the bound at which Pillow refuses to open one."""
+
 LARGEST_RANK = 4096
 """Of a LoRA adapter, trained or read: a config may ask for any, and memory is taken by it."""
 
@@ -155,8 +158,7 @@ class RenderSettings:
     - `rotate`: None turns as the file's flags say; 0, 90, 180 or 270 is the turn (degrees
       clockwise) taken in place of them
     - `max_pixels`: a PDF page that would have more is rendered at a lower resolution
-    - `max_picture_pixels`: a picture that has more is refused before it is decoded; the default is
-      the bound at which Pillow refuses
+    - `max_picture_pixels`: a picture that has more is refused before it is decoded
     - `timeout`: seconds a page may take to become a picture
     - `memory`: bytes of address space that the rendering process may add to what it starts with,
       where the system can hold it to that
@@ -167,7 +169,7 @@ class RenderSettings:
     dpi: int = 144
     rotate: int | None = None
     max_pixels: int = 20_000_000
-    max_picture_pixels: int = 178_956_970
+    max_picture_pixels: int = MAX_PICTURE_PIXELS
     timeout: float = 60.0
     memory: int = 3 * 2**30
 

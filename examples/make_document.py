@@ -15,7 +15,8 @@ from pathlib import Path
 import pypdfium2
 from PIL import Image, ImageDraw, ImageFont
 
-from deepseek_ocr.formats.export import FORMATS, write
+from deepseek_ocr.formats import FORMATS
+from deepseek_ocr.formats.export import write
 from deepseek_ocr.formats.figures import save_figures
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
 from examples import pictures

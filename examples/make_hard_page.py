@@ -21,7 +21,8 @@ from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from PIL import Image, ImageDraw, ImageFont
 
-from deepseek_ocr.formats.export import FORMATS, write
+from deepseek_ocr.formats import FORMATS
+from deepseek_ocr.formats.export import write
 from deepseek_ocr.formats.figures import save_figures
 from deepseek_ocr.formats.mathml import to_mathml
 from deepseek_ocr.formats.records import DocumentRecord

@@ -18,7 +18,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.kernels import compiling
-from deepseek_ocr.model.network import Network, load_network
+from deepseek_ocr.model.loader import load_network
+from deepseek_ocr.model.network import Network
 from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.weights import registry
 from tests.goldens import GOLDEN, load_golden

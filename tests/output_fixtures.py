@@ -16,6 +16,7 @@ from PIL import Image
 from deepseek_ocr.engine.results import Counts, Timings
 from deepseek_ocr.formats.export import text_of
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord, Try
+from deepseek_ocr.formats.writing import WriteOptions
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.grounding.parser import Box, Confidence
 from tests.conftest import need
@@ -168,7 +169,7 @@ PAGE = grounded(
 def text_output(
     name: str, *pages: PageRecord, join: bool = True, folder: Path = Path("absent")
 ) -> str:
-    return "".join(text_of(document_of(pages), name, folder, join_tables=join))
+    return "".join(text_of(document_of(pages), name, folder, WriteOptions(join_tables=join)))
 
 
 def three_pages() -> list[PageRecord]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deepseek_ocr.kernels import cuda_graphs, steps, vision
+from deepseek_ocr.kernels import cuda_graphs, torch_steps, vision
 from deepseek_ocr.kernels.cuda_graphs import Run
 from deepseek_ocr.model import experts
 
@@ -28,8 +28,8 @@ class Recorder:
 def compute_as_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """Choose as on a card from now on; that it decodes by `decoder.GRAPHS` is the caller's part."""
     way_for, attention = experts.way_for, vision.torch_attention
-    monkeypatch.setattr(cuda_graphs, "Recorder", Recorder)
-    monkeypatch.setattr(steps, "way_for", lambda device, rows: way_for(CARD, rows))
+    monkeypatch.setattr(cuda_graphs, "GraphRecorder", Recorder)
+    monkeypatch.setattr(torch_steps, "way_for", lambda device, rows: way_for(CARD, rows))
     monkeypatch.setattr(
         vision, "torch_attention", lambda device, dtype, window: attention(CARD, dtype, window)
     )

@@ -16,7 +16,8 @@ from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import CheckpointError, DeviceError
 from deepseek_ocr.model import int8_layers
 from deepseek_ocr.model.adapters import CONFIG, TENSORS, merge_adapter, quiet_peft
-from deepseek_ocr.model.network import Network, load_network
+from deepseek_ocr.model.loader import load_network
+from deepseek_ocr.model.network import Network
 from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from deepseek_ocr.training.finetune import lora

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 
 from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.images.views import make_views
-from deepseek_ocr.model.network import Network, load_network
+from deepseek_ocr.model.loader import load_network
+from deepseek_ocr.model.network import Network
 from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.settings import CropSettings
 from deepseek_ocr.training.data.batches import IGNORED, collate, encode_example

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import kernels, random_checkpoint
-from deepseek_ocr.kernels import steps
+from deepseek_ocr.kernels import torch_steps
 from tests.conftest import GOLDEN
 
 SMALL = ["--prompt", "20", "--tokens", "3", "--repeat", "1", "--view", "512", "--tiles", "0"]
@@ -52,8 +52,8 @@ def test_every_way_is_measured_and_right(
 def test_a_wrong_way_fails_the_run(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = steps.step
-    monkeypatch.setattr(steps, "step", lambda *given: right(*given) + torch.tensor(1.0))
+    right = torch_steps.step
+    monkeypatch.setattr(torch_steps, "step", lambda *given: right(*given) + torch.tensor(1.0))
     flags = ("--checkpoint", str(checkpoint), "--dtype", "float32", "--pages", "1")
     assert run(monkeypatch, *flags, "--quant", "none") == 1
     assert "WRONG: Row(way='torch'" in capsys.readouterr().out
@@ -62,14 +62,14 @@ def test_a_wrong_way_fails_the_run(
 def test_a_way_that_fails_is_told_and_the_others_are_measured(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = steps.TorchSteps.__call__
+    right = torch_steps.TorchSteps.__call__
 
-    def refusing(self: steps.TorchSteps, slots: list[int], ids: list[int]) -> torch.Tensor:
+    def refusing(self: torch_steps.TorchSteps, slots: list[int], ids: list[int]) -> torch.Tensor:
         if len(slots) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return right(self, slots, ids)
 
-    monkeypatch.setattr(steps.TorchSteps, "__call__", refusing)
+    monkeypatch.setattr(torch_steps.TorchSteps, "__call__", refusing)
     report = tmp_path / "figures.json"
     flags = ("--checkpoint", str(checkpoint), "--dtype", "float32", "--pages", "1,3,2")
     assert run(monkeypatch, *flags, "--quant", "none", "--json", str(report)) == 1

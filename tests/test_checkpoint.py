@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from benchmarks.random_checkpoint import FULL_SIZE, official_shapes, write
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import CheckpointError
-from deepseek_ocr.model.network import Network, load_network
+from deepseek_ocr.model.loader import load_network
+from deepseek_ocr.model.network import Network
 from tests.conftest import GOLDEN, POCKET, reference
 
 WEIGHTS = "model-00001-of-000001.safetensors"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deepseek_ocr.formats.export import FORMATS
+from deepseek_ocr.formats import FORMATS
 from deepseek_ocr.kernels import compiling
 from tests import papers
 from tests.conftest import POCKET, ROOT

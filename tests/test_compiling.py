@@ -13,9 +13,9 @@ import torch
 
 from deepseek_ocr.decoding.decoder import PlainDecoder
 from deepseek_ocr.kernels import compiling, slot_decoder
-from deepseek_ocr.kernels.slot_decoder import FastDecoder
+from deepseek_ocr.kernels.slot_decoder import SlotDecoder
 from deepseek_ocr.model import int8_layers
-from deepseek_ocr.model.network import load_network
+from deepseek_ocr.model.loader import load_network
 from tests.conftest import GOLDEN, ROOT
 from tests.goldens import relative_error
 
@@ -140,7 +140,7 @@ def test_the_kernel_is_right_without_this_processors_features(
     for quant, tolerance in (("none", 1e-5), ("int8", 5e-4)):
         if quant == "int8":
             int8_layers.quantize_decoder(network)
-        plain, ours = PlainDecoder(network), FastDecoder(network, 1, 64, slot_decoder.NATIVE)
+        plain, ours = PlainDecoder(network), SlotDecoder(network, 1, 64, slot_decoder.NATIVE)
         prompt = network.get_input_embeddings()(torch.tensor([[5, 9, 80, 17]]))
         for one in (plain, ours):
             one.prefill(0, prompt)

@@ -20,7 +20,8 @@ from torch import nn
 from deepseek_ocr import presets
 from deepseek_ocr.devices import selection
 from deepseek_ocr.documents.inputs import find
-from deepseek_ocr.documents.pipeline import Plan, read_documents
+from deepseek_ocr.documents.pipeline import read_documents
+from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.documents.run_store import Store, read_manifests
 from deepseek_ocr.documents.shared_reader import DocumentReader

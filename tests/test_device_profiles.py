@@ -20,7 +20,7 @@ from transformers.integrations import moe
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from deepseek_ocr.decoding.decoder import PlainDecoder
-from deepseek_ocr.engine import scheduler
+from deepseek_ocr.devices import selection
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.engine.results import Page, Reading
 from deepseek_ocr.errors import DeviceError, GenerationError
@@ -29,6 +29,7 @@ from deepseek_ocr.kernels import convolutions, float32_fallback
 from deepseek_ocr.kernels import op_fallbacks as operators
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.checkpoint import read_config
+from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from tests.conftest import GOLDEN, POCKET, ROOT
 from tests.goldens import golden_views, relative_error
@@ -103,7 +104,7 @@ def plain(tiny: model.Network) -> list[torch.Tensor]:
 
 @pytest.fixture
 def unfolded() -> model.Network:
-    network = model.load_network(GOLDEN / "checkpoint", "cpu", "float32")
+    network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
     operators.fit(network, unfold=True)
     return network
 
@@ -135,7 +136,7 @@ def test_with_kept_tables_nothing_is_resized_with_antialias(
 
 
 def test_position_tables_are_resized_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = model.load_network(GOLDEN / "checkpoint", "cpu", "float32")
+    network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
     places = []
     real = nn.functional.interpolate
 
@@ -234,7 +235,7 @@ def test_convolutions_the_network_has_not_are_refused() -> None:
 
 
 def test_all_five_convolutions_are_replaced(golden: dict[str, torch.Tensor]) -> None:
-    network = model.load_network(GOLDEN / "checkpoint", "cpu", "float32")
+    network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
     names = dict(network.named_parameters()).keys()
     assert convolutions.replace(network) == 5
     assert dict(network.named_parameters()).keys() == names
@@ -293,7 +294,7 @@ def test_a_card_is_asked_for_the_grouped_product_of_its_type(
 def test_the_experts_loop_stands_in_for_the_grouped_product(
     monkeypatch: pytest.MonkeyPatch, plain: list[torch.Tensor]
 ) -> None:
-    network = model.load_network(GOLDEN / "checkpoint", "cpu", "float32")
+    network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
     monkeypatch.setattr(
         operators, "lacking", lambda device, dtype: frozenset(["grouped product", "convolution"])
     )
@@ -321,7 +322,7 @@ def test_a_rehearsal_goes_through_the_whole_path(
 def test_float16_reads_what_float32_reads_within_its_precision(
     golden: dict[str, torch.Tensor],
 ) -> None:
-    network = model.load_network(GOLDEN / "checkpoint", "cpu", "float16")
+    network = load_network(GOLDEN / "checkpoint", "cpu", "float16")
     rows = model.vision_tokens(network, golden_views(golden, "tiny"))
     assert rows.dtype == torch.float16
     assert relative_error(rows.float(), golden["tiny.vision_tokens"]) < FLOAT16_TOLERANCE
@@ -333,8 +334,8 @@ def test_float16_reads_what_float32_reads_within_its_precision(
 
 
 def test_float32_arithmetic_over_weights_in_float16(plain: list[torch.Tensor]) -> None:
-    network = model.load_network(GOLDEN / "checkpoint", "cpu", "float16")
-    exact = model.load_network(GOLDEN / "checkpoint", "cpu", "float16").float()
+    network = load_network(GOLDEN / "checkpoint", "cpu", "float16")
+    exact = load_network(GOLDEN / "checkpoint", "cpu", "float16").float()
     before = {name: value.clone() for name, value in network.named_parameters()}
     expected = read(exact)
     with float32_fallback.in_float32(network):
@@ -348,7 +349,7 @@ def test_float32_arithmetic_over_weights_in_float16(plain: list[torch.Tensor]) -
 
 def test_float32_arithmetic_leaves_flash_attn_alone() -> None:
     """flash-attn knows 16-bit types only; transformers would hand it the weights' type."""
-    network = model.load_network(GOLDEN / "checkpoint", "cpu", "float16")
+    network = load_network(GOLDEN / "checkpoint", "cpu", "float16")
     text, plain = network.model.language_model, ALL_ATTENTION_FUNCTIONS["sdpa"]
     types: list[torch.dtype] = []
 
@@ -376,7 +377,7 @@ def test_float32_arithmetic_leaves_flash_attn_alone() -> None:
 
 
 def test_what_overflows_in_float16_is_finite_in_float32() -> None:
-    network = model.load_network(GOLDEN / "checkpoint", "cpu", "float16")
+    network = load_network(GOLDEN / "checkpoint", "cpu", "float16")
     with torch.no_grad():  # an outlier, as trained weights have
         network.model.language_model.layers[0].mlp.down_proj.weight.mul_(3e4)
         network.model.language_model.layers[0].mlp.up_proj.weight.mul_(300)
@@ -422,7 +423,7 @@ def test_memory_is_released_after_every_page(
     pocket: OcrEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = []
-    monkeypatch.setattr(scheduler.devices, "release", released.append)
+    monkeypatch.setattr(selection, "release", released.append)
     for outcome in pocket.read_many([Page(PAGE, "Free OCR.", TINY, SHORT)] * 2):
         assert isinstance(outcome, Reading)
     assert released == [pocket.device] * 2
@@ -430,8 +431,8 @@ def test_memory_is_released_after_every_page(
 
 def test_encoders_on_a_device_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two types stand for two devices, of which only one is here."""
-    monkeypatch.setattr(model.devices, "vision_dtype", lambda kind, vision, text: torch.bfloat16)
-    network = model.load_network(GOLDEN / "checkpoint", "cpu", "float32", vision_device="cpu")
+    monkeypatch.setattr(selection, "vision_dtype", lambda kind, vision, text: torch.bfloat16)
+    network = load_network(GOLDEN / "checkpoint", "cpu", "float32", vision_device="cpu")
     kinds = {name: value.dtype for name, value in network.named_parameters()}
     assert network.device == torch.device("cpu")
     assert network.dtype == torch.float32

@@ -26,7 +26,7 @@ def have(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if "cuda" in kinds else 0)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in kinds)
-        monkeypatch.setattr(selection, "_npu_available", lambda: "npu" in kinds)
+        monkeypatch.setattr(selection, "_npu_problem", lambda: None if "npu" in kinds else "no NPU")
 
     return set_devices
 
@@ -63,9 +63,9 @@ def test_types_follow_what_the_device_does_well(have, monkeypatch: pytest.Monkey
     assert selection.choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
     have("cuda", capability=(7, 5))
     assert selection.choose_dtype("auto", torch.device("cuda")) == torch.float16
-    monkeypatch.setattr(selection, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(selection.cpu, "has_bfloat16", lambda: True)
     assert selection.choose_dtype("auto", torch.device("cpu")) == torch.bfloat16
-    monkeypatch.setattr(selection, "_cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(selection.cpu, "has_bfloat16", lambda: False)
     assert selection.choose_dtype("auto", torch.device("cpu")) == torch.float32
     assert selection.choose_dtype("float16", torch.device("cpu")) == torch.float16
     assert selection.choose_dtype(torch.float32, torch.device("cuda")) == torch.float32
@@ -200,7 +200,7 @@ library.fallback(lambda op, *args, **more: op(*args, **more), "PrivateUse1")
 kernel = torch.library.Library("aten", "IMPL")
 kernel.impl("topk", lambda *args: None, "PrivateUse1")
 
-from deepseek_ocr import operators
+from deepseek_ocr.kernels import op_fallbacks as operators
 from deepseek_ocr.errors import DeviceError
 npu = torch.device("npu:0")
 assert operators.falls_back("aten::histc", "npu")
@@ -284,7 +284,7 @@ def test_the_vision_part_keeps_the_type_its_device_does_well(
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
 
     def chosen(bfloat16: bool, decoder: torch.dtype, vision: torch.device) -> Any:
-        monkeypatch.setattr(selection, "_cpu_has_bfloat16", lambda: bfloat16)
+        monkeypatch.setattr(selection.cpu, "has_bfloat16", lambda: bfloat16)
         return selection.vision_dtype(decoder, vision, cuda)
 
     assert chosen(True, torch.float16, cpu) == torch.bfloat16

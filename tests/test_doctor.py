@@ -15,7 +15,7 @@ from deepseek_ocr import configuration, presets
 from deepseek_ocr.cli import device_report, doctor, memory_advice
 from deepseek_ocr.cli.main import main
 from deepseek_ocr.configuration import Settings
-from deepseek_ocr.devices import selection
+from deepseek_ocr.devices import memory, selection
 from deepseek_ocr.errors import SettingsError
 from tests.conftest import ROOT
 
@@ -63,7 +63,7 @@ def test_without_the_model_the_rest_is_still_told(
 def test_too_little_memory_is_told_before_the_model_is_loaded(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "free_and_total", lambda device: (2 * 10**8, 10**9))
+    monkeypatch.setattr(memory, "free_and_total", lambda device: (2 * 10**8, 10**9))
     folder = ROOT / "checkpoints" / "pocket"
     memory_advice.warn_of_too_little(POCKET, presets.crop_for("large"), folder)
     told = capsys.readouterr().err

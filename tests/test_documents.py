@@ -23,12 +23,17 @@ from hypothesis import strategies as st
 
 from benchmarks import machine
 from deepseek_ocr import presets
-from deepseek_ocr.documents.inputs import Input, Pages, find, parse_pages
-from deepseek_ocr.documents.pipeline import Plan, Tally, Watcher, read_documents
+from deepseek_ocr.documents.inputs import Input, PageSelection, find, parse_pages
+from deepseek_ocr.documents.pipeline import read_documents
+from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.documents.run_store import Store, read_manifests
+from deepseek_ocr.documents.run_tally import Tally, Watcher
 from deepseek_ocr.engine.results import Failure, Page, Reading
-from deepseek_ocr.formats.export import FORMATS
+from deepseek_ocr.formats import FORMATS, Format
+from deepseek_ocr.formats.records import DocumentRecord
+from deepseek_ocr.formats.writing import WriteContext
+from deepseek_ocr.server.jobs.document_options import output_format
 from deepseek_ocr.settings import CropSettings, DecodeSettings, RenderSettings
 from tests import papers
 from tests.scripted import FAULTS, Run, ScriptedEngine, Server, text_of
@@ -214,7 +219,7 @@ def run_here(
     folder: Path,
     paths: list[Path],
     *,
-    pages: Pages = Pages(),
+    pages: PageSelection = PageSelection(),
     dpi: int = 36,
     watcher: Watcher | None = None,
     formats: tuple[str, ...] = ("json",),
@@ -516,7 +521,18 @@ def test_what_cannot_start_says_why(
     assert message in err
 
 
-def test_the_formats_of_the_command_line_are_those_there_are() -> None:
-    from deepseek_ocr.cli import read_flags
+def write_loudly(document: DocumentRecord, context: WriteContext) -> Iterator[str]:
+    """A writer that a test adds."""
+    for page in document.pages:
+        yield f"{page.text.upper()}\n"
 
-    assert list(read_flags.FORMATS) == list(FORMATS)
+
+def test_one_entry_adds_an_output_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loud = Format("loud", "in capitals", {"_loud.txt": f"{__name__}:write_loudly"}, "text/x-loud")
+    monkeypatch.setitem(FORMATS, "loud", loud)
+    papers.pdf(tmp_path / "scan.pdf", (1, 2))
+    tally = run_here(tmp_path, [tmp_path / "scan.pdf"], formats=("loud", "json"))
+    assert (tally.documents, tally.failures) == (1, 0)
+    written = (tmp_path / "out" / "scan" / "scan_loud.txt").read_text()
+    assert written == f"{text_of(1)}\n{text_of(2)}\n".upper()
+    assert output_format({"output_format": "loud"}) == "loud"

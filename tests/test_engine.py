@@ -15,7 +15,8 @@ from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
 from deepseek_ocr.engine.text_accumulator import count, valid_tokens
 from deepseek_ocr.errors import DeviceError, ImageError, InputError, PromptError
 from deepseek_ocr.grounding.parser import Confidence
-from deepseek_ocr.images.views import make_views, open_image
+from deepseek_ocr.images.image_loading import open_image
+from deepseek_ocr.images.views import make_views
 from deepseek_ocr.model.network import embed
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from tests.conftest import POCKET, ROOT
@@ -296,7 +297,7 @@ def test_a_page_is_read_with_weights_of_8_bits(kernels: str) -> None:
     "stage",
     [
         "deepseek_ocr.model.checkpoint.TensorFiles.read",
-        "deepseek_ocr.kernels.prepare",
+        "deepseek_ocr.kernels.rehearsal.prepare",
         "deepseek_ocr.kernels.op_fallbacks.rehearse",
     ],
 )

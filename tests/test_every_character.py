@@ -19,6 +19,7 @@ from deepseek_ocr.formats.export import text_of
 from deepseek_ocr.formats.json_document import page_data
 from deepseek_ocr.formats.records import PageRecord
 from deepseek_ocr.formats.searchable_pdf import page_lines
+from deepseek_ocr.formats.writing import WriteOptions
 from deepseek_ocr.markup import blocks_in, page_parts, settled_parts, to_markdown
 from deepseek_ocr.server.web.page_nodes import page_blocks
 from tests.conftest import reference
@@ -60,7 +61,7 @@ def outputs_of(record: PageRecord) -> dict[str, str]:
     written = {
         name: "".join(text_of(document, name, Path("absent"))) for name in ("md", "html", "txt")
     }
-    brackets = "".join(text_of(document, "md", Path("absent"), formulas="brackets"))
+    brackets = "".join(text_of(document, "md", Path("absent"), WriteOptions(formulas="brackets")))
     body = written["html"].partition("</a>")[2]
     data = page_data(record)
     return {

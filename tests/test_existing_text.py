@@ -13,9 +13,9 @@ from pikepdf import Array, Dictionary, Name
 
 from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.errors import SettingsError
-from deepseek_ocr.formats.export import Written, write
-from deepseek_ocr.formats.pdf_builder import PdfPages
+from deepseek_ocr.formats.export import WrittenFiles, write
 from deepseek_ocr.formats.records import PageRecord
+from deepseek_ocr.formats.writing import PdfPages, WriteOptions
 from deepseek_ocr.settings import ExistingText, existing_text
 from tests.output_fixtures import Block, document_of, grounded, make_pdf, record_of, renderer
 
@@ -44,10 +44,14 @@ def read(path: Path, *known: str | None) -> list[PageRecord]:
     ]
 
 
-def written(folder: Path, source: Path, records: list[PageRecord], mode: ExistingText) -> Written:
+def written(
+    folder: Path, source: Path, records: list[PageRecord], mode: ExistingText
+) -> WrittenFiles:
     document = document_of(records, source)
     formats = ["json", "searchable-pdf"]
-    return write(document, formats, folder / "out", renderer(source), existing_text=mode)
+    return write(
+        document, formats, folder / "out", renderer(source), WriteOptions(existing_text=mode)
+    )
 
 
 def text_of_page(path: Path, page: int = 1) -> list[str]:

@@ -17,10 +17,11 @@ from PIL import Image
 
 from deepseek_ocr.engine.results import Failure
 from deepseek_ocr.errors import ImageError, SettingsError
-from deepseek_ocr.formats import export, markdown
-from deepseek_ocr.formats.export import FORMATS, TEXT_FORMATS, text_of, write
+from deepseek_ocr.formats import FORMATS, export, markdown
+from deepseek_ocr.formats.export import text_of, write
 from deepseek_ocr.formats.figures import MOST_AREA, MOST_FIGURES, figure_crops, save_figures
 from deepseek_ocr.formats.records import PageRecord
+from deepseek_ocr.formats.writing import WriteContext
 from deepseek_ocr.grounding import parser
 from tests.conftest import ROOT, reference
 from tests.output_fixtures import (
@@ -78,7 +79,7 @@ def test_pages_are_taken_one_at_a_time() -> None:
                 yield page
 
     document = document_of(Pages(record_of(number, PAGE) for number in range(1, 100)))
-    for name in TEXT_FORMATS:
+    for name in (name for name, one in FORMATS.items() if one.is_text):
         taken.clear()
         pieces = text_of(document, name, Path("absent"))
         for _ in range(4):
@@ -142,7 +143,9 @@ def test_official_files_are_the_official_scripts() -> None:
         f"{TABLE}\n\n\\[ a_1 := b_2 \\]\n\n<--- Page Split --->\n"
         "Free text\n\n\n\n\nof it\n\n<--- Page Split --->\n"
     )
-    tagged = "".join(markdown.write_official_tagged(document_of(pages)))
+    tagged = "".join(
+        markdown.write_official_tagged(document_of(pages), WriteContext(Path("absent")))
+    )
     assert tagged == (
         f"{PAGE}\n\n<--- Page Split --->\nFree text\n\n\n\n\nof it\n\n<--- Page Split --->\n"
     )

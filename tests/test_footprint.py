@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,45 @@ from benchmarks.random_checkpoint import FULL_SIZE
 from deepseek_ocr import presets
 from deepseek_ocr.errors import DeviceError, GenerationError
 from deepseek_ocr.images.views import Views
-from deepseek_ocr.model import network as model
+from deepseek_ocr.model import loader
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.footprint import (
-    Estimate,
     Footprint,
-    Load,
+    MemoryEstimate,
+    MemoryLoad,
+    cache_bytes,
     explained,
+    in_gb,
     refused_at_load,
-    table,
     too_little,
 )
+from deepseek_ocr.model.loader import load_network, rebuild_buffers
+from deepseek_ocr.model.network import Network, empty_network
 from deepseek_ocr.settings import CropSettings
 from tests.conftest import GOLDEN
 
 PRESETS = {name: preset.crop for name, preset in presets.PRESETS.items()}
 GB = 10**9
+
+
+def table(
+    footprint: Footprint, presets: Mapping[str, CropSettings], slots: tuple[int, ...] = (1, 4, 16)
+) -> list[tuple[str, ...]]:
+    """Rows of the table of memory: preset, then GB for each type and number of slots; the first
+    row is the heading."""
+    kinds = {
+        "16 bits": MemoryLoad(torch.bfloat16),
+        "int8": MemoryLoad(torch.bfloat16, quant="int8"),
+        "float32": MemoryLoad(torch.float32),
+    }
+    columns = [(name, load, count) for name, load in kinds.items() for count in slots]
+    rows = [("preset", *(f"{name}, {count}" for name, _, count in columns))]
+    for preset, crop in presets.items():
+        sizes = [
+            footprint.estimate(crop, replace(load, slots=count)).total for _, load, count in columns
+        ]
+        rows.append((preset, *(in_gb(size) for size in sizes)))
+    return rows
 
 
 class Peak(TorchDispatchMode):
@@ -73,20 +97,22 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Footprint:
     return Footprint(read_config(folder))
 
 
-def test_weights_are_the_parameters(full: Footprint, tiny: model.Network) -> None:
+def test_weights_are_the_parameters(full: Footprint, tiny: Network) -> None:
     assert full.vision + full.matrices + full.rest == 3_335_504_128
     small = Footprint(read_config(GOLDEN / "checkpoint"))
     total = sum(parameter.numel() for parameter in tiny.parameters())
-    assert small.estimate(CropSettings(), Load(torch.float32)).weights == 4 * total
+    assert small.estimate(CropSettings(), MemoryLoad(torch.float32)).weights == 4 * total
 
 
-def test_the_cache_is_what_a_full_page_takes(tiny: model.Network) -> None:
-    footprint = Footprint(read_config(GOLDEN / "checkpoint"))
+def test_the_cache_is_what_a_full_page_takes(tiny: Network) -> None:
     config = tiny.config.text_config
     head = config.hidden_size // config.num_attention_heads
     keys = torch.empty(config.num_key_value_heads, config.max_position_embeddings, head)
     layers = config.num_hidden_layers
-    assert footprint.cache_per_page(4) == 2 * layers * keys.numel() * keys.itemsize
+    assert (
+        cache_bytes(read_config(GOLDEN / "checkpoint"), 4)
+        == 2 * layers * keys.numel() * keys.itemsize
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,16 +120,16 @@ def test_the_cache_is_what_a_full_page_takes(tiny: model.Network) -> None:
     [(CropSettings(1024, 1024, False), 0), (CropSettings(512, 640, True), 2)],
 )
 def test_no_view_takes_more_than_the_estimate(
-    tiny: model.Network, monkeypatch: pytest.MonkeyPatch, crop: CropSettings, tiles: int
+    tiny: Network, monkeypatch: pytest.MonkeyPatch, crop: CropSettings, tiles: int
 ) -> None:
     """The plain class's own peak: no less than half of the estimate and no more than all of it."""
     footprint = Footprint(read_config(GOLDEN / "checkpoint"))
-    network = model.empty_network(tiny.config)  # the plain class: nothing replaced
+    network = empty_network(tiny.config)  # the plain class: nothing replaced
     for name, value in tiny.named_parameters():
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, value)
-    model.rebuild_buffers(network, torch.device("cpu"))
-    monkeypatch.setattr("deepseek_ocr.model.footprint.MOST_TILES", tiles)
+    rebuild_buffers(network, torch.device("cpu"))
+    monkeypatch.setattr("deepseek_ocr.model.footprint.MAX_TILES", tiles)
     side = crop.base_size
     views = Views(torch.zeros(3, side, side), torch.zeros(tiles, 3, 640, 640), (2, 1))
     with torch.no_grad(), Peak() as peak:
@@ -113,14 +139,14 @@ def test_no_view_takes_more_than_the_estimate(
             num_local_patches=[tiles],
             patches_grid=[[2, 1]],
         )
-    estimate = footprint.estimate(crop, Load(torch.float32)).vision
+    estimate = footprint.estimate(crop, MemoryLoad(torch.float32)).vision
     assert 0.5 * estimate < peak.most < estimate
 
 
 def test_what_does_not_fit_is_told_with_what_does(full: Footprint) -> None:
     def told(free: float, **load: Any) -> str | None:
         load = {"dtype": torch.float16, **load}
-        return too_little(full, PRESETS["gundam"], Load(**load), PRESETS, int(free * GB))
+        return too_little(full, PRESETS["gundam"], MemoryLoad(**load), PRESETS, int(free * GB))
 
     assert told(16) is None
     eight = told(8)
@@ -151,7 +177,7 @@ def test_the_table_grows_with_preset_type_and_slots(full: Footprint) -> None:
 
 
 def test_what_int8_takes(full: Footprint) -> None:
-    load = Load(quant="int8", parts=("decoder",))
+    load = MemoryLoad(quant="int8", parts=("decoder",))
     estimate = full.estimate(PRESETS["gundam"], load)
     embeddings, head = 129280 * 1280, 129280 * 1280
     assert full.matrices > head
@@ -166,7 +192,7 @@ def test_what_int8_takes(full: Footprint) -> None:
 
 
 def test_a_load_larger_than_any_page_counts() -> None:
-    estimate = Estimate(weights=10, vision=3, cache=2, widened=4, loading=10, context=1)
+    estimate = MemoryEstimate(weights=10, vision=3, cache=2, widened=4, loading=10, context=1)
     assert estimate.total == 21
     assert replace(estimate, loading=5).total == 20
 
@@ -178,16 +204,16 @@ def test_loading_takes_what_the_estimate_says(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, quant: str, adapted: bool
 ) -> None:
     """On a device that only counts: the decoder is never there in 16 bits if 8 were wanted."""
-    monkeypatch.setattr("deepseek_ocr.model.int8_rows._BLOCK", 50)
+    monkeypatch.setattr("deepseek_ocr.model.weight_matrix._BLOCK", 50)
     folder, target = GOLDEN / "checkpoint", torch.device("meta")
     footprint = Footprint(read_config(folder))
-    estimate = footprint.estimate(CropSettings(), Load(dtype, quant=quant, context=0))
-    empty = model.empty_network(read_config(folder))
-    monkeypatch.setattr(model, "empty_network", lambda config: empty)
-    monkeypatch.setattr(model, "rebuild_buffers", lambda network, device: None)
+    estimate = footprint.estimate(CropSettings(), MemoryLoad(dtype, quant=quant, context=0))
+    empty = empty_network(read_config(folder))
+    monkeypatch.setattr(loader, "empty_network", lambda config: empty)
+    monkeypatch.setattr(loader, "rebuild_buffers", lambda network, device: None)
     monkeypatch.setattr("deepseek_ocr.devices.selection.choose_device", lambda name: target)
     with Peak("meta") as peak:
-        network = model.load_network(
+        network = load_network(
             folder, dtype=dtype, quant=quant, adapt=(lambda network: network) if adapted else None
         )
     assert estimate.loading < footprint.matrices / 4
@@ -225,7 +251,7 @@ def test_running_out_at_load_says_what_is_taken_and_what_would_fit(tmp_path: Pat
     (tmp_path / "config.json").write_text(json.dumps(FULL_SIZE))
     config, cuda, cpu = read_config(tmp_path), torch.device("cuda:1"), torch.device("cpu")
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB. If reserved …")
-    told = refused_at_load(error, config, cuda, Load(), 8 * GB)
+    told = refused_at_load(error, config, cuda, MemoryLoad(), 8 * GB)
     assert isinstance(told, DeviceError)
     assert str(told) == (
         "Device 'cuda:1' ran out of memory while the model was loaded (CUDA out of memory. Tried "
@@ -233,11 +259,11 @@ def test_running_out_at_load_says_what_is_taken_and_what_would_fit(tmp_path: Pat
         "8.0 GB were free before. What should fit: quant int8 (7.1 GB), vision_device cpu (7.0 "
         "GB), quant int8 with vision_device cpu (4.8 GB)."
     )
-    small = str(refused_at_load(error, config, cuda, Load(quant="int8"), 2 * GB))
+    small = str(refused_at_load(error, config, cuda, MemoryLoad(quant="int8"), 2 * GB))
     assert small.endswith("2.0 GB were free before. Free memory or use another device.")
-    of_cpu = str(refused_at_load(MemoryError(), config, cpu, Load(context=0), None))
+    of_cpu = str(refused_at_load(MemoryError(), config, cpu, MemoryLoad(context=0), None))
     assert of_cpu.endswith("in all. What should fit: quant int8 (6.5 GB).")
-    apart = str(refused_at_load(MemoryError(), config, cuda, Load(), 80 * GB))
+    apart = str(refused_at_load(MemoryError(), config, cuda, MemoryLoad(), 80 * GB))
     assert apart.startswith("The system ran out of memory while the model was loaded to 'cuda:1'")
 
 

@@ -11,13 +11,16 @@ import pytest
 import torch
 
 from deepseek_ocr.decoding import sampler
+from deepseek_ocr.decoding.detokenizer import TextStream
 from deepseek_ocr.decoding.loop_detector import LoopDetector, is_loop
-from deepseek_ocr.decoding.sampler import NgramGuard, TextStream, Token
+from deepseek_ocr.decoding.ngram_guard import NgramGuard
+from deepseek_ocr.decoding.sampler import Token
 from deepseek_ocr.errors import GenerationError, PromptError
 from deepseek_ocr.model.network import Network
 from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.settings import DecodeSettings
 from tests.conftest import TOKENIZERS, byte_tokenizer, reference, tokenizer_called
+from tests.tiny_engine import decode
 
 END = frozenset[int]()
 
@@ -25,8 +28,7 @@ END = frozenset[int]()
 def ids_of(network: Network, settings: DecodeSettings, prompt: list[int]) -> list[int]:
     with torch.inference_mode():
         embeddings = network.get_input_embeddings()(torch.tensor([prompt]))
-    prefilled = sampler.prefill(network, embeddings)
-    return [t.id for t in sampler.decode(network, prefilled, prompt, settings, END)]
+    return [token.id for token in decode(network, embeddings, prompt, settings, END)]
 
 
 # --- guards -------------------------------------------------------------------------------------
@@ -121,7 +123,7 @@ def test_a_seed_gives_the_same_text_and_another_seed_another(tiny: Network) -> N
 
 def draws(settings: DecodeSettings, logits: list[float], times: int = 400) -> Counter[int]:
     chooser = sampler.Chooser(settings, [], frozenset())
-    return Counter(chooser.choose(torch.tensor(logits)).id for _ in range(times))
+    return Counter(chooser.accept(chooser.pick(torch.tensor(logits))).id for _ in range(times))
 
 
 def test_sampling_follows_the_probabilities() -> None:
@@ -143,7 +145,7 @@ def test_repetition_penalty_turns_to_other_tokens() -> None:
     settings = DecodeSettings(repetition_penalty=2.0, no_repeat_ngram_size=0)
     chooser = sampler.Chooser(settings, [], frozenset())
     logits = torch.tensor([2.0, 1.5, -1.0])
-    assert [chooser.choose(logits).id for _ in range(3)] == [0, 1, 0]
+    assert [chooser.accept(chooser.pick(logits)).id for _ in range(3)] == [0, 1, 0]
 
 
 def test_logprobs_are_of_the_raw_logits() -> None:
@@ -152,7 +154,7 @@ def test_logprobs_are_of_the_raw_logits() -> None:
     logits = torch.tensor([2.0, 1.5, -1.0])
     expected = logits.log_softmax(0)
     for _ in range(3):
-        token = chooser.choose(logits)
+        token = chooser.accept(chooser.pick(logits))
         assert token.logprob == pytest.approx(expected[token.id].item(), abs=1e-6)
 
 
@@ -162,7 +164,7 @@ def test_numbers_that_are_not_finite_are_an_error(bad: float, temperature: float
     settings = DecodeSettings(temperature=temperature)
     chooser = sampler.Chooser(settings, [], frozenset())
     with pytest.raises(GenerationError, match="float32"):
-        chooser.choose(torch.tensor([0.0, bad]))
+        chooser.accept(chooser.pick(torch.tensor([0.0, bad])))
 
 
 OFTEN_BANNED = {"no_repeat_ngram_size": 2, "no_repeat_window": 0}
@@ -195,7 +197,7 @@ def test_pages_are_chosen_for_together_as_they_are_alone(rows: int) -> None:
         tokens = sampler.choose(together, logits)
         assert torch.equal(logits, given)
         for token, chooser, row in zip(tokens, alone, logits, strict=True):
-            expected = chooser.choose(row)
+            expected = chooser.accept(chooser.pick(row))
             assert isinstance(token, Token)
             assert token.id == expected.id
             assert token.logprob == pytest.approx(expected.logprob, abs=1e-5)
@@ -221,7 +223,7 @@ def test_a_temperature_next_to_nothing_is_greedy() -> None:
 def test_a_guard_that_leaves_nothing_gives_way(temperature: float) -> None:
     settings = DecodeSettings(temperature=temperature, no_repeat_ngram_size=1)
     chooser = sampler.Chooser(settings, [0, 1, 2], frozenset())
-    assert chooser.choose(torch.tensor([0.0, 50.0, 0.0])).id == 1
+    assert chooser.accept(chooser.pick(torch.tensor([0.0, 50.0, 0.0]))).id == 1
 
 
 def test_the_context_bounds_prompt_and_answer(tiny: Network) -> None:

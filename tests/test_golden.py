@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deepseek_ocr.decoding import sampler
-from deepseek_ocr.model.network import Network, load_network, vision_tokens
+from deepseek_ocr.model.loader import load_network
+from deepseek_ocr.model.network import Network, vision_tokens
 from deepseek_ocr.settings import DecodeSettings
 from tests.goldens import CASES, GOLDEN, VIEWS, Golden, embedded, golden_views, relative_error
+from tests.tiny_engine import decode
 
 TOLERANCE = 1e-5
 
@@ -81,8 +82,7 @@ def test_greedy_ids(tiny: Network, golden: Golden, case: str, guard: str) -> Non
         no_repeat_window=window,
         exempt_ngrams=False,
     )
-    prefilled = sampler.prefill(tiny, embeddings)
-    tokens = sampler.decode(tiny, prefilled, ids, settings, frozenset({1}), exempt)
+    tokens = decode(tiny, embeddings, ids, settings, frozenset({1}), exempt)
     assert [token.id for token in tokens] == theirs
 
 

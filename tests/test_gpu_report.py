@@ -31,8 +31,8 @@ from deepseek_ocr.devices import memory, nvidia
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.images.views import Views
-from deepseek_ocr.kernels import op_fallbacks, steps
-from deepseek_ocr.kernels.rehearsal import TOLERANCES, Outcome
+from deepseek_ocr.kernels import op_fallbacks, torch_steps
+from deepseek_ocr.kernels.rehearsal import TOLERANCES, RehearsalOutcome
 from deepseek_ocr.kernels.slot_decoder import GRAPHS, NATIVE, TORCH
 from tests import report_parts
 from tests.conftest import GOLDEN, ROOT
@@ -101,8 +101,8 @@ def test_the_plain_class_gets_stand_ins_too(
 def test_a_way_that_computes_something_else_is_wrong(
     settings: Settings, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = steps.step
-    monkeypatch.setattr(steps, "step", lambda *given: right(*given) * torch.tensor(1.001))
+    right = torch_steps.step
+    monkeypatch.setattr(torch_steps, "step", lambda *given: right(*given) * torch.tensor(1.001))
     monkeypatch.setattr(golden, "VIEWS", ("tiny",))
     monkeypatch.setattr(golden, "CASES", ("case_tiny",))
     monkeypatch.setattr(golden, "TYPES", ("float32",))
@@ -272,7 +272,9 @@ class Engine:
 
     def __init__(self, kind: str, decoder: str) -> None:
         self.device = torch.device(kind)
-        self.rehearsal = Outcome(kind, "bfloat16", decoder, "dense", "sdpa", "folded", 64, 1e-3)
+        self.rehearsal = RehearsalOutcome(
+            kind, "bfloat16", decoder, "dense", "sdpa", "folded", 64, 1e-3
+        )
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ import torch
 
 from deepseek_ocr.decoding.decoder import PlainDecoder
 from deepseek_ocr.kernels import cuda_graphs
+from deepseek_ocr.kernels.cuda_graphs import GraphRecorder
 from deepseek_ocr.kernels.rehearsal import CONTEXT, LENGTHS, difference, play
-from deepseek_ocr.kernels.slot_decoder import GRAPHS, FastDecoder
-from deepseek_ocr.model.network import load_network
+from deepseek_ocr.kernels.slot_decoder import GRAPHS, SlotDecoder
+from deepseek_ocr.model.loader import load_network
 from tests.conftest import GOLDEN
 from tests.recorder import Recorder
 
@@ -155,7 +156,7 @@ def card(index: int) -> torch.device:
 def test_graphs_of_a_decoder_share_a_stream_and_a_pool_on_its_card(cuda: Cuda) -> None:
     devices: list[int] = []
     for index in (0, 1):
-        recorder = cuda_graphs.Recorder(card(index))
+        recorder = GraphRecorder(card(index))
         for _ in range(3):
             recorder.capture(lambda: devices.append(cuda.device_index()))
     assert devices == [0] * 6 + [1] * 6  # a warm-up and the capture, each
@@ -169,7 +170,7 @@ def test_graphs_of_a_decoder_share_a_stream_and_a_pool_on_its_card(cuda: Cuda) -
 
 
 def test_what_is_captured_is_in_order_with_what_the_caller_does(cuda: Cuda) -> None:
-    cuda_graphs.Recorder(card(1)).capture(lambda: None)
+    GraphRecorder(card(1)).capture(lambda: None)
     (graph,) = cuda.began
     assert graph.begun_on.waited_for == [cuda.main[1]]
     assert cuda.main[1].waited_for == [graph.begun_on]
@@ -177,7 +178,7 @@ def test_what_is_captured_is_in_order_with_what_the_caller_does(cuda: Cuda) -> N
 
 
 def test_a_graph_is_replayed(cuda: Cuda) -> None:
-    replay = cuda_graphs.Recorder(card(0)).capture(lambda: None)
+    replay = GraphRecorder(card(0)).capture(lambda: None)
     replay()
     replay()
     assert cuda.began[0].replayed == 2
@@ -185,7 +186,7 @@ def test_a_graph_is_replayed(cuda: Cuda) -> None:
 
 def test_what_waits_for_the_card_is_found_before_a_capture(cuda: Cuda) -> None:
     with pytest.raises(RuntimeError, match=rf"waits for the card at {__file__}:\d+"):
-        cuda_graphs.Recorder(card(0)).capture(cuda.wait)
+        GraphRecorder(card(0)).capture(cuda.wait)
     assert not cuda.began
     assert cuda.mode == 0
 
@@ -205,7 +206,7 @@ def test_what_waits_in_another_thread_does_not_count_and_is_not_shown(cuda: Cuda
             other.start()
             other.join()
 
-    cuda_graphs.Recorder(card(0)).capture(run)
+    GraphRecorder(card(0)).capture(run)
     assert len(cuda.began) == 1
     assert not problems
 
@@ -216,7 +217,7 @@ def test_other_warnings_meanwhile_are_shown(cuda: Cuda) -> None:
             warnings.warn("something else", UserWarning, stacklevel=1)
 
     with pytest.warns(UserWarning, match="something else"):
-        cuda_graphs.Recorder(card(0)).capture(run)
+        GraphRecorder(card(0)).capture(run)
 
 
 @pytest.mark.parametrize(("version", "keeps"), [("2.8.0+cu128", True), ("2.14.0+cu130", False)])
@@ -231,7 +232,7 @@ def test_a_capture_that_fails_leaves_stream_and_allocator_usable(
         if cuda.capturing is not None and where == "operation":
             cuda.wait()
 
-    recorder = cuda_graphs.Recorder(card(1))
+    recorder = GraphRecorder(card(1))
     with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
         recorder.capture(run)
     names = ["_cuda_endAllocateToPool", "_cuda_releasePool"]
@@ -248,7 +249,7 @@ def test_an_error_that_leaves_the_capture_whole_gives_nothing_back_twice(cuda: C
             raise ValueError("of Python alone")
 
     with pytest.raises(ValueError, match="of Python alone"):
-        cuda_graphs.Recorder(card(0)).capture(run)
+        GraphRecorder(card(0)).capture(run)
     assert cuda.capturing is None
     assert not cuda.allocator
 
@@ -264,7 +265,7 @@ def test_captures_of_two_threads_do_not_overlap(cuda: Cuda) -> None:
     def work(index: int) -> None:
         try:
             both.wait()
-            recorder = cuda_graphs.Recorder(card(index))
+            recorder = GraphRecorder(card(index))
             for _ in range(20):
                 recorder.capture(run)
         except BaseException as error:
@@ -297,9 +298,9 @@ def test_all_graphs_are_captured_before_the_first_page(
 ) -> None:
     """Rows: powers of two, and all slots; spans: 512, 1024, … and the context."""
     recorder: Any = type("Own", (Counted,), {"captured": 0})
-    monkeypatch.setattr(cuda_graphs, "Recorder", recorder)
+    monkeypatch.setattr(cuda_graphs, "GraphRecorder", recorder)
     network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
-    ours = FastDecoder(network, slots, context, GRAPHS)
+    ours = SlotDecoder(network, slots, context, GRAPHS)
     assert recorder.captured == count
     plain = PlainDecoder(network, slots)
     if slots >= len(LENGTHS) and context >= CONTEXT:

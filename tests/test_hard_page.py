@@ -11,11 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deepseek_ocr import presets
 from deepseek_ocr.documents.inputs import find
-from deepseek_ocr.documents.pipeline import Plan, read_documents
+from deepseek_ocr.documents.pipeline import read_documents
+from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.documents.run_store import Store
 from deepseek_ocr.engine.ocr_engine import OcrEngine
-from deepseek_ocr.formats.export import FORMATS
+from deepseek_ocr.formats import FORMATS
 from deepseek_ocr.settings import DecodeSettings
 from tests.viewers import seen_in_html, seen_in_markdown, without_space
 

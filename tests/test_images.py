@@ -16,7 +16,9 @@ from PIL import Image
 
 from deepseek_ocr import presets
 from deepseek_ocr.errors import ImageError, ImageTooLargeError
-from deepseek_ocr.images.views import ImageLimits, choose_grid, make_views, open_image
+from deepseek_ocr.images.image_loading import open_image
+from deepseek_ocr.images.limits import ImageLimits
+from deepseek_ocr.images.views import choose_grid, make_views
 from deepseek_ocr.settings import CropSettings
 from tests.conftest import GOLDEN, reference
 

@@ -21,15 +21,17 @@ from deepseek_ocr.kernels import (
     cuda_graphs,
     decoder_weights,
     slot_decoder,
-    steps,
+    torch_steps,
 )
-from deepseek_ocr.kernels.decoder_factory import Decoders
+from deepseek_ocr.kernels.compiled_steps import MOST
+from deepseek_ocr.kernels.decoder_factory import DecoderFactory
 from deepseek_ocr.kernels.slot_cache import BLOCK
-from deepseek_ocr.kernels.slot_decoder import FastDecoder, Path
+from deepseek_ocr.kernels.slot_decoder import DecodePath, SlotDecoder
 from deepseek_ocr.model import experts, prompts
 from deepseek_ocr.model.int8_layers import quantize_decoder
-from deepseek_ocr.model.int8_rows import quantize
-from deepseek_ocr.model.network import Network, load_network
+from deepseek_ocr.model.loader import load_network
+from deepseek_ocr.model.network import Network
+from deepseek_ocr.model.weight_matrix import quantize
 from tests.conftest import GOLDEN, ROOT
 from tests.goldens import CASES, Golden, embedded, relative_error
 from tests.recorder import Recorder, compute_as_a_card
@@ -52,7 +54,7 @@ PATHS = {
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Graphs without a card, and its choices for the path "card"."""
-    monkeypatch.setattr(cuda_graphs, "Recorder", Recorder)
+    monkeypatch.setattr(cuda_graphs, "GraphRecorder", Recorder)
     if getattr(request.node, "callspec", None) and "card" in request.node.callspec.params.values():
         compute_as_a_card(monkeypatch)
 
@@ -77,9 +79,9 @@ def need_compiled(path: str) -> None:
         pytest.skip("needs a C++ compiler")
 
 
-def fast(network: Network, path: str, slots: int = 5, context: int = 512) -> FastDecoder:
+def fast(network: Network, path: str, slots: int = 5, context: int = 512) -> SlotDecoder:
     need_compiled(path)
-    return FastDecoder(network, slots, context, PATHS[path])
+    return SlotDecoder(network, slots, context, PATHS[path])
 
 
 def prompt(network: Network, length: int, seed: int = 0) -> torch.Tensor:
@@ -119,6 +121,19 @@ def test_steps_equal_the_class(networks: Callable[..., tuple[Network, Network]],
     # A rounding can tip the choice of an expert, which changes more than a rounding.
     assert sorted(found)[len(found) // 2] < tolerance
     assert kind == torch.bfloat16 or max(found) < tolerance
+
+
+def test_the_compiled_kernel_takes_more_pages_than_fit_one_call(
+    networks: Callable[..., tuple[Network, Network]],
+) -> None:
+    plain_network, network = networks(torch.float32)
+    slots = list(range(MOST + 3))
+    plain, ours = PlainDecoder(plain_network, len(slots)), fast(network, "native", len(slots), 64)
+    for slot in slots:
+        for one in (plain, ours):
+            one.prefill(slot, prompt(network, 1 + slot % 7))
+    found, _ = differences(plain, ours, slots, 1)
+    assert max(found) < FLOAT32
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -265,7 +280,7 @@ def test_threads_change_nothing(networks: Callable[..., tuple[Network, Network]]
 LIMITED = """
 import torch
 from deepseek_ocr.decoding.decoder import PlainDecoder
-from deepseek_ocr.model.network import load_network
+from deepseek_ocr.model.loader import load_network
 from tests.conftest import GOLDEN
 from tests.goldens import relative_error
 from tests.test_kernels import fast, prompt
@@ -365,7 +380,7 @@ def test_no_operation_of_a_step_waits_for_a_card(rows: int, quant: bool) -> None
     heads, size = read.heads, read.cosines.shape[1]
     entries = torch.empty(len(read.layers), 2, rows, heads, 64, size, device="meta")
     ids, lengths = torch.zeros(2, rows, dtype=torch.long, device="meta")
-    logits = steps.step(read, entries, ids, lengths, 64)
+    logits = torch_steps.step(read, entries, ids, lengths, 64)
     assert logits.shape == (rows, read.embedding.shape[0])
     with pytest.raises(RuntimeError, match="meta"):
         logits.argmax().item()
@@ -396,12 +411,12 @@ def _dense(rows: experts.Rows) -> torch.Tensor:
     return rows.values if rows.scales is None else rows.values * rows.scales[:, None]
 
 
-def paths(network: Network, switches: str) -> tuple[Path, ...]:
+def paths(network: Network, switches: str) -> tuple[DecodePath, ...]:
     return slot_decoder.paths_for(network, choice.parse(switches))
 
 
 def make(network: Network, switches: str) -> Decoder:
-    return Decoders(network, paths(network, switches), 256).make(2)
+    return DecoderFactory(network, paths(network, switches), 256).make(2)
 
 
 def test_the_choice_by_switch(
@@ -431,7 +446,7 @@ def test_the_choice_by_switch(
 )
 def test_the_choice_by_device_type_and_switch(
     networks: Callable[..., tuple[Network, Network]], device: str, kind: torch.dtype,
-    switches: str, expected: tuple[Path, ...],
+    switches: str, expected: tuple[DecodePath, ...],
 ) -> None:  # fmt: skip
     class Elsewhere:
         """Only says where it is: such devices are not here."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from deepseek_ocr.cli.read_arguments import parse
 
 from deepseek_ocr.cli import doctor
 from deepseek_ocr.configuration import Settings

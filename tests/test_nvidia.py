@@ -49,7 +49,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine
         monkeypatch.setattr(torch.version, "cuda", built)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-        monkeypatch.setattr(selection, "_npu_available", lambda: False)
+        monkeypatch.setattr(selection, "_npu_problem", lambda: "no NPU")
 
     selection._warn_once.cache_clear()
     yield make

@@ -16,9 +16,9 @@ from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.errors import OutputError
 from deepseek_ocr.formats import markdown, searchable_pdf
 from deepseek_ocr.formats.export import write
-from deepseek_ocr.formats.pdf_builder import PdfPages
 from deepseek_ocr.formats.pdf_images import LONGEST_SIDE, page_size
 from deepseek_ocr.formats.records import PageRecord
+from deepseek_ocr.formats.writing import PdfPages
 from tests.conftest import ROOT
 from tests.output_fixtures import Block, blank, document_of, grounded, make_pdf, record_of, renderer
 

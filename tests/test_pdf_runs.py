@@ -9,7 +9,6 @@ from typing import Any
 
 import pikepdf
 import pytest
-from deepseek_ocr.cli.read_arguments import parse
 from pikepdf import Dictionary, Name
 
 from deepseek_ocr import configuration

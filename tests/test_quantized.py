@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from deepseek_ocr.decoding.decoder import PlainDecoder
 from deepseek_ocr.errors import DeviceError
 from deepseek_ocr.kernels import choice, compiling, slot_decoder
-from deepseek_ocr.kernels.decoder_factory import Decoders
-from deepseek_ocr.kernels.slot_decoder import FastDecoder, paths_for
-from deepseek_ocr.model import int8_layers, int8_rows
-from deepseek_ocr.model.network import Network, load_network, vision_tokens
+from deepseek_ocr.kernels.decoder_factory import DecoderFactory
+from deepseek_ocr.kernels.slot_decoder import SlotDecoder, paths_for
+from deepseek_ocr.model import int8_layers, weight_matrix
+from deepseek_ocr.model.loader import load_network
+from deepseek_ocr.model.network import Network, vision_tokens
+from deepseek_ocr.model.weight_matrix import Matrix
 from tests.conftest import GOLDEN, POCKET
 from tests.goldens import Golden, golden_views, relative_error
 
@@ -46,23 +48,23 @@ def by_hand(weight: torch.Tensor) -> torch.Tensor:
 def test_rows_against_a_reference_made_by_hand() -> None:
     torch.manual_seed(0)
     weight = torch.randn(7, 40) * torch.logspace(-6, 3, 7)[:, None]
-    packed = int8_rows.quantize(weight)
+    packed = weight_matrix.quantize(weight)
     assert packed.values.dtype == torch.int8
     assert packed.scales is not None
     assert torch.equal(packed.values * packed.scales[:, None], by_hand(weight))
     assert int(packed.values.abs().amax()) == 127
     x = torch.randn(3, 40)
-    assert relative_error(int8_rows.linear(x, packed), x @ by_hand(weight).T) < 1e-5
+    assert relative_error(weight_matrix.linear(x, packed), x @ by_hand(weight).T) < 1e-5
 
 
 def test_rows_of_zeros_and_of_halves_of_a_step() -> None:
-    packed = int8_rows.quantize(torch.tensor([[0.0, 0.0], [127.0, 0.4]]))
+    packed = weight_matrix.quantize(torch.tensor([[0.0, 0.0], [127.0, 0.4]]))
     assert packed.values.tolist() == [[0, 0], [127, 0]]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_row_that_is_not_finite_says_so(value: float) -> None:
-    packed = int8_rows.quantize(torch.tensor([[1.0, value], [127.0, 1.0]]))
+    packed = weight_matrix.quantize(torch.tensor([[1.0, value], [127.0, 1.0]]))
     assert packed.scales is not None
     assert packed.scales.isfinite().tolist() == [False, True]
 
@@ -70,9 +72,9 @@ def test_a_row_that_is_not_finite_says_so(value: float) -> None:
 @pytest.mark.parametrize("block", [1, 3, 1000])
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     weight = torch.randn(4, 6, 32)
-    whole = int8_rows.quantize(weight)
-    monkeypatch.setattr(int8_rows, "_BLOCK", block)
-    parts = int8_rows.quantize(weight)
+    whole = weight_matrix.quantize(weight)
+    monkeypatch.setattr(weight_matrix, "_BLOCK", block)
+    parts = weight_matrix.quantize(weight)
     assert torch.equal(parts.values, whole.values)
     assert parts.values.shape == weight.shape
     assert whole.scales is not None
@@ -84,10 +86,10 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, block: int) -> N
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
 def test_products_of_few_and_many_inputs(many: int, kind: torch.dtype) -> None:
     weight, x = torch.randn(24, 64), torch.randn(many, 64).to(kind)
-    packed = int8_rows.quantize(weight)
+    packed = weight_matrix.quantize(weight)
     expected = x.float() @ by_hand(weight).T
     tolerance = 1e-5 if kind == torch.float32 else 0.01
-    assert relative_error(int8_rows.linear(x, packed).float(), expected) < tolerance
+    assert relative_error(weight_matrix.linear(x, packed).float(), expected) < tolerance
 
 
 @pytest.mark.parametrize("path", ["native", "torch"])
@@ -104,7 +106,7 @@ def test_every_way_of_decoding_agrees_with_the_class_over_the_same_weights(
     way = {"native": slot_decoder.NATIVE, "torch": slot_decoder.TORCH}[path]
     found = []
     for _ in range(6):
-        plain, ours = PlainDecoder(plain_network, 2), FastDecoder(network, 2, 256, way)
+        plain, ours = PlainDecoder(plain_network, 2), SlotDecoder(network, 2, 256, way)
         for slot, length in enumerate((30, 4)):
             prompt = torch.randn(1, length, 160).to(network.dtype)
             found.append(relative_error(ours.prefill(slot, prompt), plain.prefill(slot, prompt)))
@@ -163,7 +165,7 @@ def held(network: Network) -> dict[str, torch.Tensor]:
     found = dict(network.named_parameters()) | dict(network.named_buffers())
     for name, module in network.named_modules():
         for leaf, part in vars(module).items():
-            if isinstance(part, int8_rows.Rows):
+            if isinstance(part, Matrix):
                 assert part.scales is not None
                 found |= {f"{name}.{leaf}": part.values, f"{name}.{leaf}.scales": part.scales}
     return found
@@ -231,7 +233,7 @@ def decoder_bytes(network: Network) -> int:
 
 def test_a_second_decoder_over_a_quantised_network() -> None:
     network = loaded(quant="int8")
-    decoders = Decoders(network, paths_for(network, choice.parse("auto")), 64)
+    decoders = DecoderFactory(network, paths_for(network, choice.parse("auto")), 64)
     for slots in (4, 2):
         made = decoders.make(slots)
         assert made.slots == slots
@@ -241,6 +243,6 @@ def test_a_second_decoder_over_a_quantised_network() -> None:
 
 def test_the_plain_class_decodes_8_bits_too() -> None:
     network = loaded(quant="int8")
-    made = Decoders(network, (), 64).make(1)
+    made = DecoderFactory(network, (), 64).make(1)
     assert isinstance(made, PlainDecoder)
     assert made.prefill(0, torch.randn(1, 3, 160)).isfinite().all()

@@ -29,20 +29,22 @@ from deepseek_ocr.kernels import (
     rehearsal,
     sam_attention,
     slot_decoder,
-    steps,
+    torch_steps,
     vision,
 )
-from deepseek_ocr.kernels.decoder_factory import Decoders
-from deepseek_ocr.kernels.slot_decoder import GRAPHS, TORCH, FastDecoder
+from deepseek_ocr.kernels.decoder_factory import DecoderFactory
+from deepseek_ocr.kernels.rehearsal import OutputRow, PathSelection
+from deepseek_ocr.kernels.slot_decoder import GRAPHS, TORCH, SlotDecoder
 from deepseek_ocr.model import network as model
-from deepseek_ocr.model.network import Network, load_network
+from deepseek_ocr.model.loader import load_network
+from deepseek_ocr.model.network import Network
 from tests.conftest import GOLDEN, POCKET
 from tests.recorder import Recorder
 
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
-    monkeypatch.setattr(cuda_graphs, "Recorder", Recorder)
+    monkeypatch.setattr(cuda_graphs, "GraphRecorder", Recorder)
     return Recorder
 
 
@@ -85,7 +87,7 @@ def test_a_capture_that_raises_leaves_torch_s_operations(
                 "CUDA error: operation not permitted when stream is capturing\nCUDA kernel …"
             )
 
-    monkeypatch.setattr(cuda_graphs, "Recorder", Refused)
+    monkeypatch.setattr(cuda_graphs, "GraphRecorder", Refused)
     assert selected(single) == ("sdpa", [TORCH.name])
     (record,) = caplog.records
     assert record.getMessage() == (
@@ -102,7 +104,7 @@ def test_a_graph_that_replays_its_first_answer_is_found(
             run()
             return lambda: None
 
-    monkeypatch.setattr(cuda_graphs, "Recorder", Stale)
+    monkeypatch.setattr(cuda_graphs, "GraphRecorder", Stale)
     assert selected(single) == ("sdpa", [TORCH.name])
     assert "without CUDA graphs, more slowly: differs by " in caplog.text
 
@@ -120,7 +122,7 @@ def test_an_attention_wrong_behind_one_row_leaves_the_class(
             mixed[row:] = mixed[:1]
         return mixed
 
-    monkeypatch.setattr(steps.nn.functional, "scaled_dot_product_attention", wrong)
+    monkeypatch.setattr(torch_steps.nn.functional, "scaled_dot_product_attention", wrong)
     attention, paths = selected(network)
     assert (attention, paths) == ("sdpa", [])
     assert [record.getMessage().split(":")[1] for record in caplog.records] == [
@@ -133,26 +135,28 @@ def test_an_attention_wrong_behind_one_row_leaves_the_class(
 def test_experts_wrong_for_one_number_of_rows_are_found(
     single: Network, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = steps.way_for
+    right = torch_steps.way_for
 
     def way_for(device: torch.device, count: int) -> Any:
         way = right(device, count)
         return (lambda *given: way(*given) * 1.1) if count == rows else way
 
-    monkeypatch.setattr(steps, "way_for", way_for)
+    monkeypatch.setattr(torch_steps, "way_for", way_for)
     assert selected(single) == ("sdpa", [])
 
 
 def test_a_slot_that_keeps_its_old_page_is_found(
     single: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = steps.TorchSteps.__call__
+    right = torch_steps.TorchSteps.__call__
 
-    def stale(self: steps.TorchSteps, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
+    def stale(
+        self: torch_steps.TorchSteps, slots: Sequence[int], ids: Sequence[int]
+    ) -> torch.Tensor:
         self._cache.lengths = [max(length, 20) for length in self._cache.lengths]
         return right(self, slots, ids)
 
-    monkeypatch.setattr(steps.TorchSteps, "__call__", stale)
+    monkeypatch.setattr(torch_steps.TorchSteps, "__call__", stale)
     _, paths, _ = rehearsal.select_decoder(single, ("sdpa",), (TORCH,))
     assert paths == ()
 
@@ -285,11 +289,11 @@ def test_running_out_of_memory_does_not_count_against_a_path(
         def capture(self, run: cuda_graphs.Run) -> cuda_graphs.Run:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-    monkeypatch.setattr(cuda_graphs, "Recorder", Full)
+    monkeypatch.setattr(cuda_graphs, "GraphRecorder", Full)
     with pytest.raises(torch.OutOfMemoryError):
         selected(single)
     with pytest.raises(torch.OutOfMemoryError):
-        Decoders(single, (GRAPHS, TORCH), 64).make(2)
+        DecoderFactory(single, (GRAPHS, TORCH), 64).make(2)
     assert not caplog.records
 
 
@@ -305,7 +309,7 @@ def test_a_device_that_fails_for_good_is_an_error(
     def fails(device: torch.device) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(cuda_graphs, "Recorder", Fatal)
+    monkeypatch.setattr(cuda_graphs, "GraphRecorder", Fatal)
     with pytest.raises(DeviceError, match="failed when CUDA graphs was tried"):
         selected(single)
 
@@ -358,10 +362,10 @@ def test_a_capture_that_fails_later_leaves_torch_s_operations_for_good(
         def capture(self, run: cuda_graphs.Run) -> cuda_graphs.Run:
             raise RuntimeError("capture failed")
 
-    monkeypatch.setattr(cuda_graphs, "Recorder", Refused)
-    decoders = Decoders(single, (GRAPHS, TORCH), 64)
+    monkeypatch.setattr(cuda_graphs, "GraphRecorder", Refused)
+    decoders = DecoderFactory(single, (GRAPHS, TORCH), 64)
     assert decoders.path is GRAPHS
-    assert isinstance(decoders.make(3), FastDecoder)
+    assert isinstance(decoders.make(3), SlotDecoder)
     assert decoders.path is TORCH
     decoders.make(2)
     assert len(made) == 1
@@ -373,17 +377,17 @@ def test_graphs_of_shapes_that_the_rehearsal_does_not_have_are_checked(
     single: Network, wrong: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One row of one graph is not finite, or far off; or all rows are a little off."""
-    right = steps.TorchSteps.run
+    right = torch_steps.TorchSteps.run
 
-    def run(self: steps.TorchSteps, rows: int, span: int) -> torch.Tensor:
+    def run(self: torch_steps.TorchSteps, rows: int, span: int) -> torch.Tensor:
         logits = right(self, rows, span)
         if (rows, span) == (4, 1024):
             logits[0 if wrong == 1.2 else 3 :] *= wrong
         return logits
 
-    monkeypatch.setattr(cuda_graphs, "Recorder", Recorder)
-    monkeypatch.setattr(steps.TorchSteps, "run", run)
-    decoders = Decoders(single, (GRAPHS, TORCH), 2048)
+    monkeypatch.setattr(cuda_graphs, "GraphRecorder", Recorder)
+    monkeypatch.setattr(torch_steps.TorchSteps, "run", run)
+    decoders = DecoderFactory(single, (GRAPHS, TORCH), 2048)
     decoders.make(8)
     assert decoders.path is TORCH
     assert "the graph of 4 rows and 1024 tokens differs by" in caplog.text
@@ -391,7 +395,7 @@ def test_graphs_of_shapes_that_the_rehearsal_does_not_have_are_checked(
 
 @pytest.mark.usefixtures("recorder")
 def test_the_checked_graphs_leave_room_for_pages(single: Network) -> None:
-    decoders = Decoders(single, (GRAPHS,), 1024)
+    decoders = DecoderFactory(single, (GRAPHS,), 1024)
     made = decoders.make(3)
     assert decoders.path is GRAPHS
     plain = PlainDecoder(single, 3)
@@ -409,10 +413,10 @@ def test_a_device_that_fails_while_a_decoder_is_made_is_an_error(
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     failure = DeviceError("Device 'cuda' failed (an illegal memory access); restart the program.")
-    monkeypatch.setattr(cuda_graphs, "Recorder", Fatal)
+    monkeypatch.setattr(cuda_graphs, "GraphRecorder", Fatal)
     monkeypatch.setattr(devices, "failure", lambda device: failure)
     with pytest.raises(DeviceError, match="restart the program"):
-        Decoders(single, (GRAPHS, TORCH), 64).make(2)
+        DecoderFactory(single, (GRAPHS, TORCH), 64).make(2)
 
 
 def test_decoders_are_made_with_their_card_current(
@@ -431,18 +435,18 @@ def test_decoders_are_made_with_their_card_current(
             assert current == [single.device]
             return super().capture(run)
 
-    monkeypatch.setattr(cuda_graphs, "Recorder", Asking)
+    monkeypatch.setattr(cuda_graphs, "GraphRecorder", Asking)
     monkeypatch.setattr(devices, "current", entered)
-    decoders = Decoders(single, (GRAPHS,), 64)
+    decoders = DecoderFactory(single, (GRAPHS,), 64)
     decoders.make(1)
     assert decoders.path is GRAPHS
 
 
 def test_one_row_far_off_is_found_among_many_that_are_right() -> None:
-    right = [rehearsal.Row(slot, 4, torch.tensor([1.0, 2.0])) for slot in range(4)] * 3
+    right = [OutputRow(slot, 4, torch.tensor([1.0, 2.0])) for slot in range(4)] * 3
     assert rehearsal.difference(right, right)[0] == 0
     for wrong in (torch.tensor([9.0, 2.0]), torch.tensor([torch.nan, 2.0])):
-        rows = [*right[:-1], rehearsal.Row(3, 4, wrong)]
+        rows = [*right[:-1], OutputRow(3, 4, wrong)]
         far, where = rehearsal.difference(rows, right)
         assert rehearsal.disagreement(far, torch.bfloat16)
         assert where.startswith("once in ")
@@ -451,9 +455,9 @@ def test_one_row_far_off_is_found_among_many_that_are_right() -> None:
 def test_graphs_are_kept_if_the_class_overflows_on_first_tokens(
     single: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cuda_graphs, "Recorder", Recorder)
+    monkeypatch.setattr(cuda_graphs, "GraphRecorder", Recorder)
     single.lm_head.weight.data[0] = torch.inf
-    decoders = Decoders(single, (GRAPHS, TORCH), 64)
+    decoders = DecoderFactory(single, (GRAPHS, TORCH), 64)
     decoders.make(2)
     assert decoders.path is GRAPHS
     assert not caplog.records
@@ -470,7 +474,7 @@ def test_the_outcome_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) ->
         "prompts by sdpa, encoders plain"
     )
     for path, experts in ((slot_decoder.NATIVE, "in it too"), (TORCH, "looped")):
-        selection = rehearsal.Selection("fast", "sdpa", (path,))
+        selection = PathSelection("fast", "sdpa", (path,))
         assert rehearsal.outcome_of(engine.network, selection, path, 3).experts == experts
     seen = replace(engine.rehearsal, device="cuda:0", difference=0.0123)
     assert str(seen).endswith("; within 0.01 of the plain class")

@@ -32,7 +32,7 @@ sys.path.insert(0, ROOT)
 
 import pytest
 from deepseek_ocr.cli.main import main
-from deepseek_ocr.kernels.decoder_factory import Decoders
+from deepseek_ocr.kernels.decoder_factory import DecoderFactory
 from tests.failing_device import Card, OnCard
 
 card = Card(pytest.MonkeyPatch())
@@ -44,7 +44,7 @@ def make(decoders, slots):
     return decoder
 
 
-Decoders.make = make
+DecoderFactory.make = make
 raise SystemExit(main(["serve", *sys.argv[1:]]))
 """
 """The real program, on a device that fails at the next step once there is a file `fail`."""

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from deepseek_ocr import configuration
-from deepseek_ocr.documents.pipeline import record_of
+from deepseek_ocr.documents.page_retries import record_of
 from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.formats.records import PageRecord

@@ -17,12 +17,13 @@ import torch
 from deepseek_ocr.decoding import sampler
 from deepseek_ocr.engine import page_state
 from deepseek_ocr.engine.ocr_engine import OcrEngine
-from deepseek_ocr.engine.page_state import Work
+from deepseek_ocr.engine.page_state import PageState
 from deepseek_ocr.engine.request import Handle
 from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
 from deepseek_ocr.engine.scheduler import EngineStatus
 from deepseek_ocr.errors import CancelledError, ImageError, PromptError, SettingsError
-from deepseek_ocr.images.views import ImageLimits, Views
+from deepseek_ocr.images.limits import ImageLimits
+from deepseek_ocr.images.views import Views
 from deepseek_ocr.model.network import Network
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from tests.conftest import POCKET, ROOT
@@ -310,7 +311,7 @@ def test_the_timeout_counts_work_and_not_waiting(
     now = 0.0
     monkeypatch.setattr(page_state, "time", SimpleNamespace(perf_counter=lambda: now))
     codec = codec_of(tiny)
-    page_work = Work(page(1, 50, timeout=10), codec, ImageLimits(), 8192)
+    page_work = PageState(page(1, 50, timeout=10), codec, ImageLimits(), 8192)
     a, b, c = (sampler.Token(id_, -1.0) for id_ in codec.encode_text("abc"))
     now = 100.0  # it waits for a slot with its views ready
     with page_work.stage("vision", tiny.device):

@@ -15,6 +15,7 @@ from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
 from deepseek_ocr.engine.scheduler import EngineStatus
 from deepseek_ocr.errors import GenerationError
+from deepseek_ocr.model import footprint
 from deepseek_ocr.model.network import Network
 from tests.tiny_engine import engine_with, ids_alone, ids_of, page
 
@@ -200,7 +201,7 @@ def test_an_error_that_is_not_ours_still_says_where_it_came_from(tiny: Network) 
 )  # fmt: skip
 def test_slots_follow_from_free_memory(kind: str, free_gib: float | None, slots: int) -> None:
     free = None if free_gib is None else int(free_gib * GIB)
-    assert memory.slots_for(kind, free, GIB // 2) == slots
+    assert footprint.slots_for(kind, free, GIB // 2) == slots
 
 
 def test_the_cache_of_a_page_is_counted_in_full(tiny: Network) -> None:
@@ -211,7 +212,7 @@ def test_the_cache_of_a_page_is_counted_in_full(tiny: Network) -> None:
         for layer in cache._caches[0].layers
     )
     context = tiny.config.text_config.max_position_embeddings
-    assert memory.cache_bytes(tiny) == held * context // 10
+    assert footprint.cache_bytes(tiny.config, tiny.dtype.itemsize) == held * context // 10
 
 
 def test_this_machine_has_memory_and_says_how_much() -> None:

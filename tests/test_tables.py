@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from deepseek_ocr.formats.export import text_of
 from deepseek_ocr.formats.joined_tables import MOST_JOINED, page_contents
 from deepseek_ocr.formats.records import PageRecord
+from deepseek_ocr.formats.writing import WriteOptions
 from deepseek_ocr.markup import blocks_in, blocks_of, plain_lines
 from deepseek_ocr.markup.blocks import Table
 from tests.output_fixtures import Block, document_of, grounded, record_of
@@ -32,7 +33,9 @@ def page(number: int, *blocks: tuple[str, str]) -> PageRecord:
 
 def rows_of(pages: list[PageRecord], join: bool = True) -> list[list[str]]:
     """The rows in plain text, page by page."""
-    shown = "".join(text_of(document_of(pages), "txt", Path("absent"), join_tables=join))
+    shown = "".join(
+        text_of(document_of(pages), "txt", Path("absent"), WriteOptions(join_tables=join))
+    )
     return [[line for line in one.split("\n") if "\t" in line] for one in shown.split("\f")[:-1]]
 
 

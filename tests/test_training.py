@@ -17,7 +17,8 @@ from deepseek_ocr.devices import cpu
 from deepseek_ocr.errors import FileWriteError, GenerationError
 from deepseek_ocr.images.views import Views
 from deepseek_ocr.model import network as model
-from deepseek_ocr.model.network import Network, load_network
+from deepseek_ocr.model.loader import load_network
+from deepseek_ocr.model.network import Network
 from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.training.data import dataset
 from deepseek_ocr.training.data.batches import IGNORED, Batch, ExampleError, collate, encode_example

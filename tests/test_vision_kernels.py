@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deepseek_ocr import kernels
 from deepseek_ocr.devices import cpu as processors
 from deepseek_ocr.images.views import Views
 from deepseek_ocr.kernels import compiled_attention, compiling, sam_attention, vision
+from deepseek_ocr.kernels.rehearsal import prepare
 from deepseek_ocr.kernels.sam_attention import Heads, Positions
-from deepseek_ocr.model.network import Network, load_network, vision_tokens
+from deepseek_ocr.model.loader import load_network
+from deepseek_ocr.model.network import Network, vision_tokens
 from tests.conftest import GOLDEN, POCKET
 from tests.goldens import golden_views
 from tests.recorder import compute_as_a_card
@@ -44,7 +45,7 @@ def both(request: pytest.FixtureRequest) -> tuple[Network, Network]:
     """A plain network and the same with all fast paths."""
     folder, dtype = NETWORKS[request.param]
     plain, fast = (load_network(folder, "cpu", dtype) for _ in range(2))
-    kernels.prepare(fast, ALL)
+    prepare(fast, ALL)
     return plain, fast
 
 
@@ -65,7 +66,7 @@ def test_fast_equals_the_official_code(
     if card:
         compute_as_a_card(monkeypatch)
     network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
-    kernels.prepare(network, ALL)
+    prepare(network, ALL)
     rows = vision_tokens(network, golden_views(golden, name))
     assert distance(rows, golden[f"{name}.vision_tokens"]) < 1e-5
 
@@ -77,7 +78,7 @@ def test_bfloat16_is_no_further_from_the_official_code_than_the_plain_path(
     far = {}
     for chosen in (frozenset[str](), frozenset(["vision"]), ALL):
         network = load_network(GOLDEN / "checkpoint", "cpu", "bfloat16")
-        kernels.prepare(network, chosen)
+        prepare(network, chosen)
         far[chosen] = distance(vision_tokens(network, golden_views(golden, "base")), theirs)
     assert max(far.values()) < 1.2 * far[frozenset()]
 
@@ -85,7 +86,7 @@ def test_bfloat16_is_no_further_from_the_official_code_than_the_plain_path(
 def test_nothing_is_put_on_without_the_name(golden: dict[str, torch.Tensor]) -> None:
     network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
     for chosen in (frozenset[str](), frozenset(["decoder", "compiled"])):
-        kernels.prepare(network, chosen)
+        prepare(network, chosen)
         modules = network.model.vision_tower.modules()
         assert not any("forward" in vars(module) for module in modules)
 
@@ -108,7 +109,7 @@ def test_without_a_compiler_the_torch_path_is_taken(
 ) -> None:
     monkeypatch.setattr(compiling, "library", lambda name: None)
     networks = [load_network(POCKET, "cpu", "bfloat16") for _ in range(2)]
-    kernels.prepare(networks[1], ALL)
+    prepare(networks[1], ALL)
     rows, ours = (vision_tokens(n, golden_views(golden, "tiny")) for n in networks)
     assert distance(ours, rows) < TOLERANCES[torch.bfloat16]
 
@@ -247,7 +248,7 @@ def test_gradients_are_the_plain_ones(golden: dict[str, torch.Tensor]) -> None:
     gradients = []
     for chosen in (frozenset[str](), ALL):
         network = load_network(GOLDEN / "checkpoint", "cpu", "float32")
-        kernels.prepare(network, chosen)
+        prepare(network, chosen)
         tower = network.model.vision_tower.requires_grad_(True)
         tower.sam_encoder(image).last_hidden_state.square().sum().backward()
         gradients.append({n: p.grad for n, p in tower.sam_encoder.named_parameters()})
@@ -261,7 +262,7 @@ def test_new_weights_are_seen(golden: dict[str, torch.Tensor]) -> None:
     """Nothing derived from the old ones is kept: packed weights, resized tables."""
     views = golden_views(golden, "tiny")
     networks = [load_network(GOLDEN / "checkpoint", "cpu", "bfloat16") for _ in range(2)]
-    kernels.prepare(networks[1], ALL)
+    prepare(networks[1], ALL)
     before = vision_tokens(networks[1], views)
     with torch.no_grad():
         for network in networks:

@@ -4,7 +4,7 @@ second, and decoders whose steps a test can hold, watch or break."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from deepseek_ocr.decoding import sampler
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.engine.results import Page, Reading
-from deepseek_ocr.images.views import make_views, open_image
+from deepseek_ocr.images.image_loading import open_image
+from deepseek_ocr.images.views import make_views
 from deepseek_ocr.kernels import choice
-from deepseek_ocr.kernels.decoder_factory import Decoders
+from deepseek_ocr.kernels.decoder_factory import DecoderFactory
 from deepseek_ocr.kernels.slot_decoder import paths_for
 from deepseek_ocr.model.network import Network, embed, vision_tokens
 from deepseek_ocr.model.prompts import Codec, encode, with_image
@@ -41,6 +42,27 @@ def page(number: int, tokens: int = 8, **settings: Any) -> Page:
     return Page(picture, PROMPTS[number % len(PROMPTS)], SMALL, decode)
 
 
+def decode(
+    network: Network,
+    embeddings: torch.Tensor,
+    prompt_ids: list[int],
+    settings: DecodeSettings,
+    end_ids: frozenset[int],
+    exempt_ids: frozenset[int] = frozenset(),
+) -> Iterator[sampler.Token]:
+    """One page by the plain loop, a token at a time, the end token included."""
+    decoder = PlainDecoder(network)
+    chooser = sampler.Chooser(settings, prompt_ids, exempt_ids)
+    logits = decoder.prefill(0, embeddings)
+    most = sampler.room(decoder.context, len(prompt_ids), settings.max_new_tokens)
+    for count in range(1, most + 1):
+        token = chooser.accept(chooser.pick(logits))
+        yield token
+        if token.id in end_ids or count == most:
+            return
+        logits = decoder.step([0], [token.id])[0]
+
+
 def alone(network: Network, asked: Page) -> list[sampler.Token]:
     """What the plain loop writes for a page, without its end token."""
     codec = codec_of(network)
@@ -48,10 +70,8 @@ def alone(network: Network, asked: Page) -> list[sampler.Token]:
     prompt = encode(codec, with_image(asked.prompt), views.token_count)
     rows = vision_tokens(network, views)
     embeddings = embed(network, prompt.ids, rows, prompt.image_start)
-    tokens = sampler.decode(
-        network, sampler.prefill(network, embeddings), prompt.ids, asked.decode,
-        codec.end_ids, codec.token_ids(asked.decode.exempt_tokens),
-    )  # fmt: skip
+    exempt = codec.token_ids(asked.decode.exempt_tokens)
+    tokens = decode(network, embeddings, prompt.ids, asked.decode, codec.end_ids, exempt)
     return [token for token in tokens if token.id not in codec.end_ids]
 
 
@@ -74,7 +94,7 @@ def engine_with(network: Network, decoder: Callable[[int], Decoder], slots: int)
 def engine_of(network: Network, slots: int, paths: str = "auto") -> OcrEngine:
     """An engine with the fast paths called `paths`."""
     context = network.config.text_config.max_position_embeddings
-    decoders = Decoders(network, paths_for(network, choice.parse(paths)), context)
+    decoders = DecoderFactory(network, paths_for(network, choice.parse(paths)), context)
     return engine_with(network, decoders.make, slots)
 
 

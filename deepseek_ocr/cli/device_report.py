@@ -9,6 +9,7 @@ from deepseek_ocr.cli.memory_advice import PRESETS, load_of
 from deepseek_ocr.cli.terminal import ALL_READ, write
 from deepseek_ocr.configuration import Settings
 from deepseek_ocr.devices import cpu, memory, selection
+from deepseek_ocr.devices.selection import DeviceDescription
 from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.model.checkpoint import read_config
@@ -29,7 +30,7 @@ def show(settings: Settings) -> int:
     return ALL_READ
 
 
-def _described(found: selection.Description) -> str:
+def _described(found: DeviceDescription) -> str:
     room = ""
     if found.memory:
         free, total = found.memory
@@ -71,10 +72,11 @@ def _fitting(settings: Settings, sizes: Footprint) -> str:
     load = load_of(settings, device)
     lines = [f"memory on {device} by preset, at most ({_name(load.dtype)}, {load.quant}):"]
     for name, crop in PRESETS.items():
-        total = sizes.estimate(crop, load).total
+        estimate = sizes.estimate(crop, load)
+        total = estimate.total
         verdict = "" if free is None else "  fits" if total <= free else "  does not fit now"
         lines.append(f"  {name:8}{in_gb(total):>9}{verdict}")
-    lines.append(f"  and {in_gb(sizes.cache_per_page(load.dtype.itemsize))} for each further page "
+    lines.append(f"  and {in_gb(estimate.cache // load.slots)} for each further page "
                  "at once (--slots)")  # fmt: skip
     return "\n".join(lines) + "\n"
 

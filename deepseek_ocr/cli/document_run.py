@@ -19,11 +19,14 @@ from deepseek_ocr.cli.read_options import STANDARD_INPUT, OutputOptions, ReadOpt
 from deepseek_ocr.cli.run_progress import RunProgress
 from deepseek_ocr.cli.terminal import ALL_READ, INTERRUPTED, SOME_FAILED, complain
 from deepseek_ocr.documents.inputs import Input, Listing, each_once, find, output_names, spool
-from deepseek_ocr.documents.pipeline import Plan, Tally, read_documents
+from deepseek_ocr.documents.pipeline import read_documents
+from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.documents.run_store import Store, checkpoint_digest
+from deepseek_ocr.documents.run_tally import Tally
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.formats.writing import WriteOptions
 
 _MOST_WORKERS = 4
 """Rendering processes: each renders tens of pages a second."""
@@ -108,9 +111,9 @@ def _plan(options: ReadOptions, output: OutputOptions) -> Plan:
         formats=output.formats,
         pages=options.pages,
         password=options.password,
-        join_tables=output.join_tables,
-        existing_text=options.settings.existing_text,
-        formulas=options.settings.formulas,
+        options=WriteOptions(
+            output.join_tables, options.settings.existing_text, options.settings.formulas
+        ),
         overwrite=output.overwrite,
         about=about,
     )

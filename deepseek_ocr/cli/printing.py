@@ -26,7 +26,7 @@ from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.engine.results import Delta, Failure, Reading
 from deepseek_ocr.errors import DocumentError, OcrError
 from deepseek_ocr.formats.export import document_to_json, page_to_json
-from deepseek_ocr.images.views import Source
+from deepseek_ocr.images.image_loading import Source
 
 _AHEAD = 2
 """Pages rendered before they are asked for."""

@@ -16,13 +16,11 @@ from deepseek_ocr.cli.flags import (
     add_speed,
     named,
 )
+from deepseek_ocr.formats import FORMATS
 from deepseek_ocr.settings import DecodeSettings, ExistingText, FormulaDelimiters, RenderSettings
 
 PRINTED = ("txt", "md", "json")
 """Formats that can go to standard output."""
-
-FORMATS = ("md", "html", "json", "txt", "mmd", "pdf", "searchable-pdf", "regions")
-"""Formats of files: those of `deepseek_ocr.formats.export`, which would import torch."""
 
 _DESCRIPTION = """\
 Read pictures, PDFs, TIFFs, zips of pictures and folders of them: print the text as it is decoded,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from deepseek_ocr import presets
 from deepseek_ocr.cli.flags import load_settings
-from deepseek_ocr.cli.read_flags import FORMATS, PRINTED
+from deepseek_ocr.cli.read_flags import PRINTED
 from deepseek_ocr.configuration import Settings
-from deepseek_ocr.documents.inputs import Pages, Shard, parse_pages, parse_shard
+from deepseek_ocr.documents.inputs import PageSelection, Shard, parse_pages, parse_shard
 from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.formats import find_format
 from deepseek_ocr.settings import CropSettings, DecodeSettings, RenderSettings
 from deepseek_ocr.weights import catalog
 
@@ -46,7 +46,7 @@ class ReadOptions:
     crop: CropSettings
     decode: DecodeSettings
     render: RenderSettings
-    pages: Pages
+    pages: PageSelection
     password: str | None
     format: str
     settings: Settings
@@ -74,7 +74,7 @@ def read_options(flags: argparse.Namespace) -> ReadOptions:
         render=RenderSettings(
             dpi=flags.dpi, rotate=None if flags.rotate == "auto" else int(flags.rotate)
         ),
-        pages=Pages() if flags.pages is None else parse_pages(flags.pages),
+        pages=PageSelection() if flags.pages is None else parse_pages(flags.pages),
         password=flags.password,
         format="txt" if output else _printed(flags.format),
         settings=settings,
@@ -92,16 +92,11 @@ def _printed(names: str | None) -> str:
     """The format of standard output."""
     if names in (None, *PRINTED):
         return names or "txt"
-    _check_formats(names.split(","))
+    for name in names.split(","):
+        find_format(name)
     raise SettingsError(
         f"--format {names} makes files; add -o FOLDER. Printed is one of {', '.join(PRINTED)}."
     )
-
-
-def _check_formats(names: Sequence[str]) -> None:
-    for name in names:
-        if name not in FORMATS:
-            raise SettingsError(f"There is no format {name!r}; choose among {', '.join(FORMATS)}.")
 
 
 def _output(flags: argparse.Namespace) -> OutputOptions | None:
@@ -114,8 +109,7 @@ def _output(flags: argparse.Namespace) -> OutputOptions | None:
         raise SettingsError("--stdout prints and -o writes files; give one of them.")
     if flags.devices and flags.device:
         raise SettingsError("--devices names several devices, --device one; give one of them.")
-    names = [name.strip() for name in (flags.format or "md").split(",")]
-    _check_formats(names)
+    names = [find_format(name.strip()).name for name in (flags.format or "md").split(",")]
     devices = tuple(name.strip() for name in (flags.devices or "").split(",") if name.strip())
     retries = len(presets.RETRIES) if flags.retries is None else flags.retries
     presets.attempts(CropSettings(), DecodeSettings(), retries)  # are there as many?

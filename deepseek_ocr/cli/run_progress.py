@@ -11,9 +11,9 @@ from typing import Any, Self
 from deepseek_ocr.cli.printing import left_out_of
 from deepseek_ocr.cli.terminal import PROGRAM
 from deepseek_ocr.documents.inputs import Input
-from deepseek_ocr.documents.pipeline import Watcher
-from deepseek_ocr.formats.pdf_builder import PdfPages
+from deepseek_ocr.documents.run_tally import Watcher
 from deepseek_ocr.formats.records import PageRecord
+from deepseek_ocr.formats.writing import PdfPages
 from deepseek_ocr.progress import progress_display
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrTextModel
 
 from deepseek_ocr.model.network import Network
 
@@ -46,7 +48,7 @@ class PlainDecoder:
     def prefill(self, slot: int, embeddings: torch.Tensor) -> torch.Tensor:
         """See `Decoder.prefill`."""
         self._caches[slot] = DynamicCache(config=self._network.config.text_config)
-        return self._logits(slot, embeddings)
+        return next_logits(self._network, embeddings, self._caches[slot])
 
     @torch.inference_mode()
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
@@ -55,16 +57,27 @@ class PlainDecoder:
         rows = []
         for slot, token in zip(slots, ids, strict=True):
             id_ = torch.tensor([[token]], device=embed.weight.device)
-            rows.append(self._logits(slot, embed(id_)))
+            rows.append(next_logits(self._network, embed(id_), self._caches[slot]))
         return torch.stack(rows)
 
     def free(self, slot: int) -> None:
         """See `Decoder.free`."""
         self._caches.pop(slot, None)
 
-    def _logits(self, slot: int, embeddings: torch.Tensor) -> torch.Tensor:
-        output = self._network.model.language_model(
-            inputs_embeds=embeddings, past_key_values=self._caches[slot], use_cache=True
-        )
-        logits: torch.Tensor = self._network.lm_head(output.last_hidden_state[:, -1])
-        return logits[0].float()
+
+_CACHE_ARGUMENT = (
+    "cache"
+    if "cache" in inspect.signature(UnlimitedOcrTextModel.forward).parameters
+    else "past_key_values"
+)
+"""What the class calls the cache that it is given: `past_key_values` before transformers 5.24."""
+
+
+def next_logits(network: Network, embeddings: torch.Tensor, cache: Cache) -> torch.Tensor:
+    """Read `embeddings [1, L, H]` behind what `cache` holds, by the library's class; the logits
+    `[V]` (float32) of the token behind them."""
+    output = network.model.language_model(
+        inputs_embeds=embeddings, use_cache=True, **{_CACHE_ARGUMENT: cache}
+    )
+    logits: torch.Tensor = network.lm_head(output.last_hidden_state[:, -1])
+    return logits[0].float()

@@ -1,39 +1,17 @@
-"""Token by token: prefill, choose, step. Free functions over the library's network and cache.
-
-`decode` reads one page alone, the plain way; many pages at once go through `choose`.
-
-The loop guard on text lives in `loops.py` and is offered here as `LoopDetector` and `is_loop`.
-"""
+"""The next token of every page, chosen from logits under the n-gram guard and the sampling
+settings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
-from transformers.cache_utils import Cache, DynamicCache
 
-from deepseek_ocr.decoding.loop_detector import LoopDetector, is_loop
+from deepseek_ocr.decoding.ngram_guard import NgramGuard
 from deepseek_ocr.errors import GenerationError, PromptError
-from deepseek_ocr.model.network import Network
 from deepseek_ocr.settings import DecodeSettings
-
-__all__ = [
-    "Chooser",
-    "LoopDetector",
-    "NgramGuard",
-    "Prefilled",
-    "TextStream",
-    "Token",
-    "choose",
-    "decode",
-    "is_loop",
-    "prefill",
-    "room",
-]
 
 
 @dataclass(frozen=True)
@@ -42,14 +20,6 @@ class Token:
 
     id: int
     logprob: float
-
-
-@dataclass(frozen=True)
-class Prefilled:
-    """A prompt that the decoder has read: its cache and the logits `[V]` of the next token."""
-
-    cache: Cache
-    logits: torch.Tensor
 
 
 def room(context: int, prompt_tokens: int, wanted: int) -> int:
@@ -63,50 +33,6 @@ def room(context: int, prompt_tokens: int, wanted: int) -> int:
             "shorten the prompt or choose a smaller preset."
         )
     return min(wanted, context - prompt_tokens)
-
-
-@torch.inference_mode()
-def prefill(network: Network, embeddings: torch.Tensor) -> Prefilled:
-    """Run the decoder over a prompt's embeddings `[1, L, H]`."""
-    cache = DynamicCache(config=network.config.text_config)
-    return Prefilled(cache, _last_logits(network, embeddings, cache))
-
-
-def _last_logits(network: Network, embeddings: torch.Tensor, cache: Cache) -> torch.Tensor:
-    output = network.model.language_model(
-        inputs_embeds=embeddings, past_key_values=cache, use_cache=True
-    )
-    logits: torch.Tensor = network.lm_head(output.last_hidden_state[:, -1])
-    return logits[0].float()
-
-
-@torch.inference_mode()
-def decode(
-    network: Network,
-    prefilled: Prefilled,
-    prompt_ids: list[int],
-    settings: DecodeSettings,
-    end_ids: frozenset[int],
-    exempt_ids: frozenset[int] = frozenset(),
-) -> Iterator[Token]:
-    """Tokens one at a time, the end token included, until it comes or there is no more room.
-
-    Each step is a plain Python step, so closing the iterator stops at once. `prompt_ids` is what
-    the whole-sequence guard looks back on. Raises `GenerationError` where the logits are not
-    finite.
-    """
-    chooser = Chooser(settings, prompt_ids, exempt_ids)
-    embed = network.get_input_embeddings()
-    logits = prefilled.logits
-    context = network.config.text_config.max_position_embeddings
-    most = room(context, len(prompt_ids), settings.max_new_tokens)
-    for count in range(1, most + 1):
-        token = chooser.choose(logits)
-        yield token
-        if token.id in end_ids or count == most:
-            return
-        step = torch.tensor([[token.id]], device=embed.weight.device)
-        logits = _last_logits(network, embed(step), prefilled.cache)
 
 
 @torch.inference_mode()
@@ -175,13 +101,8 @@ class Chooser:
         """Ids that must not come next."""
         return self._guard.banned()
 
-    def choose(self, logits: torch.Tensor) -> Token:
-        """The next token from its logits `[V]`. Raises `GenerationError` where these are not
-        finite."""
-        return self.accept(self.pick(logits))
-
     def pick(self, logits: torch.Tensor) -> Token:
-        """What `choose` returns, not yet taken for written nor looked at."""
+        """The next token from its logits `[V]`; `accept` checks it and takes it for written."""
         total = logits.logsumexp(0)
         scores = self._adjusted(logits)
         if self._settings.temperature > 0:
@@ -238,77 +159,3 @@ class Chooser:
             # The most likely token stays whatever top_p is.
             shares[1:][shares.cumsum(0)[:-1] >= settings.top_p] = 0
         return ids[torch.multinomial(shares, 1, generator=self._random)[0]]
-
-
-class NgramGuard:
-    """Forbids tokens that would complete an n-gram already written.
-
-    `size` is the n-gram's length (0 is off); `window` is how many tokens back the first token of
-    the earlier n-gram may lie (0 is the whole sequence); `exempt` ids are never forbidden, and
-    with `exempt_ngrams` an n-gram that holds one forbids nothing. Each token costs a dictionary
-    look-up, however long the sequence.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        window: int = 0,
-        exempt: frozenset[int] = frozenset(),
-        exempt_ngrams: bool = False,
-    ) -> None:
-        self._size, self._window, self._exempt = size, window, exempt
-        self._exempt_ngrams = exempt_ngrams
-        self._last_exempt = -1
-        self._ids: list[int] = []
-        # First size-1 tokens of an n-gram → its last token → where it last began.
-        self._followers: dict[tuple[int, ...], dict[int, int]] = {}
-
-    def extend(self, ids: list[int]) -> None:
-        """Add tokens of the prompt or of the text."""
-        if not self._size:
-            return
-        for token in ids:
-            self._ids.append(token)
-            if token in self._exempt:
-                self._last_exempt = len(self._ids) - 1
-            start = len(self._ids) - self._size
-            spared = self._exempt_ngrams and self._last_exempt >= start
-            if start >= 0 and not spared:
-                prefix = tuple(self._ids[start:-1])
-                self._followers.setdefault(prefix, {})[token] = start
-
-    def banned(self) -> list[int]:
-        """Ids that must not come next."""
-        if not self._size or len(self._ids) < self._size:
-            return []
-        prefix = tuple(self._ids[len(self._ids) - self._size + 1 :])
-        earliest = len(self._ids) - self._window if self._window else 0
-        return [
-            token
-            for token, start in self._followers.get(prefix, {}).items()
-            if start >= earliest and token not in self._exempt
-        ]
-
-
-class TextStream:
-    """Turns ids into text as they come; a character made of several tokens appears whole."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=False)
-        self._ids: list[int] = []
-        self.text = ""
-
-    def add(self, token_id: int) -> str:
-        """Text that `token_id` completes; empty in the middle of a character."""
-        self._ids.append(token_id)
-        piece = self._stream.step(self._tokenizer, token_id) or ""
-        self.text += piece
-        return piece
-
-    def flush(self) -> str:
-        """What is left when no more tokens come: a broken character, as U+FFFD."""
-        whole = self._tokenizer.decode(self._ids, skip_special_tokens=False)
-        rest = whole[len(self.text) :] if whole.startswith(self.text) else ""
-        self.text += rest
-        return rest

@@ -1,4 +1,5 @@
-"""What it means when torch or Ascend's plugin for it cannot be imported. Imports no torch itself.
+"""Ascend's plugin for torch, and what it means if torch or it cannot be imported. Imports no torch
+until the plugin is asked for.
 
 With torch-npu installed, `import torch` loads it, and it loads the libraries of Ascend's toolkit
 (CANN). Where the toolkit's script was not sourced, the first import of torch fails with a
@@ -8,6 +9,7 @@ With torch-npu installed, `import torch` loads it, and it loads the libraries of
 from __future__ import annotations
 
 import re
+from typing import Any
 
 SCRIPT = "/usr/local/Ascend/ascend-toolkit/set_env.sh"
 """Where the toolkit puts its script when it is installed for all users."""
@@ -37,6 +39,13 @@ def advice(error: BaseException) -> str | None:
         f"set_env.sh where your toolkit is), then try again.{driver} To run without the NPU, use "
         "an environment that has no torch-npu."
     )
+
+
+def npu() -> Any:
+    """`torch.npu`, which exists once torch-npu is imported."""
+    import torch
+
+    return vars(torch)["npu"]
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -1,4 +1,4 @@
-"""Memory: how much is free, how many pages fit at once, and what running out of it looks like."""
+"""Memory of a device: how much is free, and what running out of it looks like."""
 
 from __future__ import annotations
 
@@ -10,57 +10,27 @@ from pathlib import Path
 
 import torch
 
-from deepseek_ocr.model.network import Network
-
-MOST_SLOTS = {"cuda": 64, "npu": 16, "mps": 4, "cpu": 4}
-"""Pages at once where memory allows: a processor gains from reading each weight once for a few
-tokens and is then busy computing; a graphics card goes on gaining."""
-
-RESERVE = 4 * 2**30
-"""Bytes on an accelerator left to vision and prefill: the plain attention of one 1280 px view
-holds about 3 GB at its peak."""
-
-CACHE_SHARE = {"cuda": 0.8, "npu": 0.8, "mps": 0.25, "cpu": 0.25}
-"""Share of what is free (beyond the reserve) that caches may take; less where other programs live
-in the same memory."""
-
-
-def cache_bytes(network: Network) -> int:
-    """Bytes that the cache of one page takes when its context is full: keys and values of every
-    layer."""
-    text = network.config.text_config
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * network.dtype.itemsize
-    return int(token * text.max_position_embeddings)
-
-
-def slots_for(kind: str, free: int | None, per_slot: int) -> int:
-    """How many pages to hold at once on a device of `kind` with `free` bytes (None: unknown), each
-    with a cache of `per_slot` bytes.
-
-    On an accelerator: as many full contexts as fit into four fifths of what is free beyond 4 GiB,
-    64 at most. On a processor: into a quarter of what is free, 4 at most. Always at least one.
-    """
-    if free is None:
-        return 1
-    usable = (free - (RESERVE if kind in ("cuda", "npu") else 0)) * CACHE_SHARE[kind]
-    return max(1, min(MOST_SLOTS[kind], int(usable // per_slot)))
-
-
-def choose_slots(network: Network) -> int:
-    """How many pages `network` may hold at once where it is; see `slots_for`."""
-    device: torch.device = network.device
-    return slots_for(device.type, free_bytes(device), cache_bytes(network))
+from deepseek_ocr.devices.ascend import npu
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that are free on `device`; None if unknown."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "npu":
-        return int(vars(torch)["npu"].mem_get_info(device)[0])
+    """Bytes that are free for a network on `device`, of the system's memory where the device shares
+    it; None if unknown."""
+    if device.type in ("cuda", "npu") and (found := free_and_total(device)) is not None:
+        return found[0]
     known = [found for found in (_available(), _allowed()) if found is not None]
     return min(known, default=None)
+
+
+def free_and_total(device: torch.device) -> tuple[int, int] | None:
+    """Free and total bytes of the device; None where it has no memory of its own to ask for."""
+    if device.type in ("cuda", "npu"):
+        free, total = (torch.cuda if device.type == "cuda" else npu()).mem_get_info(device)
+        return int(free), int(total)
+    if device.type == "mps":
+        total = int(torch.mps.recommended_max_memory())
+        return max(0, total - int(torch.mps.driver_allocated_memory())), total
+    return None
 
 
 def _available() -> int | None:
@@ -125,4 +95,4 @@ def give_back(device: torch.device) -> None:
     elif device.type == "mps":
         torch.mps.empty_cache()
     elif device.type == "npu":
-        vars(torch)["npu"].empty_cache()
+        npu().empty_cache()

@@ -11,11 +11,11 @@ import logging
 import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from deepseek_ocr.devices import ascend, cpu, nvidia
+from deepseek_ocr.devices import ascend, cpu, memory, nvidia
+from deepseek_ocr.devices.ascend import npu
 from deepseek_ocr.errors import DeviceError
 
 _LOG = logging.getLogger(__name__)
@@ -32,11 +32,6 @@ AMPERE = 8
 # --- which are here ------------------------------------------------------------------------------
 
 
-def _npu_available() -> bool:
-    """True where torch-npu is installed, loads, and sees an Ascend device."""
-    return _npu_problem() is None
-
-
 def _npu_problem() -> str | None:
     """Why there is no Ascend device to use, and what to do; None where there is one."""
     if importlib.util.find_spec("torch_npu") is None:
@@ -48,7 +43,7 @@ def _npu_problem() -> str | None:
         importlib.import_module("torch_npu")  # registers torch.npu
     except (ImportError, OSError, RuntimeError) as error:  # other devices still work
         return ascend.advice(error) or f"torch-npu does not load: {error}"
-    if _npu().is_available():
+    if npu().is_available():
         return None
     return (
         "torch-npu loads but sees no NPU; npu-smi info must list one, and a container needs "
@@ -56,16 +51,11 @@ def _npu_problem() -> str | None:
     )
 
 
-def _npu() -> Any:
-    """`torch.npu`, which exists once torch-npu is imported."""
-    return vars(torch)["npu"]
-
-
 def _is_available(kind: str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_available()
     if kind == "npu":
-        return _npu_available()
+        return _npu_problem() is None
     if kind == "mps":
         return torch.backends.mps.is_available()
     return kind == "cpu"
@@ -125,7 +115,7 @@ def _count(kind: str) -> int:
     if kind == "cuda":
         return torch.cuda.device_count()
     if kind == "npu":
-        return int(_npu().device_count())
+        return int(npu().device_count())
     return 1
 
 
@@ -178,13 +168,9 @@ def _native_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     if device.type == "mps":
         modern = torch.backends.mps.is_macos_or_newer(14, 0)
         return (torch.bfloat16 if modern else torch.float16), "bfloat16 from macOS 14 on"
-    if _cpu_has_bfloat16():
+    if cpu.has_bfloat16():
         return torch.bfloat16, "the processor has bfloat16 instructions"
     return torch.float32, "the processor has no bfloat16 instructions"
-
-
-def _cpu_has_bfloat16() -> bool:
-    return cpu.has_bfloat16()
 
 
 def prompt_attention(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
@@ -210,7 +196,7 @@ def synchronize(device: torch.device) -> None:
     elif device.type == "mps":
         torch.mps.synchronize()
     elif device.type == "npu":
-        _npu().synchronize()
+        npu().synchronize()
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:
@@ -266,25 +252,11 @@ def release(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def free_and_total(device: torch.device) -> tuple[int, int] | None:
-    """Free and total bytes of the device; None where it has no memory of its own to ask for."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return int(free), int(total)
-    if device.type == "npu":
-        free, total = _npu().mem_get_info(device)
-        return int(free), int(total)
-    if device.type == "mps":
-        total = int(torch.mps.recommended_max_memory())
-        return max(0, total - int(torch.mps.driver_allocated_memory())), total
-    return None
-
-
 # --- what people read ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Description:
+class DeviceDescription:
     """A device as `--devices` shows it.
 
     - `memory`: free and total bytes, None where it shares the system's
@@ -301,11 +273,11 @@ class Description:
     attention: str
 
 
-def describe(device: torch.device) -> Description:
+def describe(device: torch.device) -> DeviceDescription:
     """What is known of a device that is here."""
     dtype, why = _native_dtype(device)
-    return Description(
-        device, _name(device), free_and_total(device), dtype, why, _types(device),
+    return DeviceDescription(
+        device, _name(device), memory.free_and_total(device), dtype, why, _types(device),
         prompt_attention(device, dtype)[0],
     )  # fmt: skip
 
@@ -338,7 +310,7 @@ def _name(device: torch.device) -> str:
         lacking = ", for which this torch has no kernels" if nvidia.card_problem(device) else ""
         return f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}{lacking}"
     if device.type == "npu":
-        return str(_npu().get_device_name(device.index or 0))
+        return str(npu().get_device_name(device.index or 0))
     if device.type == "mps":
         return "Apple GPU"
     return ", ".join(cpu.instructions()) or "no instructions beyond the basic ones"

@@ -18,11 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from deepseek_ocr.errors import DocumentError, SettingsError
-
-PICTURE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif",
-     ".avif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"]
-)  # fmt: skip
+from deepseek_ocr.images.limits import PICTURE_SUFFIXES
 
 SUFFIXES = PICTURE_SUFFIXES | {".pdf", ".zip"}
 """Files that are taken from folders; one that is named itself is taken whatever its suffix."""
@@ -71,7 +67,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Pages:
+class PageSelection:
     """Which pages to read, as (first, last) counted from 1, from the end where negative.
 
     Empty is all of them.
@@ -94,8 +90,8 @@ class Pages:
 _ITEM = re.compile(r"(-?\d{1,9})(?:(-)(-?\d{1,9})?)?")
 
 
-def parse_pages(text: str) -> Pages:
-    """`1-3,7,-1` as `Pages`: numbers count from 1, negative ones from the end; `5-` is the rest.
+def parse_pages(text: str) -> PageSelection:
+    """`1-3,7,-1` as a selection: pages count from 1, negative ones from the end; `5-` is the rest.
 
     Raises `SettingsError` for anything else, and beyond `LONGEST_CHOICE` characters.
     """
@@ -112,7 +108,7 @@ def parse_pages(text: str) -> Pages:
             )
         last = int(match[3]) if match[3] else (-1 if match[2] else first)
         ranges.append((first, last))
-    return Pages(tuple(ranges))
+    return PageSelection(tuple(ranges))
 
 
 @dataclass(frozen=True)

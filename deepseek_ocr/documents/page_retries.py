@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from time import perf_counter
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from PIL import Image
 
 from deepseek_ocr.documents.renderer import Rendered
 from deepseek_ocr.engine.results import Failure, Page, Reading
-from deepseek_ocr.formats.records import Try
+from deepseek_ocr.formats.figures import save_figures
+from deepseek_ocr.formats.records import PageRecord, Try, page_record
 from deepseek_ocr.settings import Attempt
 
 OUTCOMES = ("stop", "length", "timeout", "loop", "empty", "failed")
@@ -160,6 +162,26 @@ def ready(attempts: Sequence[Attempt], page: ReadPage[Wanted]) -> Attempt:
     if left is None:
         return attempts[at]
     return replace(attempts[at], decode=replace(attempts[at].decode, timeout=max(left, 1e-3)))
+
+
+def record_of(page: ReadPage[Any], number: int, folder: Path | None = None) -> PageRecord:
+    """The record of `page`, the `number`-th (from 1), with all its tries; its figures are written
+    below `folder`, if there is one. Raises `OSError` where the disk takes no more."""
+    if page.reading is None:
+        record = PageRecord(number, *page.rendered.image.size, error=page.error)
+    else:
+        record = page_record(number, page.reading)
+        if folder is not None:
+            figures = save_figures(page.rendered.image, record.regions, number, folder)
+            record = replace(record, figures=figures)
+    return replace(
+        record,
+        points=page.rendered.points,
+        rotation=page.rendered.rotation,
+        tries=tuple(page.tries),
+        kept=page.kept,
+        own_text=page.rendered.own_text,
+    )
 
 
 def outcome_of(reading: Reading) -> str:

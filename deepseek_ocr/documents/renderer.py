@@ -19,9 +19,8 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Generic, TypeVar, cast, get_args
 
 from PIL import Image
@@ -29,7 +28,7 @@ from PIL import Image
 from deepseek_ocr.documents.inputs import shown
 from deepseek_ocr.errors import DocumentError
 from deepseek_ocr.formats.records import OwnText, SourceKind
-from deepseek_ocr.images.views import ImageLimits
+from deepseek_ocr.images.limits import ImageLimits
 from deepseek_ocr.settings import RenderSettings
 
 _START_S = 60.0
@@ -123,12 +122,12 @@ class Renderer:
         self, path: Path, name: str, password: str | None, page: int | None, owner: object
     ) -> tuple[dict[str, Any], bytes]:
         request = {
-            "path": os.path.abspath(path), "name": name or shown(path), "password": password,
+            "path": os.path.abspath(path),
+            "name": name or shown(path),
+            "password": password,
             "page": page,
-            "dpi": self.settings.dpi, "rotate": self.settings.rotate,
-            "max_pixels": self.settings.max_pixels,
-            "max_picture_pixels": self.settings.max_picture_pixels,
-        }  # fmt: skip
+            "settings": asdict(self.settings),
+        }
         with self._pool.taken((path, password)) as worker:
             reply, pixels = worker.ask(request, self.settings.timeout, owner)
         if "error" in reply:
@@ -143,12 +142,7 @@ class Renderer:
     def __enter__(self) -> Renderer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

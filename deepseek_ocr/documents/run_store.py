@@ -26,16 +26,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, overload
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from deepseek_ocr.documents.inputs import Input, Shard, shown, with_hash
 from deepseek_ocr.errors import RecordError, SettingsError
 from deepseek_ocr.files import atomic_write
-from deepseek_ocr.formats.pdf_builder import PdfPages
-from deepseek_ocr.formats.records import PageRecord, record_from_json, record_to_json
+from deepseek_ocr.formats.records import LazyRecords, PageRecord, record_from_json, record_to_json
+from deepseek_ocr.formats.writing import PdfPages
 
 PAGES = ".pages"
 
@@ -78,12 +77,7 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     # --- whose folder --------------------------------------------------------------------------
@@ -194,7 +188,12 @@ class Store:
 
     def pages(self, name: str, numbers: Sequence[int]) -> Sequence[PageRecord]:
         """The records of a document's pages, each loaded when it is looked at."""
-        return _Pages([self.record_path(name, number) for number in numbers])
+
+        def load(number: int) -> PageRecord:
+            kept = _load(self.record_path(name, number))
+            return record_from_json(kept.get("page") if isinstance(kept, dict) else None)
+
+        return LazyRecords(numbers, load)
 
     # --- outputs -------------------------------------------------------------------------------
 
@@ -304,26 +303,6 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-
-
-class _Pages(Sequence[PageRecord]):
-    """Page records on disk as a sequence."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    @overload
-    def __getitem__(self, at: int) -> PageRecord: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[PageRecord]: ...
-    def __getitem__(self, at: int | slice) -> PageRecord | Sequence[PageRecord]:
-        if isinstance(at, slice):
-            return _Pages(self._paths[at])
-        kept = _load(self._paths[at])
-        return record_from_json(kept.get("page") if isinstance(kept, dict) else None)
 
 
 # --- hashes -------------------------------------------------------------------------------------

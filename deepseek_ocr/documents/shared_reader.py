@@ -4,7 +4,7 @@
     document, numbers = await reader.open_async(Path("scan.pdf"), "scan.pdf")
     records = await reader.read(document, numbers, prompt, attempts, print)
 
-Pages are rendered by processes that all documents share, and wait in the engine for a slot.
+PageSelection are rendered by processes that all documents share, and wait in the engine for a slot.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from weakref import WeakKeyDictionary
 
 from PIL import Image
 
-from deepseek_ocr.documents.inputs import Pages
-from deepseek_ocr.documents.page_retries import ReadPage, read_page
-from deepseek_ocr.documents.pipeline import record_of
+from deepseek_ocr.documents.inputs import PageSelection
+from deepseek_ocr.documents.page_retries import ReadPage, read_page, record_of
 from deepseek_ocr.documents.renderer import OpenDocument, Renderer
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.engine.request import Handle, result_of
@@ -60,7 +59,11 @@ class DocumentReader:
         self.engine.close()
 
     def open(
-        self, path: Path, name: str, pages: Pages = Pages(), password: str | None = None
+        self,
+        path: Path,
+        name: str,
+        pages: PageSelection = PageSelection(),
+        password: str | None = None,
     ) -> tuple[OpenDocument, list[int]]:
         """The document in the file `path`, called `name` in messages, and its pages that `pages`
         chooses, from 1.
@@ -73,7 +76,11 @@ class DocumentReader:
     # --- on an event loop -----------------------------------------------------------------------
 
     async def open_async(
-        self, path: Path, name: str, pages: Pages = Pages(), password: str | None = None
+        self,
+        path: Path,
+        name: str,
+        pages: PageSelection = PageSelection(),
+        password: str | None = None,
     ) -> tuple[OpenDocument, list[int]]:
         """As `open`, on an event loop."""
         with self._owner() as owner:
@@ -194,7 +201,7 @@ class DocumentReader:
             raise CancelledError("This reader is closed; make another one.") from error
 
     def _open(
-        self, path: Path, name: str, pages: Pages, password: str | None, owner: object
+        self, path: Path, name: str, pages: PageSelection, password: str | None, owner: object
     ) -> tuple[OpenDocument, list[int]]:
         document = self._renderer.open(path, password, name, owner)
         numbers = pages.of(document.pages)

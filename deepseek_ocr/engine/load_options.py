@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from deepseek_ocr.images.views import ImageLimits
+    from deepseek_ocr.images.limits import ImageLimits
 
 
 @dataclass(frozen=True)

@@ -20,50 +20,34 @@ from queue import SimpleQueue
 
 import torch
 
-from deepseek_ocr import kernels as fast_paths
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.devices import memory
 from deepseek_ocr.devices import selection as devices
 from deepseek_ocr.devices.cpu import use_threads
 from deepseek_ocr.engine.load_options import LoadOptions
-from deepseek_ocr.engine.page_state import Work
+from deepseek_ocr.engine.page_state import PageState
 from deepseek_ocr.engine.request import Handle, OnEvent, failed, wait_for
 from deepseek_ocr.engine.results import (
-    Counts,
     Delta,
     Failure,
-    FinishReason,
     Page,
     Reading,
-    TextToken,
-    Timings,
 )
 from deepseek_ocr.engine.scheduler import EngineStatus, Scheduler
 from deepseek_ocr.errors import DeviceError, SettingsError
-from deepseek_ocr.images.views import ImageLimits, Source, Views
-from deepseek_ocr.kernels import choice, op_fallbacks
-from deepseek_ocr.kernels.decoder_factory import Decoders
-from deepseek_ocr.kernels.rehearsal import Outcome, outcome_of
+from deepseek_ocr.images.image_loading import Source
+from deepseek_ocr.images.limits import ImageLimits
+from deepseek_ocr.images.views import Views
+from deepseek_ocr.kernels import choice, op_fallbacks, rehearsal
+from deepseek_ocr.kernels.decoder_factory import DecoderFactory
+from deepseek_ocr.kernels.rehearsal import RehearsalOutcome, outcome_of
 from deepseek_ocr.model import adapters, footprint, prompts
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.checkpoint import read_config
+from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 
 log = logging.getLogger(__name__)
-
-__all__ = [
-    "Counts",
-    "Delta",
-    "EngineStatus",
-    "Failure",
-    "FinishReason",
-    "Handle",
-    "OcrEngine",
-    "Page",
-    "Reading",
-    "TextToken",
-    "Timings",
-]
 
 
 class OcrEngine:
@@ -82,7 +66,7 @@ class OcrEngine:
         within: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """`make` makes a decoder with so many slots, the plain one by default; `slots` is how many
-        pages are read at once, 0 as many as `memory.slots_for` says; `within` is entered by the
+        pages are read at once, 0 as many as `footprint.slots_for` says; `within` is entered by the
         thread that computes (autocast counts per thread).
 
         Raises `SettingsError` for a negative number of slots.
@@ -91,11 +75,11 @@ class OcrEngine:
             raise SettingsError("slots must be at least 1, or 0 to choose by what memory is free.")
         self.network = network
         self.codec = codec
-        self.rehearsal: Outcome | None = None
+        self.rehearsal: RehearsalOutcome | None = None
         self.limits = limits or ImageLimits()
         make = make or partial(PlainDecoder, network)
-        slots = slots or memory.choose_slots(network)
-        open_page = partial(Work, codec=codec, limits=self.limits)
+        slots = slots or footprint.choose_slots(network)
+        open_page = partial(PageState, codec=codec, limits=self.limits)
         self._scheduler = Scheduler(network, open_page, make, slots, within)
         self._finalizer = weakref.finalize(self, self._scheduler.close)
         self._finalizer.atexit = False
@@ -141,21 +125,16 @@ class OcrEngine:
             use_threads(options.threads)
         folder = Path(folder)
         config = read_config(folder)
-        codec = prompts.load_codec(
-            folder,
-            begin_id=config.text_config.bos_token_id,
-            end_ids=_as_set(config.text_config.eos_token_id),
-            image_id=config.image_token_id,
-        )
+        codec = prompts.codec_of(folder, config)
         target = devices.choose_device(options.device)
         context: int = config.text_config.max_position_embeddings
         free: int | None = None
         try:
             free = memory.free_bytes(target)
             network = _network(folder, target, options)
-            selection = fast_paths.prepare(network, chosen)
+            selection = rehearsal.prepare(network, chosen)
             op_fallbacks.rehearse(network, options.strict)
-            decoders = Decoders(network, selection.paths, context)
+            decoders = DecoderFactory(network, selection.paths, context)
             engine = cls(network, codec, options.limits, decoders.make, options.slots)
         except Exception as error:
             if not memory.is_out_of_memory(error):
@@ -305,10 +284,4 @@ def _network(folder: Path, device: torch.device, options: LoadOptions) -> model.
     adapt = None
     if options.adapter is not None:
         adapt = partial(adapters.merge_adapter, folder=Path(options.adapter))
-    return model.load_network(
-        folder, device, options.dtype, options.vision_device, options.quant, adapt
-    )
-
-
-def _as_set(ids: int | list[int]) -> frozenset[int]:
-    return frozenset([ids] if isinstance(ids, int) else ids)
+    return load_network(folder, device, options.dtype, options.vision_device, options.quant, adapt)

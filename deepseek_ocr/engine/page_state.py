@@ -13,16 +13,17 @@ import torch
 from deepseek_ocr.decoding import sampler
 from deepseek_ocr.devices import selection
 from deepseek_ocr.engine.results import Delta, Page, Reading, Timings
-from deepseek_ocr.engine.text_accumulator import Confidences, Output, count, valid_tokens
+from deepseek_ocr.engine.text_accumulator import Confidences, TextAccumulator, count, valid_tokens
 from deepseek_ocr.grounding import parser
-from deepseek_ocr.images import views as images
-from deepseek_ocr.images.views import ImageLimits, Views
+from deepseek_ocr.images.image_loading import open_image
+from deepseek_ocr.images.limits import ImageLimits
+from deepseek_ocr.images.views import Views, make_views
 from deepseek_ocr.kernels import float32_fallback
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model import prompts
 
 
-class Work:
+class PageState:
     """A page between its picture and its reading.
 
     Made from the page alone (views and prompt, no network); then `see` turns the views into the
@@ -41,8 +42,8 @@ class Work:
         Raises `ImageError` and `PromptError` (also where the prompt fills the `context`, tokens).
         """
         began = time.perf_counter()
-        picture = images.open_image(page.image, limits)
-        views = images.make_views(picture, page.crop)
+        picture = open_image(page.image, limits)
+        views = make_views(picture, page.crop)
         prompt = prompts.encode(codec, prompts.with_image(page.prompt), views.token_count)
         self._most = sampler.room(context, len(prompt.ids), page.decode.max_new_tokens)
         self._views: Views | None = views
@@ -57,7 +58,7 @@ class Work:
         self.chooser = sampler.Chooser(
             page.decode, prompt.ids, codec.token_ids(page.decode.exempt_tokens)
         )
-        self.output = Output(codec, page.decode.stop_on_loop)
+        self.output = TextAccumulator(codec, page.decode.stop_on_loop)
         self._written: list[int] = []
         self._seconds = {"vision": 0.0, "prefill": 0.0}
         self._preprocess = time.perf_counter() - began

@@ -7,11 +7,11 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from deepseek_ocr.engine.page_state import Work
-from deepseek_ocr.engine.request import Job, portable
+from deepseek_ocr.engine.page_state import PageState
+from deepseek_ocr.engine.request import Request, portable
 from deepseek_ocr.engine.results import Page
 
-Prepared = Work | Exception | None
+Prepared = PageState | Exception | None
 """A page's work, or why there is none; None where it was given up before."""
 
 
@@ -21,15 +21,18 @@ def helpers_for(kind: str) -> int:
     return 2 if kind == "cpu" else max(2, min(8, (os.cpu_count() or 2) // 2))
 
 
-class Helpers:
+class PreprocessPool:
     """So many threads, which `prepare` pages and tell `done` of them."""
 
     def __init__(
-        self, count: int, prepare: Callable[[Page], Work], done: Callable[[Job, Prepared], None]
+        self,
+        count: int,
+        prepare: Callable[[Page], PageState],
+        done: Callable[[Request, Prepared], None],
     ) -> None:
         self.count = count
         self._prepare, self._done = prepare, done
-        self._line: SimpleQueue[Job | None] = SimpleQueue()
+        self._line: SimpleQueue[Request | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -41,7 +44,7 @@ class Helpers:
             thread.start()
             self._threads.append(thread)
 
-    def prepare(self, job: Job) -> None:
+    def prepare(self, job: Request) -> None:
         """Let the next thread that is free prepare a page."""
         self._line.put(job)
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from deepseek_ocr.engine.page_state import Work
+from deepseek_ocr.engine.page_state import PageState
 from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
 from deepseek_ocr.errors import OcrError
 
@@ -26,7 +26,7 @@ OnEvent = Callable[[Delta | Reading | Failure], None]
 """Told of everything that comes of a page, from the worker: it must not block."""
 
 
-class Job:
+class Request:
     """A page that was handed in, and what its caller holds of it.
 
     `page` is let go of when it is prepared, so that its picture does not live as long as the page.
@@ -34,7 +34,7 @@ class Job:
 
     def __init__(self, page: Page, on_event: OnEvent | None) -> None:
         self.page: Page | None = page
-        self.work: Work | None = None
+        self.work: PageState | None = None
         self.given_up = False
         self.on_event = on_event
         self.deltas: SimpleQueue[Delta | None] = SimpleQueue()
@@ -68,7 +68,7 @@ class Job:
 class Handle:
     """A page that is being read, or waits for it; holding it keeps the engine alive."""
 
-    def __init__(self, job: Job, cancel: Callable[[], None], engine: object) -> None:
+    def __init__(self, job: Request, cancel: Callable[[], None], engine: object) -> None:
         self._job, self._cancel, self._engine = job, cancel, engine
 
     def deltas(self) -> Iterator[Delta]:
@@ -124,7 +124,7 @@ class Handle:
 
 def failed(page: Page, error: Exception, engine: object) -> Handle:
     """The handle of a page that `engine` did not take, for the reason `error`."""
-    job = Job(page, None)
+    job = Request(page, None)
     job.end(error)
     return Handle(job, lambda: None, engine)
 

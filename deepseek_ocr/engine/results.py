@@ -8,7 +8,7 @@ from typing import Literal
 
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.grounding.parser import Confidence, Region
-from deepseek_ocr.images.views import Source
+from deepseek_ocr.images.image_loading import Source
 from deepseek_ocr.markup import blocks_in, page_parts, to_markdown
 from deepseek_ocr.settings import CropSettings, DecodeSettings, FormulaDelimiters
 

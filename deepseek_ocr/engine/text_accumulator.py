@@ -7,22 +7,23 @@ from collections.abc import Sequence
 
 import torch
 
-from deepseek_ocr.decoding import sampler
+from deepseek_ocr.decoding.detokenizer import TextStream
+from deepseek_ocr.decoding.loop_detector import LoopDetector
+from deepseek_ocr.decoding.sampler import Token
 from deepseek_ocr.engine.results import Counts, Delta, FinishReason, TextToken
 from deepseek_ocr.grounding.parser import Confidence, Region
-from deepseek_ocr.images import views as images
-from deepseek_ocr.images.views import Views
+from deepseek_ocr.images.views import LARGEST_STRETCHED, Views
 from deepseek_ocr.model import prompts
 from deepseek_ocr.settings import CELL, CropSettings
 
 
-class Output:
+class TextAccumulator:
     """Gathers tokens into text, watches for loops, knows how the page ended."""
 
     def __init__(self, codec: prompts.Codec, stop_on_loop: bool) -> None:
         self._end_ids = codec.end_ids
-        self._stream = sampler.TextStream(codec.tokenizer)
-        self._loops = sampler.LoopDetector() if stop_on_loop else None
+        self._stream = TextStream(codec.tokenizer)
+        self._loops = LoopDetector() if stop_on_loop else None
         self._waiting: list[TextToken] = []
         self.tokens: list[TextToken] = []
         self.finish_reason: FinishReason = "length"
@@ -32,7 +33,7 @@ class Output:
         """All text so far."""
         return self._stream.text
 
-    def add(self, token: sampler.Token) -> Delta | None:
+    def add(self, token: Token) -> Delta | None:
         """Take in the next token; the text that it completes, if any."""
         if token.id in self._end_ids:
             self.finish_reason = "stop"
@@ -85,7 +86,7 @@ def valid_tokens(views: Views, crop: CropSettings, size: tuple[int, int]) -> int
     padding. `size` is width and height of the page in pixels."""
     cells = (views.global_view.shape[-1] // CELL) ** 2
     tile_cells = (views.tiles.shape[-1] // CELL) ** 2
-    stretched = not crop.crop_mode and crop.image_size <= images.LARGEST_STRETCHED
+    stretched = not crop.crop_mode and crop.image_size <= LARGEST_STRETCHED
     share = 1.0 if stretched else 1 - (max(size) - min(size)) / max(size)
     return int(cells * share) + len(views.tiles) * tile_cells
 

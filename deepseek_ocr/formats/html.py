@@ -13,6 +13,7 @@ from deepseek_ocr.formats.figures import FOLDER
 from deepseek_ocr.formats.joined_tables import PageContent, page_contents
 from deepseek_ocr.formats.markdown import remarks
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
+from deepseek_ocr.formats.writing import WriteContext
 from deepseek_ocr.markup import Part, blocks_in
 
 STYLE = """
@@ -58,8 +59,8 @@ POLICY = (
 which `safe_html` keeps only those of alignment and lines."""
 
 
-def write_html(document: DocumentRecord, join_tables: bool, folder: Path) -> Iterator[str]:
-    """The file in pieces; figures are taken from `folder`/images into it."""
+def write_html(document: DocumentRecord, context: WriteContext) -> Iterator[str]:
+    """The file in pieces; figures are taken from `context.folder`/images into it."""
     title = escape(document.name)
     yield (
         '<!DOCTYPE html>\n<html><head><meta charset="utf-8">\n'
@@ -67,8 +68,8 @@ def write_html(document: DocumentRecord, join_tables: bool, folder: Path) -> Ite
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style></head>\n<body><main>\n"
     )
-    for page in page_contents(document.pages, join_tables):
-        yield from _section(page, folder)
+    for page in page_contents(document.pages, context.options.join_tables):
+        yield from _section(page, context.folder)
     yield "</main></body></html>\n"
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from deepseek_ocr.formats.markdown import figure_namer
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
+from deepseek_ocr.formats.writing import PdfPages, WriteContext
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.grounding.geometry import to_displayed
 from deepseek_ocr.grounding.parser import Confidence, Region
@@ -62,10 +63,11 @@ def regions_data(record: PageRecord, name_figure: NameFigure | None = None) -> l
     ]
 
 
-def write_json(
-    document: DocumentRecord, pdfs: Mapping[str, Mapping[str, Any]] | None = None
-) -> Iterator[str]:
-    """The whole document as one JSON object, in pieces of a page; `pdfs` describes its PDFs."""
+def write_json(document: DocumentRecord, context: WriteContext) -> Iterator[str]:
+    """The whole document as one JSON object, in pieces of a page.
+
+    `pdfs` in it says what became of the pages of its PDFs, if there is anything to say.
+    """
     head: dict[str, Any] = {
         "version": VERSION,
         "name": document.name,
@@ -73,15 +75,16 @@ def write_json(
         "kind": document.kind,
         "settings": dict(document.settings),
     }
+    pdfs = {name: asdict(pages) for name, pages in context.pdfs.items() if pages != PdfPages()}
     if pdfs:
-        head["pdfs"] = dict(pdfs)
+        head["pdfs"] = pdfs
     yield dumps(head)[:-1] + ', "pages": ['
     for number, record in enumerate(document.pages):
         yield ("\n" if number == 0 else ",\n") + dumps(page_data(record))
     yield "\n]}\n"
 
 
-def write_regions(document: DocumentRecord) -> Iterator[str]:
+def write_regions(document: DocumentRecord, context: WriteContext) -> Iterator[str]:
     """JSON Lines: every region of every page with document and page; failed pages have none."""
     for record in document.pages:
         for region in regions_data(record):

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from pikepdf import Array, Dictionary, Name
-from PIL import Image
 
 from deepseek_ocr.formats.glyphless import compressed, width_of
 from deepseek_ocr.formats.joined_tables import PageContent
 from deepseek_ocr.formats.markdown import remarks
-from deepseek_ocr.formats.pdf_builder import Decorator, Leaf, PdfPages, write_book
+from deepseek_ocr.formats.pdf_builder import Decorator, Leaf, build_pdf
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
-from deepseek_ocr.grounding.geometry import Rectangle, picture_to_user
-from deepseek_ocr.grounding.parser import SCALE, Region
+from deepseek_ocr.formats.writing import PdfPages, WriteContext
+from deepseek_ocr.grounding.geometry import Rectangle, picture_to_user, to_displayed
+from deepseek_ocr.grounding.parser import Region
 
 Colour = tuple[float, float, float]
 
@@ -45,14 +45,9 @@ _LONGEST_NOTE = 300
 _PRINTED_READ_ONLY_LOCKED = 4 + 64 + 128
 
 
-def write_layout_pdf(
-    document: DocumentRecord,
-    render: Callable[[int], Image.Image],
-    path: Path,
-    password: str | None,
-) -> PdfPages:
-    """Write `document` with its regions drawn to `path`; see `book.write_book`."""
-    return write_book(document, render, lambda pdf: Decorator(_page, lambda: None), path, password)
+def write_layout_pdf(document: DocumentRecord, context: WriteContext, path: Path) -> PdfPages:
+    """Write `document` with its regions drawn to `path`; see `pdf_builder.build_pdf`."""
+    return build_pdf(document, context, path, lambda pdf: Decorator(_page, lambda: None))
 
 
 def colour_of(label: str) -> Colour:
@@ -114,9 +109,9 @@ def _regions(record: PageRecord, width: float, height: float, unit: float) -> It
         name = _name_of(record, region)
         colour = colour_of(name)
         line = unit * (0.2 if region.label in ("title", "sub_title") else 0.12)
-        for x1, y1, x2, y2 in region.boxes:
-            left, right = x1 / SCALE * width, x2 / SCALE * width
-            top, bottom = height - y1 / SCALE * height, height - y2 / SCALE * height
+        for box in region.boxes:
+            left, upper, right, lower = to_displayed(box, (width, height), 0)
+            top, bottom = height - upper, height - lower
             shape = f"{left:.2f} {bottom:.2f} {right - left:.2f} {top - bottom:.2f} re"
             yield f"q {_rgb(colour)} rg {_rgb(colour)} RG /T gs {line:.2f} w {shape} B Q"
             label = _printable(f"{order} {name}", _LONGEST_LABEL)

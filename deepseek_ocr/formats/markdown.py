@@ -8,6 +8,7 @@ from functools import partial
 from deepseek_ocr.formats.figures import FOLDER
 from deepseek_ocr.formats.joined_tables import Group, PageContent, page_contents, row_texts
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
+from deepseek_ocr.formats.writing import WriteContext
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.markup import (
     NameFigure,
@@ -27,23 +28,21 @@ _ENDINGS = {
 }
 
 
-def write_markdown(
-    document: DocumentRecord, join_tables: bool, formulas: FormulaDelimiters
-) -> Iterator[str]:
+def write_markdown(document: DocumentRecord, context: WriteContext) -> Iterator[str]:
     """Markdown, page by page, each headed by a comment that says which it is."""
-    for page in page_contents(document.pages, join_tables):
+    for page in page_contents(document.pages, context.options.join_tables):
         notes = map(comment, [f"page {page.record.number}", *remarks(page)])
-        yield "\n\n".join([*notes, *_body(page, formulas)]) + "\n\n"
+        yield "\n\n".join([*notes, *_body(page, context.options.formulas)]) + "\n\n"
 
 
-def write_official(document: DocumentRecord) -> Iterator[str]:
+def write_official(document: DocumentRecord, context: WriteContext) -> Iterator[str]:
     """`NAME.mmd`: tags removed, figures linked, pages parted as the official script does."""
     for record in document.pages:
         cleaned = official_clean(record.text, partial(figure_path, record))
         yield _official_mark(record) + cleaned + PAGE_SPLIT
 
 
-def write_official_tagged(document: DocumentRecord) -> Iterator[str]:
+def write_official_tagged(document: DocumentRecord, context: WriteContext) -> Iterator[str]:
     """`NAME_det.mmd`: the model's text with its tags, pages parted as the official script does."""
     for record in document.pages:
         yield _official_mark(record) + record.text + PAGE_SPLIT
@@ -51,19 +50,8 @@ def write_official_tagged(document: DocumentRecord) -> Iterator[str]:
 
 def official_clean(text: str, name_of: Callable[[int], str]) -> str:
     """`text` as the official script cleans it, which keeps blank lines that we would not."""
-    parts: list[str] = []
-    at = figures = removed = 0
-    for region in parser.parse(text):
-        parts.append(text[at : region.start])
-        if region.is_figure:
-            links = [f"![]({name_of(figures + nth)})\n" for nth in range(len(region.boxes))]
-            parts += links
-            figures += len(links)
-        else:
-            removed += 1
-        at = region.text_start
-    cleaned = "".join([*parts, text[at:]])
-    cleaned = cleaned.replace("\\coloneqq", ":=").replace("\\eqqcolon", "=:")
+    cleaned = parser.without_tags(text, name_of)
+    removed = sum(not region.is_figure for region in parser.parse(text))
     for _ in range(removed):  # once a tag, as there; it soon changes nothing more
         shorter = cleaned.replace("\n\n\n\n", "\n\n").replace("\n\n\n", "\n\n")
         if shorter == cleaned:

@@ -21,6 +21,7 @@ from PIL import Image
 from deepseek_ocr.files import atomic_write, part_path
 from deepseek_ocr.formats.pdf_images import add_picture_page, stored_jpeg
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
+from deepseek_ocr.formats.writing import PdfPages, WriteContext
 from deepseek_ocr.grounding.geometry import Rectangle, picture_size
 
 _PART_PAGES = 50
@@ -60,7 +61,6 @@ TextOutcome = Literal["skipped", "replaced", "redrawn"]
 or replaced the page by its picture with the text that was read."""
 
 Decorate = Callable[[Leaf, PageRecord], TextOutcome | None]
-Render = Callable[[int], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -74,25 +74,12 @@ class Decorator:
     finish: Callable[[], None]
 
 
+DecoratorFor = Callable[[pikepdf.Pdf], Decorator]
+"""Makes the decorator of a new PDF."""
+
+
 class PictureWantedError(Exception):
     """An original page is to be replaced by its picture before it is decorated."""
-
-
-@dataclass(frozen=True)
-class PdfPages:
-    """What became of those pages of a PDF that are not just the original's with something added.
-
-    Their numbers count from 1 in the source. `rebuilt` were made from pictures, as the library
-    that writes PDFs cannot use the original, for the reasons `reasons`. The others had text of
-    their own: `skipped` keep it alone, of `replaced` it was taken out, and of those `redrawn` are
-    pictures now.
-    """
-
-    skipped: tuple[int, ...] = ()
-    replaced: tuple[int, ...] = ()
-    redrawn: tuple[int, ...] = ()
-    rebuilt: tuple[int, ...] = ()
-    reasons: tuple[str, ...] = ()
 
 
 class _Outcomes:
@@ -127,33 +114,23 @@ class _UnusableError(Exception):
     """An original that is not to be used; the message says why."""
 
 
-def write_book(
-    document: DocumentRecord,
-    render: Render,
-    decorator: Callable[[pikepdf.Pdf], Decorator],
-    path: Path,
-    password: str | None,
+def build_pdf(
+    document: DocumentRecord, context: WriteContext, path: Path, decorator_for: DecoratorFor
 ) -> PdfPages:
-    """Write the pages of `document`, each as `decorator` leaves it, to the PDF file `path`.
+    """Write the pages of `document`, each as its decorator leaves it, to the PDF file `path`.
 
-    A page whose original cannot be used is `render`ed; one that cannot be rendered either, and
-    has no text, is blank. Bookmarks and attachments of a PDF stay; its encryption does not.
+    A page whose original cannot be used is rendered; one that cannot be rendered either, and has
+    no text, is blank. Bookmarks and attachments of a PDF stay; its encryption does not.
     """
-
-    def rendered(number: int) -> Image.Image:
-        try:
-            return render(number)
-        except Exception as error:  # not to be taken for a fault of the original
-            raise _RenderError from error
-
+    builder = _PdfBuilder(document, context, decorator_for)
+    reason = None
     try:
-        if document.kind != "pdf":
-            return _write_pictures(document, rendered, decorator, path, None)
-        try:
-            return _write_original(document, rendered, decorator, path, password)
-        except _UnusableError as error:
-            reason = str(error)
-        return _write_pictures(document, rendered, decorator, path, reason)
+        if document.kind == "pdf":
+            try:
+                return builder.write_original(path)
+            except _UnusableError as error:
+                reason = str(error)
+        return builder.write_pictures(path, reason)
     except _RenderError as error:
         raise error.__cause__ or error from None
 
@@ -167,50 +144,113 @@ def _in_words(error: Exception) -> str:
     return "the original is damaged in a way that keeps it from being copied"
 
 
-def _write_original(
-    document: DocumentRecord,
-    render: Render,
-    decorator: Callable[[pikepdf.Pdf], Decorator],
-    path: Path,
-    password: str | None,
-) -> PdfPages:
-    """Write the original's own pages. Raises `_UnusableError` if the library cannot."""
-    try:
-        pdf = pikepdf.open(document.source, password=password or "", suppress_warnings=True)
-    except (OSError, *_UNUSABLE) as error:
-        raise _UnusableError(_in_words(error)) from error
-    with pdf:
+class _PdfBuilder:
+    """Builds one PDF of a document."""
+
+    def __init__(
+        self, document: DocumentRecord, context: WriteContext, decorator_for: DecoratorFor
+    ) -> None:
+        self._document, self._context = document, context
+        self._decorator_for = decorator_for
+
+    def write_original(self, path: Path) -> PdfPages:
+        """Write the original's own pages. Raises `_UnusableError` if the library cannot."""
+        password = self._context.password or ""
         try:
-            outcomes = _of_original(pdf, document, render, decorator)
-            _save(pdf, path)
-        except _UNUSABLE as error:
+            pdf = pikepdf.open(self._document.source, password=password, suppress_warnings=True)
+        except (OSError, *_UNUSABLE) as error:
             raise _UnusableError(_in_words(error)) from error
-    return outcomes
+        with pdf:
+            try:
+                outcomes = self._decorate_original(pdf)
+                _save(pdf, path)
+            except _UNUSABLE as error:
+                raise _UnusableError(_in_words(error)) from error
+        return outcomes
 
+    def write_pictures(self, path: Path, reason: str | None) -> PdfPages:
+        """Write every page as its picture; `reason` says why, if the source is a PDF."""
+        outcomes = _Outcomes()
+        with ExitStack() as stack:
+            scratch = part_path(path).with_suffix(".pages")
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+            whole = stack.enter_context(pikepdf.new())
+            whole.docinfo["/Title"] = self._document.name
+            for number, part in enumerate(self._parts(reason, outcomes)):
+                place = scratch / f"{number}.pdf"
+                with part:
+                    part.save(place)
+                whole.pages.extend(stack.enter_context(pikepdf.open(place)).pages)
+            _save(whole, path)
+        return outcomes.all()
 
-def _write_pictures(
-    document: DocumentRecord,
-    render: Render,
-    decorator: Callable[[pikepdf.Pdf], Decorator],
-    path: Path,
-    reason: str | None,
-) -> PdfPages:
-    """Write every page as its picture; `reason` says why, if the source is a PDF."""
-    outcomes = _Outcomes()
-    with ExitStack() as stack:
-        scratch = part_path(path).with_suffix(".pages")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        whole = stack.enter_context(pikepdf.new())
-        whole.docinfo["/Title"] = document.name
-        for number, part in enumerate(_parts(document, render, decorator, reason, outcomes)):
-            place = scratch / f"{number}.pdf"
-            with part:
-                part.save(place)
-            whole.pages.extend(stack.enter_context(pikepdf.open(place)).pages)
-        _save(whole, path)
-    return outcomes.all()
+    def _decorate_original(self, pdf: pikepdf.Pdf) -> PdfPages:
+        originals = len(pdf.pages)
+        wanted: list[Any] = []
+        decorator, outcomes = self._decorator_for(pdf), _Outcomes()
+        for record in self._document.pages:
+            reason = None
+            try:
+                leaf = _leaf_of(pdf, record, originals)
+                outcome = decorator.page(leaf, record)
+            except (PictureWantedError, _UnusableError) as error:
+                reason = str(error) if isinstance(error, _UnusableError) else None
+                leaf = self._pictured(pdf, record)
+                outcome = decorator.page(leaf, record)
+            outcomes.add(record, outcome, reason)
+            wanted.append(leaf.page.obj)
+        decorator.finish()
+        if [page.objgen for page in wanted] != [page.obj.objgen for page in pdf.pages]:
+            del pdf.pages[:]
+            for page in wanted:
+                pdf.pages.append(pikepdf.Page(page))
+        return outcomes.all()
+
+    def _parts(self, reason: str | None, outcomes: _Outcomes) -> Iterator[pikepdf.Pdf]:
+        """The pages as pictures, in PDFs of `_PART_PAGES` pages or some more than `_PART_BYTES`."""
+        pdf: pikepdf.Pdf | None = None
+        decorator: Decorator | None = None
+        held = 0
+        for record in self._document.pages:
+            if pdf is None or decorator is None:
+                pdf, held = pikepdf.new(), 0
+                decorator = self._decorator_for(pdf)
+            leaf = self._pictured(pdf, record)
+            held += len(leaf.page.obj.Resources.XObject.Page.read_raw_bytes())
+            outcomes.add(record, decorator.page(leaf, record), reason)
+            if held > _PART_BYTES or len(pdf.pages) >= _PART_PAGES:
+                decorator.finish()
+                yield pdf
+                pdf = decorator = None
+        if pdf is not None and decorator is not None:
+            decorator.finish()
+            yield pdf
+
+    def _pictured(self, pdf: pikepdf.Pdf, record: PageRecord) -> Leaf:
+        """A new page of `pdf` that shows the picture of the page; blank for one without."""
+        document = self._document
+        image = self._picture_of(record)
+        single = document.kind == "image" and record.rotation == 0 and len(document.pages) == 1
+        jpeg = stored_jpeg(document.source, image) if single else None
+        size = record.points and picture_size((0, 0, *record.points), record.rotation)
+        page = add_picture_page(pdf, image, jpeg, size)
+        width, height = (float(side) for side in page.mediabox[2:])
+        return Leaf(pdf, page, (0.0, 0.0, width, height), 0, is_original=False)
+
+    def _picture_of(self, record: PageRecord) -> Image.Image:
+        try:
+            return self._context.render(record.number)
+        except Exception as error:  # not to be taken for a fault of the original
+            if record.error is None:
+                raise _RenderError from error
+        # That it failed is known and reported; a blank sheet of its size keeps its place.
+        sides = record.points or _A4
+        size = tuple(min(max(round(side), 3), 14_400) for side in sides)
+        blank = Image.new("1", (size[0], size[1]), 1)
+        blank.info["dpi"] = (72.0, 72.0)
+        return blank
 
 
 def _save(pdf: pikepdf.Pdf, path: Path) -> None:
@@ -221,102 +261,6 @@ def _save(pdf: pikepdf.Pdf, path: Path) -> None:
         pdf.save(stream, stream_decode_level=pikepdf.StreamDecodeLevel.none,
                  object_stream_mode=pikepdf.ObjectStreamMode.generate,
                  fix_metadata_version=False)  # fmt: skip
-
-
-def _of_original(
-    pdf: pikepdf.Pdf,
-    document: DocumentRecord,
-    render: Render,
-    decorator: Callable[[pikepdf.Pdf], Decorator],
-) -> PdfPages:
-    originals = len(pdf.pages)
-    wanted: list[Any] = []
-    marks, outcomes = decorator(pdf), _Outcomes()
-    for record in document.pages:
-        leaf, outcome, reason = _decorated(pdf, document, record, render, marks, originals)
-        outcomes.add(record, outcome, reason)
-        wanted.append(leaf.page.obj)
-    marks.finish()
-    if [page.objgen for page in wanted] != [page.obj.objgen for page in pdf.pages]:
-        del pdf.pages[:]
-        for page in wanted:
-            pdf.pages.append(pikepdf.Page(page))
-    return outcomes.all()
-
-
-def _decorated(
-    pdf: pikepdf.Pdf,
-    document: DocumentRecord,
-    record: PageRecord,
-    render: Render,
-    marks: Decorator,
-    originals: int,
-) -> tuple[Leaf, TextOutcome | None, str | None]:
-    """The page of `record`: the original's or its picture; and why it had to be rebuilt, if so."""
-    reason = None
-    try:
-        leaf = _leaf_of(pdf, record, originals)
-        return leaf, marks.page(leaf, record), None
-    except PictureWantedError:
-        pass
-    except _UnusableError as error:
-        reason = str(error)
-    leaf = _pictured(pdf, document, record, render)
-    return leaf, marks.page(leaf, record), reason
-
-
-def _parts(
-    document: DocumentRecord,
-    render: Render,
-    decorator: Callable[[pikepdf.Pdf], Decorator],
-    reason: str | None,
-    outcomes: _Outcomes,
-) -> Iterator[pikepdf.Pdf]:
-    """The pages as pictures, in PDFs of `_PART_PAGES` pages or some more than `_PART_BYTES`."""
-    pdf: pikepdf.Pdf | None = None
-    marks: Decorator | None = None
-    held = 0
-    for record in document.pages:
-        if pdf is None or marks is None:
-            pdf, held = pikepdf.new(), 0
-            marks = decorator(pdf)
-        leaf = _pictured(pdf, document, record, render)
-        held += len(leaf.page.obj.Resources.XObject.Page.read_raw_bytes())
-        outcomes.add(record, marks.page(leaf, record), reason)
-        if held > _PART_BYTES or len(pdf.pages) >= _PART_PAGES:
-            marks.finish()
-            yield pdf
-            pdf = marks = None
-    if pdf is not None and marks is not None:
-        marks.finish()
-        yield pdf
-
-
-def _pictured(
-    pdf: pikepdf.Pdf, document: DocumentRecord, record: PageRecord, render: Render
-) -> Leaf:
-    """A new page of `pdf` that shows the picture of the page; blank for one without."""
-    image = _picture_of(record, render)
-    single = document.kind == "image" and record.rotation == 0 and len(document.pages) == 1
-    jpeg = stored_jpeg(document.source, image) if single else None
-    size = None if record.points is None else picture_size((0, 0, *record.points), record.rotation)
-    page = add_picture_page(pdf, image, jpeg, size)
-    width, height = (float(side) for side in page.mediabox[2:])
-    return Leaf(pdf, page, (0.0, 0.0, width, height), 0, is_original=False)
-
-
-def _picture_of(record: PageRecord, render: Render) -> Image.Image:
-    try:
-        return render(record.number)
-    except Exception:
-        if record.error is None:
-            raise
-    # That it failed is known and told; its place is kept by an empty sheet of its size.
-    sides = record.points or _A4
-    size = tuple(min(max(round(side), 3), 14_400) for side in sides)
-    blank = Image.new("1", (size[0], size[1]), 1)
-    blank.info["dpi"] = (72.0, 72.0)
-    return blank
 
 
 def _leaf_of(pdf: pikepdf.Pdf, record: PageRecord, originals: int) -> Leaf:

@@ -54,14 +54,16 @@ def page_size(image: Image.Image) -> tuple[float, float]:
     if isinstance(stated, tuple) and stated:
         low, high = _CREDIBLE_DPI
         dpi = float(stated[0]) if low <= float(stated[0]) <= high else DPI
-    scale = min(72 / dpi, LONGEST_SIDE / max(image.size))
-    width, height = (min(max(side * scale, 3.0), LONGEST_SIDE) for side in image.size)
-    return width, height
+    return _scaled(image.size, 72 / dpi)
 
 
 def page_within(size: tuple[float, float]) -> tuple[float, float]:
     """`size` in points, made smaller or larger if PDF does not allow pages of it."""
-    scale = min(1.0, LONGEST_SIDE / max(size))
+    return _scaled(size, 1.0)
+
+
+def _scaled(size: tuple[float, float], scale: float) -> tuple[float, float]:
+    scale = min(scale, LONGEST_SIDE / max(size))
     width, height = (min(max(side * scale, 3.0), LONGEST_SIDE) for side in size)
     return width, height
 
@@ -77,10 +79,6 @@ def stored_jpeg(path: Path, image: Image.Image) -> bytes | None:
     except OSError:
         return None  # then its pixels are stored, which needs no file
     return data if data.startswith(_JPEG) else None
-
-
-def _same(one: Image.Image, other: Image.Image) -> bool:
-    return one.tobytes() == other.tobytes()
 
 
 def _from_jpeg(pdf: pikepdf.Pdf, image: Image.Image, jpeg: bytes) -> pikepdf.Stream:
@@ -108,7 +106,7 @@ def _simplest(image: Image.Image) -> Image.Image:
     """`image` in grey or black and white where that is all there is in it."""
     colour = image.convert("RGB")
     grey = colour.convert("L")
-    if not _same(grey.convert("RGB"), colour):
+    if grey.convert("RGB").tobytes() != colour.tobytes():
         return colour
     if sum(grey.histogram()[1:255]) == 0:
         return grey.convert("1", dither=Image.Dither.NONE)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, overload
 
 from deepseek_ocr.engine.results import Counts, FinishReason, Reading, Timings
 from deepseek_ocr.errors import RecordError
@@ -108,34 +108,37 @@ class DocumentRecord:
     settings: Mapping[str, Any]
 
 
-def page_record(
-    number: int,
-    reading: Reading,
-    points: tuple[float, float] | None = None,
-    rotation: int = 0,
-    figures: tuple[str, ...] = (),
-    tries: tuple[Try, ...] = (),
-    kept: int = 0,
-    own_text: OwnText | None = None,
-) -> PageRecord:
-    """The record of a page that was read."""
+class LazyRecords(Sequence[PageRecord]):
+    """The records of the pages `numbers`, each loaded by `load` when it is looked at."""
+
+    def __init__(self, numbers: Sequence[int], load: Callable[[int], PageRecord]) -> None:
+        self._numbers, self._load = numbers, load
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, at: int) -> PageRecord: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[PageRecord]: ...
+    def __getitem__(self, at: int | slice) -> PageRecord | Sequence[PageRecord]:
+        if isinstance(at, slice):
+            return LazyRecords(self._numbers[at], self._load)
+        return self._load(self._numbers[at])
+
+
+def page_record(number: int, reading: Reading) -> PageRecord:
+    """The record of the page `number` (from 1) that was read."""
     return PageRecord(
-        number=number,
-        width=reading.image_size[0],
-        height=reading.image_size[1],
-        points=points,
-        rotation=rotation,
+        number,
+        *reading.image_size,
         text=reading.text,
         regions=reading.regions,
-        figures=figures,
         finish_reason=reading.finish_reason,
         confidence=reading.confidence,
         counts=reading.counts,
         timings=reading.timings,
-        tries=tries,
-        kept=kept,
         reference=reading.reference,
-        own_text=own_text,
     )
 
 

@@ -3,28 +3,27 @@ be searched, selected and copied."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pikepdf
 from pikepdf import Dictionary, Name
-from PIL import Image
 
 from deepseek_ocr.formats.glyphless import GlyphlessFont, compressed
 from deepseek_ocr.formats.invisible_text import remove_invisible_text
 from deepseek_ocr.formats.pdf_builder import (
     Decorator,
     Leaf,
-    PdfPages,
     PictureWantedError,
     TextOutcome,
+    build_pdf,
     inherited,
-    write_book,
 )
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
 from deepseek_ocr.formats.text_placement import PlacedLine, place
-from deepseek_ocr.grounding.geometry import Rectangle, picture_to_user
-from deepseek_ocr.grounding.parser import SCALE, Region
+from deepseek_ocr.formats.writing import PdfPages, WriteContext
+from deepseek_ocr.grounding.geometry import Rectangle, picture_to_user, to_displayed
+from deepseek_ocr.grounding.parser import Region
 from deepseek_ocr.markup import Part, plain_lines
 from deepseek_ocr.settings import ExistingText
 
@@ -34,23 +33,19 @@ MARGIN = 0.05
 _TOP = 0.01
 
 
-def write_searchable_pdf(
-    document: DocumentRecord,
-    render: Callable[[int], Image.Image],
-    path: Path,
-    password: str | None,
-    existing_text: ExistingText = "skip",
-) -> PdfPages:
-    """Write `document` as a searchable PDF to `path`; see `book.write_book`.
+def write_searchable_pdf(document: DocumentRecord, context: WriteContext, path: Path) -> PdfPages:
+    """Write `document` as a searchable PDF to `path`; see `pdf_builder.build_pdf`.
 
-    `existing_text` says what becomes of pages that have text of their own by their record:
+    The option `existing_text` says what becomes of pages that by their record have text of their
+    own:
 
     - `skip`: they stay as they are
     - `replace`: a layer of invisible text is taken out, and what was read laid in its place; a page
       whose text is visible is replaced by its picture
     - `both`: what was read is added to what they have
     """
-    return write_book(document, render, lambda pdf: _text_layer(pdf, existing_text), path, password)
+    existing_text = context.options.existing_text
+    return build_pdf(document, context, path, lambda pdf: _text_layer(pdf, existing_text))
 
 
 def _text_layer(pdf: pikepdf.Pdf, existing_text: ExistingText) -> Decorator:
@@ -115,8 +110,8 @@ def _printable(sign: str) -> str:
 
 
 def _box(region: Region, width: float, height: float) -> Rectangle:
-    x1, y1, x2, y2 = max(region.boxes, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
-    return x1 / SCALE * width, y1 / SCALE * height, x2 / SCALE * width, y2 / SCALE * height
+    largest = max(region.boxes, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
+    return to_displayed(largest, (width, height), 0)
 
 
 def _add(leaf: Leaf, lines: list[PlacedLine], font: GlyphlessFont) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 from deepseek_ocr.formats.joined_tables import PageContent, page_contents
 from deepseek_ocr.formats.records import DocumentRecord
+from deepseek_ocr.formats.writing import WriteContext
 from deepseek_ocr.markup import blocks_in, plain_lines, plain_rows
 
 
-def write_plain(document: DocumentRecord, join_tables: bool) -> Iterator[str]:
+def write_plain(document: DocumentRecord, context: WriteContext) -> Iterator[str]:
     """The text of every page, each ended by a form feed as `pdftotext` does."""
-    for page in page_contents(document.pages, join_tables):
+    for page in page_contents(document.pages, context.options.join_tables):
         yield "".join(f"{line}\n" for line in _lines(page)) + "\f"
 
 

@@ -179,11 +179,11 @@ def figure_name(number: int) -> str:
     return f"images/{number}.jpg"
 
 
-def to_markdown(text: str, name_of: Callable[[int], str] = figure_name) -> str:
-    """`text` without its tags, pictures as links named by `name_of` (from 0, one a box).
+def without_tags(text: str, name_of: Callable[[int], str]) -> str:
+    """`text` without its tags, as the official script cleans it.
 
-    As the official clean-up: tags removed, `\\coloneqq` and `\\eqqcolon` rewritten; besides that
-    no more than one blank line in a row. Never raises; malformed spans stay as they are.
+    Figures become links named by `name_of` (from 0, one a box); `\\coloneqq` and `\\eqqcolon` are
+    rewritten. Never raises; malformed spans stay as they are.
     """
     parts: list[str] = []
     at = figures = 0
@@ -195,5 +195,9 @@ def to_markdown(text: str, name_of: Callable[[int], str] = figure_name) -> str:
                 figures += 1
         at = region.text_start
     parts.append(text[at:])
-    cleaned = "".join(parts).replace("\\coloneqq", ":=").replace("\\eqqcolon", "=:")
-    return re.sub(r"\n{3,}", "\n\n", cleaned).strip("\n")
+    return "".join(parts).replace("\\coloneqq", ":=").replace("\\eqqcolon", "=:")
+
+
+def to_markdown(text: str) -> str:
+    """`text` `without_tags`, with no more than one blank line in a row."""
+    return re.sub(r"\n{3,}", "\n\n", without_tags(text, figure_name)).strip("\n")

@@ -16,9 +16,9 @@ from functools import partial
 
 import torch
 
-from deepseek_ocr.kernels.decoder_weights import Weights
+from deepseek_ocr.kernels.decoder_weights import DecoderWeights
 from deepseek_ocr.kernels.slot_cache import SlotCache
-from deepseek_ocr.kernels.steps import SPAN, TorchSteps
+from deepseek_ocr.kernels.torch_steps import SPAN, TorchSteps
 
 Run = Callable[[], None]
 
@@ -60,7 +60,7 @@ def _watch_for_waits() -> Iterator[list[str]]:
             torch.cuda.set_sync_debug_mode(before)
 
 
-class Recorder:
+class GraphRecorder:
     """Captures graphs on one card, all on one stream and into one pool."""
 
     def __init__(self, device: torch.device) -> None:
@@ -134,9 +134,9 @@ class GraphSteps(TorchSteps):
     """Steps captured for each number of rows (powers of two, and all slots) and each span (powers
     of two from `SPAN`, and the whole capacity), when they are made; the cache must not move."""
 
-    def __init__(self, weights: Weights, cache: SlotCache) -> None:
+    def __init__(self, weights: DecoderWeights, cache: SlotCache) -> None:
         super().__init__(weights, cache)
-        slots, recorder = len(cache.lengths), Recorder(weights.device)
+        slots, recorder = len(cache.lengths), GraphRecorder(weights.device)
         self._rows, self._spans = _powers(1, slots), _powers(SPAN, cache.capacity)
         self._logits = torch.empty(slots, weights.head.values.shape[0], device=weights.device)
         with _without_collections():

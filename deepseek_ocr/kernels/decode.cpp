@@ -6,7 +6,7 @@
 // A row's sum is formed in the same order however many pages or threads there are, so a page's
 // numbers do not depend on its company.
 //
-// native.py compiles this file, and fills the structures, which must agree with it word for word.
+// compiled_steps.py compiles this file, and fills the structures, which must agree with it word for word.
 
 #include <algorithm>
 #include <atomic>
@@ -253,7 +253,7 @@ struct Step {
 
 namespace {
 
-constexpr int MOST = 64;  // pages in one step; native.py deals out more
+constexpr int MOST = 64;  // pages in one step; compiled_steps.py deals out more
 
 template <class W> struct Inputs {  // vectors packed for one product
     const typename W::Packed* packed[MOST];

@@ -9,24 +9,24 @@ import torch
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.devices import memory, selection
 from deepseek_ocr.kernels.cuda_graphs import GraphSteps
-from deepseek_ocr.kernels.rehearsal import Row, difference, disagreement, give_up, reason
-from deepseek_ocr.kernels.slot_decoder import FastDecoder, Path
+from deepseek_ocr.kernels.rehearsal import OutputRow, difference, disagreement, give_up, reason
+from deepseek_ocr.kernels.slot_decoder import DecodePath, SlotDecoder
 from deepseek_ocr.model.network import Network
 
 FIRST_TOKENS = (3, 17, 101, 58)
 """Ids that every captured graph is given as first tokens of pages."""
 
 
-class Decoders:
+class DecoderFactory:
     """Makes decoders of one network, by the first of `paths` that can be had, else by its class."""
 
-    def __init__(self, network: Network, paths: Sequence[Path], context: int) -> None:
+    def __init__(self, network: Network, paths: Sequence[DecodePath], context: int) -> None:
         """`context` is how many tokens a slot holds."""
         self._network, self._context = network, context
         self._paths = list(paths)
 
     @property
-    def path(self) -> Path | None:
+    def path(self) -> DecodePath | None:
         """How they decode; None: by the class."""
         return self._paths[0] if self._paths else None
 
@@ -48,7 +48,7 @@ class Decoders:
 
     def _made(self, slots: int) -> Decoder:
         with selection.current(self._network.device):
-            made = FastDecoder(self._network, slots, self._context, self._paths[0])
+            made = SlotDecoder(self._network, slots, self._context, self._paths[0])
             if isinstance(made.steps, GraphSteps):
                 check_graphs(made.steps, self._network)
         return made
@@ -68,7 +68,8 @@ def check_graphs(steps: GraphSteps, network: Network) -> None:
         at = [(turn + row) % len(ids) for row in range(rows)]
         logits = steps.first_tokens(ids[at], span).cpu()
         far, _ = difference(
-            [Row(0, rows, row) for row in logits], [Row(0, rows, expected[i]) for i in at]
+            [OutputRow(0, rows, row) for row in logits],
+            [OutputRow(0, rows, expected[i]) for i in at],
         )
         if disagreement(far, table.weight.dtype):
             raise RuntimeError(

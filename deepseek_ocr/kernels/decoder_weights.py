@@ -8,17 +8,17 @@ from typing import Any
 import torch
 
 from deepseek_ocr.model.int8_layers import Int8Experts, Int8Linear
-from deepseek_ocr.model.int8_rows import Rows
 from deepseek_ocr.model.network import Network
+from deepseek_ocr.model.weight_matrix import Matrix
 
 
 @dataclass(frozen=True)
 class Mlp:
     """A gated MLP: the shared experts, or that of a dense layer."""
 
-    gate: Rows
-    up: Rows
-    down: Rows
+    gate: Matrix
+    up: Matrix
+    down: Matrix
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Experts:
     """Routed experts: `router [E, hidden]`, and the rest as in `experts.py`."""
 
     router: torch.Tensor
-    inner: Rows
-    outer: Rows
+    inner: Matrix
+    outer: Matrix
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,24 @@ class Layer:
     """One decoder layer."""
 
     first_norm: torch.Tensor
-    query: Rows
-    key: Rows
-    value: Rows
-    output: Rows
+    query: Matrix
+    key: Matrix
+    value: Matrix
+    output: Matrix
     second_norm: torch.Tensor
     mlp: Mlp
     experts: Experts | None
 
 
 @dataclass(frozen=True)
-class Weights:
+class DecoderWeights:
     """The whole decoder. `cosines` and `sines` are `[context, head size]`, in the network's
     type, as the class rounds them."""
 
     embedding: torch.Tensor
     layers: tuple[Layer, ...]
     norm: torch.Tensor
-    head: Rows
+    head: Matrix
     cosines: torch.Tensor
     sines: torch.Tensor
     heads: int
@@ -87,13 +87,13 @@ def missing(network: Network) -> str | None:
     return ", ".join(unknown) or None
 
 
-def read(network: Network, context: int) -> Weights:
+def read(network: Network, context: int) -> DecoderWeights:
     """The weights of `network` and tables for `context` positions. Ask `missing` first."""
     text = network.model.language_model
     config = text.config
     positions = torch.arange(context, device=text.embed_tokens.weight.device)[None]
     cosines, sines = text.rotary_emb(text.embed_tokens.weight, positions)
-    return Weights(
+    return DecoderWeights(
         embedding=text.embed_tokens.weight,
         layers=tuple(_layer(layer) for layer in text.layers),
         norm=text.norm.weight,
@@ -126,11 +126,11 @@ def _mlp(mlp: Any) -> Mlp:
     return Mlp(_rows(mlp.gate_proj), _rows(mlp.up_proj), _rows(mlp.down_proj))
 
 
-def _rows(linear: Any) -> Rows:
-    return linear.rows if isinstance(linear, Int8Linear) else Rows(linear.weight)
+def _rows(linear: Any) -> Matrix:
+    return linear.rows if isinstance(linear, Int8Linear) else Matrix(linear.weight)
 
 
 def _experts(gate: Any, experts: Any) -> Experts:
     if isinstance(experts, Int8Experts):
         return Experts(gate.weight, experts.inner, experts.outer)
-    return Experts(gate.weight, Rows(experts.gate_up_proj), Rows(experts.down_proj))
+    return Experts(gate.weight, Matrix(experts.gate_up_proj), Matrix(experts.down_proj))

@@ -100,7 +100,7 @@ def _wide(value: Any) -> Any:
     return value
 
 
-class Widening:
+class Float32Fallback:
     """A `Decoder` over a network in float16 that goes on in float32 with the pages that run over;
     the others stay with `decoder`."""
 
@@ -152,13 +152,13 @@ def widening(network: Network, decoder: Decoder) -> Decoder:
     """`decoder`, with a way out where the network is held in float16."""
     if network.get_input_embeddings().weight.dtype != torch.float16:
         return decoder
-    return Widening(network, decoder)
+    return Float32Fallback(network, decoder)
 
 
 def widen(decoder: Decoder, slot: int) -> bool:
     """Make `decoder` compute in float32 for `slot` from its next prefill on; False where it cannot
     or does so already."""
-    return isinstance(decoder, Widening) and decoder.widen(slot)
+    return isinstance(decoder, Float32Fallback) and decoder.widen(slot)
 
 
 def can_widen(network: Network) -> bool:

@@ -22,9 +22,9 @@ from deepseek_ocr.devices import memory
 from deepseek_ocr.devices import selection as devices
 from deepseek_ocr.errors import DeviceError
 from deepseek_ocr.images.views import Views
+from deepseek_ocr.kernels import op_fallbacks, vision
 from deepseek_ocr.kernels import slot_decoder as decoder
-from deepseek_ocr.kernels import vision
-from deepseek_ocr.kernels.slot_decoder import FastDecoder, Path
+from deepseek_ocr.kernels.slot_decoder import DecodePath, SlotDecoder
 from deepseek_ocr.model import network as model
 from deepseek_ocr.model.experts import way_for
 from deepseek_ocr.model.network import Network
@@ -61,7 +61,7 @@ ones if the plain class runs out of memory."""
 
 
 @dataclass(frozen=True)
-class Selection:
+class PathSelection:
     """What a network is run by.
 
     - `vision`: the attention of the encoders; `attention`: of the decoder, for prompts
@@ -71,13 +71,13 @@ class Selection:
 
     vision: str
     attention: str
-    paths: tuple[Path, ...]
+    paths: tuple[DecodePath, ...]
     difference: float | None = None
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """By what a loaded network is run, in words; `difference` is that of `Selection`."""
+class RehearsalOutcome:
+    """By what a loaded network is run, in words; `difference` is that of `PathSelection`."""
 
     device: str
     dtype: str
@@ -99,7 +99,9 @@ class Outcome:
         return f"{line}; within {self.difference:.1g} of the plain class"
 
 
-def outcome_of(network: Network, selection: Selection, path: Path | None, slots: int) -> Outcome:
+def outcome_of(
+    network: Network, selection: PathSelection, path: DecodePath | None, slots: int
+) -> RehearsalOutcome:
     """What `network` is run by, with decoders of `slots` slots by `path`."""
     if path is None:
         way = "of the class"
@@ -107,7 +109,7 @@ def outcome_of(network: Network, selection: Selection, path: Path | None, slots:
         way = "in it too"
     else:
         way = way_for(network.device, slots).__name__
-    return Outcome(
+    return RehearsalOutcome(
         device=str(network.device),
         dtype=str(network.dtype).removeprefix("torch."),
         decoder="the plain class" if path is None else path.name,
@@ -120,7 +122,7 @@ def outcome_of(network: Network, selection: Selection, path: Path | None, slots:
 
 
 @dataclass(frozen=True)
-class Row:
+class OutputRow:
     """What was computed for `slot`, with the slots before it and others, `rows` in all (0: a
     prompt): `values [V]` (float32, on the CPU)."""
 
@@ -134,10 +136,20 @@ class Candidate:
     """A path: its name for people, and what it computes."""
 
     name: str
-    run: Callable[[], list[Row]]
+    run: Callable[[], list[OutputRow]]
 
 
-def select(network: Network, chosen: frozenset[str]) -> Selection:
+def prepare(network: Network, chosen: frozenset[str]) -> PathSelection:
+    """Put stand-ins for operators that its devices lack into a loaded network, and those of the
+    fast paths `chosen` that work there; which they are. `DecoderFactory` takes their `paths`.
+
+    Raises what `select` raises.
+    """
+    op_fallbacks.fit(network, "unfold" in chosen)
+    return select(network, chosen)
+
+
+def select(network: Network, chosen: frozenset[str]) -> PathSelection:
     """Put those of the fast paths `chosen` into `network` that work where it is; which they are.
 
     Raises `DeviceError` if the device cannot run the plain class, or fails for good, and what a
@@ -146,12 +158,12 @@ def select(network: Network, chosen: frozenset[str]) -> Selection:
     encoders, far = _select_vision(network, chosen)
     paths = decoder.paths_for(network, chosen)
     if network.device.type == "cpu":
-        return Selection(encoders, "sdpa", paths, far)
+        return PathSelection(encoders, "sdpa", paths, far)
     attentions = devices.prompt_attention(network.device, network.dtype)
     attentions = attentions if "flash" in chosen else attentions[-1:]
     attention, paths, farther = select_decoder(network, attentions, paths)
     memory.give_back(network.device)
-    return Selection(encoders, attention, paths, _larger(far, farther))
+    return PathSelection(encoders, attention, paths, _larger(far, farther))
 
 
 # --- encoders ------------------------------------------------------------------------------------
@@ -172,8 +184,8 @@ def select_vision(network: Network, chosen: frozenset[str]) -> tuple[str, float 
     the class. Raises what `select` raises."""
     weight = network.model.vision_tower.sam_encoder.patch_embed.projection.weight
 
-    def encode(views: Views) -> list[Row]:
-        return [Row(0, 1, model.vision_tokens(network, views).flatten().float().cpu())]
+    def encode(views: Views) -> list[OutputRow]:
+        return [OutputRow(0, 1, model.vision_tokens(network, views).flatten().float().cpu())]
 
     with devices.current(weight.device):
         views, expected = _largest(weight.device, encode)
@@ -186,7 +198,9 @@ def select_vision(network: Network, chosen: frozenset[str]) -> tuple[str, float 
     return "folded", far
 
 
-def _largest(device: torch.device, encode: Callable[[Views], list[Row]]) -> tuple[Views, list[Row]]:
+def _largest(
+    device: torch.device, encode: Callable[[Views], list[OutputRow]]
+) -> tuple[Views, list[OutputRow]]:
     """The first of `VIEWS` for which there is memory, and what the plain class makes of it."""
     for sides in VIEWS:
         views = views_of(*sides)
@@ -215,8 +229,8 @@ def _picture(side: int) -> torch.Tensor:
 
 
 def select_decoder(
-    network: Network, attentions: Sequence[str], paths: tuple[Path, ...]
-) -> tuple[str, tuple[Path, ...], float | None]:
+    network: Network, attentions: Sequence[str], paths: tuple[DecodePath, ...]
+) -> tuple[str, tuple[DecodePath, ...], float | None]:
     """The first of `attentions` that is right for prompts ("eager" if none is), those of `paths`
     from the first on that is right, and their difference from the class; None if nothing is right,
     or the class itself computes nothing finite, with which nothing can be compared.
@@ -226,12 +240,12 @@ def select_decoder(
     weight = network.get_input_embeddings().weight
     text = network.model.language_model
 
-    def by_class(attention: str) -> list[Row]:
+    def by_class(attention: str) -> list[OutputRow]:
         text.set_attn_implementation(attention)
         return play(PlainDecoder(network, len(LENGTHS)), network)
 
-    def decode(path: Path) -> list[Row]:
-        return play(FastDecoder(network, len(LENGTHS), CONTEXT, path), network)
+    def decode(path: DecodePath) -> list[OutputRow]:
+        return play(SlotDecoder(network, len(LENGTHS), CONTEXT, path), network)
 
     with devices.current(weight.device):
         expected = _reference(weight.device, by_class)
@@ -253,7 +267,7 @@ def select_decoder(
     return attention, () if at is None else paths[at:], _larger(far, farther)
 
 
-def _reference(device: torch.device, by_class: Callable[[str], list[Row]]) -> list[Row]:
+def _reference(device: torch.device, by_class: Callable[[str], list[OutputRow]]) -> list[OutputRow]:
     """What the plain class computes in torch's simplest operations; in its own, if a device lacks
     one of those, or if they overflow, which float16 does in them sooner."""
     try:
@@ -266,18 +280,18 @@ def _reference(device: torch.device, by_class: Callable[[str], list[Row]]) -> li
     return _by_class(device, partial(by_class, "sdpa"))
 
 
-def play(one: Decoder, network: Network) -> list[Row]:
+def play(one: Decoder, network: Network) -> list[OutputRow]:
     """Prompts into all slots, then `STEPS`, with a shorter prompt in the longest slot in between;
     each step has ids of its own. Rows of a prompt have `rows` 0."""
     table, numbers = network.get_input_embeddings(), torch.Generator().manual_seed(0)
-    found: list[Row] = []
+    found: list[OutputRow] = []
 
     def ids(count: int) -> torch.Tensor:
         return torch.randint(table.weight.shape[0], (count,), generator=numbers)
 
     def prefill(slot: int, length: int) -> None:
         embeddings = table(ids(length).to(table.weight.device))[None]
-        found.append(Row(slot, 0, one.prefill(slot, embeddings).to("cpu", copy=True)))
+        found.append(OutputRow(slot, 0, one.prefill(slot, embeddings).to("cpu", copy=True)))
 
     for slot, length in enumerate(LENGTHS):
         prefill(slot, length)
@@ -288,7 +302,7 @@ def play(one: Decoder, network: Network) -> list[Row]:
             prefill(longest, SHORTER)
         logits = one.step(slots, ids(len(slots)).tolist()).to("cpu", copy=True)
         rows = max(slots) + 1
-        found += [Row(slot, rows, row) for slot, row in zip(slots, logits, strict=True)]
+        found += [OutputRow(slot, rows, row) for slot, row in zip(slots, logits, strict=True)]
     for slot in EVERY:
         one.free(slot)
     return found
@@ -298,7 +312,7 @@ def play(one: Decoder, network: Network) -> list[Row]:
 
 
 def first_right(
-    candidates: Sequence[Candidate], expected: Sequence[Row], weight: torch.Tensor
+    candidates: Sequence[Candidate], expected: Sequence[OutputRow], weight: torch.Tensor
 ) -> tuple[int | None, float | None]:
     """Number of the first candidate that agrees with `expected`, and its difference; None twice if
     none does. `weight` has the device and the type.
@@ -326,7 +340,7 @@ def disagreement(far: float, dtype: torch.dtype) -> bool:
     return not far <= TOLERANCES[dtype]
 
 
-def difference(rows: Sequence[Row], expected: Sequence[Row]) -> tuple[float, str]:
+def difference(rows: Sequence[OutputRow], expected: Sequence[OutputRow]) -> tuple[float, str]:
     """The largest median of the relative differences within a slot and a number of rows, and which
     that is; the largest of all differences if that is gross. Rows in which the class itself
     overflows are left out; 0 if none is left."""
@@ -344,7 +358,7 @@ def difference(rows: Sequence[Row], expected: Sequence[Row]) -> tuple[float, str
     return max((statistics.median(group), name) for name, group in groups.items())
 
 
-def _is_finite(row: Row) -> bool:
+def _is_finite(row: OutputRow) -> bool:
     return bool(torch.isfinite(row.values).all())
 
 
@@ -357,7 +371,7 @@ def _larger(one: float | None, other: float | None) -> float | None:
     return max((value for value in (one, other) if value is not None), default=None)
 
 
-def _by_class(device: torch.device, run: Callable[[], list[Row]]) -> list[Row]:
+def _by_class(device: torch.device, run: Callable[[], list[OutputRow]]) -> list[OutputRow]:
     """What the plain class computes. Raises `DeviceError` if it cannot."""
     try:
         return run()

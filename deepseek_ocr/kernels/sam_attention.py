@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
-from deepseek_ocr.model.network import kept
+from deepseek_ocr.model.position_tables import kept
 
 QUERIES = 128
 """Queries whose scores are in cache together; half and twice as many take as long."""

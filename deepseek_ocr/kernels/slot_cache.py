@@ -43,15 +43,15 @@ class SlotCache:
         """Tokens for which every slot has room now."""
         return self.entries.shape[4]
 
-    def reserve(self, tokens: int) -> bool:
-        """Make room for `tokens` in every slot; True where everything had to move.
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` in every slot.
 
         Raises `ValueError` for more than the context.
         """
         if tokens > self.context:
             raise ValueError(f"{tokens} tokens do not fit into a context of {self.context}")
         if tokens <= self.capacity:
-            return False
+            return
         capacity = min(-(-tokens // BLOCK) * BLOCK, self.context)
         old = self.entries
         shape = (*old.shape[:4], capacity, old.shape[5])
@@ -59,7 +59,6 @@ class SlotCache:
         self.entries = old.new_zeros(shape) if self._zeroed else old.new_empty(shape)
         for slot, length in enumerate(self.lengths):
             self.entries[:, :, slot, :, :length] = old[:, :, slot, :, :length]
-        return True
 
     def free(self, slot: int) -> None:
         """Forget what `slot` holds; if that was the last, give the memory back."""

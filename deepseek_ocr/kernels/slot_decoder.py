@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
+from deepseek_ocr.decoding.decoder import next_logits
 from deepseek_ocr.errors import PromptError
-from deepseek_ocr.kernels import cuda_graphs, decoder_weights, native, steps
+from deepseek_ocr.kernels import compiled_steps, cuda_graphs, decoder_weights, torch_steps
+from deepseek_ocr.kernels.compiled_steps import CompiledSteps
+from deepseek_ocr.kernels.decoder_weights import DecoderWeights
 from deepseek_ocr.kernels.slot_cache import SlotCache
 from deepseek_ocr.model import experts
 from deepseek_ocr.model.network import Network
@@ -21,19 +24,19 @@ Steps = Callable[[Sequence[int], Sequence[int]], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Path:
+class DecodePath:
     """A way of computing steps, by name ("decoding by …"), and the cache it needs (`SlotCache`)."""
 
     name: str
-    make_steps: Callable[[decoder_weights.Weights, SlotCache], Steps]
+    make_steps: Callable[[DecoderWeights, SlotCache], Steps]
     zeroed: bool
     whole: bool = False
 
 
-class FastDecoder:
+class SlotDecoder:
     """A `Decoder` over the library's own weights and a cache with slots."""
 
-    def __init__(self, network: Network, slots: int, context: int, path: Path) -> None:
+    def __init__(self, network: Network, slots: int, context: int, path: DecodePath) -> None:
         self.slots, self.context = slots, context
         self._network = network
         experts.use_in_class(network)
@@ -58,13 +61,7 @@ class FastDecoder:
                 f"The prompt has {tokens} tokens and the decoder's context {self.context}; "
                 "shorten the prompt or choose a smaller preset."
             )
-        output = self._network.model.language_model(
-            inputs_embeds=embeddings,
-            past_key_values=self._cache.for_prompt(slot, tokens),
-            use_cache=True,
-        )
-        logits: torch.Tensor = self._network.lm_head(output.last_hidden_state[:, -1])
-        return logits[0].float()
+        return next_logits(self._network, embeddings, self._cache.for_prompt(slot, tokens))
 
     @torch.inference_mode()
     def step(self, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
@@ -84,16 +81,16 @@ class FastDecoder:
         self._cache.free(slot)
 
 
-NATIVE = Path("the compiled kernel", native.NativeSteps, zeroed=False)
-TORCH = Path("torch's operations", steps.TorchSteps, zeroed=True)
-GRAPHS = Path("CUDA graphs", cuda_graphs.GraphSteps, zeroed=True, whole=True)
+NATIVE = DecodePath("the compiled kernel", CompiledSteps, zeroed=False)
+TORCH = DecodePath("torch's operations", torch_steps.TorchSteps, zeroed=True)
+GRAPHS = DecodePath("CUDA graphs", cuda_graphs.GraphSteps, zeroed=True, whole=True)
 
 COMPILED = {"AVX512": True, "AVX2": True, "DEFAULT": True}
 """Whether the compiled kernel is used, by the processor features that torch names; others: no.
 AVX512 and AVX2 were measured (benchmarks/README.md), the others only tested to be right."""
 
 
-def paths_for(network: Network, chosen: frozenset[str]) -> tuple[Path, ...]:
+def paths_for(network: Network, chosen: frozenset[str]) -> tuple[DecodePath, ...]:
     """How `network` can be stepped where it is, by the fast paths in `chosen`; the fastest first.
 
     The plain class comes behind them. There are none on devices on which they were never tried,
@@ -106,11 +103,13 @@ def paths_for(network: Network, chosen: frozenset[str]) -> tuple[Path, ...]:
     return paths
 
 
-def _paths_on(device: torch.device, dtype: torch.dtype, chosen: frozenset[str]) -> tuple[Path, ...]:
+def _paths_on(
+    device: torch.device, dtype: torch.dtype, chosen: frozenset[str]
+) -> tuple[DecodePath, ...]:
     if "decoder" not in chosen or device.type not in ("cpu", "cuda"):
         return ()
     if device.type == "cuda":
         return (GRAPHS, TORCH) if "graphs" in chosen else (TORCH,)
     features = torch.backends.cpu.get_cpu_capability()
     wanted = "compiled" in chosen and COMPILED.get(features, False)
-    return (NATIVE,) if wanted and native.can_run(device, dtype) else (TORCH,)
+    return (NATIVE,) if wanted and compiled_steps.can_run(device, dtype) else (TORCH,)

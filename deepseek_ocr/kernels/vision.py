@@ -15,7 +15,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from deepseek_ocr.kernels import compiled_attention, sam_attention
 from deepseek_ocr.kernels.sam_attention import Heads, Positions
-from deepseek_ocr.model.network import Network, identity
+from deepseek_ocr.model.network import Network
+from deepseek_ocr.model.position_tables import identity
 
 _ROWS = 400
 """Cells that the layers after the attention take at a time."""

@@ -219,7 +219,7 @@ def _clip_config(clip: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorPiece:
     """One official tensor (or the `rows` of it) and the part of a parameter it fills."""
 
     tensor: str
@@ -248,7 +248,7 @@ _RENAMES = [
 """From the library's parameter names to the official ones; the first that matches applies."""
 
 
-def official_pieces(parameter: str, shape: tuple[int, ...]) -> list[Piece]:
+def official_pieces(parameter: str, shape: tuple[int, ...]) -> list[TensorPiece]:
     """The official tensors that make up the library's `parameter` of this `shape`.
 
     Most parameters are one tensor; CLIP's query, key and value are thirds of one fused tensor,
@@ -264,19 +264,20 @@ def official_pieces(parameter: str, shape: tuple[int, ...]) -> list[Piece]:
     if thirds := re.fullmatch(r"(model\.vision_model\..*\.self_attn\.)([qkv])_proj\.(.*)", name):
         size, which = shape[0], "qkv".index(thirds[2])
         rows = (which * size, (which + 1) * size)
-        return [Piece(f"{thirds[1]}qkv_proj.{thirds[3]}", (3 * size, *shape[1:]), rows)]
-    return [Piece(name, shape)]
+        return [TensorPiece(f"{thirds[1]}qkv_proj.{thirds[3]}", (3 * size, *shape[1:]), rows)]
+    return [TensorPiece(name, shape)]
 
 
-def _expert_pieces(prefix: str, kind: str, shape: tuple[int, ...]) -> list[Piece]:
+def _expert_pieces(prefix: str, kind: str, shape: tuple[int, ...]) -> list[TensorPiece]:
     experts, out, size = shape
     if kind == "down_proj":
         return [
-            Piece(f"{prefix}{e}.down_proj.weight", (out, size), target=(e,)) for e in range(experts)
+            TensorPiece(f"{prefix}{e}.down_proj.weight", (out, size), target=(e,))
+            for e in range(experts)
         ]
     half = out // 2
     return [
-        Piece(f"{prefix}{e}.{part}_proj.weight", (half, size), target=(e, rows))
+        TensorPiece(f"{prefix}{e}.{part}_proj.weight", (half, size), target=(e, rows))
         for e in range(experts)
         for part, rows in (("gate", slice(0, half)), ("up", slice(half, out)))
     ]
@@ -340,13 +341,13 @@ def _tensor_paths(folder: Path) -> list[Path]:
     return paths
 
 
-def plan(files: TensorFiles, shapes: dict[str, tuple[int, ...]]) -> dict[str, list[Piece]]:
+def plan(files: TensorFiles, shapes: dict[str, tuple[int, ...]]) -> dict[str, list[TensorPiece]]:
     """For every parameter (name → shape) the tensors of `files` that fill it.
 
     Raises `CheckpointError` naming each missing, unexpected and mis-shaped tensor.
     """
     pieces = {
-        name: [Piece(name, shape)] if name in files.shapes else official_pieces(name, shape)
+        name: [TensorPiece(name, shape)] if name in files.shapes else official_pieces(name, shape)
         for name, shape in shapes.items()
     }
     expected = {piece.tensor: piece.shape for parts in pieces.values() for piece in parts}

@@ -9,23 +9,21 @@ summed in float32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from deepseek_ocr.model.int8_rows import STEPS, Rows, linear
-
-if TYPE_CHECKING:  # the loader in `model` uses this module
-    from deepseek_ocr.model.network import Network
+from deepseek_ocr.model.network import Network
+from deepseek_ocr.model.weight_matrix import STEPS, Matrix, linear
 
 GATHERED = 2
 """Rows up to which the weights of the chosen experts are gathered on a GPU; steps have 1, 2, 4, 8 …
 rows. Six experts a row are read, written and read again: from 4 rows on that is more than reading
 all 64 once."""
 
-Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Rows, Rows], torch.Tensor]
+Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Matrix, Matrix], torch.Tensor]
 
 
 def way_for(device: torch.device, rows: int) -> Way:
@@ -46,12 +44,12 @@ def use_in_class(network: Network) -> None:
 def _looped_in_class(
     experts: Any, hidden: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor
 ) -> torch.Tensor:
-    inner, outer = Rows(experts.gate_up_proj), Rows(experts.down_proj)
+    inner, outer = Matrix(experts.gate_up_proj), Matrix(experts.down_proj)
     return looped(hidden, chosen, shares, inner, outer)
 
 
 def looped(
-    x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor, inner: Rows, outer: Rows
+    x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor, inner: Matrix, outer: Matrix
 ) -> torch.Tensor:
     """One chosen expert after the other, each with all of its rows."""
     total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
@@ -67,7 +65,7 @@ def looped(
 
 
 def gathered(
-    x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor, inner: Rows, outer: Rows
+    x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor, inner: Matrix, outer: Matrix
 ) -> torch.Tensor:
     """The weights of the chosen experts copied together, once for every row."""
     flat = chosen.flatten()
@@ -77,7 +75,7 @@ def gathered(
 
 
 def dense(
-    x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor, inner: Rows, outer: Rows
+    x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor, inner: Matrix, outer: Matrix
 ) -> torch.Tensor:
     """Every row through every expert, and what was not chosen left out: each weight is read once,
     whatever the card, the type and the version of torch (those of 8 bits are widened first)."""
@@ -95,7 +93,7 @@ def _gated(both: torch.Tensor) -> torch.Tensor:
     return nn.functional.silu(gate) * up
 
 
-def _batched(x: torch.Tensor, rows: Rows, chosen: torch.Tensor) -> torch.Tensor:
+def _batched(x: torch.Tensor, rows: Matrix, chosen: torch.Tensor) -> torch.Tensor:
     """Row i of `x [m, k]` times the matrix `chosen[i]`: `[m, rows]`."""
     if rows.scales is None:
         return torch.bmm(rows.values[chosen], x[:, :, None])[:, :, 0]
@@ -103,7 +101,7 @@ def _batched(x: torch.Tensor, rows: Rows, chosen: torch.Tensor) -> torch.Tensor:
     return product * (rows.scales[chosen] * STEPS).to(x.dtype)
 
 
-def _through_all(x: torch.Tensor, rows: Rows) -> torch.Tensor:
+def _through_all(x: torch.Tensor, rows: Matrix) -> torch.Tensor:
     """`x [E, n, k]` times the transpose of each of E matrices: `[E, n, rows]`."""
     if rows.scales is None:
         return torch.bmm(x, rows.values.transpose(1, 2))

@@ -1,4 +1,5 @@
-"""How much device memory a page takes, told before it runs out, and what to do when it does.
+"""How much memory a network and its pages take: how many fit at once, what to say before memory
+runs out, and what to do when it does.
 
 The numbers are computed from the config, by the formulas below. They describe the plain path, which
 takes the most: fast paths that never build SAM's position bias take less in vision.
@@ -14,17 +15,27 @@ import torch
 
 from deepseek_ocr.devices import memory, selection
 from deepseek_ocr.errors import DeviceError, GenerationError
+from deepseek_ocr.images.views import MAX_TILES
 from deepseek_ocr.model import int8_layers
-from deepseek_ocr.model import int8_rows as rows
-from deepseek_ocr.model import network as model
+from deepseek_ocr.model import weight_matrix as rows
+from deepseek_ocr.model.network import Network, empty_network
 from deepseek_ocr.settings import CropSettings
 
 CONTEXT_BYTES = 600 * 10**6
 """What a CUDA context with torch's and cuBLAS's own buffers takes beside the tensors (0.4 to 0.6 GB
 by NVIDIA's and torch's documentation; not measured here)."""
 
-MOST_TILES = 9
-"""Tiles of the largest crop grid."""
+MOST_SLOTS = {"cuda": 64, "npu": 16, "mps": 4, "cpu": 4}
+"""Pages at once where memory allows: a processor gains from reading each weight once for a few
+tokens and is then busy computing; a graphics card goes on gaining."""
+
+RESERVE = 4 * 2**30
+"""Bytes on an accelerator left to vision and prefill: the plain attention of one 1280 px view
+holds about 3 GB at its peak."""
+
+CACHE_SHARE = {"cuda": 0.8, "npu": 0.8, "mps": 0.25, "cpu": 0.25}
+"""Share of what is free (beyond the reserve) that caches may take; less where other programs live
+in the same memory."""
 
 _BIAS_COPIES = 2
 """Copies of the position bias that are alive at once: the sum, and what the attention takes."""
@@ -35,7 +46,7 @@ and their sum with weights, and the hidden layer of the MLP (4) before and after
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes by what they are for.
 
     - `cache`: of all slots; `vision`: of the largest batch of views
@@ -62,7 +73,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Load:
+class MemoryLoad:
     """What is put on a device.
 
     - `dtype`: of weights and cache; `quant`: of the decoder's matrices
@@ -84,17 +95,17 @@ def load_for(
     quant: str = "none",
     slots: int = 0,
     vision_device: str | torch.device | None = None,
-) -> Load:
+) -> MemoryLoad:
     """What these settings of `OcrEngine.load` put on `device`; 0 slots count as one.
 
     Raises `DeviceError`.
     """
     apart = vision_device is not None and selection.choose_device(vision_device) != device
-    return Load(
+    return MemoryLoad(
         selection.choose_dtype(dtype, device),
         max(1, slots),
         quant,
-        ("decoder",) if apart else Load().parts,
+        ("decoder",) if apart else MemoryLoad().parts,
         context=0 if device.type == "cpu" else CONTEXT_BYTES,
     )
 
@@ -110,7 +121,7 @@ class Footprint:
         self._config = config
         self.vision = self.matrices = self.rest = 0
         self._scales = self._quantising = head = largest = 0
-        network = model.empty_network(config)
+        network = empty_network(config)
         in_8_bits = tuple(f"{name}." for name in int8_layers.matrices(network))
         for name, parameter in network.named_parameters():
             count = parameter.numel()
@@ -128,7 +139,7 @@ class Footprint:
                 self.vision += count
         self._widened = largest + head
 
-    def estimate(self, crop: CropSettings, load: Load = Load()) -> Estimate:
+    def estimate(self, crop: CropSettings, load: MemoryLoad = MemoryLoad()) -> MemoryEstimate:
         """Most memory that loading, or reading pages cut by `crop`, takes."""
         size, weights, vision, cache = load.dtype.itemsize, 0, 0, 0
         widened = loading = 0
@@ -137,27 +148,20 @@ class Footprint:
             vision = self._vision_peak(crop, size)
         if "decoder" in load.parts:
             weights += self.rest * size
-            cache = load.slots * self.cache_per_page(size)
+            cache = load.slots * cache_bytes(self._config, size)
             if load.quant == "int8":
                 weights += self.matrices + self._scales * torch.float32.itemsize
                 widened, loading = self._widened * size, self._quantising
             else:
                 weights += self.matrices * size
-        return Estimate(weights, vision, cache, widened, loading, load.context)
-
-    def cache_per_page(self, size: int) -> int:
-        """Bytes of keys and values of a page that fills the context, `size` bytes a number."""
-        text = self._config.text_config
-        head = text.hidden_size // text.num_attention_heads
-        per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * size
-        return int(per_token * text.max_position_embeddings)
+        return MemoryEstimate(weights, vision, cache, widened, loading, load.context)
 
     def _vision_peak(self, crop: CropSettings, size: int) -> int:
         """The most that SAM's global attention takes: the global view alone, then all tiles."""
         sam = self._config.vision_config.sam_config
         batches = [(1, crop.image_size)]
         if crop.crop_mode:
-            batches = [(1, crop.base_size), (MOST_TILES, crop.image_size)]
+            batches = [(1, crop.base_size), (MAX_TILES, crop.image_size)]
         peaks = []
         for views, side in batches:
             patches = (side // sam.patch_size) ** 2
@@ -166,13 +170,45 @@ class Footprint:
         return int(max(peaks))
 
 
+def cache_bytes(config: Any, size: int) -> int:
+    """Bytes that the cache of one page takes when its context is full: keys and values of every
+    layer, `size` bytes a number. `config` is the network's."""
+    text = config.text_config
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * size
+    return int(per_token * text.max_position_embeddings)
+
+
+# --- how many pages fit --------------------------------------------------------------------------
+
+
+def slots_for(kind: str, free: int | None, per_slot: int) -> int:
+    """How many pages to hold at once on a device of `kind` with `free` bytes (None: unknown), each
+    with a cache of `per_slot` bytes.
+
+    On an accelerator: as many full contexts as fit into four fifths of what is free beyond 4 GiB,
+    64 at most. On a processor: into a quarter of what is free, 4 at most. Always at least one.
+    """
+    if free is None:
+        return 1
+    usable = (free - (RESERVE if kind in ("cuda", "npu") else 0)) * CACHE_SHARE[kind]
+    return max(1, min(MOST_SLOTS[kind], int(usable // per_slot)))
+
+
+def choose_slots(network: Network) -> int:
+    """How many pages `network` may hold at once where it is; see `slots_for`."""
+    device: torch.device = network.device
+    per_page = cache_bytes(network.config, network.dtype.itemsize)
+    return slots_for(device.type, memory.free_bytes(device), per_page)
+
+
 # --- before it fails -----------------------------------------------------------------------------
 
 
 def too_little(
     footprint: Footprint,
     crop: CropSettings,
-    load: Load,
+    load: MemoryLoad,
     presets: Mapping[str, CropSettings],
     free: int,
 ) -> str | None:
@@ -202,10 +238,10 @@ _SMALLER: dict[tuple[str, ...], dict[str, Any]] = {
     ("vision_device cpu",): {"parts": ("decoder",)},
     ("quant int8", "vision_device cpu"): {"quant": "int8", "parts": ("decoder",)},
 }
-"""Settings that take less memory, and what each changes in a `Load`."""
+"""Settings that take less memory, and what each changes in a `MemoryLoad`."""
 
 
-def _smaller_loads(load: Load) -> Iterator[tuple[tuple[str, ...], Load]]:
+def _smaller_loads(load: MemoryLoad) -> Iterator[tuple[tuple[str, ...], MemoryLoad]]:
     """Settings under which less than `load` is put on the device, and what it is then."""
     seen = {load}
     for settings, changes in _SMALLER.items():
@@ -213,26 +249,6 @@ def _smaller_loads(load: Load) -> Iterator[tuple[tuple[str, ...], Load]]:
         if smaller not in seen:
             seen.add(smaller)
             yield settings, smaller
-
-
-def table(
-    footprint: Footprint, presets: Mapping[str, CropSettings], slots: tuple[int, ...] = (1, 4, 16)
-) -> list[tuple[str, ...]]:
-    """Rows of the table of memory: preset, then GB for each type and number of slots; the first
-    row is the heading."""
-    kinds = {
-        "16 bits": Load(torch.bfloat16),
-        "int8": Load(torch.bfloat16, quant="int8"),
-        "float32": Load(torch.float32),
-    }
-    columns = [(name, load, count) for name, load in kinds.items() for count in slots]
-    rows = [("preset", *(f"{name}, {count}" for name, _, count in columns))]
-    for preset, crop in presets.items():
-        sizes = [
-            footprint.estimate(crop, replace(load, slots=count)).total for _, load, count in columns
-        ]
-        rows.append((preset, *(in_gb(size) for size in sizes)))
-    return rows
 
 
 def in_gb(count: int) -> str:
@@ -244,7 +260,7 @@ def in_gb(count: int) -> str:
 
 
 def refused_at_load(
-    error: Exception, config: Any, device: torch.device, load: Load, free: int | None
+    error: Exception, config: Any, device: torch.device, load: MemoryLoad, free: int | None
 ) -> DeviceError:
     """What to raise if memory ran out while the network of `config` was put on `device`: what it
     takes there, and what would fit.

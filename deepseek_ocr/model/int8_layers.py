@@ -7,22 +7,19 @@ the encoders stay as they are, and so do inputs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from deepseek_ocr.model.experts import looped
-from deepseek_ocr.model.int8_rows import Rows, empty_int8, linear, quantize
-
-if TYPE_CHECKING:  # the loader in `model` uses this module
-    from deepseek_ocr.model.network import Network
+from deepseek_ocr.model.network import Network
+from deepseek_ocr.model.weight_matrix import Matrix, empty_int8, linear, quantize
 
 
 class Int8Linear(nn.Module):
     """Stands in for an `nn.Linear` without bias."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Matrix) -> None:
         super().__init__()
         self.rows = rows
 
@@ -34,7 +31,7 @@ class Int8Linear(nn.Module):
 class Int8Experts(nn.Module):
     """Stands in for the library's experts."""
 
-    def __init__(self, inner: Rows, outer: Rows) -> None:
+    def __init__(self, inner: Matrix, outer: Matrix) -> None:
         super().__init__()
         self.inner, self.outer = inner, outer
 
@@ -56,13 +53,13 @@ def matrices(network: Network) -> list[str]:
     ]
 
 
-def empty_decoder(network: Network, device: torch.device) -> dict[str, Rows]:
+def empty_decoder(network: Network, device: torch.device) -> dict[str, Matrix]:
     """Put 8-bit weights without values, on `device`, into the decoder of `network`.
 
-    They are to be filled by `rows.quantize_into`; each by the name of the parameter in place of
-    which it is.
+    They are to be filled by `weight_matrix.quantize_into`; each by the name of the parameter whose
+    place it takes.
     """
-    held: dict[str, Rows] = {}
+    held: dict[str, Matrix] = {}
     for name in matrices(network):
         held |= _replace(network, name, lambda weight: empty_int8(weight.shape, device))
     return held
@@ -81,7 +78,9 @@ def quantize_decoder(network: Network, device: torch.device | None = None) -> No
         _replace(network, name, lambda weight: quantize(weight, device))
 
 
-def _replace(network: Network, name: str, make: Callable[[torch.Tensor], Rows]) -> dict[str, Rows]:
+def _replace(
+    network: Network, name: str, make: Callable[[torch.Tensor], Matrix]
+) -> dict[str, Matrix]:
     """Put what `make` makes of its weights in place of the module called `name`; the new weights by
     the names of the old ones."""
     held = {leaf: make(weight) for leaf, weight in network.get_submodule(name).named_parameters()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -46,7 +47,7 @@ class Codec:
 
 
 def load_codec(folder: Path, begin_id: int, end_ids: frozenset[int], image_id: int) -> Codec:
-    """The tokenizer of the checkpoint in `folder`, with the ids its config names.
+    """The tokenizer of the checkpoint in `folder`, with the ids that its config names.
 
     Raises `CheckpointError` where `tokenizer.json` is missing, damaged, or disagrees with the
     config about the image placeholder.
@@ -66,6 +67,16 @@ def load_codec(folder: Path, begin_id: int, end_ids: frozenset[int], image_id: i
             "the files are not of one checkpoint, download both again."
         )
     return Codec(tokenizer, begin_id, end_ids, image_id)
+
+
+def codec_of(folder: Path, config: Any) -> Codec:
+    """The tokenizer of the checkpoint in `folder`, whose network has this `config`.
+
+    Raises `CheckpointError` as `load_codec`.
+    """
+    text, ends = config.text_config, config.text_config.eos_token_id
+    end_ids = frozenset(ends if isinstance(ends, list) else [ends])
+    return load_codec(folder, text.bos_token_id, end_ids, config.image_token_id)
 
 
 def with_image(prompt: str) -> str:

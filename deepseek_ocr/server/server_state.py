@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from deepseek_ocr import configuration, presets
 from deepseek_ocr.engine.ocr_engine import OcrEngine
-from deepseek_ocr.images.views import ImageLimits
+from deepseek_ocr.images.limits import ImageLimits
 from deepseek_ocr.server.api_errors import ApiError, ClosingError, EngineFailedError, NotReadyError
 from deepseek_ocr.server.observability.metrics import Metrics
 from deepseek_ocr.server.queueing.admission import Admission

@@ -10,10 +10,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from deepseek_ocr import configuration, presets
-from deepseek_ocr.documents.inputs import Pages, parse_pages
-from deepseek_ocr.documents.pipeline import Plan
+from deepseek_ocr.documents.inputs import PageSelection, parse_pages
+from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.errors import SettingsError
-from deepseek_ocr.formats.export import FORMATS
+from deepseek_ocr.formats import find_format
+from deepseek_ocr.formats.writing import WriteOptions
 from deepseek_ocr.settings import (
     DecodeSettings,
     RenderSettings,
@@ -99,11 +100,13 @@ def document_plan(given: Mapping[str, str], server: configuration.ServerSettings
             _whole(given, "retries", len(presets.RETRIES)),
         ),
         formats=(output_format(given),),
-        pages=parse_pages(given["pages"]) if "pages" in given else Pages(),
+        pages=parse_pages(given["pages"]) if "pages" in given else PageSelection(),
         password=given.get("password"),
-        join_tables=flag(given, "join_tables", True),
-        existing_text=existing_text(given.get("existing_text", Plan.existing_text)),
-        formulas=formula_delimiters(given.get("formulas", Plan.formulas)),
+        options=WriteOptions(
+            join_tables=flag(given, "join_tables", True),
+            existing_text=existing_text(given.get("existing_text", WriteOptions.existing_text)),
+            formulas=formula_delimiters(given.get("formulas", WriteOptions.formulas)),
+        ),
         about={"model": given.get("model", ""), "task": task, "resolution": resolution},
     )
     dpi = _whole(given, "dpi", RenderSettings.dpi)
@@ -120,9 +123,7 @@ def output_format(given: Mapping[str, str]) -> str:
     """What the document is to be written as. Raises `SettingsError`."""
     name = given.get("output_format", "json")
     name = {"markdown": "md", "text": "txt"}.get(name, name)  # as the chat routes call them
-    if name not in FORMATS:
-        raise SettingsError(f"There is no format {name!r}; choose among {', '.join(FORMATS)}.")
-    return name
+    return find_format(name).name
 
 
 def flag(given: Mapping[str, str], name: str, default: bool) -> bool:

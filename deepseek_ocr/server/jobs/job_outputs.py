@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from deepseek_ocr.documents.pipeline import settings_data
+from deepseek_ocr.documents.plan import settings_data
 from deepseek_ocr.errors import DocumentError, OutputError
 from deepseek_ocr.formats import export
 from deepseek_ocr.formats.records import DocumentRecord
@@ -83,8 +83,7 @@ def _write(jobs: JobManager, job: OcrJob, output: str) -> Path:
         written = export.write(
             _document(jobs, job, plan), (output,), jobs.store.outputs(job),
             lambda number: jobs.runner.render(job, plan, number).image,
-            join_tables=plan.plan.join_tables, password=plan.plan.password,
-            existing_text=plan.plan.existing_text, formulas=plan.plan.formulas,
+            plan.plan.options, plan.plan.password,
         )  # fmt: skip
     except OutputError as error:  # its cause says what the client may see
         raise error.__cause__ or error from None

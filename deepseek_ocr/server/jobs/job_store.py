@@ -16,15 +16,21 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from deepseek_ocr.errors import SettingsError
-from deepseek_ocr.formats.records import PageRecord, SourceKind, record_from_json, record_to_json
+from deepseek_ocr.formats.records import (
+    LazyRecords,
+    PageRecord,
+    SourceKind,
+    record_from_json,
+    record_to_json,
+)
 
 Status = Literal["queued", "running", "done", "failed"]
 
@@ -251,29 +257,12 @@ class JobStore:
     def pages(self, job: OcrJob) -> Sequence[PageRecord]:
         """The records of a job's pages, each loaded when it is looked at; a page that is not read
         has a record that says so."""
-        return _Pages(self, job)
 
+        def load(number: int) -> PageRecord:
+            unread = "It was not read; hand the document in again."
+            return self.page(job.id, number) or PageRecord(number, error=unread)
 
-class _Pages(Sequence[PageRecord]):
-    def __init__(self, store: JobStore, job: OcrJob) -> None:
-        self._store, self._job = store, job
-
-    def __len__(self) -> int:
-        return len(self._job.numbers)
-
-    @overload
-    def __getitem__(self, at: int) -> PageRecord: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[PageRecord]: ...
-    def __getitem__(self, at: int | slice) -> PageRecord | Sequence[PageRecord]:
-        if isinstance(at, slice):
-            return [self[index] for index in range(*at.indices(len(self)))]
-        number = self._job.numbers[at]
-        record = self._store.page(self._job.id, number)
-        return record or PageRecord(number, error="It was not read; hand the document in again.")
-
-    def __iter__(self) -> Iterator[PageRecord]:
-        return (self[at] for at in range(len(self)))
+        return LazyRecords(job.numbers, load)
 
 
 def _job(row: Sequence[Any]) -> OcrJob:

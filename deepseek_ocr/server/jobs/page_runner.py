@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from deepseek_ocr.documents.page_retries import ReadPage, read_page
-from deepseek_ocr.documents.pipeline import record_of
+from deepseek_ocr.documents.page_retries import ReadPage, read_page, record_of
 from deepseek_ocr.documents.renderer import OpenDocument, Rendered, Renderer
 from deepseek_ocr.engine.results import Failure, Page, Reading
 from deepseek_ocr.errors import DeviceError, DocumentError

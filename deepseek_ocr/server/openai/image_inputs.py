@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 from deepseek_ocr.errors import ImageError
-from deepseek_ocr.images.views import ImageLimits, check_pixels, open_frames
+from deepseek_ocr.images.image_loading import check_pixels, open_frames
+from deepseek_ocr.images.limits import ImageLimits
 from deepseek_ocr.server.api_errors import ApiError
 from deepseek_ocr.server.data_uri import decode_base64
 from deepseek_ocr.server.server_state import Caller

@@ -15,6 +15,7 @@ from fastapi import Path as InPath
 from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
+from deepseek_ocr.formats import FORMATS
 from deepseek_ocr.server.api_errors import ApiError, ClosingError
 from deepseek_ocr.server.jobs.document_options import flag, output_format
 from deepseek_ocr.server.jobs.job_intake import take_in
@@ -34,12 +35,6 @@ from deepseek_ocr.server.web.page_nodes import page_blocks
 router = APIRouter(prefix="/v1/ocr", dependencies=[Depends(client_of)])
 
 NDJSON = "application/x-ndjson"
-
-_MEDIA = {
-    "md": "text/markdown", "html": "text/html", "json": "application/json", "txt": "text/plain",
-    "mmd": "text/markdown", "pdf": "application/pdf", "searchable-pdf": "application/pdf",
-    "regions": NDJSON,
-}  # fmt: skip
 
 _HANG_UP_S = 0.25
 """Seconds between looks at whether the client is still there."""
@@ -93,7 +88,9 @@ async def read_document(request: Request, jobs: Jobs, client: ClientName) -> Res
         raise
     name = None if format_ == "json" else path.name
     gone = BackgroundTask(jobs.forget, job.id)
-    return FileResponse(path, media_type=_MEDIA[format_], filename=name, background=gone)
+    return FileResponse(
+        path, media_type=FORMATS[format_].media_type, filename=name, background=gone
+    )
 
 
 @router.post("/jobs", status_code=202, openapi_extra=OPENAPI)
@@ -154,15 +151,15 @@ async def show_blocks(jobs: Jobs, job: ClientJob, number: PageNumber) -> dict[st
 @router.get("/jobs/{id}/output/{output}", response_model=None)
 async def show_output(jobs: Jobs, job: ClientJob, output: str) -> Response:
     """A finished document in a format of `deepseek-ocr read --format`, as a file."""
-    if output not in _MEDIA:
-        known = ", ".join(_MEDIA)
+    if output not in FORMATS:
+        known = ", ".join(FORMATS)
         raise ApiError(404, f"There is no such format; choose among {known}.", "no_format")
     if job.status != "done":
         raise ApiError(
             409, "The document is not read to its end; see its status.", "job_not_finished"
         )
     path = await output_of(jobs, job, output)
-    return FileResponse(path, media_type=_MEDIA[output], filename=path.name)
+    return FileResponse(path, media_type=FORMATS[output].media_type, filename=path.name)
 
 
 async def _as_lines(jobs: JobManager, job: OcrJob) -> AsyncIterator[str]:

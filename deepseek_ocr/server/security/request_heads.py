@@ -1,7 +1,9 @@
 """The head of a request, bounded: how large it may be, and how long it may take to arrive.
 
-A head comes before the key in it, so anybody may send one; uvicorn itself keeps whatever comes for
-as long as it comes.
+A head comes before the key in it, so anybody may send one. No setting of uvicorn ends a connection
+that sends nothing, or its head a byte at a time, and `h11_max_incomplete_event_size` lets through
+what arrives at once. Hypercorn's `keep_alive_timeout` ends slow heads, but is also the pause that
+clients may make between requests, and its bound on a head's size is that of h11.
 """
 
 from __future__ import annotations

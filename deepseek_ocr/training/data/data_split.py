@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from pathlib import Path
 
-from deepseek_ocr.documents.inputs import PICTURE_SUFFIXES
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.files import json_bytes, read_json, write_files
+from deepseek_ocr.images.limits import PICTURE_SUFFIXES
 from deepseek_ocr.progress import track
 from deepseek_ocr.training.data.annotations import (
     LARGEST_ANNOTATION,
@@ -149,7 +149,7 @@ def pixel_hash(image_path: Path) -> tuple[str, bool]:
 
     Raises `ImageError` where the picture cannot be opened.
     """
-    from deepseek_ocr.images.views import open_image  # imports torch: seconds
+    from deepseek_ocr.images.image_loading import open_image  # imports torch: seconds
 
     image = open_image(image_path)
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from deepseek_ocr.errors import GenerationError, InputError, OcrError
-from deepseek_ocr.images.views import make_views, open_image
+from deepseek_ocr.images.image_loading import open_image
+from deepseek_ocr.images.views import make_views
 from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.settings import CropSettings
 from deepseek_ocr.training.data.batches import (

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deepseek_ocr.documents.inputs import PICTURE_SUFFIXES
 from deepseek_ocr.files import json_bytes
+from deepseek_ocr.images.limits import PICTURE_SUFFIXES
 from deepseek_ocr.training.data.samples import Rejection
 from deepseek_ocr.training.evaluation import evaluation_report
 from deepseek_ocr.training.evaluation.bootstrap import Figure, Share, figures

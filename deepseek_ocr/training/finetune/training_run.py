@@ -26,8 +26,9 @@ from deepseek_ocr.errors import DeviceError, InputError, OcrError, SettingsError
 from deepseek_ocr.files import explain_write_errors, recover_folder, replace_folder
 from deepseek_ocr.model.adapters import merge_adapter
 from deepseek_ocr.model.checkpoint import read_config
-from deepseek_ocr.model.network import Network, load_network
-from deepseek_ocr.model.prompts import Codec, load_codec
+from deepseek_ocr.model.loader import load_network
+from deepseek_ocr.model.network import Network
+from deepseek_ocr.model.prompts import Codec, codec_of
 from deepseek_ocr.progress import track
 from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.training.data import dataset
@@ -73,9 +74,8 @@ class TrainingRun:
         network, adapted = _trainable_network(options, source, accelerator.device, dtype)
         config = read_config(source)
         text = config.text_config
-        ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
-        codec = load_codec(source, text.bos_token_id, frozenset(ends), config.image_token_id)
-        pad = text.pad_token_id if text.pad_token_id is not None else min(ends)
+        codec = codec_of(source, config)
+        pad = text.pad_token_id if text.pad_token_id is not None else min(codec.end_ids)
         longest = min(options.max_tokens, text.max_position_embeddings)
         encoding = dataset.Encoding(codec, presets.crop_for(options.resolution), longest, pad)
         settings = OptimiserSettings(

@@ -25,7 +25,7 @@ from deepseek_ocr.devices import selection
 from deepseek_ocr.errors import OcrError
 from deepseek_ocr.files import explain_write_errors
 from deepseek_ocr.model.checkpoint import read_config
-from deepseek_ocr.model.network import load_network
+from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.model.prompts import load_codec
 from deepseek_ocr.training.finetune.objective import route_in_float32
 from deepseek_ocr.training.finetune.optimizer import (

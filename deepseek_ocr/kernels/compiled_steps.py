@@ -10,12 +10,12 @@ from typing import ClassVar
 import torch
 
 from deepseek_ocr.kernels import compiling
-from deepseek_ocr.kernels.decoder_weights import Layer, Mlp, Weights
+from deepseek_ocr.kernels.decoder_weights import DecoderWeights, Layer, Mlp
 from deepseek_ocr.kernels.slot_cache import SlotCache
-from deepseek_ocr.model.int8_rows import Rows
+from deepseek_ocr.model.weight_matrix import Matrix
 
 MOST = 64
-"""Pages in one call, as in `decode.cpp`."""
+"""Pages that `decode.cpp` takes in one call."""
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
@@ -63,10 +63,10 @@ def can_run(device: torch.device, dtype: torch.dtype) -> bool:
     return known and compiling.library() is not None
 
 
-class NativeSteps:
+class CompiledSteps:
     """Steps over `weights` and `cache` through the compiled kernel; ask `can_run` first."""
 
-    def __init__(self, weights: Weights, cache: SlotCache) -> None:
+    def __init__(self, weights: DecoderWeights, cache: SlotCache) -> None:
         library = compiling.library()
         assert library is not None
         self._run = library.decode_step
@@ -80,6 +80,9 @@ class NativeSteps:
 
     def __call__(self, slots: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
         """Logits `[n, V]` (float32) behind one more token in each of `slots`."""
+        if len(ids) > MOST:
+            first = self(slots[:MOST], ids[:MOST]).clone()  # the buffer is used again
+            return torch.cat([first, self(slots[MOST:], ids[MOST:])])
         weights, cache = self._weights, self._cache
         states = weights.embedding[torch.tensor(ids)].float()
         step = self._prepare(slots, states)
@@ -153,7 +156,7 @@ class NativeSteps:
     def _floats(self, values: torch.Tensor) -> int:
         return self._pointer(values.float())
 
-    def _matrix(self, rows: Rows) -> _Matrix:
+    def _matrix(self, rows: Matrix) -> _Matrix:
         scale = None if rows.scales is None else self._pointer(rows.scales)
         return _Matrix(self._pointer(rows.values), scale)
 

@@ -12,14 +12,18 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from deepseek_ocr.kernels.decoder_weights import Layer, Mlp, Weights
+from deepseek_ocr.kernels.decoder_weights import DecoderWeights, Layer, Mlp
 from deepseek_ocr.kernels.slot_cache import SlotCache
 from deepseek_ocr.model.experts import way_for
-from deepseek_ocr.model.int8_rows import linear
+from deepseek_ocr.model.weight_matrix import linear
 
 
 def step(
-    weights: Weights, entries: torch.Tensor, ids: torch.Tensor, lengths: torch.Tensor, span: int
+    weights: DecoderWeights,
+    entries: torch.Tensor,
+    ids: torch.Tensor,
+    lengths: torch.Tensor,
+    span: int,
 ) -> torch.Tensor:
     """Logits `[rows, V]` (float32) behind one more token `ids[i]` in slot i, for `ids [rows]`.
 
@@ -59,7 +63,7 @@ def _rotated(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> tor
     return x * cosines + torch.cat((-high, low), dim=-1) * sines
 
 
-def _feed_forward(x: torch.Tensor, layer: Layer, weights: Weights) -> torch.Tensor:
+def _feed_forward(x: torch.Tensor, layer: Layer, weights: DecoderWeights) -> torch.Tensor:
     shared = _mlp(x, layer.mlp)
     if layer.experts is None:
         return shared
@@ -81,7 +85,7 @@ SPAN = 512
 class TorchSteps:
     """Steps over `weights` and `cache`, called as they are."""
 
-    def __init__(self, weights: Weights, cache: SlotCache) -> None:
+    def __init__(self, weights: DecoderWeights, cache: SlotCache) -> None:
         self._weights, self._cache = weights, cache
         slots = len(cache.lengths)
         self._given = torch.zeros(2, slots, dtype=torch.long, device=weights.device)

@@ -27,18 +27,18 @@ numbers up to 127 would leave float16 long before the result does."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class Matrix:
     """A matrix `[..., rows, k]`; of 8 bits where it has `scales [..., rows]` (float32)."""
 
     values: torch.Tensor
     scales: torch.Tensor | None = None
 
-    def __getitem__(self, at: int | tuple[int | slice, ...]) -> Rows:
+    def __getitem__(self, at: int | tuple[int | slice, ...]) -> Matrix:
         """The matrix `at` of several, or some rows of one."""
-        return Rows(self.values[at], None if self.scales is None else self.scales[at])
+        return Matrix(self.values[at], None if self.scales is None else self.scales[at])
 
 
-def linear(x: torch.Tensor, rows: Rows) -> torch.Tensor:
+def linear(x: torch.Tensor, rows: Matrix) -> torch.Tensor:
     """`x [n, k]` times the transpose of a matrix: `[n, rows]`."""
     if rows.scales is None:
         return nn.functional.linear(x, rows.values)
@@ -47,13 +47,13 @@ def linear(x: torch.Tensor, rows: Rows) -> torch.Tensor:
     return ((x / STEPS) @ rows.values.to(x.dtype).T) * (rows.scales * STEPS).to(x.dtype)
 
 
-def empty_int8(shape: Sequence[int], device: torch.device) -> Rows:
+def empty_int8(shape: Sequence[int], device: torch.device) -> Matrix:
     """Room on `device` for a matrix `[..., rows, k]` of 8 bits; fill it with `quantize_into`."""
     scales = torch.empty(tuple(shape[:-1]), dtype=torch.float32, device=device)
-    return Rows(hugepages.empty(shape, torch.int8, device), scales)
+    return Matrix(hugepages.empty(shape, torch.int8, device), scales)
 
 
-def quantize(weight: torch.Tensor, device: torch.device | None = None) -> Rows:
+def quantize(weight: torch.Tensor, device: torch.device | None = None) -> Matrix:
     """`[..., rows, k]` of any float type in 8 bits: whole numbers from -127 to 127, and the scale
     of each row. On `device`, or where `weight` is."""
     rows = empty_int8(weight.shape, device or weight.device)
@@ -61,7 +61,7 @@ def quantize(weight: torch.Tensor, device: torch.device | None = None) -> Rows:
     return rows
 
 
-def quantize_into(rows: Rows, weight: torch.Tensor, dtype: torch.dtype) -> None:
+def quantize_into(rows: Matrix, weight: torch.Tensor, dtype: torch.dtype) -> None:
     """Fill `rows` with `weight` of the same shape, rounded to `dtype` first.
 
     `weight` may be on another device: its rows are moved and quantised a block at a time, so that
