@@ -75,7 +75,7 @@ test-newest: $(READY)
 	@ls -d $(NEWEST)/transformers-*
 	OMP_NUM_THREADS=1 PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest --numprocesses $(JOBS) \
 		--dist loadfile $(NETWORK_TESTS)
-	PYTHONPATH=$(NEWEST) $(BIN)/python ocr.py --model pocket examples/fruit.png
+	PYTHONPATH=$(NEWEST) $(BIN)/python -m deepseek_ocr read --model pocket examples/fruit.png
 
 check: $(READY)
 	$(BIN)/ruff format --check .
