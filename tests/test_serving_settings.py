@@ -266,4 +266,4 @@ def test_what_its_container_holds_is_enough_for_the_server(tmp_path: Path) -> No
         for path in ("/", "/document.schema.json"):
             assert server.get(path).status_code == 200
     recipe = (ROOT / "examples" / "serve" / "Dockerfile").read_text()
-    assert 'CMD ["python", "serve.py"]' in recipe  # what `serving` starts
+    assert 'CMD ["python", "-m", "deepseek_ocr", "serve"]' in recipe  # what `serving` starts
