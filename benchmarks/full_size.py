@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks import decoding, machine, random_checkpoint, stages
-from benchmarks.decoding import Limits
-from benchmarks.parts import Figures, Rows, Settings
+from benchmarks import decode_speed, machine, page_stages, random_checkpoint
+from benchmarks.decode_speed import Limits
+from benchmarks.part_runner import Figures, Rows, Settings
 from deepseek_ocr import presets
 from deepseek_ocr.decoding.decoder import PlainDecoder
 from deepseek_ocr.devices import memory
@@ -124,16 +124,16 @@ def decode(settings: Settings, rows: Rows) -> None:
         return
     ways = _ways(settings)
     network = ways.ours
-    limits = decoding.limits(network.device, network.dtype, settings.earlier)
+    limits = decode_speed.limits(network.device, network.dtype, settings.earlier)
     length = min(PROMPT, network.config.text_config.max_position_embeddings // 2)
-    tokens, span = decoding.within_one_span(length, STEPS, settings.repeat)
+    tokens, span = decode_speed.within_one_span(length, STEPS, settings.repeat)
     rows.add("task", lambda: {"prompt": length, "tokens": tokens, "span": span, **asdict(limits)})
-    task = decoding.task_of(ways.plain, length, tokens, settings.repeat)
+    task = decode_speed.task_of(ways.plain, length, tokens, settings.repeat)
     plain = PlainDecoder(ways.plain)
     row = rows.add("plain, 1 page", partial(_row, "plain", plain, task, ways.plain, limits))
     rate = row["tokens_per_s"] if row else None
     # What ships first: if time runs out, it is the slower ways that are left out.
-    for name, path in reversed(list(decoding.ways(network))):
+    for name, path in reversed(list(decode_speed.ways(network))):
         for pages in settings.pages:
 
             def measured(name: str = name, path: Any = path, pages: int = pages) -> Figures:
@@ -156,19 +156,19 @@ def _counted(count: int, what: str) -> str:
 
 
 def _row(
-    name: str, one: Any, task: decoding.Task, network: model.Network, limits: Limits
+    name: str, one: Any, task: decode_speed.Task, network: model.Network, limits: Limits
 ) -> Figures:
-    row = decoding.measure(name, one, task, network, limits)
-    figures = asdict(row) | decoding.too_low(row.share_of_memory, row.share_of_peak)
+    row = decode_speed.measure(name, one, task, network, limits)
+    figures = asdict(row) | decode_speed.too_low(row.share_of_memory, row.share_of_peak)
     if not row.agrees(network.dtype):
         tolerance = TOLERANCES[network.dtype]
         figures["wrong"] = f"logits differ by {row.agreement:.2g}, {tolerance} at most was expected"
     return figures
 
 
-def _ways(settings: Settings) -> stages.Ways:
+def _ways(settings: Settings) -> page_stages.Ways:
     chosen = choice.parse("auto")
-    return stages.load(settings.checkpoint, settings.device, settings.dtype, chosen, "none")
+    return page_stages.load(settings.checkpoint, settings.device, settings.dtype, chosen, "none")
 
 
 # --- whole pages ----------------------------------------------------------------------------------
@@ -240,27 +240,27 @@ def stages_of_a_page(settings: Settings, rows: Rows) -> None:
         return
     ways = _ways(settings)
     device, repeat = ways.ours.device, settings.repeat
-    peak = decoding.limits(device, ways.ours.dtype, settings.earlier).operations_per_second
+    peak = decode_speed.limits(device, ways.ours.dtype, settings.earlier).operations_per_second
     views = a4_views()
 
     def vision() -> Figures:
-        plain, ours = stages.in_turn(
+        plain, ours = page_stages.in_turn(
             [
-                partial(stages.plain_vision, ways.plain, views),
+                partial(page_stages.plain_vision, ways.plain, views),
                 partial(model.vision_tokens, ways.ours, views),
             ],
             repeat,
             device,
         )
-        share = stages.operations(ways.plain, views) / ours / peak
+        share = page_stages.operations(ways.plain, views) / ours / peak
         figures = {"plain_s": plain, "ours_s": ours, "ratio": plain / ours, "share_of_peak": share}
-        return figures | decoding.too_low(share)
+        return figures | decode_speed.too_low(share)
 
     def prefill() -> Figures:
         length = min(PROMPT, ways.ours.config.text_config.max_position_embeddings // 2)
-        prompt = decoding.prompt_of(ways.ours, length)
+        prompt = decode_speed.prompt_of(ways.ours, length)
         slower, faster = PlainDecoder(ways.plain), ways.decoder(1, length)
-        plain, ours = stages.in_turn(
+        plain, ours = page_stages.in_turn(
             [partial(slower.prefill, 0, prompt), partial(faster.prefill, 0, prompt)], repeat, device
         )
         return {"tokens": length, "plain_s": plain, "ours_s": ours, "ratio": plain / ours}
@@ -324,7 +324,7 @@ def _slots(
     one = decoders.make(slots)
     seconds = time.perf_counter() - began
     made, left = _allocated(network.device), memory.free_and_total(network.device)
-    prompt = decoding.prompt_of(network, min(PROMPT, one.context // 2))
+    prompt = decode_speed.prompt_of(network, min(PROMPT, one.context // 2))
 
     def read() -> None:
         for slot in range(slots):

@@ -11,8 +11,8 @@ from functools import partial
 
 import torch
 
-from benchmarks import decoding
-from benchmarks.parts import Figures, Rows, Settings
+from benchmarks import decode_speed
+from benchmarks.part_runner import Figures, Rows, Settings
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.kernels import choice, op_fallbacks
 from deepseek_ocr.kernels.rehearsal import prepare
@@ -75,7 +75,7 @@ def _decoders(
 ) -> Iterator[tuple[str, model.Network, Make]]:
     """Every way of decoding: its name, the network it reads pages with, what makes its decoder."""
     yield "plain", plain, partial(PlainDecoder, plain)
-    for way, path in decoding.ways(ours):
+    for way, path in decode_speed.ways(ours):
         yield way, ours, partial(SlotDecoder, ours, 1, CONTEXT, path)
 
 

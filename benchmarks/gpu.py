@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import decoding, full_size, golden, machine, parts, quality
-from benchmarks.parts import Part, Rows, Settings
+from benchmarks import decode_speed, full_size, golden, machine, part_runner, quality
+from benchmarks.part_runner import Part, Rows, Settings
 from deepseek_ocr.devices import selection
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import OcrError
@@ -46,7 +46,7 @@ def about(settings: Settings, rows: Rows) -> None:
         rows.note(f"{device}: no NVIDIA card")
     else:
         rows.add("card", lambda: card)
-    rows.add(decoding.LIMITS, lambda: asdict(decoding.limits(device, dtype)), needs=4)
+    rows.add(decode_speed.LIMITS, lambda: asdict(decode_speed.limits(device, dtype)), needs=4)
 
 
 def rehearse(settings: Settings, rows: Rows) -> None:
@@ -88,11 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [part for part in PARTS if part.name in flags.only]
     try:
         flags.json.parent.mkdir(parents=True, exist_ok=True)
-        report = parts.run(chosen, settings, flags.seconds, flags.json, head)
+        report = part_runner.run(chosen, settings, flags.seconds, flags.json, head)
     except OSError as error:
         sys.stderr.write(f"gpu: the report cannot be written: {error}\n")
         return COULD_NOT_START
-    found, missing = parts.problems(report), parts.left_out(report)
+    found, missing = part_runner.problems(report), part_runner.left_out(report)
     if missing:
         print(f"left out: {', '.join(missing)}")
     well = "nothing that ran is wrong" if missing else "nothing is wrong"
@@ -139,4 +139,4 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    parts.leave(main())
+    part_runner.leave(main())

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import decoding, machine, random_checkpoint
-from benchmarks.decoding import Limits, Row
+from benchmarks import decode_speed, machine, random_checkpoint
+from benchmarks.decode_speed import Limits, Row
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.devices import memory, selection
 from deepseek_ocr.files import appearing
@@ -47,7 +47,7 @@ def main() -> None:
         random_checkpoint.write(flags.checkpoint)
     network = load_network(flags.checkpoint, flags.device, flags.dtype)
     op_fallbacks.fit(network)
-    limits = decoding.limits(network.device, network.dtype)
+    limits = decode_speed.limits(network.device, network.dtype)
     found: dict[str, Any] = {
         "machine": machine.describe(network.device) | {"card": machine.card(network.device)},
         "limits": asdict(limits),
@@ -113,13 +113,13 @@ def _stages(network: model.Network, flags: argparse.Namespace) -> Iterator[tuple
     tiles = torch.rand(flags.tiles, 3, 640, 640) if flags.tiles else torch.empty(0, 3, 640, 640)
     grid = (2, flags.tiles // 2) if flags.tiles else (1, 1)
     views = Views(torch.rand(3, flags.view, flags.view), tiles, grid)
-    prompt = decoding.prompt_of(network, flags.prompt)
+    prompt = decode_speed.prompt_of(network, flags.prompt)
     plain = PlainDecoder(network)
     median = partial(_median, network, flags.repeat)
     yield "vision_s", median(lambda: model.vision_tokens(network, views))
     yield "prefill_plain_s", median(lambda: plain.prefill(0, prompt))
     plain.free(0)
-    for name, way in decoding.ways(network):
+    for name, way in decode_speed.ways(network):
         fast = SlotDecoder(network, 1, flags.prompt, way)
         yield f"prefill_{name}_s", median(partial(fast.prefill, 0, prompt))
 
@@ -134,18 +134,18 @@ def _rows(
     for quant in flags.quant.split(","):
         if quant == "int8":
             int8_layers.quantize_decoder(network)
-        task = decoding.task_of(network, flags.prompt, flags.tokens, flags.repeat, best)
+        task = decode_speed.task_of(network, flags.prompt, flags.tokens, flags.repeat, best)
         best = task.best
         made: list[tuple[str, int, Callable[[], Decoder]]] = [
             ("plain", 1, partial(PlainDecoder, network))
         ]
-        for name, way in decoding.ways(network):
+        for name, way in decode_speed.ways(network):
             for count in counts:
                 made.append((name, count, partial(SlotDecoder, network, count, task.context, way)))
         found: Row | dict[str, Any]
         for name, count, make in made:
             try:
-                found = decoding.measure(name, make(), task, network, limits, quant)
+                found = decode_speed.measure(name, make(), task, network, limits, quant)
             except Exception as error:  # whatever a device raises; the other ways go on
                 why = f"{type(error).__name__}: {error}"
                 found = {"way": name, "quant": quant, "pages": count, "error": why}

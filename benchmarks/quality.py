@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.parts import Figures, Rows, Settings
+from benchmarks.part_runner import Figures, Rows, Settings
 from deepseek_ocr import presets
 from deepseek_ocr.devices import selection
 from deepseek_ocr.engine.ocr_engine import OcrEngine

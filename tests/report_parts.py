@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from benchmarks.parts import Figures, Rows, Settings
+from benchmarks.part_runner import Figures, Rows, Settings
 
 
 def good(settings: Settings, rows: Rows) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import parts
-from benchmarks.parts import Part, Rows, Settings
+from benchmarks import part_runner
+from benchmarks.part_runner import Part, Rows, Settings
 from tests import report_parts
 from tests.conftest import ROOT
 
@@ -34,7 +34,9 @@ def report_of(tmp_path: Path, *names: str, seconds: float = 200, share: float = 
     """The report of parts of `report_parts`, as it is written."""
     chosen = [Part(name, getattr(report_parts, name), share) for name in names]
     output = tmp_path / "report.json"
-    parts.run(chosen, Settings("cpu", "float32", tmp_path), seconds, output, {"device": "cpu"})
+    part_runner.run(
+        chosen, Settings("cpu", "float32", tmp_path), seconds, output, {"device": "cpu"}
+    )
     return json.loads(output.read_text())
 
 
@@ -68,13 +70,13 @@ def test_parts_that_fail_do_not_end_the_others(
     assert of["good"]["rows"]["one"]["device"] == "cpu"
     assert of["good"]["rows"]["two"]["speed"] == "nan"  # which JSON has no number for
     assert of["good"]["notes"] == ["a remark"]
-    assert [line.split(":")[0] for line in parts.problems(report)] == [
+    assert [line.split(":")[0] for line in part_runner.problems(report)] == [
         "raising",
         "out_of_memory, large",
         "killed",
         "disagreeing, logits",
     ]
-    assert parts.left_out(report) == []
+    assert part_runner.left_out(report) == []
     assert "one: speed 1.5, device cpu" in capfd.readouterr().out
 
 
@@ -82,14 +84,14 @@ def test_the_report_is_there_after_every_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = []
-    write = parts.write
+    write = part_runner.write
 
     def watched(path: Path, content: Any) -> None:
         write(path, content)
         kept = json.loads(path.read_text())
         states.append([part["status"] for part in kept["parts"].values()])
 
-    monkeypatch.setattr(parts, "write", watched)
+    monkeypatch.setattr(part_runner, "write", watched)
     report_of(tmp_path, "raising", "good")
     short = [state for at, state in enumerate(states) if state not in states[:at]]
     assert short == [["running"], ["failed"], ["failed", "running"], ["failed", "done"]]
@@ -98,15 +100,15 @@ def test_the_report_is_there_after_every_part(
 def test_rows_are_in_the_report_while_the_part_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "GRACE", 1.0)
+    monkeypatch.setattr(part_runner, "GRACE", 1.0)
     kept = []
-    write = parts.write
+    write = part_runner.write
 
     def watched(path: Path, content: Any) -> None:
         write(path, content)
         kept.append(json.loads(path.read_text())["parts"]["hanging"])
 
-    monkeypatch.setattr(parts, "write", watched)
+    monkeypatch.setattr(part_runner, "write", watched)
     report_of(tmp_path, "hanging", seconds=100, share=0.05)
     assert any(part["status"] == "running" and "before" in part.get("rows", {}) for part in kept)
 
@@ -114,7 +116,7 @@ def test_rows_are_in_the_report_while_the_part_runs(
 def test_sigterm_ends_the_part_and_leaves_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = parts.write
+    write = part_runner.write
 
     def watched(path: Path, content: Any) -> None:
         write(path, content)
@@ -122,7 +124,7 @@ def test_sigterm_ends_the_part_and_leaves_the_report(
             signal.raise_signal(signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(parts, "write", watched)
+    monkeypatch.setattr(part_runner, "write", watched)
     with pytest.raises(SystemExit) as ended:
         report_of(tmp_path, "hanging", "good")
     assert ended.value.code == 128 + signal.SIGTERM
@@ -137,8 +139,8 @@ def test_sigterm_ends_the_part_and_leaves_the_report(
 def test_a_process_that_cannot_be_killed_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "GRACE", 1.0)
-    monkeypatch.setattr(parts, "KILL_SECONDS", 0.1)
+    monkeypatch.setattr(part_runner, "GRACE", 1.0)
+    monkeypatch.setattr(part_runner, "KILL_SECONDS", 0.1)
     with monkeypatch.context() as patched:
         patched.setattr(BaseProcess, "kill", lambda self: None)
         report = report_of(tmp_path, "hanging", "good", seconds=100, share=0.02)
@@ -167,7 +169,7 @@ def test_the_command_does_not_wait_for_a_process_that_cannot_be_killed() -> None
 def test_an_error_of_the_part_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "GRACE", 1.0)
+    monkeypatch.setattr(part_runner, "GRACE", 1.0)
     report = report_of(tmp_path, "failing_and_hanging", seconds=100, share=0.05)
     assert report["parts"]["failing_and_hanging"]["error"]["type"] == "ValueError"
 
@@ -177,7 +179,9 @@ def test_a_part_with_seconds_of_its_own_takes_none_of_the_budget(tmp_path: Path)
         Part("hanging", report_parts.hanging, own_seconds=6),
         Part("good", report_parts.good),
     ]
-    report = parts.run(chosen, Settings("cpu", "float32", tmp_path), 60, tmp_path / "r.json", {})
+    report = part_runner.run(
+        chosen, Settings("cpu", "float32", tmp_path), 60, tmp_path / "r.json", {}
+    )
     assert report["parts"]["hanging"]["error"]["type"] == "TimeoutError"
     assert report["parts"]["good"]["status"] == "done"
     assert report["seconds"] == report["parts"]["good"]["seconds"]
@@ -191,8 +195,8 @@ def test_a_part_knows_what_the_ones_before_it_found(tmp_path: Path) -> None:
 def test_rows_that_are_left_out_make_a_part_incomplete(tmp_path: Path) -> None:
     report = report_of(tmp_path, "leaving_out", "good")
     assert report["parts"]["leaving_out"]["status"] == "incomplete"
-    assert parts.left_out(report) == ["leaving_out (2 rows)"]
-    assert parts.problems(report) == []
+    assert part_runner.left_out(report) == ["leaving_out (2 rows)"]
+    assert part_runner.problems(report) == []
 
 
 def test_rows_that_there_is_no_time_for_are_left_out(tmp_path: Path) -> None:
@@ -221,7 +225,7 @@ def test_figures_are_printed_with_their_units(
 
 
 def test_a_part_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "GRACE", 1.0)
+    monkeypatch.setattr(part_runner, "GRACE", 1.0)
     report = report_of(tmp_path, "hanging", "good", seconds=100, share=0.02)
     assert report["parts"]["hanging"]["status"] == "failed"
     assert report["parts"]["hanging"]["error"]["type"] == "TimeoutError"
@@ -232,15 +236,15 @@ def test_the_budget_ends_a_part_without_blaming_it(tmp_path: Path) -> None:
     report = report_of(tmp_path, "hanging", "good", seconds=6)
     assert report["parts"]["hanging"]["status"] == "stopped: no time"
     assert report["parts"]["good"]["status"] == "left out: no time"
-    assert parts.problems(report) == []
-    assert parts.left_out(report) == ["hanging (its last rows)", "good"]
+    assert part_runner.problems(report) == []
+    assert part_runner.left_out(report) == ["hanging (its last rows)", "good"]
 
 
 def test_a_device_that_answers_nothing_more_ends_the_part(tmp_path: Path) -> None:
     def dead() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    def fail() -> parts.Figures:
+    def fail() -> part_runner.Figures:
         raise RuntimeError("CUDA error")
 
     rows = Rows(tmp_path / "rows.json", 100, dead)

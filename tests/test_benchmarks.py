@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import machine, random_checkpoint, run, scale, stages
+from benchmarks import machine, page_speed, page_stages, random_checkpoint, scale
 from deepseek_ocr.model.checkpoint import read_config
 from tests.conftest import GOLDEN, ROOT
 
@@ -40,8 +40,8 @@ def test_run(
     output = tmp_path / "figures.json"
     arguments = [*flags(tiny_checkpoint, output), "--skip-load", "--quant", quant]
     monkeypatch.setattr(sys, "argv", arguments)
-    monkeypatch.setattr(run, "A4_AT_300_DPI", (1400, 700))  # two tiles instead of six
-    run.main()
+    monkeypatch.setattr(page_speed, "A4_AT_300_DPI", (1400, 700))  # two tiles instead of six
+    page_speed.main()
     found = figures(output)
     assert found["machine"].keys() >= {"torch", "processor", "revision", "threads"}
     assert all(limit > 0 for limit in found["limits"].values())
@@ -64,13 +64,13 @@ def test_scale(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_bytes_per_token_are_those_of_the_experts_it_takes(tiny_checkpoint: Path) -> None:
-    ways = stages.load(tiny_checkpoint, "cpu", "float32", frozenset(), "none")
+    ways = page_stages.load(tiny_checkpoint, "cpu", "float32", frozenset(), "none")
     config = read_config(tiny_checkpoint).text_config
     layers = ways.plain.model.language_model.layers
     experts = sum(p.nbytes for n, p in layers.named_parameters() if ".experts." in n)
     everything = sum(p.nbytes for p in layers.parameters()) + ways.plain.lm_head.weight.nbytes
     unused = experts * (1 - config.num_experts_per_tok / config.n_routed_experts)
-    assert stages.bytes_per_token(ways.plain) == pytest.approx(everything - unused, abs=8)
+    assert page_stages.bytes_per_token(ways.plain) == pytest.approx(everything - unused, abs=8)
 
 
 ONE_AFTER_THE_OTHER = """

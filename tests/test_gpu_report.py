@@ -16,17 +16,17 @@ import pytest
 import torch
 
 from benchmarks import (
-    decoding,
+    decode_speed,
     full_size,
     golden,
     gpu,
     machine,
-    parts,
+    page_stages,
+    part_runner,
     quality,
     random_checkpoint,
-    stages,
-)  # fmt: skip
-from benchmarks.parts import Part, Rows, Settings
+)
+from benchmarks.part_runner import Part, Rows, Settings
 from deepseek_ocr.devices import memory, nvidia
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import InputError
@@ -88,7 +88,7 @@ def test_the_plain_class_gets_stand_ins_too(
     settings: Settings, rows: Rows, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(op_fallbacks, "lacking", lambda device, dtype: {"grouped product"})
-    ways = stages.load(checkpoint, "cpu", "float32", frozenset(), "none")
+    ways = page_stages.load(checkpoint, "cpu", "float32", frozenset(), "none")
     seen = [ways.plain]
     monkeypatch.setattr(golden, "_decoders", lambda plain, ours: seen.append(plain) or [])
     monkeypatch.setattr(golden, "VIEWS", ("tiny",))
@@ -117,7 +117,7 @@ def test_quality_by_every_choice_of_kernels(
 ) -> None:
     """What is not installed, or goes wrong with synthetic pages, loses only them."""
 
-    def no_fonts(*given: object) -> tuple[quality.Measure, parts.Figures]:
+    def no_fonts(*given: object) -> tuple[quality.Measure, part_runner.Figures]:
         raise InputError("No fonts were found.")
 
     monkeypatch.setattr(quality, "synthetic", no_fonts)
@@ -133,7 +133,7 @@ def test_quality_by_every_choice_of_kernels(
 def test_an_error_with_synthetic_pages_loses_only_them(
     settings: Settings, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refusing(engine: OcrEngine) -> parts.Figures:
+    def refusing(engine: OcrEngine) -> part_runner.Figures:
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(quality, "synthetic", lambda folder: (refusing, {"pages": 1}))
@@ -243,10 +243,10 @@ def test_a_card_that_is_too_small_is_left_out(
 
 def test_shares_are_of_the_limits_that_were_measured_once() -> None:
     limits = {"bytes_per_second": 1e12, "operations_per_second": 2e12}
-    earlier = {"card": {"rows": {decoding.LIMITS: limits}}}
-    assert asdict(decoding.limits(torch.device("cpu"), torch.float32, earlier)) == limits
-    assert decoding.too_low(0.5, 1.04) == {}
-    assert decoding.too_low(1.06, 0.1) == {"remark": "the limit was measured too low"}
+    earlier = {"card": {"rows": {decode_speed.LIMITS: limits}}}
+    assert asdict(decode_speed.limits(torch.device("cpu"), torch.float32, earlier)) == limits
+    assert decode_speed.too_low(0.5, 1.04) == {}
+    assert decode_speed.too_low(1.06, 0.1) == {"remark": "the limit was measured too low"}
 
 
 @pytest.mark.parametrize(
@@ -256,10 +256,10 @@ def test_shares_are_of_the_limits_that_were_measured_once() -> None:
 def test_decoding_is_timed_within_one_span(
     length: int, repeat: int, expected: tuple[int, int]
 ) -> None:
-    tokens, span = decoding.within_one_span(length, 32, repeat)
+    tokens, span = decode_speed.within_one_span(length, 32, repeat)
     assert (tokens, span) == expected
     prompt = torch.zeros(1, length, 4)
-    task = decoding.Task(prompt, (0,) * tokens, repeat, prompt, prompt)
+    task = decode_speed.Task(prompt, (0,) * tokens, repeat, prompt, prompt)
     assert length + task.most_tokens <= span
 
 

@@ -1,4 +1,4 @@
-"""What the document pipeline costs beside the model: `python -m benchmarks.documents`.
+"""What the document pipeline costs beside the model: `python -m benchmarks.document_cost`.
 
 Three figures, each of the real parts (rendering process, bundled model, files on disk):
 
@@ -49,7 +49,7 @@ EXAMPLES = tuple(ROOT / "examples" / f"{name}.png" for name in ("invoice", "tota
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.documents",
+        prog="python -m benchmarks.document_cost",
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

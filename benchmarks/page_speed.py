@@ -1,6 +1,6 @@
 """Time a full-size random model: the library's plain class and this project, in one run.
 
-    python -m benchmarks.run [--device cpu] [--dtype bfloat16] [--quant int8] [--json FILE]
+    python -m benchmarks.page_speed [--device cpu] [--dtype bfloat16] [--quant int8] [--json FILE]
 
 Both share one set of weights in memory and take turns, so that the ratios hold on a machine whose
 speed drifts. Medians are printed; a ratio above 1 means this project is faster. "share" is of what
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from benchmarks import loading, machine, random_checkpoint, stages
+from benchmarks import loading, machine, page_stages, random_checkpoint
 from deepseek_ocr.images import views as images
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.model import network, prompts
@@ -57,7 +57,7 @@ def main() -> None:
     if not flags.skip_load:
         seconds, peaks = loading.measure(flags.checkpoint, flags.device, flags.dtype, flags.repeat)
         table.append(Row("load", *seconds))
-    ways = stages.load(
+    ways = page_stages.load(
         flags.checkpoint, flags.device, flags.dtype, choice.parse(flags.kernels), flags.quant
     )
     limits = {
@@ -111,7 +111,9 @@ def provide(folder: Path) -> None:
         subprocess.run(command, check=True, cwd=ROOT)
 
 
-def measure(ways: stages.Ways, flags: argparse.Namespace, limits: dict[str, float]) -> list[Row]:
+def measure(
+    ways: page_stages.Ways, flags: argparse.Namespace, limits: dict[str, float]
+) -> list[Row]:
     """All stages of a page, and the page they make."""
     rows, views = _before(ways, flags)
     vision, tokens = _vision(ways, views, flags, limits)
@@ -130,7 +132,7 @@ def measure(ways: stages.Ways, flags: argparse.Namespace, limits: dict[str, floa
     return [*rows, *vision, *decode, page]
 
 
-def _before(ways: stages.Ways, flags: argparse.Namespace) -> tuple[list[Row], images.Views]:
+def _before(ways: page_stages.Ways, flags: argparse.Namespace) -> tuple[list[Row], images.Views]:
     page = Image.effect_noise(A4_AT_300_DPI, 64).convert("RGB")
     crop = CropSettings()
     views = images.make_views(page, crop)
@@ -138,8 +140,12 @@ def _before(ways: stages.Ways, flags: argparse.Namespace) -> tuple[list[Row], im
     codec = prompts.load_codec(ROOT / "checkpoints" / "pocket", 0, frozenset([1]), 3)
     text = "<image>\n<|grounding|>Convert the document to markdown."
     device = ways.ours.device
-    preprocess = stages.in_turn([lambda: images.make_views(page, crop)], flags.repeat, device)[0]
-    encode = stages.in_turn([lambda: prompts.encode(codec, text, views.token_count)], 200, device)
+    preprocess = page_stages.in_turn([lambda: images.make_views(page, crop)], flags.repeat, device)[
+        0
+    ]
+    encode = page_stages.in_turn(
+        [lambda: prompts.encode(codec, text, views.token_count)], 200, device
+    )
     return [
         Row("preprocess A4 at 300 dpi", None, preprocess),
         Row("prompt", None, encode[0]),
@@ -147,44 +153,44 @@ def _before(ways: stages.Ways, flags: argparse.Namespace) -> tuple[list[Row], im
 
 
 def _vision(
-    ways: stages.Ways, views: images.Views, flags: argparse.Namespace, limits: dict[str, float]
+    ways: page_stages.Ways, views: images.Views, flags: argparse.Namespace, limits: dict[str, float]
 ) -> tuple[list[Row], torch.Tensor]:
     rows = []
     for stage, some in (
         ("vision, global view", images.Views(views.global_view, views.tiles[:0], (1, 1))),
         ("vision, Gundam A4", views),
     ):
-        plain, ours = stages.in_turn(
+        plain, ours = page_stages.in_turn(
             [
-                partial(stages.plain_vision, ways.plain, some),
+                partial(page_stages.plain_vision, ways.plain, some),
                 partial(network.vision_tokens, ways.ours, some),
             ],
             flags.repeat,
             ways.ours.device,
         )
-        done = stages.operations(ways.plain, some)
+        done = page_stages.operations(ways.plain, some)
         rows.append(Row(stage, plain, ours, done / ours / limits["operations_per_second"]))
     return rows, network.vision_tokens(ways.ours, views)
 
 
 def _decode(
-    ways: stages.Ways,
+    ways: page_stages.Ways,
     views: images.Views,
     tokens: torch.Tensor,
     flags: argparse.Namespace,
     limits: dict[str, float],
 ) -> list[Row]:
-    ids = stages.prompt(views, ways.ours)
+    ids = page_stages.prompt(views, ways.ours)
     embeddings = network.embed(ways.ours, ids, tokens, 1)
-    read = stages.bytes_per_token(ways.plain)  # before the weights are made smaller
+    read = page_stages.bytes_per_token(ways.plain)  # before the weights are made smaller
     context = len(ids) + max(flags.tokens, PAGE_TOKENS) + 1
     decoder = ways.decoder(flags.pages, context)
     if flags.quant != "none":
-        read = stages.bytes_per_token(ways.ours)
-    (first, rest), (our_first, our_rest) = stages.first_and_rest(
+        read = page_stages.bytes_per_token(ways.ours)
+    (first, rest), (our_first, our_rest) = page_stages.first_and_rest(
         [
-            lambda: stages.plain_times(ways.plain, embeddings, flags.tokens + 1),
-            lambda: stages.our_times(decoder, embeddings, flags.tokens + 1, 1),
+            lambda: page_stages.plain_times(ways.plain, embeddings, flags.tokens + 1),
+            lambda: page_stages.our_times(decoder, embeddings, flags.tokens + 1, 1),
         ],
         flags.repeat,
     )
@@ -196,21 +202,21 @@ def _decode(
     if flags.pages > 1:
 
         def several() -> list[float]:
-            return stages.our_times(decoder, embeddings, flags.tokens + 1, flags.pages)
+            return page_stages.our_times(decoder, embeddings, flags.tokens + 1, flags.pages)
 
-        ((_, together),) = stages.first_and_rest([several], flags.repeat)
+        ((_, together),) = page_stages.first_and_rest([several], flags.repeat)
         name = f"decode, {flags.pages} pages, a page"
         rows.append(Row(name, rest, together / flags.pages))
     return rows
 
 
-def vision_memory(ways: stages.Ways) -> dict[str, int]:
+def vision_memory(ways: page_stages.Ways) -> dict[str, int]:
     """Bytes that vision of one view of 1280 px takes at most beside the weights."""
     large = images.Views(torch.zeros(3, 1280, 1280), torch.empty(0, 3, 640, 640), (1, 1))
     device = ways.ours.device
     network.vision_tokens(ways.ours, large)  # what is kept for good is not counted
     return {
-        "plain": machine.peak_memory(device, lambda: stages.plain_vision(ways.plain, large)),
+        "plain": machine.peak_memory(device, lambda: page_stages.plain_vision(ways.plain, large)),
         "ours": machine.peak_memory(device, lambda: network.vision_tokens(ways.ours, large)),
     }
 
