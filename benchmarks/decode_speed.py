@@ -139,8 +139,8 @@ def decoders(
 
 
 def within_one_span(length: int, most: int, repeat: int) -> tuple[int, int]:
-    """How many tokens to decode at a time, `most` at most, so that a `DecodeTask` behind a prompt of
-    `length` tokens ends within one span of the cache, and that span.
+    """How many tokens to decode at a time, `most` at most, so that a `DecodeTask` behind a prompt
+    of `length` tokens ends within one span of the cache, and that span.
 
     Spans are the powers of two from `torch_steps.SPAN` on: each takes longer than the one before.
     """

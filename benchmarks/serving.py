@@ -133,6 +133,13 @@ def _turn(firsts: list[float], ends: list[float], began: float) -> Turn:
 # --- the engine by itself -----------------------------------------------------------------------
 
 
+Arrived = queue.SimpleQueue[tuple[float, Delta | Reading | Failure]]
+
+
+def _arrive(arrived: Arrived, event: Delta | Reading | Failure) -> None:
+    arrived.put((time.perf_counter(), event))
+
+
 def _direct(engine: OcrEngine, name: str, callers: int, seconds: float) -> Turn:
     subject = SUBJECTS[name]
     page = Page(subject.picture, presets.prompt_for(subject.task), presets.crop_for(subject.preset))
@@ -142,13 +149,13 @@ def _direct(engine: OcrEngine, name: str, callers: int, seconds: float) -> Turn:
 
     def call() -> None:
         while (asked := time.perf_counter()) < began + seconds:
-            arrived: queue.SimpleQueue[Delta | Reading | Failure] = queue.SimpleQueue()
-            engine.submit(page, arrived.put)
-            event = arrived.get()
-            firsts.append(time.perf_counter() - asked)
+            arrived: Arrived = queue.SimpleQueue()
+            engine.submit(page, partial(_arrive, arrived))
+            at, event = arrived.get()
+            firsts.append(at - asked)
             while isinstance(event, Delta):
-                event = arrived.get()
-            ends.append(time.perf_counter())
+                at, event = arrived.get()
+            ends.append(at)
 
     with ThreadPoolExecutor(callers) as pool:
         for done in [pool.submit(call) for _ in range(callers)]:
