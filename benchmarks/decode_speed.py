@@ -189,14 +189,14 @@ def measure(
     same = (logits.argmax(2) == task.best).float().mean()
     pages = one.slots
     speed = _tokens_per_second(one, task, network.device)
-    needed = needed_by_step(network, pages, task.prompt.shape[1])
+    bytes_read, operations = needed_by_step(network, pages, task.prompt.shape[1])
     return DecodeRow(
         name,
         quant,
         pages,
         speed,
-        share_of_memory=speed / pages * needed.bytes_read / limits.bytes_per_second,
-        share_of_peak=speed / pages * needed.operations / limits.operations_per_second,
+        share_of_memory=speed / pages * bytes_read / limits.bytes_per_second,
+        share_of_peak=speed / pages * operations / limits.operations_per_second,
         agreement=None if name == "plain" else float(errors.amax(1).median()),
         top1=float(same),
     )
@@ -225,16 +225,9 @@ def _tokens_per_second(one: Decoder, task: DecodeTask, device: torch.device) -> 
     return statistics.median(speeds)
 
 
-@dataclass(frozen=True)
-class Needed:
-    """What one step cannot do without: bytes it reads, operations of its matrix products."""
-
-    bytes_read: float
-    operations: float
-
-
-def needed_by_step(network: Network, pages: int, length: int) -> Needed:
-    """What a step of `pages` pages of `length` tokens needs.
+def needed_by_step(network: Network, pages: int, length: int) -> tuple[float, float]:
+    """What a step of `pages` pages of `length` tokens cannot do without: bytes it reads, and
+    operations of its matrix products.
 
     Of the experts those are read that so many distinct random choices hit on average. Products
     within the attention are not counted.
@@ -251,7 +244,7 @@ def needed_by_step(network: Network, pages: int, length: int) -> Needed:
         numbers -= (1 - chosen) * sum(map(_numbers, routed))
     text = network.config.text_config
     cache = 2 * len(read.layers) * text.hidden_size * length * network.dtype.itemsize
-    return Needed(total + pages * cache, 2 * pages * numbers)
+    return total + pages * cache, 2 * pages * numbers
 
 
 def _size(part: object) -> int:

@@ -15,23 +15,19 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks import command, decode_speed, machine
 from benchmarks.decode_speed import DecodeRow, Limits
-from benchmarks.page_stages import PROMPT, prompt_of, views_of
+from benchmarks.page_stages import PROMPT
 from benchmarks.random_checkpoint import provide
-from benchmarks.timing import in_turn
-from deepseek_ocr.decoding.decoder import PlainDecoder
 from deepseek_ocr.devices import memory
 from deepseek_ocr.kernels import op_fallbacks, slot_decoder
-from deepseek_ocr.kernels.slot_decoder import SlotDecoder
 from deepseek_ocr.model.int8_layers import quantize_decoder
 from deepseek_ocr.model.loader import load_network
-from deepseek_ocr.model.network import Network, vision_tokens
+from deepseek_ocr.model.network import Network
 
 
 def main() -> None:
@@ -41,14 +37,11 @@ def main() -> None:
     network = load_network(flags.checkpoint, flags.device, flags.dtype)
     op_fallbacks.fit(network)
     limits = decode_speed.limits(network.device, network.dtype)
-    stages = _stages(network, flags)
-    for line in (limits, *(f"{name:24}{seconds:10.4f}" for name, seconds in stages.items())):
-        print(line, flush=True)
+    print(limits, flush=True)
     rows: list[DecodeRow] = []
     found: dict[str, Any] = {
         "machine": machine.describe(network.device) | {"card": machine.card(network.device)},
         "limits": asdict(limits),
-        "stages": stages,
         "rows": rows,
         "failed": [],
     }
@@ -80,22 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--quant", default="none,int8", help="none first: int8 replaces weights")
     made.add_argument("--prompt", type=int, default=PROMPT, help="tokens of a page's prompt")
     made.add_argument("--tokens", type=int, default=32, help="decoded per repetition")
-    made.add_argument("--view", type=int, default=1024, help="side of the global view, px")
-    made.add_argument("--tiles", type=int, default=6, help="tiles of 640 px beside it")
     return made  # fmt: skip
-
-
-def _stages(network: Network, flags: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of vision and of prefill, by the class and by the fast decoders."""
-    views, prompt = views_of(flags.view, flags.tiles), prompt_of(network, flags.prompt)
-    decoders = {"plain": PlainDecoder(network)} | {
-        name: SlotDecoder(network, 1, flags.prompt, path)
-        for name, path in decode_speed.paths(network)
-    }
-    calls = {"vision_s": partial(vision_tokens, network, views)} | {
-        f"prefill_{name}_s": partial(one.prefill, 0, prompt) for name, one in decoders.items()
-    }
-    return in_turn(calls, flags.repeat, network.device)
 
 
 def _rows(

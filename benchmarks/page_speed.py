@@ -116,7 +116,7 @@ def _decode(
 ) -> list[StageTime]:
     """Prefill of `length` tokens, decoding one page, and several at once if `--pages` says so."""
     embeddings, tokens = page_stages.prompt_of(pair.ours, length), flags.tokens
-    read = decode_speed.needed_by_step(pair.ours, 1, length).bytes_read
+    read, _ = decode_speed.needed_by_step(pair.ours, 1, length)
     decoder = pair.decoder(flags.pages, length + max(tokens, PAGE_TOKENS) + 1)
     (first, rest), (our_first, our_rest) = page_stages.first_and_rest(
         [
