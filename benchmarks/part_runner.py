@@ -196,27 +196,30 @@ def _run_alone(
         said = errors.read_text(errors="replace") if errors.exists() else ""
     sys.stderr.write(said)
     found["seconds"] = time.monotonic() - began
-    why = f"stopped after {whole:.0f} s, in the row after those that are here"
-    if process.exitcode is None:
-        why += "; its process could not be killed"
-    if late and whole == left and process.exitcode is not None:
-        found |= {"status": STOPPED, "notes": [*found["notes"], why]}
-        return report
-    if late:
-        found.setdefault("error", {"type": "TimeoutError", "text": why})
-    elif process.exitcode:
-        found.setdefault("error", {"type": "Killed", "text": _ended(process.exitcode)})
-    found["status"] = _status(found)
+    stopped = f"stopped after {whole:.0f} s, in the row after those that are here" if late else ""
+    _conclude(found, process.exitcode, stopped, of_budget=whole == left)
     if found["status"] == FAILED:
         found["stderr"] = said[-LONGEST_TEXT:]
     return report
 
 
-def _status(found: dict[str, Any]) -> str:
+def _conclude(found: dict[str, Any], code: int | None, stopped: str, of_budget: bool) -> None:
+    """Give `found` its status, and an error if the process had to be `stopped`, which blames no
+    part if the budget was at its end, or ended with a `code` other than 0."""
+    if stopped and code is None:
+        stopped += "; its process could not be killed"
+    elif stopped and of_budget:
+        found |= {"status": STOPPED, "notes": [*found["notes"], stopped]}
+        return
+    if stopped:
+        found.setdefault("error", {"type": "TimeoutError", "text": stopped})
+    elif code:
+        found.setdefault("error", {"type": "Killed", "text": _ended(code)})
     rows = found["rows"].values()
     if "error" in found or any("error" in row or "wrong" in row for row in rows):
-        return FAILED
-    return INCOMPLETE if any("left_out" in row for row in rows) else DONE
+        found["status"] = FAILED
+    else:
+        found["status"] = INCOMPLETE if any("left_out" in row for row in rows) else DONE
 
 
 def _ended(code: int) -> str:

@@ -72,7 +72,7 @@ def _read(
     measure: Measure | None,
     plain: Figures | None,
 ) -> Figures | None:
-    """ReportRows of the bundled model with one of `KERNELS`; what `measure` finds on synthetic
+    """Rows of the bundled model with one of `KERNELS`; what `measure` finds on synthetic
     pages is judged beside `plain`, and returned."""
     engine: OcrEngine | None = None
 
