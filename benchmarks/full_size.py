@@ -53,7 +53,9 @@ def write_checkpoint(settings: ReportSettings, rows: ReportRows) -> None:
 
     def written() -> Figures:
         here = (settings.checkpoint / random_checkpoint.FILE).is_file()
-        random_checkpoint.provide(settings.checkpoint)
+        if not here:
+            random_checkpoint.write(settings.checkpoint)
+        random_checkpoint.provide(settings.checkpoint)  # older ones have no tokenizer
         return {"checkpoint": str(settings.checkpoint), "was_there": here}
 
     rows.add("checkpoint", written)

@@ -21,6 +21,7 @@ from benchmarks.decode_speed import Limits
 from benchmarks.page_stages import NetworkPair, StageTime, our_times, plain_times, views_of
 from benchmarks.random_checkpoint import provide
 from benchmarks.timing import in_turn
+from deepseek_ocr import presets
 from deepseek_ocr.images.views import Views, make_views
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.model import prompts
@@ -31,8 +32,6 @@ A4_AT_300_DPI = (2480, 3508)
 
 PAGE_TOKENS = 500
 """Output of the page that is put together from the stages."""
-
-PROMPT_TEXT = "<image>\n<|grounding|>Convert the document to markdown."
 
 TEXT_TOKENS = 10
 """What the prompt adds to the page's tokens: 913 in all with an A4 page at Gundam."""
@@ -104,7 +103,9 @@ def _before(page: Image.Image, views: Views, repeat: int) -> list[StageTime]:
     """Preparing the page, and its prompt by the bundled tokenizer."""
     codec = prompts.codec_of(command.POCKET, read_config(command.POCKET))
     prepare = {"s": partial(make_views, page, CropSettings())}
-    encode = {"s": partial(prompts.encode, codec, PROMPT_TEXT, views.token_count)}
+    encode = {
+        "s": partial(prompts.encode, codec, presets.prompt_for("markdown"), views.token_count)
+    }
     return [
         StageTime("preprocess A4 at 300 dpi", None, in_turn(prepare, repeat)["s"]),
         StageTime("prompt", None, in_turn(encode, 200)["s"]),
