@@ -88,7 +88,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks.run $(BENCH)
+	$(BIN)/python -m benchmarks.page_speed $(BENCH)
 
 evaluate: $(READY)
 	rm -rf build/evaluate
