@@ -95,7 +95,9 @@ def _shown(name: str, value: object) -> str:
 
 
 _UNITS = (
-    ("bytes_per_s", 1e9, "GB/s"), ("operations_per_s", 1e12, "TFLOP/s"), ("bytes", 1e9, "GB"),
+    ("bytes_per_second", 1e9, "GB/s"),
+    ("operations_per_second", 1e12, "TFLOP/s"),
+    ("bytes", 1e9, "GB"),
     ("share", 0.01, "%"),
-)  # fmt: skip
+)
 """Part of a figure's name → the unit that it is printed in, and how much that is."""

@@ -188,7 +188,7 @@ def test_start_decoding_and_pages(
     assert kept["checkpoint"]["was_there"]
     assert kept["load"]["slots"] >= 1
     assert kept["plain, 1 page"]["agreement"] is None
-    assert (kept["task"]["prompt"], kept["task"]["span"]) == (full_size.PROMPT, 1024)
+    assert (kept["task"]["prompt"], kept["task"]["span"]) == (page_stages.PROMPT, 1024)
     for pages in ("1 page", "3 pages"):
         row = kept[f"torch, {pages}"]
         assert row["attention"] == "sdpa"
@@ -210,7 +210,7 @@ def test_stages_and_memory(
     kept = rows.found["rows"]
     assert [row for row in kept.values() if "error" in row] == []
     assert kept["vision, A4 at Gundam"]["ratio"] > 0
-    assert kept["prefill"]["tokens"] == full_size.PROMPT
+    assert kept["prefill"]["tokens"] == page_stages.PROMPT
     assert kept["vision, tiny"]["estimated_bytes"] > 0
     one, three = kept["1 slot"], kept["3 slots"]
     cache = one["estimated_cache_bytes_per_slot"]
