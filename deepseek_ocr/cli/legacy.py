@@ -10,11 +10,11 @@ from deepseek_ocr.cli.main import main
 from deepseek_ocr.console import complain
 
 _COMMANDS = {
-    "--doctor": ["doctor"],
     "--init-config": ["config", "init"],
     "--print-config": ["config", "show"],
+    "--doctor": ["doctor"],
 }
-"""Flags that were commands, and what they are now."""
+"""Flags that were commands, and what they are now; the first that is there counts."""
 
 
 def run_script(script: str, command: str) -> int:
@@ -28,14 +28,15 @@ def run_script(script: str, command: str) -> int:
 
 def translate(words: Sequence[str], command: str) -> list[str]:
     """The arguments of `deepseek-ocr` for the old arguments `words`."""
+    if "--version" in words:
+        return ["--version"]
+    for flag, successor in _COMMANDS.items():
+        if flag in words:
+            others = [word for word in words if word not in _COMMANDS]
+            return [*successor, *_taken(others, successor, command)]
     for at, word in enumerate(words):
-        others = [*words[:at], *words[at + 1 :]]
-        if word == "--version":
-            return [word]
-        if word in _COMMANDS:
-            return [*_COMMANDS[word], *_taken(others, _COMMANDS[word], command)]
         if command == "read" and word == "--devices" and "".join(words[at + 1 : at + 2])[:1] in "-":
-            return ["devices", *others]  # no names follow
+            return ["devices", *words[:at], *words[at + 1 :]]  # no names follow
     return [command, *words]
 
 
