@@ -1,7 +1,5 @@
-"""Errors as clients of OpenAI's API know them: a status and `{"error": {…}}`.
-
-{"error": {"message": …, "type": …, "param": …, "code": …}}
-"""
+"""Errors as clients of OpenAI's API know them: a status, and
+`{"error": {"message": …, "type": …, "param": …, "code": …}}`."""
 
 from __future__ import annotations
 
@@ -47,55 +45,53 @@ class ApiError(HTTPException):
 
     def body(self) -> dict[str, Any]:
         """The body of the answer, as JSON data."""
-        kind = "server_error" if self.status_code >= 500 else "invalid_request_error"
-        return {
-            "error": {
-                "message": str(self),
-                "type": _TYPES.get(self.status_code, kind),
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+        other = "server_error" if self.status_code >= 500 else "invalid_request_error"
+        kind = _TYPES.get(self.status_code, other)
+        said = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": said}
 
 
-class QueueFullError(ApiError):
+class _FixedError(ApiError):
+    """One that is always the same: `says` is its status, message and code."""
+
+    says: tuple[int, str, str]
+
+    def __init__(self) -> None:
+        super().__init__(*self.says)
+
+
+class QueueFullError(_FixedError):
     """More pages wait already than may wait."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            429, "The queue is full. Try again after the seconds in Retry-After.", "queue_full"
-        )
+    says = 429, "The queue is full. Try again after the seconds in Retry-After.", "queue_full"
 
 
-class ClosingError(ApiError):
+class ClosingError(_FixedError):
     """The server is shutting down."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            503, "The server is shutting down. Try again when it is back.", "shutting_down"
-        )
+    says = 503, "The server is shutting down. Try again when it is back.", "shutting_down"
 
 
 class EngineFailedError(ClosingError):
     """An engine reads no more pages, so the server ends and has to be started again."""
 
-    def __init__(self) -> None:
-        ApiError.__init__(
-            self,
-            503,
-            "The server can read no more pages and ends; its log says why. Try again when it is "
-            "back.",
-            "engine_failed",
-        )
+    says = (
+        503,
+        "The server can read no more pages and ends; its log says why. Try again when it is back.",
+        "engine_failed",
+    )
 
 
-class NotReadyError(ApiError):
+class NotReadyError(_FixedError):
     """The model is not loaded yet."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            503, "The model is still being loaded. Ask /ready when it is there.", "not_ready"
-        )
+    says = 503, "The model is still being loaded. Ask /ready when it is there.", "not_ready"
+
+
+class HungUpError(_FixedError):
+    """The client left before its answer was there; nobody sees this but the log."""
+
+    says = 499, "The client closed the connection.", "hung_up"
 
 
 def api_error(error: BaseException) -> ApiError:

@@ -14,19 +14,11 @@ from starlette.middleware.cors import CORSMiddleware
 from deepseek_ocr import __version__
 from deepseek_ocr.server import api_errors
 from deepseek_ocr.server.api_errors import ApiError, EngineFailedError
-from deepseek_ocr.server.jobs.job_lifespan import running_jobs
+from deepseek_ocr.server.jobs.job_manager import running_jobs
 from deepseek_ocr.server.middleware import Guard
 from deepseek_ocr.server.observability import logs
 from deepseek_ocr.server.queueing.model_pools import Engines, PoolGauges
-from deepseek_ocr.server.routes import (
-    chat,
-    health,
-    models,
-    ocr_documents,
-    responses,
-    schema,
-    web_page,
-)
+from deepseek_ocr.server.routes import chat, health, models, ocr_documents, responses, web_page
 from deepseek_ocr.server.server_state import ServerState
 
 _LOOK_S = 0.2
@@ -60,16 +52,8 @@ def create_app(state: ServerState, on_failure: Callable[[], None] = lambda: None
     app.state.server = state
     state.metrics.watch(PoolGauges(state.pools))
     api_errors.add_handlers(app)
-    for router in (
-        health.router,
-        schema.router,
-        models.router,
-        chat.router,
-        responses.router,
-        ocr_documents.router,
-        web_page.router,
-    ):
-        app.include_router(router)
+    for part in (health, models, chat, responses, ocr_documents, web_page):
+        app.include_router(part.router)
     app.add_middleware(Guard, state=state)
     if state.server.cors:  # around the guard, whose errors web pages must be able to read too
         app.add_middleware(

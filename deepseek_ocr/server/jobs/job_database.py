@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from deepseek_ocr.server.jobs.job_store import JobStore, OcrJob, counts_of
+from deepseek_ocr.server.jobs.job_store import JobStore, OcrJob
 from deepseek_ocr.server.observability import logs
 
 P = ParamSpec("P")
@@ -40,13 +40,7 @@ class JobDatabase:
     async def newest(self, client: str, most: int) -> list[tuple[OcrJob, dict[str, int]]]:
         """This client's newest `most` jobs, and how far each is, newest first."""
         found = await self.ask(self.store.newest, client, most)
-        stand = ((self._as_it_stands(job), counts) for job, counts in found)
-        return [(job, counts) for job, counts in stand if job is not None]
-
-    async def counts(self, job: OcrJob) -> dict[str, int]:
-        """How far a job is that is not being read, as `counts_of`."""
-        settled = await self.ask(self.store.settled, job.id)
-        return counts_of(job, len(settled), sum(settled.values()))
+        return [(now, counts) for job, counts in found if (now := self._as_it_stands(job))]
 
     async def end(self, job: str, reason: str | None) -> None:
         """Write down why a job failed, or, without a `reason`, that it is no more: now, or when the

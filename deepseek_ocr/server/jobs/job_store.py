@@ -38,6 +38,10 @@ _PATIENCE_S = 600.0
 """Seconds after its deadline in which a document that goes with its request is still fetched."""
 
 _SCHEMA = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = FULL;   -- a page is kept when this says so
+PRAGMA foreign_keys = ON;
+PRAGMA secure_delete = ON;   -- what was read is gone when its job is
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, client TEXT NOT NULL, created REAL NOT NULL, deadline REAL,
     kept INTEGER NOT NULL, status TEXT NOT NULL, error TEXT, model TEXT NOT NULL,
@@ -96,7 +100,10 @@ class JobStore:
             folder.chmod(0o700)
             self._owner = FileLock(folder / "jobs.lock")
             self._owner.acquire(timeout=0)
-            self._database = self._connect(folder / "jobs.sqlite3")
+            self._database = sqlite3.connect(
+                folder / "jobs.sqlite3", check_same_thread=False, isolation_level=None
+            )
+            self._database.executescript(_SCHEMA)
         except Timeout as error:
             raise SettingsError(
                 f"Another server keeps its jobs in {folder}; give this one a folder of its own."
@@ -107,15 +114,6 @@ class JobStore:
             ) from error
         self._lock = threading.Lock()
 
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")  # a page is kept when this says so
-        database.execute("PRAGMA foreign_keys = ON")
-        database.execute("PRAGMA secure_delete = ON")  # what was read is gone when its job is
-        database.executescript(_SCHEMA)
-        return database
-
     def close(self) -> None:
         """Give the folder to another server."""
         with self._lock:
@@ -125,6 +123,9 @@ class JobStore:
     def _run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock:
             return self._database.execute(statement, values).fetchall()
+
+    def _ids(self, statement: str, values: Sequence[Any] = ()) -> list[str]:
+        return [row[0] for row in self._run(statement, values)]
 
     # --- jobs -----------------------------------------------------------------------------------
 
@@ -200,12 +201,11 @@ class JobStore:
 
         For a server that starts, before it takes requests.
         """
-        rows = self._run("SELECT id FROM jobs WHERE NOT kept")
-        gone = [*(row[0] for row in rows), *self.expired(older_than)]
+        gone = [*self._ids("SELECT id FROM jobs WHERE NOT kept"), *self.expired(older_than)]
         for job in gone:
             self.drop(job)
             self.clear(job)
-        known = {row[0] for row in self._run("SELECT id FROM jobs")}
+        known = set(self._ids("SELECT id FROM jobs"))
         for path in self.folder.iterdir():
             if path.is_dir() and path.name not in known:
                 shutil.rmtree(path, ignore_errors=True)
@@ -213,24 +213,22 @@ class JobStore:
 
     def expired(self, older_than: float) -> list[str]:
         """Ended jobs that came before `older_than`, and those whose request must be over."""
-        rows = self._run(
+        return self._ids(
             "SELECT id FROM jobs WHERE status IN ('done', 'failed') AND "
             "(created < ? OR (NOT kept AND deadline < ?))",
-            (older_than, now() - _PATIENCE_S),
+            (older_than, time.time() - _PATIENCE_S),
         )
-        return [row[0] for row in rows]
 
     def surplus(self, per_client: int, total: int) -> list[str]:
         """Which of the ended jobs that outlive their requests are too many: of each client all but
         the newest `per_client`, of all together all but the newest `total`."""
-        rows = self._run(
+        return self._ids(
             "SELECT id FROM (SELECT id, "
             "row_number() OVER (PARTITION BY client ORDER BY created DESC, rowid DESC) AS own, "
             "row_number() OVER (ORDER BY created DESC, rowid DESC) AS place "
             "FROM jobs WHERE kept AND status IN ('done', 'failed')) WHERE own > ? OR place > ?",
             (per_client, total),
         )
-        return [row[0] for row in rows]
 
     # --- pages ----------------------------------------------------------------------------------
 
@@ -274,8 +272,3 @@ def counts_of(job: OcrJob, settled: int, failed: int) -> dict[str, int]:
     """How far `job` is, of which `settled` pages came to their end, `failed` of them with an error:
     pages in all, read, failed."""
     return {"total": len(job.numbers), "read": settled - failed, "failed": failed}
-
-
-def now() -> float:
-    """Seconds since 1970, as jobs are dated."""
-    return time.time()

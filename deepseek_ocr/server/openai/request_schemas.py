@@ -1,8 +1,8 @@
 """What clients may send, as OpenAI's API has it, and the fields that are ours.
 
 Fields nobody here knows are left alone, since clients send many. Where a field would change the
-answer and cannot be had here, asking for it is an error (`orders.py`). The `detail` of a picture is
-left alone too: how closely a page is looked at, the preset says.
+answer and cannot be had here, asking for it is an error (`request_parsing.py`). The `detail` of a
+picture is left alone too: how closely a page is looked at, the preset says.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class CommonFields(BaseModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
+    top_logprobs: int | None = None
+    tool_choice: str | dict[str, Any] | None = None
     seed: int | None = None
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
@@ -81,11 +83,9 @@ class ChatRequest(CommonFields):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
     response_format: dict[str, Any] | None = None
     n: int | None = None
     stop: str | list[str] | None = None
-    tool_choice: str | dict[str, Any] | None = None
 
 
 class TextOptions(BaseModel):
@@ -101,9 +101,7 @@ class ResponsesRequest(CommonFields):
     max_output_tokens: int | None = None
     text: TextOptions | None = None
     include: list[str] | None = None
-    top_logprobs: int | None = None
     previous_response_id: str | None = None
     background: bool | None = None
     instructions: str | None = None
     metadata: dict[str, str] | None = None
-    tool_choice: str | dict[str, Any] | None = None

@@ -9,13 +9,6 @@ from fastapi import Depends, Request
 from deepseek_ocr.server.server_state import Caller, ServerState
 
 
-async def client_of(request: Request) -> str:
-    """Dependency: the client's name, for the queue and the logs. `middleware.Guard` has found it
-    out, before anything of the request's body was read."""
-    name: str = request.scope["deepseek_ocr.client"]
-    return name
-
-
 async def state_of(request: Request) -> ServerState:
     """Dependency: the state of the server that answers `request`.
 
@@ -27,11 +20,11 @@ async def state_of(request: Request) -> ServerState:
 
 
 async def caller_of(request: Request) -> Caller:
-    """Dependency: who asks, and whom."""
+    """Dependency: who asks, and whom. `middleware.Guard` has found that out, before anything of the
+    request's body was read."""
     scope = request.scope
     return Caller(await state_of(request), scope["deepseek_ocr.client"], scope["deepseek_ocr.hold"])
 
 
-ClientName = Annotated[str, Depends(client_of)]
 CurrentState = Annotated[ServerState, Depends(state_of)]
 CurrentCaller = Annotated[Caller, Depends(caller_of)]

@@ -53,11 +53,7 @@ def options(state: CurrentState) -> dict[str, Any]:
         "task": presets.task_title(known.task),
         "preset": presets.preset_title(known.preset),
         "tasks": [
-            {
-                "name": task.title,
-                "purpose": _sentence(task.purpose),
-                "reference": name == "locate",
-            }
+            {"name": task.title, "purpose": _sentence(task.purpose), "reference": name == "locate"}
             for name, task in presets.TASKS.items()
         ],
         "presets": [
