@@ -25,10 +25,9 @@ from deepseek_ocr.documents.renderer import Renderer
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.server.api_errors import ClosingError
 from deepseek_ocr.server.jobs import job_events
-from deepseek_ocr.server.jobs.job_database import JobDatabase
 from deepseek_ocr.server.jobs.job_queue import JobQueue, LiveJob, PageTask
 from deepseek_ocr.server.jobs.job_store import JobStore, OcrJob, counts_of
-from deepseek_ocr.server.jobs.job_threads import JobThreads
+from deepseek_ocr.server.jobs.job_threads import JobDatabase, JobThreads
 from deepseek_ocr.server.jobs.page_runner import PageRunner
 from deepseek_ocr.server.observability import logs
 from deepseek_ocr.server.server_state import ServerState
@@ -69,14 +68,8 @@ class JobLimits:
 class JobManager:
     """The documents of a server."""
 
-    def __init__(
-        self,
-        state: ServerState,
-        store: JobStore,
-        renderer: Renderer,
-        limits: JobLimits = JobLimits(),
-    ) -> None:
-        self.state, self.store, self.limits = state, store, limits
+    def __init__(self, state: ServerState, store: JobStore, renderer: Renderer) -> None:
+        self.state, self.store, self.limits = state, store, JobLimits()
         self.database = JobDatabase(store)
         self.threads = JobThreads(renderer.workers)
         self.queue = JobQueue()

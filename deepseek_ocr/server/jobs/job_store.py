@@ -24,13 +24,8 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from deepseek_ocr.errors import SettingsError
-from deepseek_ocr.formats.records import (
-    LazyRecords,
-    PageRecord,
-    SourceKind,
-    record_from_json,
-    record_to_json,
-)
+from deepseek_ocr.formats import records
+from deepseek_ocr.formats.records import PageRecord, SourceKind
 
 Status = Literal["queued", "running", "done", "failed"]
 
@@ -234,7 +229,7 @@ class JobStore:
 
     def keep(self, job: str, record: PageRecord) -> None:
         """Keep a page that came to its end; of a job that is gone, nothing."""
-        data = json.dumps(record_to_json(record), ensure_ascii=False)
+        data = json.dumps(records.record_to_json(record), ensure_ascii=False)
         data = data.encode("utf-8", "replace").decode()
         self._run(
             "INSERT OR REPLACE INTO pages SELECT ?, ?, ?, ? "
@@ -245,7 +240,7 @@ class JobStore:
     def page(self, job: str, number: int) -> PageRecord | None:
         """The record of a page; None where it is not read yet."""
         rows = self._run("SELECT record FROM pages WHERE job = ? AND number = ?", (job, number))
-        return record_from_json(json.loads(rows[0][0])) if rows else None
+        return records.record_from_json(json.loads(rows[0][0])) if rows else None
 
     def settled(self, job: str) -> dict[int, bool]:
         """The pages that came to their end, in order, and whether each failed."""
@@ -260,7 +255,7 @@ class JobStore:
             unread = "It was not read; hand the document in again."
             return self.page(job.id, number) or PageRecord(number, error=unread)
 
-        return LazyRecords(job.numbers, load)
+        return records.LazyRecords(job.numbers, load)
 
 
 def _job(row: Sequence[Any]) -> OcrJob:

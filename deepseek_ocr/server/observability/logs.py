@@ -43,7 +43,7 @@ class _Json(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def set_up(level: str = "INFO") -> None:
+def set_up() -> None:
     """Send our log and uvicorn's, and what everything else warns of, to standard error as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json())
@@ -54,7 +54,7 @@ def set_up(level: str = "INFO") -> None:
     logging.captureWarnings(True)
     threading.excepthook = _thread_failed
     for name in _CAREFUL:
-        logging.getLogger(name).setLevel(level)
+        logging.getLogger(name).setLevel(logging.INFO)
     logging.getLogger("uvicorn.access").disabled = True  # ours says more, and less
 
 

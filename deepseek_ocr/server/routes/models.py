@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 
 from deepseek_ocr import presets
 from deepseek_ocr.server.openai.reading_schema import document_schema
-from deepseek_ocr.server.routes.dependencies import CurrentState
+from deepseek_ocr.server.server_state import CurrentState
 
 router = APIRouter()
 

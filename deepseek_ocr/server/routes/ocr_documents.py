@@ -23,7 +23,7 @@ from deepseek_ocr.server.jobs.job_manager import JobManager
 from deepseek_ocr.server.jobs.job_store import OcrJob
 from deepseek_ocr.server.jobs.uploads import OPENAPI, received
 from deepseek_ocr.server.openai.event_streams import unless_hung_up
-from deepseek_ocr.server.routes.dependencies import CurrentCaller
+from deepseek_ocr.server.server_state import CurrentCaller
 from deepseek_ocr.server.web.page_nodes import page_blocks
 
 router = APIRouter(prefix="/v1/ocr")

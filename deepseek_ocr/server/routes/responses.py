@@ -15,7 +15,7 @@ from deepseek_ocr.server.openai.answers import Answer, begin_answer, logprob_ent
 from deepseek_ocr.server.openai.event_streams import EventStream, as_event, unless_hung_up
 from deepseek_ocr.server.openai.request_parsing import RequestOptions, last_turn, refuse
 from deepseek_ocr.server.openai.request_schemas import ResponsesRequest
-from deepseek_ocr.server.routes.dependencies import CurrentCaller
+from deepseek_ocr.server.server_state import CurrentCaller
 
 router = APIRouter(prefix="/v1")
 

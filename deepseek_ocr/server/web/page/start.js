@@ -1,6 +1,6 @@
 // The form: which file, which task, which preset.
 
-const $ = (id) => document.getElementById(id);
+import { $, make } from "./dom.js";
 
 /** The form, filled with what the server offers. `onRead(file, fields)` when it is sent. */
 export class Start {
@@ -96,16 +96,8 @@ export class Start {
 }
 
 function taskCard(task, checked) {
-  const card = document.createElement("label");
-  card.className = "task";
-  const input = document.createElement("input");
-  Object.assign(input, { type: "radio", name: "task", value: task.name, checked });
-  const name = document.createElement("b");
-  name.textContent = task.name;
-  const purpose = document.createElement("small");
-  purpose.textContent = task.purpose;
-  card.append(input, name, purpose);
-  return card;
+  const input = make("input", { type: "radio", name: "task", value: task.name, checked });
+  return make("label", { className: "task" }, input, make("b", {}, task.name), make("small", {}, task.purpose));
 }
 
 function sizeOf(bytes) {
