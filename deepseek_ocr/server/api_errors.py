@@ -94,18 +94,32 @@ class HungUpError(_FixedError):
     says = 499, "The client closed the connection.", "hung_up"
 
 
+_OURS = (
+    (ImageTooLargeError, 413, "image_too_large"),
+    (InputError, 400, "invalid_input"),
+    (OcrError, 500, "engine_error"),
+)
+"""Errors of the engine and of documents, the first that fits."""
+
+
 def api_error(error: BaseException) -> ApiError:
     """`error` as clients may see it: what they can mend is said, anything else is not shown."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, HTTPException):  # of the framework: no such path, no such method
+        found = ApiError(error.status_code, str(error.detail))
+        found.headers = error.headers
+        return found
+    if isinstance(error, RequestValidationError):  # the first field that is wrong is named
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"][1:]) or None
+        where = f"{param}: " if param else ""
+        return ApiError(400, f"{where}{first['msg']}.", "invalid_request", param)
     if isinstance(error, CancelledError):  # only the end of the server takes a page from a client
         return ClosingError()
-    if isinstance(error, ImageTooLargeError):
-        return ApiError(413, str(error), "image_too_large")
-    if isinstance(error, InputError):
-        return ApiError(400, str(error), "invalid_input")
-    if isinstance(error, OcrError):
-        return ApiError(500, str(error), "engine_error")
+    for kind, status, code in _OURS:
+        if isinstance(error, kind):
+            return ApiError(status, str(error), code)
     return ApiError(
         500,
         "Something went wrong in the server. Its log says what, under this answer's x-request-id.",
@@ -133,26 +147,7 @@ async def _answer(request: Request, error: Exception) -> Response:
     return json_response(found)
 
 
-async def _answer_http(_: Request, error: Exception) -> Response:
-    """Errors of the framework: no such path, no such method."""
-    assert isinstance(error, HTTPException)
-    found = ApiError(error.status_code, str(error.detail))
-    found.headers = error.headers
-    return json_response(found)
-
-
-async def _answer_invalid(_: Request, error: Exception) -> Response:
-    """A body that is not what the route takes: 400, naming the first field that is wrong."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"][1:]) or None
-    where = f"{param}: " if param else ""
-    return json_response(ApiError(400, f"{where}{first['msg']}.", "invalid_request", param))
-
-
 def add_handlers(app: FastAPI) -> None:
     """Have `app` answer every error in OpenAI's shape."""
-    app.add_exception_handler(ApiError, _answer)
-    app.add_exception_handler(OcrError, _answer)
-    app.add_exception_handler(HTTPException, _answer_http)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    for kind in (OcrError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _answer)

@@ -202,10 +202,10 @@ class JobManager:
             if found is None:
                 return
             live, number = found
-            page = live.reading[number] = PageTask()
-            page.task = asyncio.create_task(self._read(live, number))
-            self._pages.add(page.task)
-            page.task.add_done_callback(self._pages.discard)
+            task = asyncio.create_task(self._read(live, number))
+            live.reading[number] = PageTask(task)
+            self._pages.add(task)
+            task.add_done_callback(self._pages.discard)
 
     async def _read(self, live: LiveJob, number: int) -> None:
         """Read one page, keep it, and end its job if it was the last."""

@@ -17,16 +17,13 @@ class Metrics:
     """Counters that routes feed, and the gauges of others."""
 
     def __init__(self) -> None:
-        self._registry = prometheus.CollectorRegistry()
-        prometheus.ProcessCollector(registry=self._registry)
-        prometheus.PlatformCollector(registry=self._registry)
-        prometheus.GCCollector(registry=self._registry)
-        counter = partial(prometheus.Counter, namespace="deepseek_ocr", registry=self._registry)
+        registry = self._registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)
+        prometheus.PlatformCollector(registry=registry)
+        prometheus.GCCollector(registry=registry)
+        counter = partial(prometheus.Counter, namespace="deepseek_ocr", registry=registry)
         histogram = partial(
-            prometheus.Histogram,
-            namespace="deepseek_ocr",
-            registry=self._registry,
-            buckets=_SECONDS,
+            prometheus.Histogram, namespace="deepseek_ocr", registry=registry, buckets=_SECONDS
         )
         self._requests = counter("requests", "Requests answered", ("route", "status"))
         self._request_seconds = histogram(

@@ -14,8 +14,9 @@ export class Start {
       event.preventDefault();
       const wrong = this.#wrong();
       if (!wrong) return onRead(this.#file, this.#fields());
-      onProblem(wrong.message);
-      wrong.element.focus();
+      const [message, field] = wrong;
+      onProblem(message);
+      field.focus();
     });
     $("file").addEventListener("change", (event) => this.choose(event.target.files[0]));
     $("tasks").addEventListener("change", () => this.#refresh());
@@ -52,13 +53,9 @@ export class Start {
   }
 
   #wrong() {
-    if (!this.#file) {
-      return { message: "Choose a picture or a PDF first.", element: $("file") };
-    }
-    if (!$("reference-field").hidden && !$("reference").value.trim()) {
-      return { message: "Say what to locate on the page.", element: $("reference") };
-    }
-    return null;
+    if (!this.#file) return ["Choose a picture or a PDF first.", $("file")];
+    if ($("reference-field").hidden || $("reference").value.trim()) return null;
+    return ["Say what to locate on the page.", $("reference")];
   }
 
   #refresh() {
