@@ -26,10 +26,8 @@ _LOOK_S = 0.2
 
 
 def create_app(state: ServerState, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
-    """The server's application over `state`; its models are loaded once it runs.
-
-    `on_failure` is called if they cannot be loaded, and if an engine reads no more pages.
-    """
+    """The server's application over `state`; its models are loaded once it runs. `on_failure` is
+    called if they cannot be loaded, and if an engine reads no more pages."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -51,10 +51,8 @@ def main(start: ServerStart) -> int:
 
 
 def make_state(start: ServerStart) -> ServerState:
-    """The server's state before anything is loaded.
-
-    Raises `CheckpointError` where a model is not there, so that it is said before the port opens.
-    """
+    """The server's state before anything is loaded. Raises `CheckpointError` where a model is not
+    there, so that it is said before the port opens."""
     settings, server = start.settings, start.server
     names = {name_of(model): model for model in (settings.model, *server.models)}
     folders = {

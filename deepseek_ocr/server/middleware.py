@@ -188,9 +188,7 @@ class _Body:
 
     def hold(self, size: int) -> None:
         """Count `size` bytes that the request keeps in memory, its body or what it had fetched.
-
-        Raises `QueueFullError` where all requests together keep too much.
-        """
+        Raises `QueueFullError` where all requests together keep too much."""
         self._held += size
         self._state.held += size
         if self._state.held > self._state.server.max_held_mb * 2**20:

@@ -61,11 +61,8 @@ class ServerState:
 
     @property
     def problem(self) -> ApiError | None:
-        """Why pages cannot be read now, as it is answered (503); None if they can.
-
-        One engine that reads no more is enough, also beside others: it would go on being given
-        pages.
-        """
+        """Why pages cannot be read now, as it is answered (503); None if they can. One engine that
+        reads no more is enough, also beside others: it would go on being given pages."""
         if self.failed is not None:
             return self.failed
         if self.closing:
@@ -106,10 +103,8 @@ class ServerState:
         return name in self.names and (not colon or preset in presets.PRESETS)
 
     def check_name(self, model: str) -> tuple[str, str]:
-        """`model` as a loaded checkpoint's name and a preset's short name ("" for its own).
-
-        Raises `ApiError` 404 for a name that `/v1/models` does not list.
-        """
+        """`model` as a loaded checkpoint's name and a preset's short name ("" for its own). Raises
+        `ApiError` 404 for a name that `/v1/models` does not list."""
         name, _, preset = model.partition(":")
         if not self.serves(model):
             raise ApiError(
@@ -149,11 +144,8 @@ class Caller:
 
 
 async def state_of(request: Request) -> ServerState:
-    """Dependency: the state of the server that answers `request`.
-
-    Not a plain function: FastAPI would call that in another thread, and each such call waits for
-    the threads that compute.
-    """
+    """Dependency: the state of the server that answers `request`. Not a plain function: FastAPI
+    would call that in another thread, and each such call waits for the threads that compute."""
     state: ServerState = request.app.state.server
     return state
 

@@ -76,10 +76,8 @@ def with_defaults(given: Mapping[str, str], known: Checkpoint) -> dict[str, str]
 
 
 def document_plan(given: Mapping[str, str], server: configuration.ServerSettings) -> DocumentPlan:
-    """The plan that the fields `given` ask for, within the bounds of `server`.
-
-    Raises `SettingsError` and `PromptError`.
-    """
+    """The plan that the fields `given` ask for, within the bounds of `server`. Raises
+    `SettingsError` and `PromptError`."""
     task = (
         None if "prompt" in given else presets.task_title(given.get("task", presets.DEFAULT_TASK))
     )

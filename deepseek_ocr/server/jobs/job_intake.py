@@ -55,10 +55,8 @@ async def take_in(jobs: JobManager, client: str, upload: Upload, kept: bool) -> 
 
 
 def _fields_for(state: ServerState, model: str, given: Mapping[str, str]) -> dict[str, str]:
-    """All fields that decide how a document is read by `model`; a client gave some of them.
-
-    Raises `ApiError` if the model is not served.
-    """
+    """All fields that decide how a document is read by `model`; a client gave some of them. Raises
+    `ApiError` if the model is not served."""
     name, preset = state.check_name(model)
     own = {"existing_text": state.settings.existing_text, "formulas": state.settings.formulas}
     fields = {**own, **({"resolution": preset} if preset else {}), **given, "model": model}

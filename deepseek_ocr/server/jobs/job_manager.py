@@ -237,10 +237,8 @@ async def _logged(errand: Coroutine[Any, Any, None]) -> None:
 
 @asynccontextmanager
 async def running_jobs(state: ServerState) -> AsyncIterator[JobManager | None]:
-    """The jobs of a server, which are read until the block ends.
-
-    None if their folder cannot be had: the server then runs without them, and its log says why.
-    """
+    """The jobs of a server, which are read until the block ends. None if their folder cannot be
+    had: the server then runs without them, and its log says why."""
     folder = Path(state.server.jobs_folder or user_state_path("deepseek-ocr") / "jobs")
     try:
         store = await asyncio.to_thread(JobStore, folder.expanduser())
@@ -265,10 +263,8 @@ async def running_jobs(state: ServerState) -> AsyncIterator[JobManager | None]:
 
 
 async def _end_pages(jobs: JobManager, running: asyncio.Task[None]) -> None:
-    """Let the pages that are being read come to their end; a second signal drops them.
-
-    The server gives them up after its `shutdown_seconds`.
-    """
+    """Let the pages that are being read come to their end; a second signal drops them. The server
+    gives them up after its `shutdown_seconds`."""
     if jobs.in_flight:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

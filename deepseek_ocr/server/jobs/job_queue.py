@@ -73,10 +73,8 @@ class LiveJob:
 
 
 class JobQueue:
-    """The jobs that are being read, in the order of their turns.
-
-    Pages go round the clients that have jobs here, then round each client's jobs.
-    """
+    """The jobs that are being read, in the order of their turns. Pages go round the clients that
+    have jobs here, then round each client's jobs."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, LiveJob] = {}

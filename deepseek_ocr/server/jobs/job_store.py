@@ -83,10 +83,8 @@ class OcrJob:
 
 
 class JobStore:
-    """The folder of jobs; any thread may call.
-
-    Raises `SettingsError` where the folder cannot be used, or another server uses it.
-    """
+    """The folder of jobs; any thread may call. Raises `SettingsError` where the folder cannot be
+    used, or another server uses it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -100,10 +100,8 @@ class Answer:
 async def begin_answer(
     request: Request, caller: Caller, asked: CommonFields, options: request_parsing.RequestOptions
 ) -> Answer:
-    """The answer to what was `asked`, of which nothing is read yet.
-
-    Raises `ApiError`, and the errors of settings, prompts and pictures, which are answered 400.
-    """
+    """The answer to what was `asked`, of which nothing is read yet. Raises `ApiError`, and the
+    errors of settings, prompts and pictures, which are answered 400."""
     state = caller.state
     request_parsing.refuse_unsupported(asked)
     pool, preset = state.pool_for(asked.model)

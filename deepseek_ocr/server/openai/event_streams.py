@@ -22,10 +22,8 @@ Given = TypeVar("Given")
 
 
 async def unless_hung_up(receive: Receive, work: Coroutine[Any, Any, Given]) -> Given:
-    """What `work` gives; it is cancelled when the client hangs up. Raises `HungUpError` then.
-
-    The request's body must have been read from `receive`.
-    """
+    """What `work` gives; it is cancelled when the client hangs up. Raises `HungUpError` then. The
+    request's body must have been read from `receive`."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_left(receive))
     try:

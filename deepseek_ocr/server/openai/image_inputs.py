@@ -77,10 +77,8 @@ async def _away(size: int, work: Callable[P, Made], *args: P.args, **named: P.kw
 
 
 def _check_head(data: bytes, limits: ImageLimits) -> None:
-    """Look at a picture's head alone: is it one, and of how many pixels?
-
-    Raises `ImageError` and `ImageTooLargeError`.
-    """
+    """Look at a picture's head alone: is it one, and of how many pixels? Raises `ImageError` and
+    `ImageTooLargeError`."""
     if data.startswith(b"%PDF-"):
         raise ApiError(400, "This is a PDF; documents go to /v1/ocr.", "invalid_image", "image_url")
     if not data:

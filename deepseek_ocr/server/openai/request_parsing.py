@@ -33,9 +33,7 @@ class UserTurn:
 @dataclass(frozen=True)
 class RequestOptions:
     """What both kinds of request come to: their last turn, and what they call differently.
-
-    `turn_param` and `format_param` say where in the request it stood.
-    """
+    `turn_param` and `format_param` say where in the request it stood."""
 
     turn: UserTurn
     turn_param: str
@@ -138,11 +136,8 @@ _TASKS_BY_TEXT = {
 
 
 def decode_of(asked: CommonFields, max_tokens: int | None, page_timeout: float) -> DecodeSettings:
-    """How to decode; what the request leaves open is as everywhere, but never without a time
-    limit.
-
-    Raises `SettingsError`.
-    """
+    """How to decode; what the request leaves open is as everywhere, but never without a time limit.
+    Raises `SettingsError`."""
     values = asked.model_dump(include=_SAMPLING, exclude_none=True)
     if max_tokens is not None:
         values["max_new_tokens"] = max_tokens
@@ -151,10 +146,8 @@ def decode_of(asked: CommonFields, max_tokens: int | None, page_timeout: float) 
 
 
 def form_of(asked: CommonFields, options: RequestOptions) -> OutputFormat:
-    """The form of the answer: JSON where `response_format` says so, else `output_format`.
-
-    Raises `ApiError` 400 for a schema that is not ours and for what does not go together.
-    """
+    """The form of the answer: JSON where `response_format` says so, else `output_format`. Raises
+    `ApiError` 400 for a schema that is not ours and for what does not go together."""
     form = asked.output_format or "text"
     wanted = options.format or {}
     kind = wanted.get("type", "text")

@@ -15,10 +15,8 @@ OutputFormat = Literal["text", "markdown", "json"]
 
 
 class CommonFields(BaseModel):
-    """What both kinds of request have: the model, our own fields, and sampling.
-
-    The names are those of the flags of `deepseek-ocr read` and the Cog predictor's inputs.
-    """
+    """What both kinds of request have: the model, our own fields, and sampling. The names are those
+    of the flags of `deepseek-ocr read` and the Cog predictor's inputs."""
 
     model_config = ConfigDict(extra="ignore")
 

@@ -99,11 +99,8 @@ class Fetcher:
         return Allowance(self.most_bytes, until, hold)
 
     async def fetch(self, url: str, param: str, allowance: Allowance) -> bytes:
-        """What is at `url`.
-
-        Raises `ApiError` 400 naming `param`, 413 where it is too large, and what `allowance.hold`
-        raises.
-        """
+        """What is at `url`. Raises `ApiError` 400 naming `param`, 413 where it is too large, and
+        what `allowance.hold` raises."""
         try:
             async with asyncio.timeout_at(allowance.until):
                 return await self._follow(url, allowance)
