@@ -120,11 +120,8 @@ def api_error(error: BaseException) -> ApiError:
     for kind, status, code in _OURS:
         if isinstance(error, kind):
             return ApiError(status, str(error), code)
-    return ApiError(
-        500,
-        "Something went wrong in the server. Its log says what, under this answer's x-request-id.",
-        "internal_error",
-    )
+    advice = "Its log says what, under this answer's x-request-id."
+    return ApiError(500, f"Something went wrong in the server. {advice}", "internal_error")
 
 
 def json_answer(

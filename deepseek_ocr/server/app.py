@@ -68,9 +68,8 @@ async def _load(state: ServerState, on_failure: Callable[[], None]) -> None:
     try:
         engines = await asyncio.wrap_future(_loading(state.load))
     except Exception as error:
-        state.failed = ApiError(
-            503, "The model could not be loaded; the server's log says why.", "failed"
-        )
+        message = "The model could not be loaded; the server's log says why."
+        state.failed = ApiError(503, message, "failed")
         logs.failure(f"the model could not be loaded: {error}", error)
         on_failure()
         return

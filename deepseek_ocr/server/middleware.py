@@ -173,9 +173,8 @@ class _Body:
                 message = await self._receive()
         except TimeoutError as error:
             seconds = self._state.server.body_timeout
-            raise ApiError(
-                408, f"The request took longer than {seconds:g} s to arrive.", "too_slow"
-            ) from error
+            message = f"The request took longer than {seconds:g} s to arrive."
+            raise ApiError(408, message, "too_slow") from error
         if message["type"] == "http.disconnect":  # whatever is answered now, nobody gets it
             self._exchange.left = True
         size = len(message.get("body", b""))

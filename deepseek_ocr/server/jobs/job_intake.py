@@ -92,15 +92,10 @@ def _opened(jobs: JobManager, job: OcrJob, upload: Upload, plan: DocumentPlan) -
     numbers = plan.plan.pages.of(opened.pages)
     most = jobs.limits.pages if job.kept else jobs.limits.request_pages
     if not numbers:
-        raise ApiError(
-            400, f"The document has {opened.pages} pages and none of those.", "no_pages", "pages"
-        )
+        message = f"The document has {opened.pages} pages and none of those."
+        raise ApiError(400, message, "no_pages", "pages")
     if len(numbers) > most:
-        raise ApiError(
-            413,
-            f"These are {len(numbers)} pages and {most} are the most here; "
-            + ("choose some with pages." if job.kept else "use /v1/ocr/jobs, or choose some."),
-            "too_many_pages",
-            "pages",
-        )
+        advice = "choose some with pages." if job.kept else "use /v1/ocr/jobs, or choose some."
+        message = f"These are {len(numbers)} pages and {most} are the most here; {advice}"
+        raise ApiError(413, message, "too_many_pages", "pages")
     return replace(job, kind=opened.kind, numbers=tuple(numbers))

@@ -104,9 +104,8 @@ def _from_json(body: bytes) -> Upload:
     try:
         content = decode_base64(text)
     except ValueError as error:
-        raise ApiError(
-            400, "file must be base64 (or a data URI with base64).", "invalid_base64", "file"
-        ) from error
+        message = "file must be base64 (or a data URI with base64)."
+        raise ApiError(400, message, "invalid_base64", "file") from error
     return Upload(safe_file_name(name), as_fields(data), lambda path: path.write_bytes(content))
 
 

@@ -48,7 +48,11 @@ def set_up() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json())
     for name in list(logging.root.manager.loggerDict):
-        _hand_on(logging.getLogger(name))
+        logger = logging.getLogger(name)
+        for own in list(logger.handlers):  # what a library writes to the terminal by itself
+            if getattr(own, "stream", None) in (sys.stdout, sys.stderr):
+                logger.removeHandler(own)
+                logger.propagate = True
     logging.root.handlers = [handler]
     logging.root.setLevel(logging.WARNING)
     logging.captureWarnings(True)
@@ -56,14 +60,6 @@ def set_up() -> None:
     for name in _CAREFUL:
         logging.getLogger(name).setLevel(logging.INFO)
     logging.getLogger("uvicorn.access").disabled = True  # ours says more, and less
-
-
-def _hand_on(logger: logging.Logger) -> None:
-    """Take away what a library writes to the terminal by itself, so that the root gets it."""
-    for handler in list(logger.handlers):
-        if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
-            logger.removeHandler(handler)
-            logger.propagate = True
 
 
 def _thread_failed(failed: threading.ExceptHookArgs) -> None:

@@ -93,6 +93,5 @@ def _from_data_uri(url: str, param: str) -> bytes:
     try:
         return decode_base64(url)
     except ValueError as error:
-        raise ApiError(
-            400, "The picture's base64 is damaged; encode it again.", "invalid_image", param
-        ) from error
+        message = "The picture's base64 is damaged; encode it again."
+        raise ApiError(400, message, "invalid_image", param) from error

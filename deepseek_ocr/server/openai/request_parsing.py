@@ -11,7 +11,7 @@ from deepseek_ocr import presets
 from deepseek_ocr.model.prompts import IMAGE
 from deepseek_ocr.server.api_errors import ApiError
 from deepseek_ocr.server.openai.reading_schema import is_ours
-from deepseek_ocr.server.openai.request_schemas import CommonFields, Message, OutputFormat, Part
+from deepseek_ocr.server.openai.request_schemas import CommonFields, Message, OutputFormat
 from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.weights.catalog import Checkpoint
 
@@ -78,7 +78,10 @@ def _turn(message: Message, param: str, strict: bool = True) -> UserTurn:
         if part.type in ("text", "input_text"):
             texts.append(_own_words(part.text or ""))
         elif part.type in ("image_url", "input_image") and (part.image_url is not None or strict):
-            images.append((_url(part, at), f"{at}.image_url"))
+            if part.image_url is None:
+                raise ApiError(400, "image_url is missing.", "missing_image", at)
+            url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
+            images.append((url, f"{at}.image_url"))
         elif strict:
             raise ApiError(
                 400,
@@ -96,12 +99,6 @@ def _own_words(text: str) -> str:
         return text
     _, _, own = text.partition("</attached_files>")
     return own.strip()
-
-
-def _url(part: Part, at: str) -> str:
-    if part.image_url is None:
-        raise ApiError(400, "image_url is missing.", "missing_image", at)
-    return part.image_url if isinstance(part.image_url, str) else part.image_url.url
 
 
 def prompt_of(asked: CommonFields, text: str, known: Checkpoint) -> str:

@@ -147,9 +147,8 @@ async def show_output(jobs: Jobs, job: ClientJob, output: str) -> Response:
         known = ", ".join(FORMATS)
         raise ApiError(404, f"There is no such format; choose among {known}.", "no_format")
     if job.status != "done":
-        raise ApiError(
-            409, "The document is not read to its end; see its status.", "job_not_finished"
-        )
+        message = "The document is not read to its end; see its status."
+        raise ApiError(409, message, "job_not_finished")
     path = await job_outputs.output_of(jobs, job, output)
     return FileResponse(path, media_type=FORMATS[output].media_type, filename=path.name)
 
