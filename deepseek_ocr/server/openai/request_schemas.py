@@ -1,15 +1,15 @@
 """What clients may send, as OpenAI's API has it, and the fields that are ours.
 
-Fields nobody here knows are left alone, since clients send many. Where a field would change the
-answer and cannot be had here, asking for it is an error (`request_parsing.py`). The `detail` of a
-picture is left alone too: how closely a page is looked at, the preset says.
+Fields nobody here knows are left alone, as pydantic does, since clients send many. Where a field
+would change the answer and cannot be had here, asking for it is an error (`request_parsing.py`).
+The `detail` of a picture is left alone too: how closely a page is looked at, the preset says.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 OutputFormat = Literal["text", "markdown", "json"]
 
@@ -17,8 +17,6 @@ OutputFormat = Literal["text", "markdown", "json"]
 class CommonFields(BaseModel):
     """What both kinds of request have: the model, our own fields, and sampling. The names are those
     of the flags of `deepseek-ocr read` and the Cog predictor's inputs."""
-
-    model_config = ConfigDict(extra="ignore")
 
     model: str = Field(description="A name of /v1/models; NAME:PRESET reads at that preset")
     stream: bool | None = Field(None, description="Send the text as it is decoded")

@@ -107,12 +107,8 @@ export class Work {
   }
 
   #delta(page, { order, text }) {
-    let part = page.parts.at(-1);
-    if (!part || part.order !== order) {
-      part = { order, label: "", boxes: [], text: "" };
-      page.parts.push(part);
-      if (page.number === this.#current) this.#text.add(part);
-    }
+    if (page.parts.at(-1)?.order !== order) this.#region(page, { order, label: "", boxes: [] });
+    const part = page.parts.at(-1);
     part.text += text;
     if (page.number === this.#current) this.#text.write(part);
   }
@@ -121,14 +117,8 @@ export class Work {
     const failed = result.error !== undefined;
     const parts = failed ? [] : partsOf(result);
     const isShown = page.parts.length > 0 && JSON.stringify(page.parts.map(placeOf)) === JSON.stringify(parts.map(placeOf));
-    Object.assign(page, {
-      state: failed ? "failed" : "done",
-      width: result.width,
-      height: result.height,
-      error: result.error ?? "",
-      finish: result.finish_reason ?? "",
-      parts,
-    });
+    const { width, height, error = "", finish_reason: finish = "" } = result;
+    Object.assign(page, { state: failed ? "failed" : "done", width, height, error, finish, parts });
     if (page.number === this.#current) {
       if (isShown) { // what is pointed at stays
         for (const part of parts) this.#text.write(part);
