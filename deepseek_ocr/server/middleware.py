@@ -173,8 +173,8 @@ class _Body:
                 message = await self._receive()
         except TimeoutError as error:
             seconds = self._state.server.body_timeout
-            message = f"The request took longer than {seconds:g} s to arrive."
-            raise ApiError(408, message, "too_slow") from error
+            reason = f"The request took longer than {seconds:g} s to arrive."
+            raise ApiError(408, reason, "too_slow") from error
         if message["type"] == "http.disconnect":  # whatever is answered now, nobody gets it
             self._exchange.left = True
         size = len(message.get("body", b""))
