@@ -320,7 +320,7 @@ def test_fields_become_settings() -> None:
     assert decode.timeout == 60.0, "the server's bound holds"
     assert (made.render.dpi, made.render.rotate) == (200, 90)
     assert made.plan.pages.of(9) == [9]
-    assert made.plan.join_tables is False
+    assert made.plan.options.join_tables is False
 
 
 def test_what_a_client_leaves_out_is_the_models_own() -> None:

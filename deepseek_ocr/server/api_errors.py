@@ -1,7 +1,5 @@
-"""Errors as clients of OpenAI's API know them: a status and `{"error": {…}}`.
-
-{"error": {"message": …, "type": …, "param": …, "code": …}}
-"""
+"""Errors as clients of OpenAI's API know them: a status, and
+`{"error": {"message": …, "type": …, "param": …, "code": …}}`."""
 
 from __future__ import annotations
 
@@ -47,74 +45,83 @@ class ApiError(HTTPException):
 
     def body(self) -> dict[str, Any]:
         """The body of the answer, as JSON data."""
-        kind = "server_error" if self.status_code >= 500 else "invalid_request_error"
-        return {
-            "error": {
-                "message": str(self),
-                "type": _TYPES.get(self.status_code, kind),
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+        other = "server_error" if self.status_code >= 500 else "invalid_request_error"
+        kind = _TYPES.get(self.status_code, other)
+        said = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": said}
 
 
-class QueueFullError(ApiError):
+class _FixedError(ApiError):
+    """One that is always the same: `says` is its status, message and code."""
+
+    says: tuple[int, str, str]
+
+    def __init__(self) -> None:
+        super().__init__(*self.says)
+
+
+class QueueFullError(_FixedError):
     """More pages wait already than may wait."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            429, "The queue is full. Try again after the seconds in Retry-After.", "queue_full"
-        )
+    says = 429, "The queue is full. Try again after the seconds in Retry-After.", "queue_full"
 
 
-class ClosingError(ApiError):
+class ClosingError(_FixedError):
     """The server is shutting down."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            503, "The server is shutting down. Try again when it is back.", "shutting_down"
-        )
+    says = 503, "The server is shutting down. Try again when it is back.", "shutting_down"
 
 
 class EngineFailedError(ClosingError):
     """An engine reads no more pages, so the server ends and has to be started again."""
 
-    def __init__(self) -> None:
-        ApiError.__init__(
-            self,
-            503,
-            "The server can read no more pages and ends; its log says why. Try again when it is "
-            "back.",
-            "engine_failed",
-        )
+    says = (
+        503,
+        "The server can read no more pages and ends; its log says why. Try again when it is back.",
+        "engine_failed",
+    )
 
 
-class NotReadyError(ApiError):
+class NotReadyError(_FixedError):
     """The model is not loaded yet."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            503, "The model is still being loaded. Ask /ready when it is there.", "not_ready"
-        )
+    says = 503, "The model is still being loaded. Ask /ready when it is there.", "not_ready"
+
+
+class HungUpError(_FixedError):
+    """The client left before its answer was there; nobody sees this but the log."""
+
+    says = 499, "The client closed the connection.", "hung_up"
+
+
+_OURS = (
+    (ImageTooLargeError, 413, "image_too_large"),
+    (InputError, 400, "invalid_input"),
+    (OcrError, 500, "engine_error"),
+)
+"""Errors of the engine and of documents, the first that fits."""
 
 
 def api_error(error: BaseException) -> ApiError:
     """`error` as clients may see it: what they can mend is said, anything else is not shown."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, HTTPException):  # of the framework: no such path, no such method
+        found = ApiError(error.status_code, str(error.detail))
+        found.headers = error.headers
+        return found
+    if isinstance(error, RequestValidationError):  # the first field that is wrong is named
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"][1:]) or None
+        where = f"{param}: " if param else ""
+        return ApiError(400, f"{where}{first['msg']}.", "invalid_request", param)
     if isinstance(error, CancelledError):  # only the end of the server takes a page from a client
         return ClosingError()
-    if isinstance(error, ImageTooLargeError):
-        return ApiError(413, str(error), "image_too_large")
-    if isinstance(error, InputError):
-        return ApiError(400, str(error), "invalid_input")
-    if isinstance(error, OcrError):
-        return ApiError(500, str(error), "engine_error")
-    return ApiError(
-        500,
-        "Something went wrong in the server. Its log says what, under this answer's x-request-id.",
-        "internal_error",
-    )
+    for kind, status, code in _OURS:
+        if isinstance(error, kind):
+            return ApiError(status, str(error), code)
+    advice = "Its log says what, under this answer's x-request-id."
+    return ApiError(500, f"Something went wrong in the server. {advice}", "internal_error")
 
 
 def json_answer(
@@ -137,26 +144,7 @@ async def _answer(request: Request, error: Exception) -> Response:
     return json_response(found)
 
 
-async def _answer_http(_: Request, error: Exception) -> Response:
-    """Errors of the framework: no such path, no such method."""
-    assert isinstance(error, HTTPException)
-    found = ApiError(error.status_code, str(error.detail))
-    found.headers = error.headers
-    return json_response(found)
-
-
-async def _answer_invalid(_: Request, error: Exception) -> Response:
-    """A body that is not what the route takes: 400, naming the first field that is wrong."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"][1:]) or None
-    where = f"{param}: " if param else ""
-    return json_response(ApiError(400, f"{where}{first['msg']}.", "invalid_request", param))
-
-
 def add_handlers(app: FastAPI) -> None:
     """Have `app` answer every error in OpenAI's shape."""
-    app.add_exception_handler(ApiError, _answer)
-    app.add_exception_handler(OcrError, _answer)
-    app.add_exception_handler(HTTPException, _answer_http)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    for kind in (OcrError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _answer)

@@ -14,19 +14,11 @@ from starlette.middleware.cors import CORSMiddleware
 from deepseek_ocr import __version__
 from deepseek_ocr.server import api_errors
 from deepseek_ocr.server.api_errors import ApiError, EngineFailedError
-from deepseek_ocr.server.jobs.job_lifespan import running_jobs
+from deepseek_ocr.server.jobs.job_manager import running_jobs
 from deepseek_ocr.server.middleware import Guard
 from deepseek_ocr.server.observability import logs
 from deepseek_ocr.server.queueing.model_pools import Engines, PoolGauges
-from deepseek_ocr.server.routes import (
-    chat,
-    health,
-    models,
-    ocr_documents,
-    responses,
-    schema,
-    web_page,
-)
+from deepseek_ocr.server.routes import chat, health, models, ocr_documents, responses, web_page
 from deepseek_ocr.server.server_state import ServerState
 
 _LOOK_S = 0.2
@@ -34,10 +26,8 @@ _LOOK_S = 0.2
 
 
 def create_app(state: ServerState, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
-    """The server's application over `state`; its models are loaded once it runs.
-
-    `on_failure` is called if they cannot be loaded, and if an engine reads no more pages.
-    """
+    """The server's application over `state`; its models are loaded once it runs. `on_failure` is
+    called if they cannot be loaded, and if an engine reads no more pages."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -60,16 +50,8 @@ def create_app(state: ServerState, on_failure: Callable[[], None] = lambda: None
     app.state.server = state
     state.metrics.watch(PoolGauges(state.pools))
     api_errors.add_handlers(app)
-    for router in (
-        health.router,
-        schema.router,
-        models.router,
-        chat.router,
-        responses.router,
-        ocr_documents.router,
-        web_page.router,
-    ):
-        app.include_router(router)
+    for part in (health, models, chat, responses, ocr_documents, web_page):
+        app.include_router(part.router)
     app.add_middleware(Guard, state=state)
     if state.server.cors:  # around the guard, whose errors web pages must be able to read too
         app.add_middleware(
@@ -86,9 +68,8 @@ async def _load(state: ServerState, on_failure: Callable[[], None]) -> None:
     try:
         engines = await asyncio.wrap_future(_loading(state.load))
     except Exception as error:
-        state.failed = ApiError(
-            503, "The model could not be loaded; the server's log says why.", "failed"
-        )
+        message = "The model could not be loaded; the server's log says why."
+        state.failed = ApiError(503, message, "failed")
         logs.failure(f"the model could not be loaded: {error}", error)
         on_failure()
         return

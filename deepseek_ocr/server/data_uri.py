@@ -9,10 +9,8 @@ _HEAD = re.compile(r"data:[^,]{0,1000},", re.IGNORECASE)
 
 
 def decode_base64(text: str) -> bytes:
-    """The bytes of `text`: base64, in a data URI or not; white space in it is left out.
-
-    Raises `ValueError` for anything else.
-    """
+    """The bytes of `text`: base64, in a data URI or not; white space in it is left out. Raises
+    `ValueError` for anything else."""
     head = _HEAD.match(text)
     data = text[head.end() :] if head else text
     return base64.b64decode("".join(data.split()), validate=True)

@@ -9,12 +9,12 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
 
 from deepseek_ocr.console import complain
-from deepseek_ocr.devices.cpu import use_threads
 from deepseek_ocr.devices.selection import available
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import OcrError
@@ -51,10 +51,8 @@ def main(start: ServerStart) -> int:
 
 
 def make_state(start: ServerStart) -> ServerState:
-    """The server's state before anything is loaded.
-
-    Raises `CheckpointError` where a model is not there, so that it is said before the port opens.
-    """
+    """The server's state before anything is loaded. Raises `CheckpointError` where a model is not
+    there, so that it is said before the port opens."""
     settings, server = start.settings, start.server
     names = {name_of(model): model for model in (settings.model, *server.models)}
     folders = {
@@ -63,33 +61,17 @@ def make_state(start: ServerStart) -> ServerState:
     }
 
     def load() -> Engines:
-        use_threads(settings.threads)
+        options = replace(settings.load_options(), limits=state.limits)
         return {
             name: tuple(
-                OcrEngine.load(
-                    folder,
-                    device,
-                    settings.dtype,
-                    state.limits,
-                    quant=settings.quant,
-                    kernels=settings.kernels,
-                    slots=settings.slots,
-                    vision_device=settings.vision_device,
-                    strict=settings.strict,
-                )
+                OcrEngine.from_options(folder, replace(options, device=device))
                 for device in devices_of(start)
             )
             for name, folder in folders.items()
         }
 
-    state = ServerState(
-        settings,
-        server,
-        Keys(start.keys),
-        names,
-        load,
-        Fetcher(server.max_body_mb * 2**20) if server.allow_urls else None,
-    )
+    fetcher = Fetcher(server.max_body_mb * 2**20) if server.allow_urls else None
+    state = ServerState(settings, server, Keys(start.keys), names, load, fetcher)
     return state
 
 

@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from contextlib import closing
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -173,9 +173,8 @@ class _Body:
                 message = await self._receive()
         except TimeoutError as error:
             seconds = self._state.server.body_timeout
-            raise ApiError(
-                408, f"The request took longer than {seconds:g} s to arrive.", "too_slow"
-            ) from error
+            reason = f"The request took longer than {seconds:g} s to arrive."
+            raise ApiError(408, reason, "too_slow") from error
         if message["type"] == "http.disconnect":  # whatever is answered now, nobody gets it
             self._exchange.left = True
         size = len(message.get("body", b""))
@@ -188,9 +187,7 @@ class _Body:
 
     def hold(self, size: int) -> None:
         """Count `size` bytes that the request keeps in memory, its body or what it had fetched.
-
-        Raises `QueueFullError` where all requests together keep too much.
-        """
+        Raises `QueueFullError` where all requests together keep too much."""
         self._held += size
         self._state.held += size
         if self._state.held > self._state.server.max_held_mb * 2**20:
@@ -219,14 +216,15 @@ def check_origin(headers: Headers, scope: Scope, state: ServerState) -> None:
     host = headers.get("host", "")
     origin = headers.get("origin")
     allowed = state.server.cors
-    if origin and "*" not in allowed and origin not in allowed and _authority(origin) != host:
+    if origin and "*" not in allowed and origin not in allowed and _parts(origin).netloc != host:
         raise ApiError(
             403,
             "Web pages of other origins may not ask here; start the server with --cors ORIGIN to "
             "let one in.",
             "origin_not_allowed",
         )
-    if not state.keys and not state.server.no_auth and not _names_this_machine(host):
+    name = _parts(f"//{host}").hostname or ""
+    if not state.keys and not state.server.no_auth and not is_loopback(name):
         raise ApiError(
             403,
             "This server has no key and answers to localhost alone; ask it by that name, or start "
@@ -235,16 +233,9 @@ def check_origin(headers: Headers, scope: Scope, state: ServerState) -> None:
         )
 
 
-def _authority(origin: str) -> str:
+def _parts(address: str) -> SplitResult:
+    """The parts of `address`; all are empty if it is none."""
     try:
-        return urlsplit(origin).netloc
+        return urlsplit(address)
     except ValueError:
-        return ""
-
-
-def _names_this_machine(host: str) -> bool:
-    try:
-        name = urlsplit(f"//{host}").hostname
-    except ValueError:
-        return False
-    return name is not None and is_loopback(name)
+        return urlsplit("")

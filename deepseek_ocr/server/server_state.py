@@ -6,6 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
 
 from deepseek_ocr import configuration, presets
 from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -58,11 +61,8 @@ class ServerState:
 
     @property
     def problem(self) -> ApiError | None:
-        """Why pages cannot be read now, as it is answered (503); None if they can.
-
-        One engine that reads no more is enough, also beside others: it would go on being given
-        pages.
-        """
+        """Why pages cannot be read now, as it is answered (503); None if they can. One engine that
+        reads no more is enough, also beside others: it would go on being given pages."""
         if self.failed is not None:
             return self.failed
         if self.closing:
@@ -103,10 +103,8 @@ class ServerState:
         return name in self.names and (not colon or preset in presets.PRESETS)
 
     def check_name(self, model: str) -> tuple[str, str]:
-        """`model` as a loaded checkpoint's name and a preset's short name ("" for its own).
-
-        Raises `ApiError` 404 for a name that `/v1/models` does not list.
-        """
+        """`model` as a loaded checkpoint's name and a preset's short name ("" for its own). Raises
+        `ApiError` 404 for a name that `/v1/models` does not list."""
         name, _, preset = model.partition(":")
         if not self.serves(model):
             raise ApiError(
@@ -143,3 +141,21 @@ class Caller:
     state: ServerState
     client: str
     hold: Callable[[int], None]
+
+
+async def state_of(request: Request) -> ServerState:
+    """Dependency: the state of the server that answers `request`. Not a plain function: FastAPI
+    would call that in another thread, and each such call waits for the threads that compute."""
+    state: ServerState = request.app.state.server
+    return state
+
+
+async def caller_of(request: Request) -> Caller:
+    """Dependency: who asks, and whom. `middleware.Guard` has found that out, before anything of the
+    request's body was read."""
+    scope = request.scope
+    return Caller(await state_of(request), scope["deepseek_ocr.client"], scope["deepseek_ocr.hold"])
+
+
+CurrentState = Annotated[ServerState, Depends(state_of)]
+CurrentCaller = Annotated[Caller, Depends(caller_of)]

@@ -9,24 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from deepseek_ocr import configuration, presets
+from deepseek_ocr import configuration, presets, settings
 from deepseek_ocr.documents.inputs import PageSelection, parse_pages
 from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.formats import find_format
 from deepseek_ocr.formats.writing import WriteOptions
-from deepseek_ocr.settings import (
-    DecodeSettings,
-    RenderSettings,
-    existing_text,
-    formula_delimiters,
-    parse_switch,
-)
 from deepseek_ocr.weights.catalog import Checkpoint
 
 DECODE = {
-    field.name: type(getattr(DecodeSettings(), field.name))
-    for field in fields(DecodeSettings)
+    field.name: type(getattr(settings.DecodeSettings(), field.name))
+    for field in fields(settings.DecodeSettings)
     if field.name != "exempt_tokens"
 }
 """Guard and sampling settings, by the name of their field."""
@@ -46,7 +39,7 @@ class DocumentPlan:
     """How a document is rendered, read and written."""
 
     plan: Plan
-    render: RenderSettings
+    render: settings.RenderSettings
 
 
 def as_fields(data: Mapping[str, Any]) -> dict[str, str]:
@@ -83,10 +76,8 @@ def with_defaults(given: Mapping[str, str], known: Checkpoint) -> dict[str, str]
 
 
 def document_plan(given: Mapping[str, str], server: configuration.ServerSettings) -> DocumentPlan:
-    """The plan that the fields `given` ask for, within the bounds of `server`.
-
-    Raises `SettingsError` and `PromptError`.
-    """
+    """The plan that the fields `given` ask for, within the bounds of `server`. Raises
+    `SettingsError` and `PromptError`."""
     task = (
         None if "prompt" in given else presets.task_title(given.get("task", presets.DEFAULT_TASK))
     )
@@ -104,16 +95,18 @@ def document_plan(given: Mapping[str, str], server: configuration.ServerSettings
         password=given.get("password"),
         options=WriteOptions(
             join_tables=flag(given, "join_tables", True),
-            existing_text=existing_text(given.get("existing_text", WriteOptions.existing_text)),
-            formulas=formula_delimiters(given.get("formulas", WriteOptions.formulas)),
+            existing_text=settings.existing_text(
+                given.get("existing_text", WriteOptions.existing_text)
+            ),
+            formulas=settings.formula_delimiters(given.get("formulas", WriteOptions.formulas)),
         ),
         about={"model": given.get("model", ""), "task": task, "resolution": resolution},
     )
-    dpi = _whole(given, "dpi", RenderSettings.dpi)
-    render = RenderSettings(
+    dpi = _whole(given, "dpi", settings.RenderSettings.dpi)
+    render = settings.RenderSettings(
         dpi=dpi,
         rotate=None if rotate == "auto" else _whole(given, "rotate", 0),
-        max_pixels=min(RenderSettings.max_pixels, server.max_pixels),
+        max_pixels=min(settings.RenderSettings.max_pixels, server.max_pixels),
         max_picture_pixels=server.max_pixels,
     )
     return DocumentPlan(plan, render)
@@ -128,7 +121,7 @@ def output_format(given: Mapping[str, str]) -> str:
 
 def flag(given: Mapping[str, str], name: str, default: bool) -> bool:
     """A field that is true or false. Raises `SettingsError`."""
-    return parse_switch(name, given.get(name, str(default)))
+    return settings.parse_switch(name, given.get(name, str(default)))
 
 
 def _prompt(given: Mapping[str, str], task: str | None) -> str:
@@ -146,14 +139,14 @@ def _prompt(given: Mapping[str, str], task: str | None) -> str:
     return given["prompt"]
 
 
-def _decode(given: Mapping[str, str], timeout: float) -> DecodeSettings:
+def _decode(given: Mapping[str, str], timeout: float) -> settings.DecodeSettings:
     values: dict[str, Any] = {}
     for name, kind in DECODE.items():
         if name in given and kind is bool:
             values[name] = flag(given, name, False)
         elif name in given:
             values[name] = _whole(given, name, 0) if kind is int else _number(given, name)
-    decode = DecodeSettings(**values)
+    decode = settings.DecodeSettings(**values)
     return replace(decode, timeout=min(decode.timeout or timeout, timeout))
 
 

@@ -2,70 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 
 from deepseek_ocr.formats.json_document import page_data
 from deepseek_ocr.formats.records import PageRecord
 from deepseek_ocr.server.api_errors import ApiError, api_error
-from deepseek_ocr.server.jobs.job_database import JobDatabase
-from deepseek_ocr.server.jobs.job_queue import JobEvent, JobQueue
+from deepseek_ocr.server.jobs.job_queue import JobEvent
 from deepseek_ocr.server.jobs.job_store import OcrJob
 from deepseek_ocr.server.jobs.region_splitter import RegionFound, RegionText
-from deepseek_ocr.server.server_state import ServerState
 
 PageUpdate = RegionFound | RegionText | int
 """What is told of a page while it is read. A number says that the try of this number (from 2)
 begins, which makes void what was told before."""
-
-
-async def history(
-    job: OcrJob, queue: JobQueue, database: JobDatabase, state: ServerState
-) -> AsyncIterator[JobEvent]:
-    """What happened to `job` so far and, while it is being read, what happens, to its end.
-
-    Ends early if the server stops, or nobody took the events for long.
-    """
-    live = queue.jobs.get(job.id)
-    heard: asyncio.Queue[JobEvent | None] = asyncio.Queue()
-    missed = []
-    if live is not None:
-        live.listeners.add(heard)
-        missed = [event for page in live.reading.values() for event in page.events]
-    try:
-        yield opened(job)
-        before = set()
-        for number in await database.ask(database.store.settled, job.id):
-            record = await database.ask(database.store.page, job.id, number)
-            before.add(number)
-            if record is not None:
-                yield done(record)
-        for event in missed:
-            if event["page"] not in before:
-                yield event
-        if live is None:
-            if end := await _end_of_silent(job, database, state):
-                yield end
-            return
-        while (next_event := await heard.get()) is not None:
-            if next_event.get("page") not in before:
-                yield next_event
-            if next_event["type"] == "document.done":
-                return
-    finally:
-        if live is not None:
-            live.listeners.discard(heard)
-
-
-async def _end_of_silent(job: OcrJob, database: JobDatabase, state: ServerState) -> JobEvent | None:
-    """The last event of a job of which nothing more is told."""
-    found = await database.find(job.id, job.client)
-    if found is not None and found.ended:
-        return ended(found.status, await database.counts(found), found.error)
-    if found is not None and not state.serves(found.model):
-        return not_served(found)
-    return None
 
 
 def reason_of(error: BaseException) -> str:

@@ -9,19 +9,25 @@ Everything here belongs to the event loop, unless it says otherwise.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from platformdirs import user_state_path
+
 from deepseek_ocr.documents.renderer import Renderer
+from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.server.api_errors import ClosingError
 from deepseek_ocr.server.jobs import job_events
-from deepseek_ocr.server.jobs.job_database import JobDatabase
-from deepseek_ocr.server.jobs.job_queue import JobEvent, JobQueue, LiveJob, PageTask
-from deepseek_ocr.server.jobs.job_store import JobStore, OcrJob, now
-from deepseek_ocr.server.jobs.job_threads import JobThreads
+from deepseek_ocr.server.jobs.job_queue import JobQueue, LiveJob, PageTask
+from deepseek_ocr.server.jobs.job_store import JobStore, OcrJob, counts_of
+from deepseek_ocr.server.jobs.job_threads import JobDatabase, JobThreads
 from deepseek_ocr.server.jobs.page_runner import PageRunner
 from deepseek_ocr.server.observability import logs
 from deepseek_ocr.server.server_state import ServerState
@@ -31,6 +37,9 @@ _LOOK_S = 0.2
 
 _LOOKS_A_TIDYING = 300
 """Looks after which what is old is forgotten: a minute."""
+
+_LEAVING_S = 5.0
+"""Seconds for pages to end after the server has given them up."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +62,14 @@ class JobLimits:
 
     def oldest(self) -> float:
         """Seconds since 1970: what ended and came before is forgotten."""
-        return now() - self.hours * 3600
+        return time.time() - self.hours * 3600
 
 
 class JobManager:
     """The documents of a server."""
 
-    def __init__(
-        self,
-        state: ServerState,
-        store: JobStore,
-        renderer: Renderer,
-        limits: JobLimits = JobLimits(),
-    ) -> None:
-        self.state, self.store, self.limits = state, store, limits
+    def __init__(self, state: ServerState, store: JobStore, renderer: Renderer) -> None:
+        self.state, self.store, self.limits = state, store, JobLimits()
         self.database = JobDatabase(store)
         self.threads = JobThreads(renderer.workers)
         self.queue = JobQueue()
@@ -145,13 +148,10 @@ class JobManager:
 
     async def counts(self, job: OcrJob) -> dict[str, int]:
         """How far it is: pages in all, read, failed."""
-        live = self.queue.jobs.get(job.id)
-        return live.counts() if live else await self.database.counts(job)
-
-    def events(self, job: OcrJob) -> AsyncIterator[JobEvent]:
-        """What happened to `job` so far, then what happens, to its end. Ends early if the server
-        stops, or nobody took the events for long."""
-        return job_events.history(job, self.queue, self.database, self.state)
+        if live := self.queue.jobs.get(job.id):
+            return live.counts()
+        settled = await self.database.ask(self.store.settled, job.id)
+        return counts_of(job, len(settled), sum(settled.values()))
 
     async def forget(self, job: str) -> None:
         """Cancel a job if it is being read, and forget it with its files."""
@@ -202,10 +202,10 @@ class JobManager:
             if found is None:
                 return
             live, number = found
-            page = live.reading[number] = PageTask()
-            page.task = asyncio.create_task(self._read(live, number))
-            self._pages.add(page.task)
-            page.task.add_done_callback(self._pages.discard)
+            task = asyncio.create_task(self._read(live, number))
+            live.reading[number] = PageTask(task)
+            self._pages.add(task)
+            task.add_done_callback(self._pages.discard)
 
     async def _read(self, live: LiveJob, number: int) -> None:
         """Read one page, keep it, and end its job if it was the last."""
@@ -233,3 +233,42 @@ async def _logged(errand: Coroutine[Any, Any, None]) -> None:
         await errand
     except Exception as error:
         logs.failure("something about documents could not be done", error)
+
+
+@asynccontextmanager
+async def running_jobs(state: ServerState) -> AsyncIterator[JobManager | None]:
+    """The jobs of a server, which are read until the block ends. None if their folder cannot be
+    had: the server then runs without them, and its log says why."""
+    folder = Path(state.server.jobs_folder or user_state_path("deepseek-ocr") / "jobs")
+    try:
+        store = await asyncio.to_thread(JobStore, folder.expanduser())
+    except SettingsError as error:
+        logs.event(f"no documents will be read: {error}")
+        yield None
+        return
+    workers = max(1, min(4, (os.cpu_count() or 1) // 2))
+    with Renderer(workers=workers) as renderer:
+        jobs = JobManager(state, store, renderer)
+        await jobs.take_over()
+        running = asyncio.create_task(jobs.run())
+        try:
+            yield jobs
+            await _end_pages(jobs, running)
+        finally:
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+            await jobs.stop()
+            store.close()
+
+
+async def _end_pages(jobs: JobManager, running: asyncio.Task[None]) -> None:
+    """Let the pages that are being read come to their end; a second signal drops them. The server
+    gives them up after its `shutdown_seconds`."""
+    if jobs.in_flight:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(NotImplementedError, RuntimeError, ValueError):  # no signals in a thread
+                loop.add_signal_handler(number, running.cancel)
+        logs.event("ending pages of documents", pages=jobs.in_flight)
+    await asyncio.wait({running}, timeout=jobs.state.server.shutdown_seconds + _LEAVING_S)

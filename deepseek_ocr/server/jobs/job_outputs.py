@@ -1,9 +1,10 @@
-"""What is given out of a job: its status, its document, its files, its pictures."""
+"""What is given out of a job: its status, its events, its document, its files, its pictures."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from deepseek_ocr.errors import DocumentError, OutputError
 from deepseek_ocr.formats import export
 from deepseek_ocr.formats.records import DocumentRecord
 from deepseek_ocr.server.api_errors import ApiError
+from deepseek_ocr.server.jobs import job_events
 from deepseek_ocr.server.jobs.document_options import DocumentPlan
 from deepseek_ocr.server.jobs.job_manager import JobManager
+from deepseek_ocr.server.jobs.job_queue import JobEvent
 from deepseek_ocr.server.jobs.job_store import OcrJob
 
 _LONGEST_SIDE = 2000
@@ -34,6 +37,50 @@ def status_of(jobs: JobManager, job: OcrJob, pages: Mapping[str, int]) -> dict[s
         "pages": dict(pages),
         "error": job.error,
     }
+
+
+async def events_of(jobs: JobManager, job: OcrJob) -> AsyncIterator[JobEvent]:
+    """What happened to `job` so far and, while it is being read, what happens, to its end. Ends
+    early if the server stops, or nobody took the events for long."""
+    live = jobs.queue.jobs.get(job.id)
+    heard: asyncio.Queue[JobEvent | None] = asyncio.Queue()
+    missed = []
+    if live is not None:
+        live.listeners.add(heard)
+        missed = [event for page in live.reading.values() for event in page.events]
+    try:
+        yield job_events.opened(job)
+        before = set()
+        for number in await jobs.database.ask(jobs.store.settled, job.id):
+            record = await jobs.database.ask(jobs.store.page, job.id, number)
+            before.add(number)
+            if record is not None:
+                yield job_events.done(record)
+        for event in missed:
+            if event["page"] not in before:
+                yield event
+        if live is None:
+            if end := await _end_of_silent(jobs, job):
+                yield end
+            return
+        while (next_event := await heard.get()) is not None:
+            if next_event.get("page") not in before:
+                yield next_event
+            if next_event["type"] == "document.done":
+                return
+    finally:
+        if live is not None:
+            live.listeners.discard(heard)
+
+
+async def _end_of_silent(jobs: JobManager, job: OcrJob) -> JobEvent | None:
+    """The last event of a job of which nothing more is told."""
+    found = await jobs.database.find(job.id, job.client)
+    if found is not None and found.ended:
+        return job_events.ended(found.status, await jobs.counts(found), found.error)
+    if found is not None and not jobs.state.serves(found.model):
+        return job_events.not_served(found)
+    return None
 
 
 def result_of(jobs: JobManager, job: OcrJob, status: Mapping[str, Any]) -> Iterator[str]:

@@ -26,7 +26,7 @@ _LONGEST_WAIT_S = 3600
 class PageTask:
     """A page that is being read, and what was told of it since its last try began."""
 
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[None]
     events: list[JobEvent] = field(default_factory=list)
 
 
@@ -64,7 +64,7 @@ class LiveJob:
     def cancel(self) -> list[asyncio.Task[None]]:
         """Have nothing more of it be read; the tasks that end now."""
         self.todo.clear()
-        tasks = [page.task for page in self.reading.values() if page.task]
+        tasks = [page.task for page in self.reading.values()]
         others = [task for task in tasks if task is not asyncio.current_task()]
         for task in others:
             task.cancel()
@@ -73,10 +73,8 @@ class LiveJob:
 
 
 class JobQueue:
-    """The jobs that are being read, in the order of their turns.
-
-    Pages go round the clients that have jobs here, then round each client's jobs.
-    """
+    """The jobs that are being read, in the order of their turns. Pages go round the clients that
+    have jobs here, then round each client's jobs."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, LiveJob] = {}

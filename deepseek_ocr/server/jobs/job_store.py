@@ -24,13 +24,8 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from deepseek_ocr.errors import SettingsError
-from deepseek_ocr.formats.records import (
-    LazyRecords,
-    PageRecord,
-    SourceKind,
-    record_from_json,
-    record_to_json,
-)
+from deepseek_ocr.formats import records
+from deepseek_ocr.formats.records import PageRecord, SourceKind
 
 Status = Literal["queued", "running", "done", "failed"]
 
@@ -38,6 +33,10 @@ _PATIENCE_S = 600.0
 """Seconds after its deadline in which a document that goes with its request is still fetched."""
 
 _SCHEMA = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = FULL;   -- a page is kept when this says so
+PRAGMA foreign_keys = ON;
+PRAGMA secure_delete = ON;   -- what was read is gone when its job is
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, client TEXT NOT NULL, created REAL NOT NULL, deadline REAL,
     kept INTEGER NOT NULL, status TEXT NOT NULL, error TEXT, model TEXT NOT NULL,
@@ -84,10 +83,8 @@ class OcrJob:
 
 
 class JobStore:
-    """The folder of jobs; any thread may call.
-
-    Raises `SettingsError` where the folder cannot be used, or another server uses it.
-    """
+    """The folder of jobs; any thread may call. Raises `SettingsError` where the folder cannot be
+    used, or another server uses it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -96,7 +93,10 @@ class JobStore:
             folder.chmod(0o700)
             self._owner = FileLock(folder / "jobs.lock")
             self._owner.acquire(timeout=0)
-            self._database = self._connect(folder / "jobs.sqlite3")
+            self._database = sqlite3.connect(
+                folder / "jobs.sqlite3", check_same_thread=False, isolation_level=None
+            )
+            self._database.executescript(_SCHEMA)
         except Timeout as error:
             raise SettingsError(
                 f"Another server keeps its jobs in {folder}; give this one a folder of its own."
@@ -107,15 +107,6 @@ class JobStore:
             ) from error
         self._lock = threading.Lock()
 
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")  # a page is kept when this says so
-        database.execute("PRAGMA foreign_keys = ON")
-        database.execute("PRAGMA secure_delete = ON")  # what was read is gone when its job is
-        database.executescript(_SCHEMA)
-        return database
-
     def close(self) -> None:
         """Give the folder to another server."""
         with self._lock:
@@ -125,6 +116,9 @@ class JobStore:
     def _run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock:
             return self._database.execute(statement, values).fetchall()
+
+    def _ids(self, statement: str, values: Sequence[Any] = ()) -> list[str]:
+        return [row[0] for row in self._run(statement, values)]
 
     # --- jobs -----------------------------------------------------------------------------------
 
@@ -200,12 +194,11 @@ class JobStore:
 
         For a server that starts, before it takes requests.
         """
-        rows = self._run("SELECT id FROM jobs WHERE NOT kept")
-        gone = [*(row[0] for row in rows), *self.expired(older_than)]
+        gone = [*self._ids("SELECT id FROM jobs WHERE NOT kept"), *self.expired(older_than)]
         for job in gone:
             self.drop(job)
             self.clear(job)
-        known = {row[0] for row in self._run("SELECT id FROM jobs")}
+        known = set(self._ids("SELECT id FROM jobs"))
         for path in self.folder.iterdir():
             if path.is_dir() and path.name not in known:
                 shutil.rmtree(path, ignore_errors=True)
@@ -213,30 +206,28 @@ class JobStore:
 
     def expired(self, older_than: float) -> list[str]:
         """Ended jobs that came before `older_than`, and those whose request must be over."""
-        rows = self._run(
+        return self._ids(
             "SELECT id FROM jobs WHERE status IN ('done', 'failed') AND "
             "(created < ? OR (NOT kept AND deadline < ?))",
-            (older_than, now() - _PATIENCE_S),
+            (older_than, time.time() - _PATIENCE_S),
         )
-        return [row[0] for row in rows]
 
     def surplus(self, per_client: int, total: int) -> list[str]:
         """Which of the ended jobs that outlive their requests are too many: of each client all but
         the newest `per_client`, of all together all but the newest `total`."""
-        rows = self._run(
+        return self._ids(
             "SELECT id FROM (SELECT id, "
             "row_number() OVER (PARTITION BY client ORDER BY created DESC, rowid DESC) AS own, "
             "row_number() OVER (ORDER BY created DESC, rowid DESC) AS place "
             "FROM jobs WHERE kept AND status IN ('done', 'failed')) WHERE own > ? OR place > ?",
             (per_client, total),
         )
-        return [row[0] for row in rows]
 
     # --- pages ----------------------------------------------------------------------------------
 
     def keep(self, job: str, record: PageRecord) -> None:
         """Keep a page that came to its end; of a job that is gone, nothing."""
-        data = json.dumps(record_to_json(record), ensure_ascii=False)
+        data = json.dumps(records.record_to_json(record), ensure_ascii=False)
         data = data.encode("utf-8", "replace").decode()
         self._run(
             "INSERT OR REPLACE INTO pages SELECT ?, ?, ?, ? "
@@ -247,7 +238,7 @@ class JobStore:
     def page(self, job: str, number: int) -> PageRecord | None:
         """The record of a page; None where it is not read yet."""
         rows = self._run("SELECT record FROM pages WHERE job = ? AND number = ?", (job, number))
-        return record_from_json(json.loads(rows[0][0])) if rows else None
+        return records.record_from_json(json.loads(rows[0][0])) if rows else None
 
     def settled(self, job: str) -> dict[int, bool]:
         """The pages that came to their end, in order, and whether each failed."""
@@ -262,7 +253,7 @@ class JobStore:
             unread = "It was not read; hand the document in again."
             return self.page(job.id, number) or PageRecord(number, error=unread)
 
-        return LazyRecords(job.numbers, load)
+        return records.LazyRecords(job.numbers, load)
 
 
 def _job(row: Sequence[Any]) -> OcrJob:
@@ -274,8 +265,3 @@ def counts_of(job: OcrJob, settled: int, failed: int) -> dict[str, int]:
     """How far `job` is, of which `settled` pages came to their end, `failed` of them with an error:
     pages in all, read, failed."""
     return {"total": len(job.numbers), "read": settled - failed, "failed": failed}
-
-
-def now() -> float:
-    """Seconds since 1970, as jobs are dated."""
-    return time.time()

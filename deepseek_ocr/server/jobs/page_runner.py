@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from deepseek_ocr.documents.page_retries import ReadPage, read_page, record_of
@@ -15,7 +16,7 @@ from deepseek_ocr.server.api_errors import RETRY_AFTER, ClosingError, QueueFullE
 from deepseek_ocr.server.jobs import job_events
 from deepseek_ocr.server.jobs.document_options import DocumentPlan, document_plan
 from deepseek_ocr.server.jobs.job_queue import LiveJob
-from deepseek_ocr.server.jobs.job_store import JobStore, OcrJob, now
+from deepseek_ocr.server.jobs.job_store import JobStore, OcrJob
 from deepseek_ocr.server.jobs.job_threads import JobThreads
 from deepseek_ocr.server.jobs.region_splitter import Splitter
 from deepseek_ocr.server.queueing.model_pools import ModelPool
@@ -56,7 +57,7 @@ class PageRunner:
         job = live.job
         pool, _ = self.state.pool_for(job.model)
         plan = self.plan(job)
-        if job.deadline is not None and now() > job.deadline:
+        if job.deadline is not None and time.time() > job.deadline:
             return PageRecord(
                 number, error="The time for the document was over; hand it in as a job instead."
             )
@@ -86,31 +87,24 @@ class PageRunner:
     async def _read(
         self, pool: ModelPool, client: str, page: Page, tell: Tell
     ) -> Reading | Failure:
-        """A full queue is for others to be told of: this page was taken in already."""
         while True:
+            splitter = Splitter()
             try:
-                return await self._try(pool, client, page, tell)
-            except QueueFullError:
+                with stream_pages(self.state.metrics, pool, client, [page]) as (stream,):
+                    async for event in stream.events():
+                        if isinstance(event, Reading):
+                            for rest in splitter.finish():
+                                tell(rest)
+                            return event
+                        for found in splitter.feed(event.text):
+                            tell(found)
+            except QueueFullError:  # others are to be told of that: this page was taken in already
                 await asyncio.sleep(RETRY_AFTER)
-
-    async def _try(self, pool: ModelPool, client: str, page: Page, tell: Tell) -> Reading | Failure:
-        splitter = Splitter()
-        try:
-            with stream_pages(self.state.metrics, pool, client, [page]) as (stream,):
-                async for event in stream.events():
-                    if isinstance(event, Reading):
-                        _tell_all(splitter.finish(), tell)
-                        return event
-                    _tell_all(splitter.feed(event.text), tell)
-        except (QueueFullError, ClosingError):
-            raise
-        except Exception as error:  # every page that goes in comes out
-            if self.state.closing and not isinstance(error, DeviceError):  # stopped under it
-                raise ClosingError from error
-            return Failure(error)
-        raise AssertionError("an engine ends with a reading")
-
-
-def _tell_all(found: Iterable[job_events.PageUpdate], tell: Tell) -> None:
-    for one in found:
-        tell(one)
+            except ClosingError:
+                raise
+            except Exception as error:  # every page that goes in comes out
+                if self.state.closing and not isinstance(error, DeviceError):  # stopped under it
+                    raise ClosingError from error
+                return Failure(error)
+            else:
+                raise AssertionError("an engine ends with a reading")

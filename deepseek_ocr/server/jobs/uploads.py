@@ -19,26 +19,19 @@ from deepseek_ocr.server.api_errors import ApiError
 from deepseek_ocr.server.data_uri import decode_base64
 from deepseek_ocr.server.jobs.document_options import KNOWN, as_fields
 
+_TEXTS = {name: {"type": "string"} for name in ("filename", *KNOWN)}
+_FILES = {
+    "multipart/form-data": {"type": "string", "format": "binary"},
+    "application/json": {"type": "string", "description": "base64, or a data URI with it"},
+}
+_SCHEMAS = {
+    kind: {"type": "object", "required": ["file"], "properties": {"file": file, **_TEXTS}}
+    for kind, file in _FILES.items()
+}
 OPENAPI: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {
-            kind: {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {"type": "string", **how},
-                        "filename": {"type": "string"},
-                        **{name: {"type": "string"} for name in KNOWN},
-                    },
-                }
-            }
-            for kind, how in (
-                ("multipart/form-data", {"format": "binary"}),
-                ("application/json", {"description": "base64, or a data URI with it"}),
-            )
-        },
+        "content": {kind: {"schema": schema} for kind, schema in _SCHEMAS.items()},
     }
 }
 """What the routes that take documents say of their bodies."""
@@ -111,9 +104,8 @@ def _from_json(body: bytes) -> Upload:
     try:
         content = decode_base64(text)
     except ValueError as error:
-        raise ApiError(
-            400, "file must be base64 (or a data URI with base64).", "invalid_base64", "file"
-        ) from error
+        message = "file must be base64 (or a data URI with base64)."
+        raise ApiError(400, message, "invalid_base64", "file") from error
     return Upload(safe_file_name(name), as_fields(data), lambda path: path.write_bytes(content))
 
 

@@ -43,27 +43,23 @@ class _Json(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def set_up(level: str = "INFO") -> None:
+def set_up() -> None:
     """Send our log and uvicorn's, and what everything else warns of, to standard error as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json())
     for name in list(logging.root.manager.loggerDict):
-        _hand_on(logging.getLogger(name))
+        logger = logging.getLogger(name)
+        for own in list(logger.handlers):  # what a library writes to the terminal by itself
+            if getattr(own, "stream", None) in (sys.stdout, sys.stderr):
+                logger.removeHandler(own)
+                logger.propagate = True
     logging.root.handlers = [handler]
     logging.root.setLevel(logging.WARNING)
     logging.captureWarnings(True)
     threading.excepthook = _thread_failed
     for name in _CAREFUL:
-        logging.getLogger(name).setLevel(level)
+        logging.getLogger(name).setLevel(logging.INFO)
     logging.getLogger("uvicorn.access").disabled = True  # ours says more, and less
-
-
-def _hand_on(logger: logging.Logger) -> None:
-    """Take away what a library writes to the terminal by itself, so that the root gets it."""
-    for handler in list(logger.handlers):
-        if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
-            logger.removeHandler(handler)
-            logger.propagate = True
 
 
 def _thread_failed(failed: threading.ExceptHookArgs) -> None:

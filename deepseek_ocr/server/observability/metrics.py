@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    GCCollector,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    generate_latest,
-)
+import prometheus_client as prometheus
 from prometheus_client.registry import Collector
 
 from deepseek_ocr.engine.results import Reading
@@ -25,13 +17,13 @@ class Metrics:
     """Counters that routes feed, and the gauges of others."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
-        counter = partial(Counter, namespace="deepseek_ocr", registry=self._registry)
+        registry = self._registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)
+        prometheus.PlatformCollector(registry=registry)
+        prometheus.GCCollector(registry=registry)
+        counter = partial(prometheus.Counter, namespace="deepseek_ocr", registry=registry)
         histogram = partial(
-            Histogram, namespace="deepseek_ocr", registry=self._registry, buckets=_SECONDS
+            prometheus.Histogram, namespace="deepseek_ocr", registry=registry, buckets=_SECONDS
         )
         self._requests = counter("requests", "Requests answered", ("route", "status"))
         self._request_seconds = histogram(
@@ -73,4 +65,4 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of it, in Prometheus's text format."""
-        return generate_latest(self._registry)
+        return prometheus.generate_latest(self._registry)

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import Request
 
+from deepseek_ocr import presets
 from deepseek_ocr.engine.results import Delta, Page, Reading
 from deepseek_ocr.formats import json_document
 from deepseek_ocr.formats.export import page_to_json
 from deepseek_ocr.formats.markdown import PAGE_SPLIT
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.markup import blocks_in, settled_parts, to_markdown
+from deepseek_ocr.server.api_errors import ApiError
 from deepseek_ocr.server.observability.metrics import Metrics
-from deepseek_ocr.server.openai.event_streams import log_fields
-from deepseek_ocr.server.openai.request_parsing import (
-    ReadingRequest,
-    RequestOptions,
-    reading_request,
-)
+from deepseek_ocr.server.openai import request_parsing
+from deepseek_ocr.server.openai.image_inputs import pictures
 from deepseek_ocr.server.openai.request_schemas import CommonFields, OutputFormat
+from deepseek_ocr.server.queueing.model_pools import ModelPool
 from deepseek_ocr.server.queueing.page_streams import stream_pages
 from deepseek_ocr.server.server_state import Caller
 
@@ -39,18 +38,23 @@ class TextPiece:
 
 @dataclass
 class Answer:
-    """An answer in the making; `readings` grows as pages end."""
+    """An answer in the making: what is to be read for `client`, by which model, and what is to
+    come of it. `model` is the name the client gave; `readings` grows as pages end."""
 
     metrics: Metrics
-    order: ReadingRequest
+    client: str
+    model: str
+    pool: ModelPool
+    pages: Sequence[Page]
+    form: OutputFormat
+    logprobs: bool
     readings: list[Reading] = field(default_factory=list)
 
     async def pieces(self) -> AsyncIterator[TextPiece]:
         """The text, piece by piece, pages in order. Raises what reading raises."""
-        order = self.order
-        with stream_pages(self.metrics, order.pool, order.client, order.pages) as streams:
+        with stream_pages(self.metrics, self.pool, self.client, self.pages) as streams:
             for number, stream in enumerate(streams):
-                writer = writer_for(order.form, number, order.pages)
+                writer = writer_for(self.form, number, self.pages)
                 async for event in stream.events():
                     if isinstance(event, Reading):
                         self.readings.append(event)
@@ -59,9 +63,8 @@ class Answer:
     async def text(self) -> tuple[str, list[tuple[str, float]]]:
         """All of it, and all its tokens."""
         pieces = [piece async for piece in self.pieces()]
-        return "".join(piece.text for piece in pieces), [
-            token for piece in pieces for token in piece.tokens
-        ]
+        tokens = [token for piece in pieces for token in piece.tokens]
+        return "".join(piece.text for piece in pieces), tokens
 
     @property
     def finish_reason(self) -> str:
@@ -95,12 +98,36 @@ class Answer:
 
 
 async def begin_answer(
-    request: Request, caller: Caller, asked: CommonFields, options: RequestOptions
+    request: Request, caller: Caller, asked: CommonFields, options: request_parsing.RequestOptions
 ) -> Answer:
-    """The answer to what was `asked`, of which nothing is read yet; raises as `reading_request`."""
-    order = await reading_request(caller, asked, options)
-    log_fields(request, model=order.model, pages=len(order.pages), stream=bool(asked.stream))
-    return Answer(caller.state.metrics, order)
+    """The answer to what was `asked`, of which nothing is read yet. Raises `ApiError`, and the
+    errors of settings, prompts and pictures, which are answered 400."""
+    state = caller.state
+    request_parsing.refuse_unsupported(asked)
+    pool, preset = state.pool_for(asked.model)
+    prompt = request_parsing.prompt_of(asked, options.turn.text, pool.known)
+    crop = presets.crop_for(asked.resolution or preset)
+    decode = request_parsing.decode_of(asked, options.max_tokens, state.server.page_timeout)
+    form = request_parsing.form_of(asked, options)
+    images = options.turn.images
+    if not images:
+        raise ApiError(
+            400,
+            f"There is no picture in {options.turn_param}; add a part of type image_url "
+            "(input_image in /v1/responses) with a data URI.",
+            "missing_image",
+            options.turn_param,
+        )
+    if len(images) > state.server.max_pages:
+        raise ApiError(
+            413, f"These are {len(images)} pictures; {state.server.max_pages} are the most a "
+            "request may have.", "too_many_pages",
+        )  # fmt: skip
+    pages = [Page(data, prompt, crop, decode) for data in await pictures(caller, images)]
+    logged = {"model": asked.model, "pages": len(pages), "stream": bool(asked.stream)}
+    request.scope["deepseek_ocr.log"] = logged
+    logprobs = options.logprobs
+    return Answer(state.metrics, caller.client, asked.model, pool, pages, form, logprobs)
 
 
 def logprob_entries(tokens: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
@@ -116,16 +143,11 @@ def logprob_entries(tokens: Iterable[tuple[str, float]]) -> list[dict[str, Any]]
     ]
 
 
-class Writer(Protocol):
-    """Writes one page of an answer."""
-
-    def take(self, event: Delta | Reading) -> TextPiece:
-        """What to send now that `event` has come; its text may be empty."""
-        ...
-
-
-def writer_for(form: OutputFormat, number: int, pages: Sequence[Page]) -> Writer:
-    """The writer of page `number` (from 0) of `pages`."""
+def writer_for(
+    form: OutputFormat, number: int, pages: Sequence[Page]
+) -> _Written | _Markdown | _Json:
+    """What writes page `number` (from 0) of `pages`: its `take` gives what to send now that an
+    event has come, whose text may be empty."""
     if form == "json":
         return _Json(number, len(pages))
     if form == "markdown":

@@ -12,28 +12,18 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from deepseek_ocr.server.api_errors import ApiError, api_error
+from deepseek_ocr.server.api_errors import ApiError, HungUpError, api_error
 from deepseek_ocr.server.observability import logs
 
 Given = TypeVar("Given")
 
 
-class HungUpError(ApiError):
-    """The client left before its answer was there; nobody sees this but the log."""
-
-    def __init__(self) -> None:
-        super().__init__(499, "The client closed the connection.", "hung_up")
-
-
 async def unless_hung_up(receive: Receive, work: Coroutine[Any, Any, Given]) -> Given:
-    """What `work` gives; it is cancelled when the client hangs up. Raises `HungUpError` then.
-
-    The request's body must have been read from `receive`.
-    """
+    """What `work` gives; it is cancelled when the client hangs up. Raises `HungUpError` then. The
+    request's body must have been read from `receive`."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_left(receive))
     try:
@@ -50,11 +40,6 @@ async def unless_hung_up(receive: Receive, work: Coroutine[Any, Any, Given]) -> 
 async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def log_fields(request: Request, **fields: object) -> None:
-    """Say more in the log's line about this request."""
-    request.scope.setdefault("deepseek_ocr.log", {}).update(fields)
 
 
 def as_event(data: object, name: str | None = None) -> bytes:

@@ -77,10 +77,8 @@ async def _away(size: int, work: Callable[P, Made], *args: P.args, **named: P.kw
 
 
 def _check_head(data: bytes, limits: ImageLimits) -> None:
-    """Look at a picture's head alone: is it one, and of how many pixels?
-
-    Raises `ImageError` and `ImageTooLargeError`.
-    """
+    """Look at a picture's head alone: is it one, and of how many pixels? Raises `ImageError` and
+    `ImageTooLargeError`."""
     if data.startswith(b"%PDF-"):
         raise ApiError(400, "This is a PDF; documents go to /v1/ocr.", "invalid_image", "image_url")
     if not data:
@@ -95,6 +93,5 @@ def _from_data_uri(url: str, param: str) -> bytes:
     try:
         return decode_base64(url)
     except ValueError as error:
-        raise ApiError(
-            400, "The picture's base64 is damaged; encode it again.", "invalid_image", param
-        ) from error
+        message = "The picture's base64 is damaged; encode it again."
+        raise ApiError(400, message, "invalid_image", param) from error

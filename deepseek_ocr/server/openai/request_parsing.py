@@ -8,21 +8,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from deepseek_ocr import presets
-from deepseek_ocr.engine.results import Page
 from deepseek_ocr.model.prompts import IMAGE
 from deepseek_ocr.server.api_errors import ApiError
-from deepseek_ocr.server.openai.image_inputs import pictures
 from deepseek_ocr.server.openai.reading_schema import is_ours
-from deepseek_ocr.server.openai.request_schemas import (
-    ChatRequest,
-    CommonFields,
-    Message,
-    OutputFormat,
-    Part,
-    ResponsesRequest,
-)
-from deepseek_ocr.server.queueing.model_pools import ModelPool
-from deepseek_ocr.server.server_state import Caller
+from deepseek_ocr.server.openai.request_schemas import CommonFields, Message, OutputFormat
 from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.weights.catalog import Checkpoint
 
@@ -31,21 +20,6 @@ _SAMPLING = {field.name for field in fields(DecodeSettings)} & set(CommonFields.
 
 _LOCATE = re.compile(r"Locate <\|ref\|>(.+?)<\|/ref\|> in the image\.?", re.DOTALL)
 _LOCATE_SHORT = re.compile(r"locate:\s*(.+)", re.IGNORECASE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class ReadingRequest:
-    """What is to be read for `client`, by which model, and what is to come of it.
-
-    `model` is the name the client gave.
-    """
-
-    client: str
-    model: str
-    pool: ModelPool
-    pages: tuple[Page, ...]
-    form: OutputFormat
-    logprobs: bool
 
 
 @dataclass(frozen=True)
@@ -59,9 +33,7 @@ class UserTurn:
 @dataclass(frozen=True)
 class RequestOptions:
     """What both kinds of request come to: their last turn, and what they call differently.
-
-    `turn_param` and `format_param` say where in the request it stood.
-    """
+    `turn_param` and `format_param` say where in the request it stood."""
 
     turn: UserTurn
     turn_param: str
@@ -71,45 +43,16 @@ class RequestOptions:
     logprobs: bool
 
 
-async def reading_request(
-    caller: Caller, asked: CommonFields, options: RequestOptions
-) -> ReadingRequest:
-    """What a request asks to be read.
-
-    Raises `ApiError`, and the errors of settings, prompts and pictures, which are answered 400.
-    """
-    state = caller.state
-    _refuse_penalties(asked)
-    pool, preset = state.pool_for(asked.model)
-    prompt = prompt_of(asked, options.turn.text, pool.known)
-    crop = presets.crop_for(asked.resolution or preset)
-    decode = decode_of(asked, options.max_tokens, state.server.page_timeout)
-    form = form_of(asked, options)
-    images = options.turn.images
-    if not images:
-        raise ApiError(
-            400,
-            f"There is no picture in {options.turn_param}; add a part of type image_url "
-            "(input_image in /v1/responses) with a data URI.",
-            "missing_image",
-            options.turn_param,
-        )
-    if len(images) > state.server.max_pages:
-        raise ApiError(
-            413, f"These are {len(images)} pictures; {state.server.max_pages} are the most a "
-            "request may have.", "too_many_pages",
-        )  # fmt: skip
-    pages = [Page(data, prompt, crop, decode) for data in await pictures(caller, images)]
-    return ReadingRequest(caller.client, asked.model, pool, tuple(pages), form, options.logprobs)
-
-
-def last_turn(messages: Sequence[Message], param: str) -> UserTurn:
-    """The last user turn, with the pictures of the latest turn that has some.
+def last_turn(messages: Sequence[Message] | str, param: str) -> UserTurn:
+    """The last user turn, with the pictures of the latest turn that has some; `messages` may be
+    the text of one.
 
     Everything else of a conversation is left out: the model reads pages and knows no history.
     Raises `ApiError` 400 where no user says anything, and for a part of the last turn that cannot
     be read.
     """
+    if isinstance(messages, str):
+        return UserTurn(messages, ())
     turns = [
         (message, f"{param}.{number}")
         for number, message in enumerate(messages)
@@ -135,7 +78,10 @@ def _turn(message: Message, param: str, strict: bool = True) -> UserTurn:
         if part.type in ("text", "input_text"):
             texts.append(_own_words(part.text or ""))
         elif part.type in ("image_url", "input_image") and (part.image_url is not None or strict):
-            images.append((_url(part, at), f"{at}.image_url"))
+            if part.image_url is None:
+                raise ApiError(400, "image_url is missing.", "missing_image", at)
+            url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
+            images.append((url, f"{at}.image_url"))
         elif strict:
             raise ApiError(
                 400,
@@ -153,12 +99,6 @@ def _own_words(text: str) -> str:
         return text
     _, _, own = text.partition("</attached_files>")
     return own.strip()
-
-
-def _url(part: Part, at: str) -> str:
-    if part.image_url is None:
-        raise ApiError(400, "image_url is missing.", "missing_image", at)
-    return part.image_url if isinstance(part.image_url, str) else part.image_url.url
 
 
 def prompt_of(asked: CommonFields, text: str, known: Checkpoint) -> str:
@@ -193,11 +133,8 @@ _TASKS_BY_TEXT = {
 
 
 def decode_of(asked: CommonFields, max_tokens: int | None, page_timeout: float) -> DecodeSettings:
-    """How to decode; what the request leaves open is as everywhere, but never without a time
-    limit.
-
-    Raises `SettingsError`.
-    """
+    """How to decode; what the request leaves open is as everywhere, but never without a time limit.
+    Raises `SettingsError`."""
     values = asked.model_dump(include=_SAMPLING, exclude_none=True)
     if max_tokens is not None:
         values["max_new_tokens"] = max_tokens
@@ -206,15 +143,13 @@ def decode_of(asked: CommonFields, max_tokens: int | None, page_timeout: float) 
 
 
 def form_of(asked: CommonFields, options: RequestOptions) -> OutputFormat:
-    """The form of the answer: JSON where `response_format` says so, else `output_format`.
-
-    Raises `ApiError` 400 for a schema that is not ours and for what does not go together.
-    """
+    """The form of the answer: JSON where `response_format` says so, else `output_format`. Raises
+    `ApiError` 400 for a schema that is not ours and for what does not go together."""
     form = asked.output_format or "text"
-    kind = (options.format or {}).get("type", "text")
+    wanted = options.format or {}
+    kind = wanted.get("type", "text")
     if kind == "json_schema":
-        schema = options.format or {}
-        schema = schema.get("json_schema", schema)
+        schema = wanted.get("json_schema", wanted)
         if not (isinstance(schema, dict) and is_ours(schema.get("schema"))):
             raise ApiError(
                 400,
@@ -238,28 +173,20 @@ def form_of(asked: CommonFields, options: RequestOptions) -> OutputFormat:
     return form
 
 
-def refuse_unsupported(asked: ChatRequest | ResponsesRequest) -> None:
-    """Raise `ApiError` 400 for what neither kind of request can have here."""
-    refuse(
-        bool(asked.top_logprobs),
-        "Only the chosen token's log-probability is known; leave out top_logprobs.",
-        "top_logprobs",
-    )
-    refuse(
-        asked.tool_choice not in (None, "none", "auto"), "The model calls no tools.", "tool_choice"
-    )
-
-
-def _refuse_penalties(asked: CommonFields) -> None:
+def refuse_unsupported(asked: CommonFields) -> None:
+    """Raise `ApiError` 400 for what no kind of request can have here."""
+    message = "Only the chosen token's log-probability is known; leave out top_logprobs."
+    refuse(asked.top_logprobs, message, "top_logprobs")
+    calls_tools = asked.tool_choice not in (None, "none", "auto")
+    refuse(calls_tools, "The model calls no tools.", "tool_choice")
     for name in ("presence_penalty", "frequency_penalty"):
-        refuse(
-            bool(getattr(asked, name)), f"{name} is not known here; use repetition_penalty.", name
-        )
+        message = f"{name} is not known here; use repetition_penalty."
+        refuse(getattr(asked, name), message, name)
     biased = any((asked.logit_bias or {}).values())
     refuse(biased, "Tokens cannot be given a bias; leave out logit_bias.", "logit_bias")
 
 
-def refuse(condition: bool, message: str, param: str) -> None:
+def refuse(condition: object, message: str, param: str) -> None:
     """Raise `ApiError` 400 for something that was asked for and cannot be had."""
     if condition:
         raise ApiError(400, message, "unsupported_parameter", param)

@@ -1,26 +1,22 @@
 """What clients may send, as OpenAI's API has it, and the fields that are ours.
 
-Fields nobody here knows are left alone, since clients send many. Where a field would change the
-answer and cannot be had here, asking for it is an error (`orders.py`). The `detail` of a picture is
-left alone too: how closely a page is looked at, the preset says.
+Fields nobody here knows are left alone, as pydantic does, since clients send many. Where a field
+would change the answer and cannot be had here, asking for it is an error (`request_parsing.py`).
+The `detail` of a picture is left alone too: how closely a page is looked at, the preset says.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 OutputFormat = Literal["text", "markdown", "json"]
 
 
 class CommonFields(BaseModel):
-    """What both kinds of request have: the model, our own fields, and sampling.
-
-    The names are those of the flags of `deepseek-ocr read` and the Cog predictor's inputs.
-    """
-
-    model_config = ConfigDict(extra="ignore")
+    """What both kinds of request have: the model, our own fields, and sampling. The names are those
+    of the flags of `deepseek-ocr read` and the Cog predictor's inputs."""
 
     model: str = Field(description="A name of /v1/models; NAME:PRESET reads at that preset")
     stream: bool | None = Field(None, description="Send the text as it is decoded")
@@ -36,6 +32,8 @@ class CommonFields(BaseModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
+    top_logprobs: int | None = None
+    tool_choice: str | dict[str, Any] | None = None
     seed: int | None = None
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
@@ -81,11 +79,9 @@ class ChatRequest(CommonFields):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
     response_format: dict[str, Any] | None = None
     n: int | None = None
     stop: str | list[str] | None = None
-    tool_choice: str | dict[str, Any] | None = None
 
 
 class TextOptions(BaseModel):
@@ -101,9 +97,7 @@ class ResponsesRequest(CommonFields):
     max_output_tokens: int | None = None
     text: TextOptions | None = None
     include: list[str] | None = None
-    top_logprobs: int | None = None
     previous_response_id: str | None = None
     background: bool | None = None
     instructions: str | None = None
     metadata: dict[str, str] | None = None
-    tool_choice: str | dict[str, Any] | None = None

@@ -19,10 +19,8 @@ from deepseek_ocr.server.api_errors import ApiError, ClosingError, QueueFullErro
 
 
 class Visit:
-    """The pages of one request on their way through the queue; leave it by `with`.
-
-    `started`: true once a page of it has been given its turn.
-    """
+    """The pages of one request on their way through the queue; leave it by `with`. `started`: true
+    once a page of it has been given its turn."""
 
     def __init__(self, admission: Admission, client: str, pages: int) -> None:
         loop = asyncio.get_running_loop()
@@ -93,10 +91,8 @@ class Admission:
         return self._places - sum(self._free)
 
     def enter(self, client: str, pages: int) -> Visit:
-        """Queue `pages` pages of `client`.
-
-        Raises `QueueFullError` where there is no room, `ClosingError` after `close`.
-        """
+        """Queue `pages` pages of `client`. Raises `QueueFullError` where there is no room,
+        `ClosingError` after `close`."""
         if self._closed:
             raise ClosingError
         for visit in self._in_the_way(client, pages):

@@ -19,6 +19,14 @@ Engines = Mapping[str, tuple[OcrEngine, ...]]
 AHEAD = 2
 """Pages handed to an engine beyond its slots, so that a free slot finds the next one prepared."""
 
+_GAUGES = (
+    ("queue_waiting", "Pages waiting", ("model",)),
+    ("active", "Pages handed on", ("model",)),
+    ("slots", "Pages that can be read at once", ("model", "device")),
+    ("slots_active", "Slots in use", ("model", "device")),
+    ("device_memory_bytes", "Taken by tensors", ("device",)),
+)
+
 
 @dataclass(frozen=True)
 class ModelPool:
@@ -42,17 +50,10 @@ class PoolGauges(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """The gauges as they stand, for Prometheus."""
-        waiting = GaugeMetricFamily("deepseek_ocr_queue_waiting", "Pages waiting", labels=["model"])
-        active = GaugeMetricFamily("deepseek_ocr_active", "Pages handed on", labels=["model"])
-        slots = GaugeMetricFamily(
-            "deepseek_ocr_slots", "Pages that can be read at once", labels=["model", "device"]
-        )
-        busy = GaugeMetricFamily(
-            "deepseek_ocr_slots_active", "Slots in use", labels=["model", "device"]
-        )
-        memory = GaugeMetricFamily(
-            "deepseek_ocr_device_memory_bytes", "Taken by tensors", labels=["device"]
-        )
+        waiting, active, slots, busy, memory = gauges = [
+            GaugeMetricFamily(f"deepseek_ocr_{name}", meaning, labels=labels)
+            for name, meaning, labels in _GAUGES
+        ]
         for pool in list(self._pools.values()):
             waiting.add_metric([pool.name], pool.admission.waiting)
             active.add_metric([pool.name], pool.admission.active)
@@ -63,4 +64,4 @@ class PoolGauges(Collector):
                 busy.add_metric([pool.name, place], status.active)
                 if engine.device.type == "cuda":
                     memory.add_metric([place], torch.cuda.memory_allocated(engine.device))
-        yield from (waiting, active, slots, busy, memory)
+        yield from gauges

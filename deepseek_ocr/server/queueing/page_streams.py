@@ -53,10 +53,8 @@ class PageStream:
         visit.turn(number).add_done_callback(self._begin)
 
     async def events(self) -> AsyncIterator[Delta | Reading]:
-        """Each `Delta` (those that arrived meanwhile as one), and at the end the `Reading`.
-
-        Raises what reading raised, and `ApiError` where the page's turn never comes.
-        """
+        """Each `Delta` (those that arrived meanwhile as one), and at the end the `Reading`. Raises
+        what reading raised, and `ApiError` where the page's turn never comes."""
         while True:
             event = await self._arrived.get()
             if isinstance(event, Failure):
@@ -146,10 +144,8 @@ def _joined(deltas: Sequence[Delta]) -> Delta:
 def stream_pages(
     metrics: Metrics, pool: ModelPool, client: str, pages: Sequence[Page]
 ) -> Iterator[tuple[PageStream, ...]]:
-    """Put the pages of one request into the queue, all or none; their streams, in order.
-
-    Raises `QueueFullError` and `ClosingError`.
-    """
+    """Put the pages of one request into the queue, all or none; their streams, in order. Raises
+    `QueueFullError` and `ClosingError`."""
     with pool.admission.enter(client, len(pages)) as visit:
         streams = tuple(
             PageStream(metrics, pool, visit, number, page) for number, page in enumerate(pages)

@@ -11,16 +11,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from deepseek_ocr.server.api_errors import ApiError, json_answer
-from deepseek_ocr.server.openai.answers import Answer, TextPiece, begin_answer, logprob_entries
+from deepseek_ocr.server.openai.answers import Answer, begin_answer, logprob_entries
 from deepseek_ocr.server.openai.event_streams import EventStream, as_event, unless_hung_up
-from deepseek_ocr.server.openai.request_parsing import (
-    RequestOptions,
-    last_turn,
-    refuse,
-    refuse_unsupported,
-)
+from deepseek_ocr.server.openai.request_parsing import RequestOptions, last_turn, refuse
 from deepseek_ocr.server.openai.request_schemas import ChatRequest
-from deepseek_ocr.server.routes.dependencies import CurrentCaller
+from deepseek_ocr.server.server_state import CurrentCaller
 
 router = APIRouter(prefix="/v1")
 
@@ -45,8 +40,7 @@ async def complete(request: Request, asked: ChatRequest, caller: CurrentCaller) 
 
 def _options(asked: ChatRequest) -> RequestOptions:
     refuse(asked.n not in (None, 1), "One answer is all there is; leave out n.", "n")
-    refuse(bool(asked.stop), "Stop sequences are not supported; leave out stop.", "stop")
-    refuse_unsupported(asked)
+    refuse(asked.stop, "Stop sequences are not supported; leave out stop.", "stop")
     limit = asked.max_completion_tokens
     return RequestOptions(
         turn=last_turn(asked.messages, "messages"),
@@ -59,18 +53,10 @@ def _options(asked: ChatRequest) -> RequestOptions:
 
 
 def _completion(answer: Answer, text: str, tokens: list[tuple[str, float]]) -> dict[str, Any]:
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": text, "refusal": None},
-        "logprobs": _logprobs(answer, tokens),
-        "finish_reason": answer.finish_reason,
-    }
-    return {
-        **_head(answer, "chat.completion"),
-        "choices": [choice],
-        "usage": _usage(answer),
-        "deepseek_ocr": answer.details,
-    }
+    message = {"role": "assistant", "content": text, "refusal": None}
+    choice = _choice("message", message, _logprobs(answer, tokens), answer.finish_reason)
+    head = _head(answer, "chat.completion")
+    return {**head, "choices": [choice], "usage": _usage(answer), "deepseek_ocr": answer.details}
 
 
 async def _chunks(answer: Answer, usage: bool) -> AsyncGenerator[bytes, None]:
@@ -80,26 +66,25 @@ async def _chunks(answer: Answer, usage: bool) -> AsyncGenerator[bytes, None]:
     role: dict[str, Any] = {"role": "assistant"}
     async for piece in answer.pieces():
         if piece.text or piece.tokens:
-            yield as_event({**head, "choices": [_choice(answer, piece, role)]})
+            delta = {**role, "content": piece.text}
+            choice = _choice("delta", delta, _logprobs(answer, piece.tokens))
+            yield as_event({**head, "choices": [choice]})
             role = {}
-    last = {"index": 0, "delta": role, "logprobs": None, "finish_reason": answer.finish_reason}
+    last = _choice("delta", role, None, answer.finish_reason)
     yield as_event({**head, "choices": [last], "deepseek_ocr": answer.details})
     if usage:
         yield as_event({**head, "choices": [], "usage": _usage(answer)})
     yield b"data: [DONE]\n\n"
 
 
-def _choice(answer: Answer, piece: TextPiece, role: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "index": 0,
-        "delta": {**role, "content": piece.text},
-        "logprobs": _logprobs(answer, piece.tokens),
-        "finish_reason": None,
-    }
+def _choice(
+    name: str, said: dict[str, Any], logprobs: dict[str, Any] | None, end: str | None = None
+) -> dict[str, Any]:
+    return {"index": 0, name: said, "logprobs": logprobs, "finish_reason": end}
 
 
 def _logprobs(answer: Answer, tokens: Iterable[tuple[str, float]]) -> dict[str, Any] | None:
-    if not answer.order.logprobs:
+    if not answer.logprobs:
         return None
     return {"content": logprob_entries(tokens), "refusal": None}
 
@@ -109,17 +94,13 @@ def _head(answer: Answer, kind: str) -> dict[str, Any]:
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "object": kind,
         "created": int(time.time()),
-        "model": answer.order.model,
+        "model": answer.model,
     }
 
 
 def _usage(answer: Answer) -> dict[str, int]:
     prompt, output = answer.usage
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": output,
-        "total_tokens": prompt + output,
-    }
+    return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
 
 def _last_event(error: ApiError) -> bytes:

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from deepseek_ocr.server.observability import metrics
-from deepseek_ocr.server.routes.dependencies import CurrentState
+from deepseek_ocr.server.server_state import CurrentState
 
 router = APIRouter()
 

@@ -5,7 +5,6 @@ A document that comes with a request is a job too, which goes with the answer, o
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -17,27 +16,19 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 
 from deepseek_ocr.formats import FORMATS
 from deepseek_ocr.server.api_errors import ApiError, ClosingError
+from deepseek_ocr.server.jobs import job_outputs
 from deepseek_ocr.server.jobs.document_options import flag, output_format
 from deepseek_ocr.server.jobs.job_intake import take_in
 from deepseek_ocr.server.jobs.job_manager import JobManager
-from deepseek_ocr.server.jobs.job_outputs import (
-    no_job,
-    output_of,
-    picture_of,
-    result_of,
-    status_of,
-)
 from deepseek_ocr.server.jobs.job_store import OcrJob
 from deepseek_ocr.server.jobs.uploads import OPENAPI, received
-from deepseek_ocr.server.routes.dependencies import ClientName, client_of
+from deepseek_ocr.server.openai.event_streams import unless_hung_up
+from deepseek_ocr.server.server_state import CurrentCaller
 from deepseek_ocr.server.web.page_nodes import page_blocks
 
-router = APIRouter(prefix="/v1/ocr", dependencies=[Depends(client_of)])
+router = APIRouter(prefix="/v1/ocr")
 
 NDJSON = "application/x-ndjson"
-
-_HANG_UP_S = 0.25
-"""Seconds between looks at whether the client is still there."""
 
 
 async def _jobs_of(request: Request) -> JobManager:
@@ -57,11 +48,11 @@ Jobs = Annotated[JobManager, Depends(_jobs_of)]
 PageNumber = Annotated[int, InPath(ge=1, le=1_000_000)]
 
 
-async def _job(id: str, jobs: Jobs, client: ClientName) -> OcrJob:  # noqa: A002 - as in the path
+async def _job(id: str, jobs: Jobs, caller: CurrentCaller) -> OcrJob:  # noqa: A002 - as in the path
     """Dependency: the job of the path, if it is this client's."""
-    found = await jobs.database.find(id, client)
+    found = await jobs.database.find(id, caller.client)
     if found is None:
-        raise no_job()
+        raise job_outputs.no_job()
     return found
 
 
@@ -69,20 +60,19 @@ ClientJob = Annotated[OcrJob, Depends(_job)]
 
 
 @router.post("", openapi_extra=OPENAPI, response_model=None)
-async def read_document(request: Request, jobs: Jobs, client: ClientName) -> Response:
+async def read_document(request: Request, jobs: Jobs, caller: CurrentCaller) -> Response:
     """Read a document and answer with it: JSON, another `output_format`, or, with `stream` or
     `Accept: application/x-ndjson`, its events line by line as they happen."""
     async with received(request) as upload:
-        streamed = flag(upload.fields, "stream", False) or NDJSON in request.headers.get(
-            "accept", ""
-        )
+        accepted = request.headers.get("accept", "")
+        streamed = flag(upload.fields, "stream", False) or NDJSON in accepted
         format_ = output_format(upload.fields)
-        job = await take_in(jobs, client, upload, kept=False)
+        job = await take_in(jobs, caller.client, upload, kept=False)
     if streamed:
         return StreamingResponse(_lines(jobs, job), media_type=NDJSON)
     try:
-        await _until_read(request, jobs, job)
-        path = await output_of(jobs, job, format_)
+        await unless_hung_up(request.receive, _until_read(jobs, job))
+        path = await job_outputs.output_of(jobs, job, format_)
     except BaseException:
         jobs.spawn(jobs.forget(job.id))
         raise
@@ -94,28 +84,30 @@ async def read_document(request: Request, jobs: Jobs, client: ClientName) -> Res
 
 
 @router.post("/jobs", status_code=202, openapi_extra=OPENAPI)
-async def add_job(request: Request, jobs: Jobs, client: ClientName) -> dict[str, Any]:
+async def add_job(request: Request, jobs: Jobs, caller: CurrentCaller) -> dict[str, Any]:
     """Hand a document in, to be read while nobody waits."""
     async with received(request) as upload:
-        job = await take_in(jobs, client, upload, kept=True)
-    return status_of(jobs, job, await jobs.counts(job))
+        job = await take_in(jobs, caller.client, upload, kept=True)
+    return job_outputs.status_of(jobs, job, await jobs.counts(job))
 
 
 @router.get("/jobs")
-async def list_jobs(jobs: Jobs, client: ClientName) -> dict[str, Any]:
+async def list_jobs(jobs: Jobs, caller: CurrentCaller) -> dict[str, Any]:
     """The client's own jobs, newest first, without their documents."""
     most = 2 * jobs.limits.per_client  # not many more are ever kept
-    found = await jobs.database.newest(client, most)
-    return {"object": "list", "data": [status_of(jobs, job, pages) for job, pages in found]}
+    found = await jobs.database.newest(caller.client, most)
+    listed = [job_outputs.status_of(jobs, job, pages) for job, pages in found]
+    return {"object": "list", "data": listed}
 
 
 @router.get("/jobs/{id}", response_model=None)
 async def show_job(jobs: Jobs, job: ClientJob) -> Response:
     """How far a job is; with its document as `result` when it is done."""
-    status = status_of(jobs, job, await jobs.counts(job))
+    status = job_outputs.status_of(jobs, job, await jobs.counts(job))
     if job.status != "done":
         return JSONResponse({**status, "result": None})
-    return StreamingResponse(result_of(jobs, job, status), media_type="application/json")
+    result = job_outputs.result_of(jobs, job, status)
+    return StreamingResponse(result, media_type="application/json")
 
 
 @router.delete("/jobs/{id}")
@@ -136,7 +128,7 @@ async def show_picture(jobs: Jobs, job: ClientJob, number: PageNumber) -> Respon
     """A page's picture as JPEG, no side longer than 2000 px."""
     if number not in job.numbers:
         raise _no_page()
-    return Response(await picture_of(jobs, job, number), media_type="image/jpeg")
+    return Response(await job_outputs.picture_of(jobs, job, number), media_type="image/jpeg")
 
 
 @router.get("/jobs/{id}/pages/{number}/blocks")
@@ -155,15 +147,14 @@ async def show_output(jobs: Jobs, job: ClientJob, output: str) -> Response:
         known = ", ".join(FORMATS)
         raise ApiError(404, f"There is no such format; choose among {known}.", "no_format")
     if job.status != "done":
-        raise ApiError(
-            409, "The document is not read to its end; see its status.", "job_not_finished"
-        )
-    path = await output_of(jobs, job, output)
+        message = "The document is not read to its end; see its status."
+        raise ApiError(409, message, "job_not_finished")
+    path = await job_outputs.output_of(jobs, job, output)
     return FileResponse(path, media_type=FORMATS[output].media_type, filename=path.name)
 
 
 async def _as_lines(jobs: JobManager, job: OcrJob) -> AsyncIterator[str]:
-    async for event in jobs.events(job):
+    async for event in job_outputs.events_of(jobs, job):
         yield json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -178,24 +169,12 @@ async def _lines(jobs: JobManager, job: OcrJob) -> AsyncIterator[str]:
         jobs.spawn(jobs.forget(job.id))
 
 
-async def _until_read(request: Request, jobs: JobManager, job: OcrJob) -> None:
+async def _until_read(jobs: JobManager, job: OcrJob) -> None:
     """Wait for the end of `job`. Raises `ApiError` if it failed, `ClosingError` if the server
-    stops first; ends it if the client leaves."""
+    stops first."""
     end: dict[str, Any] = {}
-
-    async def follow() -> None:
-        async for event in jobs.events(job):
-            end.update(event)
-
-    following = asyncio.create_task(follow())
-    try:
-        while not following.done():
-            await asyncio.wait({following}, timeout=_HANG_UP_S)
-            if await request.is_disconnected():
-                raise ApiError(499, "The client has left.", "client_left")
-        await following
-    finally:
-        following.cancel()
+    async for event in job_outputs.events_of(jobs, job):
+        end = event
     if end.get("type") != "document.done":
         raise ClosingError
     if end["status"] != "done":

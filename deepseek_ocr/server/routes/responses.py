@@ -13,15 +13,9 @@ from starlette.responses import Response
 from deepseek_ocr.server.api_errors import ApiError, json_answer
 from deepseek_ocr.server.openai.answers import Answer, begin_answer, logprob_entries
 from deepseek_ocr.server.openai.event_streams import EventStream, as_event, unless_hung_up
-from deepseek_ocr.server.openai.request_parsing import (
-    RequestOptions,
-    UserTurn,
-    last_turn,
-    refuse,
-    refuse_unsupported,
-)
+from deepseek_ocr.server.openai.request_parsing import RequestOptions, last_turn, refuse
 from deepseek_ocr.server.openai.request_schemas import ResponsesRequest
-from deepseek_ocr.server.routes.dependencies import CurrentCaller
+from deepseek_ocr.server.server_state import CurrentCaller
 
 router = APIRouter(prefix="/v1")
 
@@ -47,20 +41,12 @@ async def respond(request: Request, asked: ResponsesRequest, caller: CurrentCall
 
 
 def _options(asked: ResponsesRequest) -> RequestOptions:
-    refuse(
-        asked.previous_response_id is not None,
-        "Answers are not kept here; send the picture again in input.",
-        "previous_response_id",
-    )
-    refuse(bool(asked.background), "Use /v1/ocr for work in the background.", "background")
-    refuse_unsupported(asked)
-    turn = (
-        UserTurn(asked.input, ())
-        if isinstance(asked.input, str)
-        else last_turn(asked.input, "input")
-    )
+    follows = asked.previous_response_id is not None
+    message = "Answers are not kept here; send the picture again in input."
+    refuse(follows, message, "previous_response_id")
+    refuse(asked.background, "Use /v1/ocr for work in the background.", "background")
     return RequestOptions(
-        turn=turn,
+        turn=last_turn(asked.input, "input"),
         turn_param="input",
         max_tokens=asked.max_output_tokens,
         format=asked.text.format if asked.text else None,
@@ -119,31 +105,23 @@ class _Report:
     ) -> dict[str, Any]:
         """The message, empty while it is being written."""
         content = [] if text is None else [self._part(text, tokens)]
-        return {
-            "id": self._item_id,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": content,
-        }
+        head = {"id": self._item_id, "type": "message", "role": "assistant"}
+        return {**head, "status": status, "content": content}
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The events of a stream, from the first piece of text on."""
-        pieces = self.answer.pieces()
         place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
         texts: list[str] = []
         tokens: list[tuple[str, float]] = []
-        async for piece in pieces:
+        async for piece in self.answer.pieces():
             if not self._sent:
                 for event in self._opening(place):
                     yield event
             texts.append(piece.text)
             tokens += piece.tokens
             if piece.text or piece.tokens:
-                logprobs = self._logprobs(piece.tokens)
-                yield self._event(
-                    "response.output_text.delta", **place, delta=piece.text, logprobs=logprobs
-                )
+                said = {"delta": piece.text, "logprobs": self._logprobs(piece.tokens)}
+                yield self._event("response.output_text.delta", **place, **said)
         for event in self._closing(place, "".join(texts), tokens):
             yield event
 
@@ -152,13 +130,11 @@ class _Report:
         return self._event("error", code=error.code, message=str(error), param=error.param)
 
     def _opening(self, place: dict[str, Any]) -> list[bytes]:
-        begun = self.response("in_progress", [])
+        begun, item = self.response("in_progress", []), self.item("in_progress")
         return [
             self._event("response.created", response=begun),
             self._event("response.in_progress", response=begun),
-            self._event(
-                "response.output_item.added", output_index=0, item=self.item("in_progress")
-            ),
+            self._event("response.output_item.added", output_index=0, item=item),
             self._event("response.content_part.added", **place, part=self._part("", ())),
         ]
 
@@ -181,15 +157,11 @@ class _Report:
         return event
 
     def _part(self, text: str, tokens: Sequence[tuple[str, float]]) -> dict[str, Any]:
-        return {
-            "type": "output_text",
-            "text": text,
-            "annotations": [],
-            "logprobs": self._logprobs(tokens),
-        }
+        logprobs = self._logprobs(tokens)
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
     def _logprobs(self, tokens: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
-        return logprob_entries(tokens) if self.answer.order.logprobs else []
+        return logprob_entries(tokens) if self.answer.logprobs else []
 
     def _usage(self) -> dict[str, Any]:
         prompt, output = self.answer.usage

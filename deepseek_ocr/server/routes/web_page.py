@@ -12,7 +12,7 @@ from starlette.responses import Response
 from deepseek_ocr import presets
 from deepseek_ocr.server import web
 from deepseek_ocr.server.api_errors import ApiError
-from deepseek_ocr.server.routes.dependencies import CurrentState
+from deepseek_ocr.server.server_state import CurrentState
 from deepseek_ocr.settings import CropSettings
 from deepseek_ocr.weights import catalog
 
@@ -24,7 +24,7 @@ FILES = {
     "style.css": "text/css",
     "icon.svg": "image/svg+xml",
     **dict.fromkeys(
-        ("app.js", "api.js", "nodes.js", "sheet.js", "start.js", "text.js", "work.js"),
+        ("app.js", "api.js", "dom.js", "nodes.js", "sheet.js", "start.js", "text.js", "work.js"),
         "text/javascript",
     ),
 }
@@ -53,11 +53,7 @@ def options(state: CurrentState) -> dict[str, Any]:
         "task": presets.task_title(known.task),
         "preset": presets.preset_title(known.preset),
         "tasks": [
-            {
-                "name": task.title,
-                "purpose": _sentence(task.purpose),
-                "reference": name == "locate",
-            }
+            {"name": task.title, "purpose": _sentence(task.purpose), "reference": name == "locate"}
             for name, task in presets.TASKS.items()
         ],
         "presets": [

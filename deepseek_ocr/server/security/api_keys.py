@@ -19,33 +19,23 @@ class Keys:
         return bool(self._digests)
 
     def name_of(self, key: str) -> str | None:
-        """A short name for the holder of `key`, fit for logs; None where it opens nothing.
-
-        All keys are compared, in time that does not depend on what was sent.
-        """
+        """A short name for the holder of `key`, fit for logs; None where it opens nothing. All keys
+        are compared, in time that does not depend on what was sent."""
         given = _digest(key)
-        found = None
-        for digest in self._digests:
-            if hmac.compare_digest(digest, given):
-                found = f"key-{digest.hex()[:8]}"
-        return found
+        equal = [hmac.compare_digest(digest, given) for digest in self._digests]
+        return f"key-{given.hex()[:8]}" if any(equal) else None
 
 
 def identify(keys: Keys, authorization: str, address: str) -> str:
-    """The client's name: of its key, else its address.
-
-    Raises `ApiError` 401 where a key is wanted and `authorization` (the header) has none that fits.
-    """
+    """The client's name: of its key, else its address. Raises `ApiError` 401 where a key is wanted
+    and `authorization` (the header) has none that fits."""
     if not keys:
         return address
     scheme, _, key = authorization.partition(" ")
     name = keys.name_of(key.strip()) if scheme.lower() == "bearer" else None
     if name is None:
-        raise ApiError(
-            401,
-            "This server wants a key: send the header Authorization: Bearer KEY.",
-            "invalid_api_key",
-        )
+        message = "This server wants a key: send the header Authorization: Bearer KEY."
+        raise ApiError(401, message, "invalid_api_key")
     return name
 
 

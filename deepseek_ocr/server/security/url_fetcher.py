@@ -99,11 +99,8 @@ class Fetcher:
         return Allowance(self.most_bytes, until, hold)
 
     async def fetch(self, url: str, param: str, allowance: Allowance) -> bytes:
-        """What is at `url`.
-
-        Raises `ApiError` 400 naming `param`, 413 where it is too large, and what `allowance.hold`
-        raises.
-        """
+        """What is at `url`. Raises `ApiError` 400 naming `param`, 413 where it is too large, and
+        what `allowance.hold` raises."""
         try:
             async with asyncio.timeout_at(allowance.until):
                 return await self._follow(url, allowance)
@@ -127,25 +124,20 @@ class Fetcher:
     async def _get(self, url: httpx.URL, allowance: Allowance) -> bytes | str:
         """The body, or where it redirects to."""
         addresses = await self._addresses(url)
-        async with httpx.AsyncClient(
-            trust_env=False, follow_redirects=False, timeout=self.seconds
-        ) as client:
-            request = client.build_request(
-                "GET",
-                url.copy_with(host=str(addresses[0])),
-                headers={
-                    "host": url.netloc.decode("ascii"),
-                    "accept": "image/*",
-                    "accept-encoding": "identity",
-                    "user-agent": "deepseek-ocr",
-                },
-                extensions={"sni_hostname": url.host},
-            )
-            answer = await client.send(request, stream=True)
-            try:
-                return await self._body(answer, allowance)
-            finally:
-                await answer.aclose()
+        headers = {
+            "host": url.netloc.decode("ascii"),
+            "accept": "image/*",
+            "accept-encoding": "identity",
+            "user-agent": "deepseek-ocr",
+        }
+        target, extensions = url.copy_with(host=str(addresses[0])), {"sni_hostname": url.host}
+        async with (
+            httpx.AsyncClient(
+                trust_env=False, follow_redirects=False, timeout=self.seconds
+            ) as client,
+            client.stream("GET", target, headers=headers, extensions=extensions) as answer,
+        ):
+            return await self._body(answer, allowance)
 
     async def _addresses(self, url: httpx.URL) -> Sequence[Address]:
         """Where `url` leads; all of it must be allowed."""

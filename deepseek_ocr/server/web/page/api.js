@@ -1,8 +1,5 @@
 // Requests to the server this page came from: the key, errors in plain words, lines as they come.
 
-const KEY = "deepseek-ocr-key";
-const JOB = "deepseek-ocr-job";
-const VIEW = "deepseek-ocr-view";
 const JOBS = "v1/ocr/jobs";
 
 /** Something to tell the person: `message` says what to do next; `status` is HTTP's, 0 without an answer. */
@@ -36,9 +33,9 @@ function remembered(name) {
   };
 }
 
-export const key = remembered(KEY);
-export const lastJob = remembered(JOB);
-export const view = remembered(VIEW);
+export const key = remembered("deepseek-ocr-key");
+export const lastJob = remembered("deepseek-ocr-job");
+export const view = remembered("deepseek-ocr-view");
 
 async function request(path, options = {}) {
   const headers = new Headers(options.headers);

@@ -1,20 +1,20 @@
 // The page: a file goes in, a job comes back, its events fill the sheet and the text.
 
 import * as api from "./api.js";
+import { $, make } from "./dom.js";
 import { Sheet, link } from "./sheet.js";
 import { Start } from "./start.js";
 import { TextView } from "./text.js";
 import { Work } from "./work.js";
 
-const $ = (id) => document.getElementById(id);
 const RAW = "raw";
 const PATIENCE_MS = [500, 1000, 2000, 4000, 8000, 8000, 8000];
 
 let work = null;
 let stop = null;
 
-const sheet = new Sheet({ canvas: $("canvas"), boxes: $("boxes"), note: $("picture-note") });
-const text = new TextView($("text"));
+const sheet = new Sheet();
+const text = new TextView();
 const unpin = link($("boxes"), $("text"));
 const start = new Start({ onRead: (file, fields) => busy($("read"), () => read(file, fields)), onProblem: complain });
 
@@ -172,9 +172,7 @@ async function toClipboard(promised) {
 
 function copyBySelecting(words) {
   const focused = document.activeElement;
-  const area = document.createElement("textarea");
-  area.value = words;
-  area.className = "unseen";
+  const area = make("textarea", { value: words, className: "unseen" });
   document.body.append(area);
   area.select();
   const done = document.execCommand("copy");
@@ -185,12 +183,9 @@ function copyBySelecting(words) {
 
 async function download(format) {
   const { blob, name } = await api.output(work.job, format);
-  const address = URL.createObjectURL(blob);
-  const anchor = document.createElement("a");
-  anchor.href = address;
-  anchor.download = name;
-  anchor.click();
-  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+  const href = URL.createObjectURL(blob);
+  make("a", { href, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000);
   work?.say(`${name} was made.`);
 }
 

@@ -2,6 +2,8 @@
 // They become text, and elements and attributes of the short lists below; anything else shows the
 // text that is in it. There is no HTML in strings anywhere on this page.
 
+import { make } from "./dom.js";
+
 const MATHML = "http://www.w3.org/1998/Math/MathML";
 const DEEPEST = 300; // a formula has up to 100 levels, some of which take two elements
 
@@ -116,8 +118,7 @@ function newElement(parent, name, attributes) {
 /** What scrolls by itself if its content is wide: `parent`, if it is made for that, or a new element in it. */
 function scroller(parent, name, ...classes) {
   if (classes.every((word) => parent.classList?.contains(word))) return parent;
-  const made = document.createElement(name);
-  made.classList.add(...classes);
+  const made = make(name, { className: classes.join(" ") });
   parent.append(made);
   return made;
 }

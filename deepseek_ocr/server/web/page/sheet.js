@@ -1,21 +1,16 @@
 // The picture of a page with its regions as boxes, and what links them to the text.
 
+import { $, make } from "./dom.js";
 import { blockId, hueOf, regionName } from "./text.js";
 
 const SCALE = 999; // the largest coordinate of a box
 
 /** Boxes over the picture. */
 export class Sheet {
-  #canvas;
+  #canvas = $("canvas");
   #image = null;
-  #boxes;
-  #note;
-
-  constructor({ canvas, boxes, note }) {
-    this.#canvas = canvas;
-    this.#boxes = boxes;
-    this.#note = note;
-  }
+  #boxes = $("boxes");
+  #note = $("picture-note");
 
   /** An empty sheet in the proportions of `page`, with the boxes known so far. */
   show(page) {
@@ -47,18 +42,15 @@ export class Sheet {
   /** The boxes of a part. */
   add(part) {
     if (!part.order) return;
+    const percent = (length) => `${(length / SCALE) * 100}%`;
     for (const [left, top, right, bottom] of part.boxes) {
-      const box = document.createElement("button");
-      box.type = "button";
-      box.className = "box";
+      const tabIndex = this.#boxes.childElementCount ? -1 : 0;
+      const box = make("button", { type: "button", className: "box", tabIndex });
       box.dataset.region = part.order;
-      box.tabIndex = this.#boxes.childElementCount ? -1 : 0;
       box.setAttribute("aria-label", regionName(part));
       box.setAttribute("aria-details", blockId(part.order));
-      box.style.left = `${(left / SCALE) * 100}%`;
-      box.style.top = `${(top / SCALE) * 100}%`;
-      box.style.width = `${((right - left) / SCALE) * 100}%`;
-      box.style.height = `${((bottom - top) / SCALE) * 100}%`;
+      Object.assign(box.style, { left: percent(left), top: percent(top) });
+      Object.assign(box.style, { width: percent(right - left), height: percent(bottom - top) });
       box.style.setProperty("--hue", hueOf(part.label));
       this.#boxes.append(box);
     }
@@ -66,7 +58,7 @@ export class Sheet {
 
   /** The picture inside a box, as a canvas of its own. */
   cut(box, name) {
-    const canvas = document.createElement("canvas");
+    const canvas = make("canvas");
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", name);
     const { naturalWidth: width, naturalHeight: height } = this.#image ?? { naturalWidth: 0, naturalHeight: 0 };

@@ -1,6 +1,6 @@
 // The form: which file, which task, which preset.
 
-const $ = (id) => document.getElementById(id);
+import { $, make } from "./dom.js";
 
 /** The form, filled with what the server offers. `onRead(file, fields)` when it is sent. */
 export class Start {
@@ -14,8 +14,9 @@ export class Start {
       event.preventDefault();
       const wrong = this.#wrong();
       if (!wrong) return onRead(this.#file, this.#fields());
-      onProblem(wrong.message);
-      wrong.element.focus();
+      const [message, field] = wrong;
+      onProblem(message);
+      field.focus();
     });
     $("file").addEventListener("change", (event) => this.choose(event.target.files[0]));
     $("tasks").addEventListener("change", () => this.#refresh());
@@ -52,13 +53,9 @@ export class Start {
   }
 
   #wrong() {
-    if (!this.#file) {
-      return { message: "Choose a picture or a PDF first.", element: $("file") };
-    }
-    if (!$("reference-field").hidden && !$("reference").value.trim()) {
-      return { message: "Say what to locate on the page.", element: $("reference") };
-    }
-    return null;
+    if (!this.#file) return ["Choose a picture or a PDF first.", $("file")];
+    if ($("reference-field").hidden || $("reference").value.trim()) return null;
+    return ["Say what to locate on the page.", $("reference")];
   }
 
   #refresh() {
@@ -96,16 +93,8 @@ export class Start {
 }
 
 function taskCard(task, checked) {
-  const card = document.createElement("label");
-  card.className = "task";
-  const input = document.createElement("input");
-  Object.assign(input, { type: "radio", name: "task", value: task.name, checked });
-  const name = document.createElement("b");
-  name.textContent = task.name;
-  const purpose = document.createElement("small");
-  purpose.textContent = task.purpose;
-  card.append(input, name, purpose);
-  return card;
+  const input = make("input", { type: "radio", name: "task", value: task.name, checked });
+  return make("label", { className: "task" }, input, make("b", {}, task.name), make("small", {}, task.purpose));
 }
 
 function sizeOf(bytes) {

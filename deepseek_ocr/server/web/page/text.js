@@ -1,5 +1,6 @@
 // The text of a page as blocks, one a region: formatted, or raw as the model wrote it.
 
+import { $, make } from "./dom.js";
 import { build, textOf } from "./nodes.js";
 
 const LONGEST_NAME = 80; // characters of a label that stand for all of it
@@ -30,13 +31,9 @@ export const blockId = (order) => `region-${order}`;
 
 /** The blocks of the page that is looked at. */
 export class TextView {
-  #home;
+  #home = $("text");
   #raw = false;
   #blocks = new Map();
-
-  constructor(home) {
-    this.#home = home;
-  }
 
   /** Show `page` from the beginning: what is known of its text so far. */
   show(page) {
@@ -52,28 +49,14 @@ export class TextView {
     this.#home.classList.toggle("reading", reading);
     this.#home.setAttribute("aria-busy", String(reading));
     this.#home.querySelector(":scope > .note, :scope > .failed")?.remove();
-    const note = document.createElement("p");
-    if (page.state === "failed") {
-      note.className = "failed";
-      note.textContent = `This page could not be read. ${page.error}`;
-    } else if (page.state === "waiting" || (reading && !page.parts.length)) {
-      note.className = "note";
-      note.textContent = page.state === "waiting" ? "This page waits for its turn." : "Looking at the page …";
-    } else if (page.state === "done" && !page.parts.some((part) => part.text.trim() || part.order)) {
-      note.className = "note";
-      note.textContent = "There is no text on this page.";
-    } else if (page.state === "done" && page.finish !== "stop") {
-      note.className = "note";
-      note.textContent = ENDS[page.finish] ?? "";
-    }
-    if (note.textContent) this.#home.append(note);
+    const words = noteOn(page);
+    if (words) this.#home.append(make("p", { className: page.state === "failed" ? "failed" : "note" }, words));
   }
 
   /** A block for a part: a region (order 1 and up) or text outside of all (0). */
   add(part) {
     this.#home.querySelector(":scope > .note")?.remove();
-    const block = document.createElement("section");
-    block.className = "block";
+    const block = make("section", { className: "block" });
     const tail = document.createTextNode(part.text.trim());
     const plain = bodyOf("plain", tail);
     if (part.order) this.#link(block, part);
@@ -122,19 +105,20 @@ export class TextView {
     block.tabIndex = this.#home.querySelector("[data-region]") ? -1 : 0;
     block.style.setProperty("--hue", hueOf(part.label));
     block.setAttribute("aria-label", regionName(part));
-    const label = document.createElement("span");
-    label.className = "label";
-    label.textContent = shownLabel(part.label);
-    block.append(label);
+    block.append(make("span", { className: "label" }, shownLabel(part.label)));
   }
 }
 
 function bodyOf(kind, content) {
-  const body = document.createElement("div");
-  body.className = `body ${kind}`;
-  body.dir = "auto";
-  body.append(content);
-  return body;
+  return make("div", { className: `body ${kind}`, dir: "auto" }, content);
+}
+
+/** What is to be said of a page besides its text, if anything. */
+function noteOn({ state, parts, finish, error }) {
+  if (state === "failed") return `This page could not be read. ${error}`;
+  if (state === "waiting") return "This page waits for its turn.";
+  if (state === "reading") return parts.length ? "" : "Looking at the page …";
+  return parts.some((part) => part.text.trim() || part.order) ? ENDS[finish] : "There is no text on this page.";
 }
 
 const ENDS = {

@@ -1,8 +1,7 @@
 // A document that is being read: its pages, which of them is looked at, how far it is.
 
 import * as api from "./api.js";
-
-const $ = (id) => document.getElementById(id);
+import { $, make } from "./dom.js";
 
 /** What is known of one page. */
 function emptyPage(number) {
@@ -29,7 +28,8 @@ export class Work {
     $("cancel").hidden = false;
     $("progress").hidden = false;
     this.#allow(false);
-    this.#clear();
+    this.#sheet.show(emptyPage(0));
+    this.#text.show(emptyPage(0));
     this.say("Waiting for its turn …");
   }
 
@@ -76,9 +76,9 @@ export class Work {
   // --- events ---------------------------------------------------------------------------------
 
   #opened(event) {
-    const pictures = new Map([...this.#pages].map(([number, page]) => [number, page.picture]));
-    this.#pages = new Map(event.pages.map((number) => [number, emptyPage(number)]));
-    for (const [number, page] of this.#pages) page.picture = pictures.get(number) ?? null;
+    const before = this.#pages;
+    const again = (number) => ({ ...emptyPage(number), picture: before.get(number)?.picture ?? null });
+    this.#pages = new Map(event.pages.map((number) => [number, again(number)]));
     $("page-nav").hidden = event.pages.length < 2;
     $("page-list").replaceChildren(...event.pages.map((number) => this.#item(number)));
     this.#current = 0;
@@ -107,12 +107,8 @@ export class Work {
   }
 
   #delta(page, { order, text }) {
-    let part = page.parts.at(-1);
-    if (!part || part.order !== order) {
-      part = { order, label: "", boxes: [], text: "" };
-      page.parts.push(part);
-      if (page.number === this.#current) this.#text.add(part);
-    }
+    if (page.parts.at(-1)?.order !== order) this.#region(page, { order, label: "", boxes: [] });
+    const part = page.parts.at(-1);
     part.text += text;
     if (page.number === this.#current) this.#text.write(part);
   }
@@ -121,17 +117,14 @@ export class Work {
     const failed = result.error !== undefined;
     const parts = failed ? [] : partsOf(result);
     const isShown = page.parts.length > 0 && JSON.stringify(page.parts.map(placeOf)) === JSON.stringify(parts.map(placeOf));
-    Object.assign(page, {
-      state: failed ? "failed" : "done",
-      width: result.width,
-      height: result.height,
-      error: result.error ?? "",
-      finish: result.finish_reason ?? "",
-      parts,
-    });
+    const { width, height, error = "", finish_reason: finish = "" } = result;
+    Object.assign(page, { state: failed ? "failed" : "done", width, height, error, finish, parts });
     if (page.number === this.#current) {
-      if (isShown) this.#settle(page); // what is pointed at stays
-      else this.#redraw(page);
+      if (isShown) { // what is pointed at stays
+        for (const part of parts) this.#text.write(part);
+        this.#text.settle(page);
+        this.#fill(page);
+      } else this.#redraw(page);
     }
     this.#count();
   }
@@ -165,17 +158,6 @@ export class Work {
     this.#fill(page);
   }
 
-  #settle(page) {
-    for (const part of page.parts) this.#text.write(part);
-    this.#text.settle(page);
-    this.#fill(page);
-  }
-
-  #clear() {
-    this.#sheet.show(emptyPage(0));
-    this.#text.show(emptyPage(0));
-  }
-
   /** Fetch what the page lacks: its picture, and its formatted text when it is done. */
   async #fill(page) {
     const looked = () => !this.#closed && this.#current === page.number;
@@ -203,16 +185,13 @@ export class Work {
   // --- lists and counts -----------------------------------------------------------------------
 
   #item(number) {
-    const item = document.createElement("li");
-    const button = document.createElement("button");
-    button.type = "button";
+    const button = make("button", { type: "button" });
     button.dataset.page = number;
     button.addEventListener("click", () => {
       this.#following = false;
       this.#look(number);
     });
-    item.append(button);
-    return item;
+    return make("li", {}, button);
   }
 
   #list() {
@@ -257,9 +236,7 @@ export class Work {
 
 /** The picture of a page, decoded. */
 async function imageOf(job, number) {
-  const image = new Image();
-  image.id = "picture";
-  image.alt = `Page ${number}`;
+  const image = make("img", { id: "picture", alt: `Page ${number}` });
   image.src = URL.createObjectURL(await api.picture(job, number));
   await image.decode();
   return image;
