@@ -29,9 +29,11 @@ READY = "ready"
 """File in an environment that is whole."""
 
 LEFT_OUT = (
-    "adapters", "auxiliary", "ascend_examples", "benchmark*", "cli", "doctor",
-    "evaluate", "facts", "gpu_report", "interactive", "journal", "metrics", "nvidia", "pocket",
-    "predictions", "progress", "project", "quality", "samples", "serving_*", "split", "synth",
+    "adapters", "auxiliary", "ascend_examples", "benchmark*", "cli", "command", "compatibility*",
+    "document_progress", "doctor",
+    "evaluate", "facts", "gpu_report", "install", "interactive", "journal", "load_options",
+    "metrics", "nvidia", "pocket",
+    "predictions", "project", "quality", "samples", "serving_*", "split", "synth",
     "training*", "verify",
 )  # fmt: skip
 """Names of test files about what is not in the container: command line, server, training."""
