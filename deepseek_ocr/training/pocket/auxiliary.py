@@ -104,10 +104,7 @@ def slots_of(lines: Sequence[Sequence[Glyph]], size: tuple[int, int], view: int)
 
 
 def places_of(
-    answer: str,
-    lines: Sequence[Sequence[Glyph]],
-    size: tuple[int, int],
-    lengths: Sequence[int],
+    answer: str, lines: Sequence[Sequence[Glyph]], size: tuple[int, int], lengths: Sequence[int]
 ) -> Tensor:
     """Where each token of `answer` stands on a page of `size` px `[tokens, 2]`, `IGNORED` if it
     stands nowhere; `lengths` are the tokens' lengths in characters.

@@ -21,9 +21,11 @@ from deepseek_ocr.training.data.samples import Example, Sample, examples_of
 from deepseek_ocr.training.pocket import auxiliary
 from deepseek_ocr.training.pocket.auxiliary import Lessons
 from deepseek_ocr.training.pocket.curriculum import Stage
-from deepseek_ocr.training.pocket.untrained import CONTEXT
 from deepseek_ocr.training.synthetic.layouts import Glyph
 from deepseek_ocr.training.synthetic.synthetic_pages import SynthPage, make_page
+
+CONTEXT = 2048
+"""Tokens that a page and its answer may have together: the model's `max_position_embeddings`."""
 
 POOL = 4
 """Batches made together, so that pages of like length share one and little is padding."""
