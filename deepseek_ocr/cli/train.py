@@ -98,13 +98,10 @@ def train_options(flags: argparse.Namespace) -> TrainOptions:
 def _add_data(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--data_root", type=Path, required=True, metavar="DIR", help="folder with the pictures")
-    add(
-        "--train_file", type=Path, required=True, metavar="FILE",
-        help="train.json (deepseek-ocr split)",
-    )  # fmt: skip
-    add(
-        "--val_file", type=Path, metavar="FILE", help="test.json: read after each epoch for its CER"
-    )
+    add("--train_file", type=Path, required=True, metavar="FILE",
+        help="train.json (deepseek-ocr split)")  # fmt: skip
+    add("--val_file", type=Path, metavar="FILE",
+        help="test.json: read after each epoch for its CER")  # fmt: skip
     add("--val_pages", type=positive, default=50, metavar="N",
         help="the first so many pages of it (default: 50)")  # fmt: skip
     tasks = ", ".join(presets.TASKS)

@@ -26,9 +26,9 @@ from deepseek_ocr.training.evaluation.predictions import (
     model_reader,
     sole_names,
 )
-from deepseek_ocr.training.evaluation.scoring import Prediction, Score, score, summarise
+from deepseek_ocr.training.evaluation.scoring import Prediction, Score, score
 from deepseek_ocr.training.experiment_log import NAME as LOG
-from deepseek_ocr.training.experiment_log import ExperimentLog, versions
+from deepseek_ocr.training.experiment_log import ExperimentLog
 from deepseek_ocr.training.messages import warn
 from deepseek_ocr.weights import registry
 
@@ -87,15 +87,9 @@ def _evaluate_samples(options: EvaluationOptions) -> int:
         )
     scores = _read_all(options, examples, names, score)
     extra = _extra(options, names)
-    run = evaluation_report.EvaluationRun(
-        _settings(options), scores, rejections, unsupported, versions(), extra
-    )
-    _write(
-        options,
-        evaluation_report.contents(run),
-        evaluation_report.lines(summarise(scores)),
-        evaluation_report.counts(run),
-    )
+    settings = _settings(options)
+    run = evaluation_report.EvaluationRun(settings, scores, rejections, unsupported, extra)
+    _write(options, evaluation_report.contents(run), evaluation_report.lines(run), run.counts())
     for rejection in rejections:
         warn(f"cannot be used: {rejection.name}: {rejection.reason}")
     return int(bool(rejections or run.failures))
@@ -112,16 +106,14 @@ def _evaluate_facts(options: EvaluationOptions) -> int:
         )
     names = fact_report.names_of(fact.page for fact in known)
     pages = {fact_report.name_of(fact.page): fact.page for fact in facts}
-    examples = [
-        Example(fact_report.picture(options.data_root, page, names[name]), options.tasks[0],
-                presets.prompt_for(options.tasks[0]), "", name)
-        for name, page in pages.items()
-    ]  # fmt: skip
-    scores = _read_all(options, examples, names, _unscored)
+    pictures = {n: fact_report.picture(options.data_root, p, names[n]) for n, p in pages.items()}
+    task, prompt = options.tasks[0], presets.prompt_for(options.tasks[0])
+    examples = [Example(path, task, prompt, "", name) for name, path in pictures.items()]
+    scores = _read_all(options, examples, names, lambda one, read: Score(one, read, {}))
     readings = {score.example.name: score.prediction for score in scores}
     verdicts = fact_report.verdicts(facts, readings)
     run = fact_report.FactRun(_settings(options), verdicts, rejections, _extra(options, names))
-    _write(options, fact_report.contents(run), fact_report.lines(run), fact_report.counts(run))
+    _write(options, fact_report.contents(run), fact_report.lines(run), run.counts())
     failed = [score for score in scores if score.prediction.error is not None]
     for rejection in rejections:
         warn(f"not run: {rejection.name}: {rejection.reason}")
@@ -155,16 +147,15 @@ def _read_all(
     """Read what an earlier run has not, a line in the journal each; all scores, in order."""
     folder: Path | None = None
     read = folder_reader(options.predictions, names) if options.predictions else None
+    settings = options.settings
     if read is None:
-        folder = registry.ensure(
-            options.settings.model, Path(options.settings.checkpoints), fetch=False
-        )
+        folder = registry.ensure(settings.model, Path(settings.checkpoints), fetch=False)
     journal = Journal(options.output_dir, _identity(options, folder), resume=read is None)
     before = journal.take_up(examples)
     waiting = [example for example in examples if key_of(example) not in before]
     used = "no model"
     if folder is not None and waiting:
-        engine = load_engine(folder, options.adapter, options.settings)
+        engine = load_engine(folder, options.adapter, settings)
         used = f"{engine.device}, {engine.dtype}"
         decode = DecodeSettings(max_new_tokens=options.max_tokens)
         read = model_reader(engine, presets.crop_for(options.size), decode)
@@ -173,9 +164,8 @@ def _read_all(
     log.start("training.evaluate", _settings(options))
     log.line(f"used {used}")
     log.line(f"examples {len(examples)}, read before {len(before)}")
-    scores = {
-        key_of(one): judge(one, before[key_of(one)]) for one in examples if key_of(one) in before
-    }
+    known = {key_of(one): one for one in examples}
+    scores = {key: judge(known[key], prediction) for key, prediction in before.items()}
     predictions = track(read(waiting) if read else iter(()), len(waiting), "reading")
     for example, prediction in zip(waiting, predictions, strict=True):
         found = scores[key_of(example)] = judge(example, prediction)
@@ -193,9 +183,8 @@ def _extra(options: EvaluationOptions, names: Names) -> list[str]:
         return []
     folder = options.predictions
     own = {os.path.realpath(options.output_dir / name) for name in (REPORT, LOG)}
-    found = [
-        name for name in extra_texts(folder, names) if os.path.realpath(folder / name) not in own
-    ]
+    texts = extra_texts(folder, names)
+    found = [name for name in texts if os.path.realpath(folder / name) not in own]
     if found:
         more = ", …" if len(found) > FIRST_NAMED else ""
         warn(
@@ -214,10 +203,6 @@ def _write(
         log.line(line)
         print(line)
     print(f"{options.output_dir / REPORT} says more")
-
-
-def _unscored(example: Example, prediction: Prediction) -> Score:
-    return Score(example, prediction, {})
 
 
 def _unlike(samples: Sequence[Sample]) -> tuple[list[Sample], list[Rejection]]:
@@ -256,13 +241,11 @@ def _identity(options: EvaluationOptions, folder: Path | None) -> dict[str, Any]
 
     Of the model and the adapter also sizes and times of their files, which change in training.
     """
-    known = {
-        name: value for name, value in _settings(options).items() if name not in ("tasks", "limit")
-    }
+    known = _settings(options)
+    del known["tasks"], known["limit"]
     source = options.test_file or options.facts
     assert source is not None
-    return {
-        **known,
+    return known | {
         "version": __version__,
         "source": hashlib.sha256(read_text(source).encode("utf-8")).hexdigest(),
         "files": [_files_in(one) for one in (folder, options.adapter) if one is not None],

@@ -11,14 +11,15 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from deepseek_ocr.errors import InputError, SettingsError
-from deepseek_ocr.files import LARGEST_FILE, explain_write_errors, read_json, write_json, write_text
+from deepseek_ocr.files import LARGEST_FILE, read_json, write_json, write_text
 from deepseek_ocr.training.data.samples import Example
 from deepseek_ocr.training.evaluation.scoring import Prediction, Score
+from deepseek_ocr.training.experiment_log import append_line
 
 SETTINGS, SAMPLES = "run.json", "samples.jsonl"
 
@@ -82,12 +83,7 @@ class Journal:
 
     def add(self, score: Score, data_root: Path) -> None:
         """Append one page; it is with the system when the call returns. Raises `FileWriteError`."""
-        line = self._line(score, data_root)
-        with (
-            explain_write_errors(self.path),
-            self.path.open("a", encoding="utf-8", errors="replace") as file,
-        ):
-            file.write(line + "\n")
+        append_line(self.path, self._line(score, data_root))
 
     def rewrite(self, scores: list[Score], data_root: Path) -> None:
         """Put `scores` into the file, in this order, and behind them what the earlier run read
@@ -104,7 +100,7 @@ class Journal:
 
 def to_json(score: Score, data_root: Path, picture: Stamp | None = None) -> dict[str, Any]:
     """A line of samples.jsonl; `figures` holds each figure of this page alone."""
-    example, prediction = score.example, score.prediction
+    example, read = score.example, asdict(score.prediction)
     size, changed = picture or (None, None)
     return {
         "name": example.name,
@@ -113,12 +109,8 @@ def to_json(score: Score, data_root: Path, picture: Stamp | None = None) -> dict
         "image_bytes": size,
         "image_mtime_ns": changed,
         "reference": example.answer,
-        "prediction": prediction.text,
-        "error": prediction.error,
-        "finish_reason": prediction.finish_reason,
-        "text_tokens": prediction.text_tokens,
-        "vision_tokens": prediction.vision_tokens,
-        "seconds": prediction.seconds,
+        "prediction": read.pop("text"),
+        **read,
         "figures": {name: above / below for name, (above, below) in score.shares.items() if below},
         "notes": list(score.notes),
     }

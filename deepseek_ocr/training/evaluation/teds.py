@@ -208,7 +208,7 @@ def _own_rows(table: html.HtmlElement) -> Iterator[list[html.HtmlElement]]:
     Cells that the model put between rows make up a row.
     """
     stray: list[html.HtmlElement] = []
-    for element in _flattened(table):
+    for element in table.xpath("(. | thead | tbody | tfoot)/*"):  # in the order of the text
         if element.tag in ("td", "th"):
             stray.append(element)
         elif element.tag == "tr":
@@ -218,11 +218,6 @@ def _own_rows(table: html.HtmlElement) -> Iterator[list[html.HtmlElement]]:
             yield [cell for cell in element if cell.tag in ("td", "th")]
     if stray:
         yield stray
-
-
-def _flattened(table: html.HtmlElement) -> Iterator[html.HtmlElement]:
-    for child in table:
-        yield from child if child.tag in ("thead", "tbody", "tfoot") else (child,)
 
 
 def _row(cells: Sequence[html.HtmlElement]) -> tuple[GridCell, ...]:
@@ -271,11 +266,8 @@ class _Node:
 
 
 def _tree(rows: Rows) -> _Node:
-    return _Node(
-        "table",
-        None,
-        tuple(_Node("tr", None, tuple(_Node("td", cell) for cell in row)) for row in rows),
-    )
+    lines = (_Node("tr", None, tuple(_Node("td", cell) for cell in row)) for row in rows)
+    return _Node("table", None, tuple(lines))
 
 
 class _Costs(Config):  # type: ignore[misc, unused-ignore]

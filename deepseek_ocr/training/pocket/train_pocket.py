@@ -28,6 +28,7 @@ from deepseek_ocr.files import explain_write_errors
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.model.prompts import codec_of
+from deepseek_ocr.training.experiment_log import append_line
 from deepseek_ocr.training.finetune.objective import route_in_float32
 from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper, StepResult, cosine
 from deepseek_ocr.training.finetune.saved_checkpoints import save_checkpoint
@@ -118,8 +119,7 @@ class StageLog:
             "seconds": round(seconds, 1),
         }
         self._parts.clear()
-        with explain_write_errors(self._file), self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_line(self._file, json.dumps(entry))
         print(json.dumps(entry), flush=True)
 
 
@@ -193,9 +193,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, metavar="DIR")
     add("--stage", type=int, choices=range(1, len(STAGES) + 1), default=1, help="default: 1")
     add("--start", type=Path, metavar="FOLDER", help="checkpoint to go on from (default: nothing)")
-    add("--heads", type=Path, metavar="FILE", help=f"{HEADS} of the stage before (default: new)")
+    add("--heads", type=Path, metavar="FILE",
+        help=f"{HEADS} of the stage before (default: new ones)")  # fmt: skip
     add("--seed", type=int, default=1, help="of weights and pages (default: 1)")
-    add("--workers", type=int, default=1, metavar="N", help="that draw pages (default: 1)")
+    add("--workers", type=int, default=1, metavar="N",
+        help="processes that draw pages (default: 1)")  # fmt: skip
     return parser
 
 

@@ -20,17 +20,9 @@ from deepseek_ocr.training.synthetic.recipes import FontSet
 FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "/Library/Fonts", "C:/Windows/Fonts")
 
 HELD_OUT = (
-    "Carlito",
-    "Caladea",
-    "Lato",
-    "Cantarell",
-    "PT Sans",
-    "PT Serif",
-    "Linux Libertine",
-    "Open Sans",
-    "Quattrocento",
-    "Go Mono",
-)
+    "Carlito", "Caladea", "Lato", "Cantarell", "PT Sans", "PT Serif", "Linux Libertine",
+    "Open Sans", "Quattrocento", "Go Mono",
+)  # fmt: skip
 """Families that no model is trained on: a name that begins with one of these is held out."""
 
 _UNSUITED = (
@@ -59,12 +51,11 @@ def typefaces(which: FontSet = "all") -> tuple[Typeface, ...]:
 
     Raises `InputError` if there are none.
     """
-    found = [
-        face for face in _installed() if which == "all" or _held_out(face) == (which == "held-out")
-    ]
+    faces, asked = _installed(), which == "held-out"
+    found = [one for one in faces if which == "all" or one.family.startswith(HELD_OUT) == asked]
     if not found:
         others = ""
-        if _installed():
+        if faces:
             others = "draw with those that are installed (deepseek-ocr synth --fonts all), or "
         raise InputError(
             f"No {which} fonts were found under {', '.join(FOLDERS)}; {others}install some of the "
@@ -80,10 +71,6 @@ def sized(face: Typeface, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(
         str(face.path), size, index=face.index, layout_engine=ImageFont.Layout.BASIC
     )
-
-
-def _held_out(face: Typeface) -> bool:
-    return face.family.startswith(HELD_OUT)
 
 
 @cache
@@ -107,10 +94,9 @@ def _faces_in(folders: Sequence[str]) -> tuple[Typeface, ...]:
     for folder in folders:
         for parent, _, names in sorted(os.walk(folder)):
             for name in sorted(names):
-                if name.lower().endswith((".ttf", ".otf")):
-                    face = _read(Path(parent) / name)
-                    if face:
-                        faces.setdefault((face.family, face.style), face)
+                is_font = name.lower().endswith((".ttf", ".otf"))
+                if is_font and (face := _read(Path(parent, name))):
+                    faces.setdefault((face.family, face.style), face)
     return tuple(sorted(faces.values()))
 
 

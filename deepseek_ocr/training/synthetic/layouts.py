@@ -68,13 +68,17 @@ class Canvas:
         widths = [font.getlength(character) for character in text]
         ends = list(accumulate(widths, initial=x))
         middle = (top + baseline) / 2
-        self.glyphs.append(
-            tuple(
-                (character, end - width / 2, middle)
-                for character, width, end in zip(text, widths, ends[1:], strict=True)
-            )
-        )
+        spans = zip(text, widths, ends[1:], strict=True)
+        self.glyphs.append(tuple((sign, end - width / 2, middle) for sign, width, end in spans))
         return (x + start, top, x + end, baseline + below)
+
+    def line(self, x: int, text: str, font: ImageFont.FreeTypeFont) -> list[Block]:
+        """What of `text` fits from `x` to the margin, drawn as a block; none if nothing does."""
+        text = fitting(font, text, self.right - x)
+        if not text:
+            return []
+        box = self.text(x, self.top, text, font)
+        return [Block("text", box, text, ((text, box),))]
 
 
 def height_of(font: ImageFont.FreeTypeFont) -> int:
@@ -114,10 +118,7 @@ def lines(
         if canvas.top + height_of(font) > canvas.bottom:
             break
         text = phrases.line(rng, style.longest, style.random_share)
-        text = fitting(font, text, canvas.right - x)
-        if text:
-            box = canvas.text(x, canvas.top, text, font)
-            blocks.append(Block("text", box, text, ((text, box),)))
+        blocks += canvas.line(x, text, font)
         canvas.top += int(height_of(font) * rng.uniform(1.15, 2.2)) + 2
     return blocks
 
@@ -135,10 +136,7 @@ def full(canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style) -> lis
             return blocks
         x = canvas.margin + rng.randint(0, size)
         words = " ".join(phrases.line(rng, style.longest, style.random_share) for _ in range(2))
-        text = fitting(font, words, canvas.right - x)
-        if text:
-            box = canvas.text(x, canvas.top, text, font)
-            blocks.append(Block("text", box, text, ((text, box),)))
+        blocks += canvas.line(x, words, font)
         canvas.top += int(height_of(font) * rng.uniform(1.1, 1.5)) + 1
 
 
@@ -172,10 +170,9 @@ def article(canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style) -> 
     if rng.random() < 0.7:
         blocks.append(paragraph(canvas, title, rng, short, 1, "title"))
         canvas.top += body // 2
+    font = fonts.sized(face, body)
     for _ in range(rng.randint(1, 3)):
-        blocks.append(
-            paragraph(canvas, fonts.sized(face, body), rng, style, rng.randint(1, 4), "text")
-        )
+        blocks.append(paragraph(canvas, font, rng, style, rng.randint(1, 4), "text"))
         canvas.top += int(body * rng.uniform(0.6, 1.2))
     return [block for block in blocks if block]
 

@@ -65,9 +65,8 @@ def _attempt(recipe: Recipe, rng: Random) -> SynthPage | None:
     ink = rng.randint(0, 90)
     if rng.random() < recipe.dark:
         ground, ink = ink, ground
-    canvas = Canvas(
-        recipe.size, ink, ground, margin=max(4, min(recipe.size) // rng.randint(16, 40))
-    )
+    margin = max(4, min(recipe.size) // rng.randint(16, 40))
+    canvas = Canvas(recipe.size, ink, ground, margin)
     face = layouts.typeface(rng, _families(recipe.font_set))
     kind = rng.choices(list(recipe.kinds), list(recipe.kinds.values()))[0]
     blocks, figure = _filled(canvas, rng, face, kind, recipe)
@@ -130,9 +129,8 @@ def _with_effects(
     if rng.random() < share:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
     if rng.random() < share:
-        noise = np.random.default_rng(rng.randrange(2**32)).normal(
-            0, rng.uniform(2, 10), image.size[::-1]
-        )
+        generator = np.random.default_rng(rng.randrange(2**32))
+        noise = generator.normal(0, rng.uniform(2, 10), image.size[::-1])
         image = Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
     if rng.random() < share:
         packed = BytesIO()
@@ -194,8 +192,7 @@ def _annotation(
     blocks: list[Block], size: tuple[int, int], rng: Random, figure: str | None
 ) -> Annotation:
     regions = tuple(
-        LabelledRegion(block.label, (to_thousandths(block.box, size),), block.text)
-        for block in blocks
+        LabelledRegion(one.label, (to_thousandths(one.box, size),), one.text) for one in blocks
     )
     printed = [(text, box) for block in blocks for text, box in block.lines]
     once = [(text, box) for text, box in printed if [t for t, _ in printed].count(text) == 1]
