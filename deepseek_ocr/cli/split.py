@@ -36,7 +36,8 @@ def add_parser(commands: Subparsers) -> None:
     add("--data_root", type=Path, required=True, metavar="DIR",
         help="folder with pictures and annotations, searched with all folders in it")  # fmt: skip
     add("--output_dir", type=Path, required=True, metavar="DIR",
-        help="where train.json, test.json and rejected.json go; may be the data folder")  # fmt: skip
+        help="where train.json, test.json and rejected.json go; may be the data folder",
+    )  # fmt: skip
     add("--test_fraction", type=share, default=0.1, metavar="X",
         help="share of the samples for the test set, 0 to 1 (default: %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, help="another seed, another split (default: %(default)s)")

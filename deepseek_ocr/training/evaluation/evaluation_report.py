@@ -73,6 +73,20 @@ class EvaluationRun:
         """For each task precision by compression."""
         return {task: precision_by_ratio(self.of(task)) for task in self.summary}
 
+    def contents(self) -> dict[str, bytes]:
+        """File names and contents of the report: report.md, its plots, metrics.json."""
+        plots = _plots(self)
+        markdown = _markdown(self, list(plots)).encode("utf-8", "replace")
+        return {**plots, "report.md": markdown, "metrics.json": json_bytes(_metrics(self))}
+
+    def lines(self) -> list[str]:
+        """The figures as plain lines, for the screen and the log."""
+        return [
+            f"{task}: {title} {shown(figure)} ({figure.pages} pages)"
+            for task, figures in self.summary.items()
+            for title, _, figure in _in_order(figures)
+        ]
+
     def counts(self) -> dict[str, int]:
         """How many examples there were, and what became of them."""
         return {
@@ -87,16 +101,6 @@ class EvaluationRun:
     def of(self, task: str) -> list[Score]:
         """The scores of one task."""
         return [score for score in self.scores if score.example.task == task]
-
-
-def contents(run: EvaluationRun) -> dict[str, bytes]:
-    """File names and contents of the report: report.md, its plots, metrics.json."""
-    plots = _plots(run)
-    return {
-        **plots,
-        "report.md": _markdown(run, list(plots)).encode("utf-8", "replace"),
-        "metrics.json": json_bytes(_metrics(run)),
-    }
 
 
 def _metrics(run: EvaluationRun) -> dict[str, Any]:
@@ -119,15 +123,6 @@ def _metrics(run: EvaluationRun) -> dict[str, Any]:
         "unsupported": list(run.unsupported),
         "extra texts": list(run.extra),
     }
-
-
-def lines(run: EvaluationRun) -> list[str]:
-    """The figures as plain lines, for the screen and the log."""
-    return [
-        f"{task}: {title} {shown(figure)} ({figure.pages} pages)"
-        for task, figures in run.summary.items()
-        for title, _, figure in _in_order(figures)
-    ]
 
 
 def shown(figure: Estimate) -> str:
@@ -166,9 +161,8 @@ def _markdown(run: EvaluationRun, plots: Sequence[str]) -> str:
             for title, meaning, figure in _in_order(figures)
         ]
         parts.append(table(["figure", "value", "95 % interval", "pages", "what it is"], rows))
-        parts += [
-            f"![{name}]({name})\n" for name in plots if name.startswith(presets.task_name(task))
-        ]
+        short = presets.task_name(task)
+        parts += [f"![{name}]({name})\n" for name in plots if name.startswith(short)]
         parts += _band_part(run.bands[task], run.of(task))
         parts += _worst_part(run.of(task))
     parts += _outcome_parts(run)

@@ -15,8 +15,10 @@ from deepseek_ocr.files import read_text, write_files
 from deepseek_ocr.progress import track
 from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.training.data.samples import Example, Rejection, Sample, examples_of, load_samples
-from deepseek_ocr.training.evaluation import evaluation_report, fact_report
+from deepseek_ocr.training.evaluation import fact_report
 from deepseek_ocr.training.evaluation.evaluation_options import EvaluationOptions
+from deepseek_ocr.training.evaluation.evaluation_report import EvaluationRun
+from deepseek_ocr.training.evaluation.fact_report import FactRun
 from deepseek_ocr.training.evaluation.facts import load_facts
 from deepseek_ocr.training.evaluation.journal import Journal, Stamp, key_of, stamp_of
 from deepseek_ocr.training.evaluation.predictions import (
@@ -86,13 +88,9 @@ def _evaluate_samples(options: EvaluationOptions) -> int:
             f"{len(unsupported)} have no answer."
         )
     scores = _read_all(options, examples, names, score)
-    extra = _extra(options, names)
-    settings = _settings(options)
-    run = evaluation_report.EvaluationRun(settings, scores, rejections, unsupported, extra)
-    _write(options, evaluation_report.contents(run), evaluation_report.lines(run), run.counts())
-    for rejection in rejections:
-        warn(f"cannot be used: {rejection.name}: {rejection.reason}")
-    return int(bool(rejections or run.failures))
+    extra, settings = _extra(options, names), _settings(options)
+    run = EvaluationRun(settings, scores, rejections, unsupported, extra)
+    return _finish(options, run, scores, "cannot be used")
 
 
 def _evaluate_facts(options: EvaluationOptions) -> int:
@@ -112,12 +110,8 @@ def _evaluate_facts(options: EvaluationOptions) -> int:
     scores = _read_all(options, examples, names, lambda one, read: Score(one, read, {}))
     readings = {score.example.name: score.prediction for score in scores}
     verdicts = fact_report.verdicts(facts, readings)
-    run = fact_report.FactRun(_settings(options), verdicts, rejections, _extra(options, names))
-    _write(options, fact_report.contents(run), fact_report.lines(run), run.counts())
-    failed = [score for score in scores if score.prediction.error is not None]
-    for rejection in rejections:
-        warn(f"not run: {rejection.name}: {rejection.reason}")
-    return int(bool(rejections or failed))
+    run = FactRun(_settings(options), verdicts, rejections, _extra(options, names))
+    return _finish(options, run, scores, "not run")
 
 
 def _names(
@@ -194,15 +188,20 @@ def _extra(options: EvaluationOptions, names: Names) -> list[str]:
     return found
 
 
-def _write(
-    options: EvaluationOptions, files: dict[str, bytes], lines: list[str], counts: dict[str, int]
-) -> None:
-    write_files({options.output_dir / name: data for name, data in files.items()})
+def _finish(
+    options: EvaluationOptions, run: EvaluationRun | FactRun, scores: list[Score], unusable: str
+) -> int:
+    """Write the report and tell what is `unusable`; 1 if something is or was not read, else 0."""
+    write_files({options.output_dir / name: data for name, data in run.contents().items()})
     log = ExperimentLog(options.output_dir)
-    for line in (*lines, ", ".join(f"{name} {count}" for name, count in counts.items())):
+    counts = ", ".join(f"{name} {count}" for name, count in run.counts().items())
+    for line in (*run.lines(), counts):
         log.line(line)
         print(line)
     print(f"{options.output_dir / REPORT} says more")
+    for rejection in run.rejections:
+        warn(f"{unusable}: {rejection.name}: {rejection.reason}")
+    return int(bool(run.rejections) or any(one.prediction.error is not None for one in scores))
 
 
 def _unlike(samples: Sequence[Sample]) -> tuple[list[Sample], list[Rejection]]:

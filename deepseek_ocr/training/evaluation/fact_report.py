@@ -48,6 +48,26 @@ class FactRun:
         ]
         return figures(by_page(parts, (ALL, *TYPES)))
 
+    def lines(self) -> list[str]:
+        """The pass rates as plain lines."""
+        return [f"{name}: {shown(figure)}" for name, figure in self.rates.items()]
+
+    def contents(self) -> dict[str, bytes]:
+        """File names and contents of the report: report.md, metrics.json, facts.jsonl."""
+        metrics = {
+            "settings": dict(self.settings),
+            "versions": versions(),
+            "counts": self.counts(),
+            "facts": {name: asdict(figure) for name, figure in self.rates.items()},
+            "rejected": [asdict(rejection) for rejection in self.rejections],
+            "extra texts": list(self.extra),
+        }
+        return {
+            "report.md": _markdown(self).encode("utf-8", "replace"),
+            "metrics.json": json_bytes(metrics),
+            "facts.jsonl": "".join(_line(verdict) for verdict in self.verdicts).encode("utf-8"),
+        }
+
     def counts(self) -> dict[str, int]:
         """How many facts there were, and what became of them."""
         return {
@@ -97,28 +117,6 @@ def verdicts(facts: Sequence[Fact], readings: Mapping[str, Prediction]) -> list[
             else:
                 found[at] = check(facts[at], text)
     return [found[at] for at in range(len(facts))]
-
-
-def lines(run: FactRun) -> list[str]:
-    """The pass rates as plain lines."""
-    return [f"{name}: {shown(figure)}" for name, figure in run.rates.items()]
-
-
-def contents(run: FactRun) -> dict[str, bytes]:
-    """File names and contents of the report: report.md, metrics.json, facts.jsonl."""
-    metrics = {
-        "settings": dict(run.settings),
-        "versions": versions(),
-        "counts": run.counts(),
-        "facts": {name: asdict(figure) for name, figure in run.rates.items()},
-        "rejected": [asdict(rejection) for rejection in run.rejections],
-        "extra texts": list(run.extra),
-    }
-    return {
-        "report.md": _markdown(run).encode("utf-8", "replace"),
-        "metrics.json": json_bytes(metrics),
-        "facts.jsonl": "".join(_line(verdict) for verdict in run.verdicts).encode("utf-8"),
-    }
 
 
 def _line(verdict: Verdict) -> str:

@@ -1,14 +1,8 @@
 """Facts about pages that a reading has to get right, in the style of olmOCR-bench.
 
-One JSON object a line:
-
-    {"image": "scan.png", "id": "1", "type": "present", "text": "Total 498", "max_diffs": 1}
-    {"pdf": "scan.pdf", "page": 1, "id": "2", "type": "absent", "text": "Page 3", "last_n": 50}
-    {"image": "scan.png", "id": "3", "type": "order", "before": "Chapter 1", "after": "Chapter 2"}
-    {"image": "scan.png", "id": "4", "type": "table", "cell": "4.5", "up": "2.4", "left": "2023"}
-
-The names are those of the published benchmark, so its files can be used; its types that need a
-browser or look at formatting (math, format, …) are told and not run.
+One JSON object a line, as `training/README.md` shows. The names are those of the published
+benchmark, so its files can be used; its types that need a browser or look at formatting (math,
+format, …) are told and not run.
 """
 
 from __future__ import annotations

@@ -140,9 +140,8 @@ def _settings_of(path: Path) -> dict[str, Any] | None:
 
 
 def _compare(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    changed = [
-        key for key in sorted(before.keys() | asked.keys()) if before.get(key) != asked.get(key)
-    ]
+    keys = sorted(before.keys() | asked.keys())
+    changed = [key for key in keys if before.get(key) != asked.get(key)]
     if changed:
         raise SettingsError(
             f"{folder} holds a run with other settings ({', '.join(changed)}); choose another "

@@ -1,10 +1,4 @@
-"""From predictions to scores: one page at a time, then all of them with intervals.
-
-The pure middle of the evaluation:
-
-    scores = evaluate(examples, read)
-    figures = summarise(scores)["Free OCR"]["cer"]
-"""
+"""From predictions to scores: one page at a time, then all of them with intervals."""
 
 from __future__ import annotations
 

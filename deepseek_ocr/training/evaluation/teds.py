@@ -199,7 +199,8 @@ def _parse(source: str) -> Rows:
     except (etree.LxmlError, ValueError, AssertionError):  # whatever a parser trips over
         return ()
     table = root if root.tag == "table" else root.find(".//table")
-    return () if table is None else tuple(_row(row) for row in _own_rows(table))
+    rows = [] if table is None else _own_rows(table)
+    return tuple(tuple(_cell(cell) for cell in row) for row in rows)
 
 
 def _own_rows(table: html.HtmlElement) -> Iterator[list[html.HtmlElement]]:
@@ -220,15 +221,9 @@ def _own_rows(table: html.HtmlElement) -> Iterator[list[html.HtmlElement]]:
         yield stray
 
 
-def _row(cells: Sequence[html.HtmlElement]) -> tuple[GridCell, ...]:
-    return tuple(
-        GridCell(
-            normalise("".join(cell.itertext())),
-            _span(cell.get("colspan")),
-            _span(cell.get("rowspan")),
-        )
-        for cell in cells
-    )
+def _cell(cell: html.HtmlElement) -> GridCell:
+    text = normalise("".join(cell.itertext()))
+    return GridCell(text, _span(cell.get("colspan")), _span(cell.get("rowspan")))
 
 
 def _span(value: str | None) -> int:

@@ -33,9 +33,8 @@ def fine_tune(options: TrainOptions) -> int:
 
     Raises the errors of `errors.py`; what was finished before one stays in the output folder.
     """
-    folder = registry.ensure(
-        options.settings.model, Path(options.settings.checkpoints), fetch=False
-    )
+    settings = options.settings
+    folder = registry.ensure(settings.model, Path(settings.checkpoints), fetch=False)
     check_output(options)
     train = usable_examples(options, options.train_file)
     validation = UsableExamples([], [], 0)

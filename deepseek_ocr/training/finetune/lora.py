@@ -34,11 +34,8 @@ def target_modules(network: Network) -> list[str]:
 
 def target_parameters(network: Network) -> list[str]:
     """Full paths of the routed experts' stacked weights."""
-    return [
-        name
-        for name, _ in network.named_parameters()
-        if name.endswith((".mlp.experts.gate_up_proj", ".mlp.experts.down_proj"))
-    ]
+    stacked = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
+    return [name for name, _ in network.named_parameters() if name.endswith(stacked)]
 
 
 def add_lora(

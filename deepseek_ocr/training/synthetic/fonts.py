@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from fontTools.ttLib import TTFont
+from matplotlib import get_data_path
 from PIL import ImageFont
 
 from deepseek_ocr.errors import InputError
@@ -78,15 +78,7 @@ def _installed() -> tuple[Typeface, ...]:
     """One typeface for each family and style, in a fixed order; if the system has none, those
     that matplotlib brings along."""
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on every oddity
-    return _faces_in(FOLDERS) or _faces_in(_of_matplotlib())
-
-
-def _of_matplotlib() -> tuple[str, ...]:
-    """The folder of the DejaVu fonts that matplotlib brings along."""
-    package = importlib.util.find_spec("matplotlib")
-    if package is None or package.origin is None:
-        return ()
-    return (str(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf"),)
+    return _faces_in(FOLDERS) or _faces_in([os.path.join(get_data_path(), "fonts", "ttf")])
 
 
 def _faces_in(folders: Sequence[str]) -> tuple[Typeface, ...]:
