@@ -34,11 +34,8 @@ named), 2 could not start or could not write, 130 interrupted
 
 def add_parser(commands: Subparsers) -> None:
     """Add the sub-command."""
-    parser = commands.add_parser(
-        "evaluate",
-        description="Measure how well a model reads pages whose text is known.",
-        epilog=_EPILOG,
-    )
+    what = "Measure how well a model reads pages whose text is known."
+    parser = commands.add_parser("evaluate", description=what, epilog=_EPILOG)
     _add_inputs(parser.add_argument_group("what is compared, and where results go"))
     _add_reading(parser.add_argument_group("how pages are read"))
     parser.set_defaults(run=run)

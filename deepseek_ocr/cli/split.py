@@ -27,11 +27,8 @@ exit status: 0 all pairs are used, 1 some were rejected (see rejected.json), 2 n
 
 def add_parser(commands: Subparsers) -> None:
     """Add the sub-command."""
-    parser = commands.add_parser(
-        "split",
-        description="Split annotated pictures into train.json and test.json.",
-        epilog=_EPILOG,
-    )
+    what = "Split annotated pictures into train.json and test.json."
+    parser = commands.add_parser("split", description=what, epilog=_EPILOG)
     add = parser.add_argument
     add("--data_root", type=Path, required=True, metavar="DIR",
         help="folder with pictures and annotations, searched with all folders in it")  # fmt: skip

@@ -37,11 +37,8 @@ could not start or go on, 130 interrupted
 
 def add_parser(commands: Subparsers) -> None:
     """Add the sub-command."""
-    parser = commands.add_parser(
-        "train",
-        description="Fine-tune a checkpoint on annotated pages, by LoRA or in full.",
-        epilog=_EPILOG,
-    )
+    what = "Fine-tune a checkpoint on annotated pages, by LoRA or in full."
+    parser = commands.add_parser("train", description=what, epilog=_EPILOG)
     _add_data(parser.add_argument_group("data"))
     _add_weights(parser.add_argument_group("what is trained"))
     _add_optimization(parser.add_argument_group("how"))

@@ -91,7 +91,7 @@ class EvaluationRun:
         """How many examples there were, and what became of them."""
         return {
             "examples": len(self.scores),
-            "pages": len({score.page for score in self.scores}),
+            "pages": len({score.example.page for score in self.scores}),
             "failed": len(self.failures),
             "rejected": len(self.rejections),
             "unsupported": len(self.unsupported),

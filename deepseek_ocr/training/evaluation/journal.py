@@ -35,7 +35,7 @@ class _Line:
     """What a line of samples.jsonl holds, and the line itself."""
 
     prediction: Prediction
-    picture: Stamp | None
+    picture: tuple[Any, Any]
     text: str
 
 
@@ -60,7 +60,13 @@ class Journal:
                 f"{folder} holds a {SAMPLES} of something else; choose another --output_dir."
             )
         if before is not None:
-            _compare(folder, before, self._settings)
+            keys = sorted(before.keys() | self._settings.keys())
+            changed = [key for key in keys if before.get(key) != self._settings.get(key)]
+            if changed:
+                raise SettingsError(
+                    f"{folder} holds a run with other settings ({', '.join(changed)}); choose "
+                    "another --output_dir, or delete that one."
+                )
             if resume and os.path.isfile(self.path):
                 self._before = _lines_in(self.path)
 
@@ -139,16 +145,6 @@ def _settings_of(path: Path) -> dict[str, Any] | None:
     return values
 
 
-def _compare(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    keys = sorted(before.keys() | asked.keys())
-    changed = [key for key in keys if before.get(key) != asked.get(key)]
-    if changed:
-        raise SettingsError(
-            f"{folder} holds a run with other settings ({', '.join(changed)}); choose another "
-            "--output_dir, or delete that one."
-        )
-
-
 def _lines_in(path: Path) -> dict[Key, _Line]:
     """What was read, without failures and without a line cut off by a crash; the last line on a
     page counts. Raises `InputError`."""
@@ -199,10 +195,5 @@ def _from_line(line: str) -> tuple[Key, _Line] | None:
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     task, name, *rest = (values[key] for key in _LINE)
-    return (task, name), _Line(Prediction(*rest), _picture_in(values), line)
-
-
-def _picture_in(values: Mapping[str, Any]) -> Stamp | None:
-    """How the picture was when it was read; None in lines of an older version."""
-    size, changed = values.get("image_bytes"), values.get("image_mtime_ns")
-    return (size, changed) if type(size) is int and type(changed) is int else None
+    picture = values.get("image_bytes"), values.get("image_mtime_ns")  # older lines have none
+    return (task, name), _Line(Prediction(*rest), picture, line)

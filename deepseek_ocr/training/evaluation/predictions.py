@@ -84,16 +84,10 @@ def sole_names(names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]
 
     `names` must hold every page that is known, also those that are not read now.
     """
-    last = {page: {PurePosixPath(name).name for name in some} for page, some in names.items()}
-    owners = Counter(part for parts in last.values() for part in parts)
-    return {
-        page: tuple(
-            dict.fromkeys(
-                [*some, *(part for name in some if owners[part := PurePosixPath(name).name] == 1)]
-            )
-        )
-        for page, some in names.items()
-    }
+    last = {page: [PurePosixPath(name).name for name in some] for page, some in names.items()}
+    owners = Counter(part for parts in last.values() for part in set(parts))
+    sole = {page: [part for part in parts if owners[part] == 1] for page, parts in last.items()}
+    return {page: tuple(dict.fromkeys([*some, *sole[page]])) for page, some in names.items()}
 
 
 def find_text(folder: Path, names: Iterable[str]) -> Path | None:

@@ -56,11 +56,6 @@ class Score:
     shares: dict[str, Share]
     notes: tuple[str, ...] = ()
 
-    @property
-    def page(self) -> str:
-        """Name of the page, which several examples of locating share."""
-        return self.example.page
-
 
 @dataclass(frozen=True)
 class Band:
@@ -119,7 +114,8 @@ def summarise(scores: Sequence[Score]) -> dict[str, dict[str, Estimate]]:
         chosen = [score for score in scores if score.example.task == task]
         if chosen:
             names = sorted({name for score in chosen for name in score.shares})
-            summary[task] = figures(by_page([(one.page, one.shares) for one in chosen], names))
+            parts = [(score.example.page, score.shares) for score in chosen]
+            summary[task] = figures(by_page(parts, names))
     return summary
 
 
@@ -140,9 +136,8 @@ def precision_by_ratio(scores: Sequence[Score]) -> list[Band]:
 def _band(low: float, high: float | None, scores: Sequence[Score]) -> Band:
     precisions: list[Share] = [(1 - score.shares["ned"][0], 1.0) for score in scores]
     precision = figures({"precision": precisions})["precision"]
-    interval = None
-    if precision.low is not None and precision.high is not None:
-        interval = (precision.low, precision.high)
+    low_end, high_end = precision.low, precision.high
+    interval = None if low_end is None or high_end is None else (low_end, high_end)
     tokens = [int(score.shares["compression"][0]) for score in scores]
     ratio = sum(_ratio(score) for score in scores) / len(scores)
     ends = min(tokens), max(tokens)

@@ -19,6 +19,7 @@ import numpy as np
 from apted import APTED, Config
 from lxml import etree, html
 from rapidfuzz.distance import Levenshtein
+from rapidfuzz.process import cdist
 from scipy.optimize import linear_sum_assignment
 
 from deepseek_ocr.training.evaluation.text_metrics import normalise
@@ -156,10 +157,7 @@ def table_scores(truth: Sequence[Rows], predicted: Sequence[Rows]) -> list[float
     partners: dict[int, int] = {}
     if truth and predicted:
         texts = [[_text_of(rows) for rows in side] for side in (truth, predicted)]
-        alike = np.array(
-            [[Levenshtein.normalized_similarity(one, other) for other in texts[1]]
-             for one in texts[0]]
-        )  # fmt: skip
+        alike = cdist(*texts, scorer=Levenshtein.normalized_similarity, dtype=np.float64)
         chosen = linear_sum_assignment(alike, maximize=True)
         partners = dict(zip(*(side.tolist() for side in chosen), strict=True))
     for at, rows in enumerate(truth):

@@ -40,14 +40,14 @@ class TaughtPage:
     places: Tensor
 
 
+@dataclass(frozen=True)
 class PagePools(Dataset[list[Lessons]]):
     """Synthetic pages of one stage as pools of batches; pool `i` is always the same."""
 
-    def __init__(self, stage: Stage, codec: Codec, pad_id: int, seed: int) -> None:
-        self.stage = stage
-        self.codec = codec
-        self.pad_id = pad_id
-        self.seed = seed
+    stage: Stage
+    codec: Codec
+    pad_id: int
+    seed: int
 
     def __len__(self) -> int:
         return max(1, self.stage.pages // (self.stage.batch * POOL))
