@@ -211,13 +211,13 @@ def _band_part(bands: Sequence[Band], scores: Sequence[Score]) -> list[str]:
 
 
 def _worst_part(scores: Sequence[Score]) -> list[str]:
-    wrong = [(_error(score), score) for score in scores if _error(score) > 0]
-    wrong.sort(key=lambda pair: (-pair[0], pair[1].example.name))
+    wrong = [score for score in scores if _error(score) > 0]
+    wrong.sort(key=lambda score: (-_error(score), score.example.name))
     if not wrong:
         return []
     rows = [
-        [escaped(score.example.name), f"{error:.3f}", escaped(score.prediction.text, 80)]
-        for error, score in wrong[:WORST]
+        [escaped(one.example.name), f"{_error(one):.3f}", escaped(one.prediction.text, 80)]
+        for one in wrong[:WORST]
     ]
     head = ["page", "edit distance, or 1 − IoU", "was read as"]
     return ["Pages with the largest error:\n", table(head, rows)]

@@ -186,9 +186,8 @@ def _tinted(image: Image.Image, rng: Random) -> Image.Image:
 def _annotation(
     blocks: list[Block], size: tuple[int, int], rng: Random, figure: str | None
 ) -> Annotation:
-    regions = tuple(
-        LabelledRegion(one.label, (to_thousandths(one.box, size),), one.text) for one in blocks
-    )
+    scaled = partial(to_thousandths, size=size)
+    regions = tuple(LabelledRegion(one.label, (scaled(one.box),), one.text) for one in blocks)
     printed = [(text, box) for block in blocks for text, box in block.lines]
     once = [(text, box) for text, box in printed if [t for t, _ in printed].count(text) == 1]
     asked = rng.sample(once, 1) if once else []
@@ -196,7 +195,7 @@ def _annotation(
         text="\n".join(text for text, _ in printed),
         markdown="\n\n".join(block.text for block in blocks if block.text),
         regions=regions,
-        reference=tuple(Reference(text, (to_thousandths(box, size),)) for text, box in asked),
+        reference=tuple(Reference(text, (scaled(box),)) for text, box in asked),
         figure=figure,
     )
 
