@@ -89,7 +89,7 @@ def test_a_stage_of_its_training_leaves_a_model_that_loads_and_a_log_of_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = curriculum.STAGES[1]
-    monkeypatch.setattr(train_pocket, "STAGES", (replace(first, pages=64, batch=8, warmup=1),))
+    monkeypatch.setattr(train_pocket, "STAGES", (replace(first, pages=16, batch=2, warmup=1),))
     monkeypatch.setattr(
         train_pocket.StageLog, "__init__", partialmethod(train_pocket.StageLog.__init__, every=1)
     )
