@@ -1,6 +1,7 @@
 # make demo    read an example page with the bundled model
 # make test    everything that needs no system package, in two processes (JOBS=8: in eight)
 # make test-container    the tests of what ships, with the container's own versions (7 GB, once)
+# make test-wheel    build the wheel, install it with all that it asks for elsewhere, read a page
 # make test-newest    the network's tests with the newest transformers that pyproject.toml allows
 # make check   ruff, mypy and the layers of ARCHITECTURE.md
 # make bench   full-size random model on this machine, the library's plain class and ours
@@ -38,12 +39,12 @@ SEED ?= 1000003
 MODEL ?= pocket
 MEASURES ?= ocr:tiny ocr:small ocr:base ocr:gundam markdown:tiny locate:tiny
 
-.PHONY: help demo test test-container test-newest check format bench evaluate pocket gpu-report \
+.PHONY: help demo test test-container test-wheel test-newest check format bench evaluate pocket gpu-report \
 	verify-checkpoint clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile | head -10
+	@sed -n 's/^# //p' Makefile | head -11
 
 $(READY): pyproject.toml requirements/checkout.txt requirements/serve.txt tests/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -68,6 +69,15 @@ test-container:
 	OMP_NUM_THREADS=1 $(PYTHON) tests/container.py $(if $(TORCH_INDEX),--index $(TORCH_INDEX)) -- \
 		--numprocesses $(JOBS) --dist loadfile
 
+test-wheel:
+	rm -rf build/wheel && mkdir -p build/wheel/elsewhere
+	$(PYTHON) -m venv build/wheel/venv
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) build/wheel/*.whl
+	cp examples/fruit.png build/wheel/elsewhere/page.png
+	cd build/wheel/elsewhere && ../venv/bin/deepseek-ocr read page.png --model pocket
+
 test-newest: $(READY)
 	rm -rf $(NEWEST)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
@@ -88,7 +98,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks.run $(BENCH)
+	$(BIN)/python -m benchmarks.page_speed $(BENCH)
 
 evaluate: $(READY)
 	rm -rf build/evaluate

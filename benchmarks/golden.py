@@ -6,19 +6,20 @@ the norm of the difference over the norm of the official values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
-from benchmarks import decoding
-from benchmarks.parts import Figures, Rows, Settings
+from benchmarks import decode_speed
+from benchmarks.part_rows import Figures, ReportRows
+from benchmarks.part_runner import ReportSettings
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.kernels import choice, op_fallbacks
 from deepseek_ocr.kernels.rehearsal import prepare
 from deepseek_ocr.kernels.slot_decoder import SlotDecoder
-from deepseek_ocr.model import network as model
 from deepseek_ocr.model.loader import load_network
+from deepseek_ocr.model.network import Network, vision_tokens
 from tests.goldens import CASES, GOLDEN, VIEWS, Golden, embedded, golden_views, load_golden
 from tests.goldens import relative_error as error
 
@@ -35,7 +36,7 @@ TAIL = 9
 """Text tokens behind the page in every case; their logits and their loss are stored."""
 
 
-def check(settings: Settings, rows: Rows) -> None:
+def check(settings: ReportSettings, rows: ReportRows) -> None:
     """The part: a row for every type, and in it for vision and for each way of decoding."""
     golden = load_golden()
     for dtype in TYPES:
@@ -43,51 +44,39 @@ def check(settings: Settings, rows: Rows) -> None:
     _check_type(settings, rows, golden, "bfloat16", "int8")
 
 
-def _check_type(settings: Settings, rows: Rows, golden: Golden, dtype: str, quant: str) -> None:
-    name = dtype if quant == "none" else f"{quant} in {dtype}"
-    kind = dtype if quant == "none" else quant
-    plain = load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
-    ours = load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant)
+def _check_type(
+    settings: ReportSettings, rows: ReportRows, golden: Golden, dtype: str, quant: str
+) -> None:
+    name, kind = (dtype, dtype) if quant == "none" else (f"{quant} in {dtype}", quant)
+    plain, ours = (
+        load_network(GOLDEN / "checkpoint", settings.device, dtype, quant=quant) for _ in range(2)
+    )
     op_fallbacks.fit(plain)
-    selection = prepare(ours, choice.parse("auto"))
-    tolerance = TOLERANCE[dtype]
+    chosen = prepare(ours, choice.parse("auto"))
     if quant == "none":
-        rows.add(f"{name}, vision, plain", partial(_vision, plain, golden, tolerance))
-
-        def fast() -> Figures:
-            return {"attention": selection.vision} | _vision(ours, golden, tolerance)
-
-        rows.add(f"{name}, vision, fast", fast)
-    for way, network, make in _decoders(plain, ours):
-
-        def decoded(network: model.Network = network, make: Make = make) -> Figures:
-            by = {} if network is plain else {"attention": selection.attention}
-            return by | _decoding(network, make, golden, kind)
-
-        rows.add(f"{name}, decoding, {way}", decoded)
+        for way, network, by in (("plain", plain, None), ("fast", ours, chosen.vision)):
+            rows.add(f"{name}, vision, {way}", partial(_vision, network, golden, kind, by))
+    make: Make = PlainDecoder
+    rows.add(f"{name}, decoding, plain", partial(_decoding, plain, make, golden, kind, None))
+    for way, path in decode_speed.paths(ours):
+        make = partial(SlotDecoder, slots=1, context=CONTEXT, path=path)
+        found = partial(_decoding, ours, make, golden, kind, chosen.attention)
+        rows.add(f"{name}, decoding, {way}", found)
 
 
-Make = Callable[[], Decoder]
+Make = Callable[[Network], Decoder]
 
 
-def _decoders(
-    plain: model.Network, ours: model.Network
-) -> Iterator[tuple[str, model.Network, Make]]:
-    """Every way of decoding: its name, the network it reads pages with, what makes its decoder."""
-    yield "plain", plain, partial(PlainDecoder, plain)
-    for way, path in decoding.ways(ours):
-        yield way, ours, partial(SlotDecoder, ours, 1, CONTEXT, path)
-
-
-def _vision(network: model.Network, golden: Golden, tolerance: float) -> Figures:
-    """The largest difference of the vision tokens of all stored views."""
+def _vision(network: Network, golden: Golden, kind: str, by: str | None) -> Figures:
+    """The largest difference of the vision tokens of all stored views; `by` is the attention."""
     found = {}
     for name in VIEWS:
-        tokens = model.vision_tokens(network, golden_views(golden, name))
+        tokens = vision_tokens(network, golden_views(golden, name))
         found[name] = error(tokens.float().cpu(), golden[f"{name}.vision_tokens"])
     worst = max(found, key=lambda name: found[name])
-    figures: Figures = {"difference": found[worst], "of": worst, "tolerance": tolerance}
-    return figures | _verdict(found[worst], tolerance)
+    figures: Figures = {"attention": by} if by else {}
+    figures |= {"difference": found[worst], "of": worst, "tolerance": TOLERANCE[kind]}
+    return figures | _verdict(found[worst], TOLERANCE[kind])
 
 
 def _verdict(difference: float, tolerance: float) -> Figures:
@@ -96,9 +85,10 @@ def _verdict(difference: float, tolerance: float) -> Figures:
     return {"wrong": f"differs by {difference:.2g}, {tolerance:.2g} at most was expected"}
 
 
-def _decoding(network: model.Network, make: Make, golden: Golden, kind: str) -> Figures:
-    """Logits behind prompts and steps, losses, and how many greedy ids are the official ones."""
-    decoder = make()
+def _decoding(network: Network, make: Make, golden: Golden, kind: str, by: str | None) -> Figures:
+    """Logits behind prompts and steps, losses, and how many greedy ids are the official ones; `by`
+    is the attention."""
+    decoder = make(network)
     differences, losses, same, count = [], [], 0, 0
     for case in CASES:
         ids, embeddings = embedded(network, golden, case)
@@ -115,7 +105,8 @@ def _decoding(network: model.Network, make: Make, golden: Golden, kind: str) -> 
     differences.sort()
     exact = kind == "float32"
     difference = differences[-1] if exact else differences[len(differences) // 2]
-    figures = {
+    figures: Figures = {"attention": by} if by else {}
+    figures |= {
         "difference": difference, "largest": differences[-1], "loss": max(losses),
         "greedy": f"{same} of {count} ids", "tolerance": TOLERANCE[kind],
     }  # fmt: skip

@@ -22,51 +22,49 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 
-from benchmarks import decoding, full_size, golden, machine, parts, quality
-from benchmarks.parts import Part, Rows, Settings
+from benchmarks import command, decode_speed, full_size, golden, machine, part_runner, quality
+from benchmarks.part_rows import ReportRows
+from benchmarks.part_runner import ReportPart, ReportSettings
 from deepseek_ocr.devices import selection
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import OcrError
 
-ROOT = Path(__file__).resolve().parent.parent
-
 WELL, WRONG, COULD_NOT_START = 0, 1, 2
 
 
-def about(settings: Settings, rows: Rows) -> None:
+def about(settings: ReportSettings, rows: ReportRows) -> None:
     """The part: what the device is, and what it can do at most."""
     device = selection.choose_device(settings.device)
     dtype = selection.choose_dtype(settings.dtype, device)
     rows.add("machine", lambda: machine.describe(device))
-    rows.add("packages", lambda: dict(machine.packages()))
-    card = machine.card(device)
-    if card is None:
-        rows.note(f"{device}: no NVIDIA card")
+    rows.add("packages", partial(dict, machine.packages()))
+    if card := machine.card(device):
+        rows.add("card", partial(dict, card))
     else:
-        rows.add("card", lambda: card)
-    rows.add(decoding.LIMITS, lambda: asdict(decoding.limits(device, dtype)), needs=4)
+        rows.note(f"{device}: no NVIDIA card")
+    rows.add(decode_speed.LIMITS, lambda: asdict(decode_speed.limits(device, dtype)), needs=4)
 
 
-def rehearse(settings: Settings, rows: Rows) -> None:
+def rehearse(settings: ReportSettings, rows: ReportRows) -> None:
     """The part: what the bundled model's engine finds out at load."""
-    engine = OcrEngine.load(quality.POCKET, settings.device, settings.dtype)
+    engine = OcrEngine.load(command.POCKET, settings.device, settings.dtype)
     rows.add("pocket", lambda: full_size.rehearsal(engine))
     engine.close()
 
 
 PARTS = (
-    Part("card", about, 0.15),
-    Part("rehearsal", rehearse, 0.15),
-    Part("golden", golden.check, 0.25),
-    Part("quality", quality.check, 0.25),
-    Part("checkpoint", full_size.write_checkpoint, own_seconds=900),
-    Part("start", full_size.start, 0.2),
-    Part("decoding", full_size.decode, 0.35),
-    Part("pages", full_size.pages, 0.35),
-    Part("stages", full_size.stages_of_a_page, 0.2),
-    Part("memory", full_size.memory_use, 0.2),
+    ReportPart("card", about, 0.15),
+    ReportPart("rehearsal", rehearse, 0.15),
+    ReportPart("golden", golden.check, 0.25),
+    ReportPart("quality", quality.check, 0.25),
+    ReportPart("checkpoint", full_size.write_checkpoint, own_seconds=900),
+    ReportPart("start", full_size.start, 0.2),
+    ReportPart("decoding", full_size.decode, 0.35),
+    ReportPart("pages", full_size.pages, 0.35),
+    ReportPart("stages", full_size.stages_of_a_page, 0.2),
+    ReportPart("memory", full_size.memory_use, 0.2),
 )
 """All parts, by value: if time runs out, it is the last that are left out."""
 
@@ -81,18 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"gpu: {error}\n")
         return COULD_NOT_START
     checkpoint = flags.checkpoint.resolve()
-    settings = Settings(
+    settings = ReportSettings(
         str(device), flags.dtype, checkpoint, flags.pages, flags.read, flags.tokens, flags.repeat
     )
     head = {"device": str(device), "dtype": flags.dtype, "budget_s": flags.seconds}
     chosen = [part for part in PARTS if part.name in flags.only]
     try:
         flags.json.parent.mkdir(parents=True, exist_ok=True)
-        report = parts.run(chosen, settings, flags.seconds, flags.json, head)
+        report = part_runner.run(chosen, settings, flags.seconds, flags.json, head)
     except OSError as error:
         sys.stderr.write(f"gpu: the report cannot be written: {error}\n")
         return COULD_NOT_START
-    found, missing = parts.problems(report), parts.left_out(report)
+    found, missing = part_runner.problems(report), part_runner.left_out(report)
     if missing:
         print(f"left out: {', '.join(missing)}")
     well = "nothing that ran is wrong" if missing else "nothing is wrong"
@@ -102,41 +100,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    made = command.full_size_parser("gpu", __doc__)
+    made.set_defaults(device="cuda", json=command.ROOT / "build" / "gpu-report.json")
     names = [part.name for part in PARTS]
     # fmt: off
-    parser.add_argument("--device", default="cuda",
-                        help="Run on this device: cuda (default), cuda:1, auto or cpu.")
-    parser.add_argument("--dtype", default="auto",
-                        help="Hold the bundled and the full-size model in this type.")
-    parser.add_argument("--json", type=Path, default=ROOT / "build" / "gpu-report.json",
-                        metavar="FILE",
-                        help="Write the report to this file (default: build/gpu-report.json).")
-    parser.add_argument("--seconds", type=float, default=360, metavar="S",
-                        help="Leave out what takes longer than this (default: 360).")
-    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER",
-                        default=ROOT / "build" / "random-checkpoint",
-                        help="Keep the random weights here (default: build/random-checkpoint).")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="PART",
-                        help=f"Run only some of the parts: {', '.join(names)}.")
-    parser.add_argument("--pages", type=_counts, default=(1, 8, 32, 64), metavar="N,N,…",
-                        help="Decode so many pages at once (default: 1,8,32,64).")
-    parser.add_argument("--read", type=int, default=64, metavar="N",
-                        help="Read so many pages from picture to text (default: 64).")
-    parser.add_argument("--tokens", type=int, default=200, metavar="N",
-                        help="Read so many tokens of each of them (default: 200).")
-    parser.add_argument("--repeat", type=int, default=3, metavar="N",
-                        help="Time each stage so often and take the median (default: 3).")
+    made.add_argument("--seconds", type=float, default=360, metavar="S",
+                      help="leave out what takes longer than this (default: 360)")
+    made.add_argument("--only", nargs="+", choices=names, default=names, metavar="PART",
+                      help=f"run only some of the parts: {', '.join(names)}")
+    made.add_argument("--pages", type=command.counts, default=(1, 8, 32, 64), metavar="N,N,…",
+                      help="decode so many pages at once (default: 1,8,32,64)")
+    made.add_argument("--read", type=int, default=64, metavar="N",
+                      help="read so many pages from picture to text (default: 64)")
+    made.add_argument("--tokens", type=int, default=200, metavar="N",
+                      help="read so many tokens of each of them (default: 200)")
     # fmt: on
-    return parser
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
+    return made
 
 
 if __name__ == "__main__":
-    parts.leave(main())
+    part_runner.leave(main())

@@ -5,51 +5,49 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import platform
-import statistics
 import subprocess
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-from deepseek_ocr.devices import nvidia, selection
-
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.command import ROOT
+from benchmarks.timing import seconds_of
+from deepseek_ocr.devices import nvidia
+from deepseek_ocr.images.views import Views
+from deepseek_ocr.model.network import Network, vision_tokens
 
 _PEAK_RESET = Path("/proc/self/clear_refs")
 
-WARM_UP, TIMED, CHUNK = 0.3, 0.5, 0.03
-"""Seconds for which a card repeats a call before it is timed, and while it is; and of one chunk."""
-
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "flash-attn", "triton")
+_PACKAGES = (
+    "torch", "torch-npu", "transformers", "tokenizers", "safetensors", "flash-attn", "triton",
+)  # fmt: skip
 
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Machine, versions and revision, for the figures to be told apart by."""
+    versions = packages()
     return {
         "processor": _processor(),
         "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "torch": versions["torch"],
+        "transformers": versions["transformers"],
         "threads": torch.get_num_threads(),
         "revision": _revision(),
     }
 
 
 def packages() -> dict[str, str | None]:
-    """Versions of the packages that decide what runs on a card; None: not installed."""
-    return {name: _version(name) for name in _PACKAGES}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    """Versions of the packages that decide what runs on a device; None: not installed."""
+    found: dict[str, str | None] = dict.fromkeys(_PACKAGES)
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def card(device: torch.device) -> dict[str, Any] | None:
@@ -113,52 +111,6 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * rows * inner * out / seconds
 
 
-@torch.inference_mode()
-def seconds_of(device: torch.device, call: Callable[[], object]) -> float:
-    """Seconds of one short `call`.
-
-    On an NVIDIA card: the median over chunks of calls, each between two events of the card's own
-    clock, for `TIMED` seconds after `WARM_UP` seconds that do not count: its clock rate rises with
-    work. Elsewhere: the least of seven.
-    """
-    if device.type == "cuda":
-        return _by_events(device, call)
-    best = float("inf")
-    for _ in range(7):
-        selection.synchronize(device)
-        start = time.perf_counter()
-        call()
-        selection.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def _by_events(device: torch.device, call: Callable[[], object]) -> float:
-    with torch.cuda.device(device):
-        count, spent = 1, 0.0
-        while spent < WARM_UP:
-            seconds = _chunk(call, count)
-            spent += seconds
-            if seconds < CHUNK:
-                count *= 2
-        chunks: list[float] = []
-        while sum(chunks) < TIMED:
-            chunks.append(_chunk(call, count))
-    return statistics.median(chunks) / count
-
-
-def _chunk(call: Callable[[], object], count: int) -> float:
-    """Seconds that the current card takes for so many calls."""
-    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    start.record()
-    for _ in range(count):
-        call()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1000
-
-
 def peak_memory(device: torch.device, call: Callable[[], object]) -> int:
     """Bytes that `call` takes at most on top of what was there before (0 where unknown).
 
@@ -177,21 +129,57 @@ def peak_memory(device: torch.device, call: Callable[[], object]) -> int:
     except OSError:  # not Linux, or not ours to write
         call()
         return 0
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     call()
-    return max(0, _resident("VmHWM") - before)
+    return max(0, resident("VmHWM") - before)
+
+
+def vision_peak(network: Network, views: Views) -> int:
+    """Bytes that `views` take at most beside the weights, by `peak_memory`."""
+    vision_tokens(network, views)  # what is kept for good is not counted
+    return peak_memory(network.device, lambda: vision_tokens(network, views))
+
+
+@contextmanager
+def highest(read: Callable[[], float], every: float) -> Iterator[list[float]]:
+    """Within, `read` is called again and again, `every` so many seconds, and at the end; the one
+    number in the list that is given is the highest so far."""
+    found, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        ended = False
+        while not ended:
+            ended = done.wait(every)
+            found[0] = max(found[0], read())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        watcher.join()
 
 
 def family_memory(parent: Any) -> int:
-    """Bytes resident in a process (a `psutil.Process`) and in all that it has started.
+    """Bytes resident in a process (a `psutil.Process`) and in all that it has started; 0 if one
+    ends meanwhile.
 
     A child that has been forked and has not started its program yet shows the whole of its
-    parent's memory again, and is left out. Raises `psutil.NoSuchProcess` if one ends meanwhile.
+    parent's memory again, and is left out.
     """
-    started = (one for one in parent.children(recursive=True) if one.cmdline() != parent.cmdline())
-    return int(sum(one.memory_info().rss for one in (parent, *started)))
+    import psutil  # only tests and the benchmark of documents have it
+
+    try:
+        children = parent.children(recursive=True)
+        started = (one for one in children if one.cmdline() != parent.cmdline())
+        return int(sum(one.memory_info().rss for one in (parent, *started)))
+    except psutil.NoSuchProcess:
+        return 0
 
 
-def _resident(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+def resident(name: str) -> int:
+    """Bytes of this process by the name that Linux gives them, such as VmRSS; 0 elsewhere."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.parts import Figures, Rows, Settings
+from benchmarks.command import EXAMPLES, POCKET
+from benchmarks.part_rows import Figures, ReportRows
+from benchmarks.part_runner import ReportSettings
 from deepseek_ocr import presets
 from deepseek_ocr.devices import selection
 from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -19,9 +21,6 @@ from deepseek_ocr.engine.results import Failure, Page
 from deepseek_ocr.errors import InputError
 from deepseek_ocr.settings import DecodeSettings
 from examples.make_pages import PAGES
-
-ROOT = Path(__file__).resolve().parent.parent
-POCKET = ROOT / "checkpoints" / "pocket"
 
 INT8 = "auto, int8"
 """The kernels "auto" with the decoder's weights in 8 bits."""
@@ -45,7 +44,7 @@ SEED = 1_000_003
 Measure = Callable[[OcrEngine], Figures]
 
 
-def check(settings: Settings, rows: Rows) -> None:
+def check(settings: ReportSettings, rows: ReportRows) -> None:
     """The part: rows for every choice of kernels, that of the plain class first: the examples, and
     the synthetic pages, of which another row says how they were made."""
     measure: Measure | None = None
@@ -67,7 +66,11 @@ def check(settings: Settings, rows: Rows) -> None:
 
 
 def _read(
-    settings: Settings, rows: Rows, kernels: str, measure: Measure | None, plain: Figures | None
+    settings: ReportSettings,
+    rows: ReportRows,
+    kernels: str,
+    measure: Measure | None,
+    plain: Figures | None,
 ) -> Figures | None:
     """Rows of the bundled model with one of `KERNELS`; what `measure` finds on synthetic
     pages is judged beside `plain`, and returned."""
@@ -107,7 +110,7 @@ def examples(engine: OcrEngine) -> Figures:
     """How many of the example pages are read exactly, and the character error rate of them all;
     white space counts as one space."""
     pages = [
-        Page(ROOT / "examples" / f"{name}.png", presets.prompt_for("ocr"), presets.crop_for("tiny"))
+        Page(EXAMPLES / f"{name}.png", presets.prompt_for("ocr"), presets.crop_for("tiny"))
         for name in PAGES
     ]
     exact = edits = length = 0

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+from benchmarks.command import ROOT
 from deepseek_ocr.files import atomic_write
 from deepseek_ocr.model.checkpoint import official_pieces, read_config
 from deepseek_ocr.model.network import empty_network
@@ -103,7 +106,7 @@ def write(folder: Path, config: dict[str, Any] | None = None, seed: int = 0) -> 
     del shapes[_POSITION_IDS]
     torch.manual_seed(seed)
     tensors = {name: _random(name, shape) for name, shape in shapes.items()}
-    with atomic_write(folder / FILE, sync=False) as stream:  # a file that is there is whole
+    with atomic_write(folder / FILE) as stream:  # a file that is there is whole
         save_file(tensors, stream.name, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, FILE)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -132,13 +135,20 @@ def _random(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.empty(shape, dtype=torch.bfloat16).normal_(std=0.02)
 
 
+def provide(folder: Path) -> None:
+    """Write the checkpoint, and a tokenizer, to `folder` if it has none yet."""
+    if not (folder / FILE).is_file():
+        print(f"writing a random checkpoint to {folder} (6.7 GB) …", flush=True)
+        # In a process of its own, so that its memory does not count as ours.
+        command = [sys.executable, "-m", "benchmarks.random_checkpoint", str(folder.resolve())]
+        subprocess.run(command, check=True, cwd=ROOT)
+    elif not (folder / "tokenizer.json").is_file():  # older ones have none
+        write_tokenizer(folder)
+
+
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="written to; needs 7 GB")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()

@@ -2,90 +2,76 @@
 
     python -m benchmarks.scale [--device cpu] [--dtype bfloat16] [--tokens 48] [--pages 4]
 
-This project alone, on the random checkpoint of `benchmarks.run`. Seconds are medians; the last
-column is what one more tile, token or page costs, which must not grow with their number.
+This project alone, on the random checkpoint of `benchmarks.page_speed`. Seconds are medians; the
+last column is what one more tile, token or page costs, which must not grow with their number.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import torch
-
-from benchmarks import machine, stages
-from benchmarks.run import parser, provide
-from deepseek_ocr.images import views
-from deepseek_ocr.kernels import choice
-from deepseek_ocr.model import network
+from benchmarks import command, machine, page_stages
+from benchmarks.page_speed import model_parser
+from benchmarks.page_stages import NetworkPair, our_times, views_of
+from benchmarks.random_checkpoint import provide
+from benchmarks.timing import in_turn
+from deepseek_ocr.model.network import vision_tokens
 
 TILES = (0, 2, 4, 6, 9)
-
-
-def main() -> None:
-    """Command line."""
-    flags = parser(__doc__).parse_args()
-    provide(flags.checkpoint)
-    chosen = choice.parse(flags.kernels)
-    ways = stages.load(flags.checkpoint, flags.device, flags.dtype, chosen, flags.quant)
-    tables = {
-        "tiles": list(by_tiles(ways, flags.repeat)),
-        "output tokens": list(by_length(ways, flags.tokens, flags.repeat)),
-        "pages in flight": list(by_pages(ways, flags.pages, flags.tokens, flags.repeat)),
-    }
-    for name, points in tables.items():
-        _print(name, points)
-    if flags.json:
-        figures = {"machine": machine.describe(ways.ours.device), "points": tables}
-        flags.json.write_text(json.dumps(figures, indent=1))
-
 
 Point = tuple[int, float, int]
 """How many, seconds, bytes at most."""
 
 
-def by_tiles(ways: stages.Ways, repeat: int) -> Iterator[Point]:
+def main() -> None:
+    """Command line."""
+    flags = model_parser("scale", __doc__).parse_args()
+    provide(flags.checkpoint)
+    pair = page_stages.load_pair(
+        flags.checkpoint, flags.device, flags.dtype, flags.kernels, flags.quant
+    )
+    tables = {
+        "tiles": list(by_tiles(pair, flags.repeat)),
+        "output tokens": list(by_length(pair, flags.tokens, flags.repeat)),
+        "pages in flight": list(by_pages(pair, flags.pages, flags.tokens, flags.repeat)),
+    }
+    for name, points in tables.items():
+        _print(name, points)
+    figures = {"machine": machine.describe(pair.ours.device), "points": tables}
+    command.write_json(flags.json, figures)
+
+
+def by_tiles(pair: NetworkPair, repeat: int) -> Iterator[Point]:
     """Vision of a global view and so many tiles."""
     for count in TILES:
-        yield _point(ways, count, repeat, partial(network.vision_tokens, ways.ours, _views(count)))
+        yield _point(pair, count, repeat, partial(vision_tokens, pair.ours, views_of(1024, count)))
 
 
-def by_length(ways: stages.Ways, tokens: int, repeat: int) -> Iterator[Point]:
+def by_length(pair: NetworkPair, tokens: int, repeat: int) -> Iterator[Point]:
     """Prefill and so many tokens of one page."""
-    embeddings = _embeddings(ways)
-    lengths = [tokens, 2 * tokens, 4 * tokens]
-    decoder = ways.decoder(1, embeddings.shape[1] + lengths[-1] + 1)
-    for length in lengths:
-        run = partial(stages.our_times, decoder, embeddings, length, 1)
-        yield _point(ways, length, repeat, run)
+    length = page_stages.prompt_length(pair.ours)
+    embeddings = page_stages.prompt_of(pair.ours, length)
+    decoder = pair.decoder(1, length + 4 * tokens + 1)
+    for count in (tokens, 2 * tokens, 4 * tokens):
+        yield _point(pair, count, repeat, partial(our_times, decoder, embeddings, count, 1))
 
 
-def by_pages(ways: stages.Ways, most: int, tokens: int, repeat: int) -> Iterator[Point]:
+def by_pages(pair: NetworkPair, most: int, tokens: int, repeat: int) -> Iterator[Point]:
     """Prefill and `tokens` tokens of so many pages at once."""
-    embeddings = _embeddings(ways)
-    decoder = ways.decoder(most, embeddings.shape[1] + tokens + 1)
+    length = page_stages.prompt_length(pair.ours)
+    embeddings = page_stages.prompt_of(pair.ours, length)
+    decoder = pair.decoder(most, length + tokens + 1)
     count = 1
     while count <= most:
-        run = partial(stages.our_times, decoder, embeddings, tokens, count)
-        yield _point(ways, count, repeat, run)
+        yield _point(pair, count, repeat, partial(our_times, decoder, embeddings, tokens, count))
         count *= 2
 
 
-def _point(ways: stages.Ways, count: int, repeat: int, call: Callable[[], object]) -> Point:
-    device = ways.ours.device
-    seconds = stages.in_turn([call], repeat, device)[0]
+def _point(pair: NetworkPair, count: int, repeat: int, call: Callable[[], object]) -> Point:
+    device = pair.ours.device
+    seconds = in_turn({"s": call}, repeat, device)["s"]
     return count, seconds, machine.peak_memory(device, call)
-
-
-def _views(tiles: int) -> views.Views:
-    grid = (tiles, 1) if tiles else (1, 1)
-    return views.Views(torch.zeros(3, 1024, 1024), torch.zeros(tiles, 3, 640, 640), grid)
-
-
-def _embeddings(ways: stages.Ways) -> torch.Tensor:
-    ids = stages.prompt(_views(0), ways.ours)
-    return network.embed(ways.ours, ids, network.vision_tokens(ways.ours, _views(0)), 1)
 
 
 def _print(name: str, points: list[Point]) -> None:

@@ -14,19 +14,22 @@ import argparse
 import asyncio
 import base64
 import json
+import queue
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import uvicorn
 
+from benchmarks import command
 from deepseek_ocr import presets
 from deepseek_ocr.configuration import ServerSettings, Settings
 from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -37,7 +40,6 @@ from deepseek_ocr.server.security.api_keys import Keys
 from deepseek_ocr.server.security.request_heads import BoundedHeads
 from deepseek_ocr.server.server_state import ServerState
 
-ROOT = Path(__file__).resolve().parent.parent
 CALLERS = (1, 8, 64)
 
 
@@ -52,7 +54,7 @@ class Subject:
     @property
     def picture(self) -> bytes:
         """Its file's bytes."""
-        return (ROOT / "examples" / self.file).read_bytes()
+        return (command.EXAMPLES / self.file).read_bytes()
 
 
 SUBJECTS = {
@@ -61,35 +63,26 @@ SUBJECTS = {
 }
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Of one turn: seconds to the first token of each page, and pages a second."""
-
-    firsts: tuple[float, ...]
-    rate: float
+Turn = dict[str, Any]
+"""Of one turn: `firsts`, seconds to the first token of each page, and `rate`, pages a second."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("serving", __doc__)
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of each turn")
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="of each of the two")
     parser.add_argument("--slots", type=int, default=8, metavar="N", help="of the engine")
     parser.add_argument("--callers", type=int, nargs="+", default=CALLERS, metavar="N")
     parser.add_argument("--pages", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--client", nargs=3, help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
     if flags.client:
         port, callers, seconds = flags.client
         subject = SUBJECTS[flags.pages[0]]
-        found = asyncio.run(_clients(subject, int(port), int(callers), float(seconds)))
-        json.dump({"firsts": found.firsts, "rate": found.rate}, sys.stdout)
+        json.dump(
+            asyncio.run(_clients(subject, int(port), int(callers), float(seconds))), sys.stdout
+        )
         return
     rows = []
     for row in _measure(flags):
@@ -101,44 +94,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{row['engine_rate']:6.2f} and {row['server_rate']:6.2f} ({row['cost']:+.1%})",
             flush=True,
         )
-    if flags.json:
-        flags.json.write_text(json.dumps(rows, indent=1) + "\n")
+    command.write_json(flags.json, rows)
 
 
 def _measure(flags: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    engine = OcrEngine.load(ROOT / "checkpoints" / "pocket", "cpu", "auto", slots=flags.slots)
+    engine = OcrEngine.load(command.POCKET, "cpu", slots=flags.slots)
     with _served(engine) as port:
         for name in flags.pages:
-            _direct(engine, name, 8, 1.0)
-            _over_http(port, name, 8, 1.0)
+            ways = {
+                "engine": partial(_direct, engine, name),
+                "server": partial(_over_http, port, name),
+            }
+            for way in ways.values():
+                way(8, 1.0)  # does not count
             for callers in flags.callers:
-                engine_turns, server_turns = [], []
-                for _ in range(flags.turns):
-                    engine_turns.append(_direct(engine, name, callers, flags.seconds))
-                    server_turns.append(_over_http(port, name, callers, flags.seconds))
-                yield {"page": name, **_row(callers, engine_turns, server_turns)}
+                turns = [
+                    {kind: way(callers, flags.seconds) for kind, way in ways.items()}
+                    for _ in range(flags.turns)
+                ]
+                yield {"page": name, "callers": callers, **_row(turns)}
     engine.close()
 
 
-def _row(callers: int, engine: list[Figures], server: list[Figures]) -> dict[str, Any]:
-    def first(turns: list[Figures]) -> float:
-        return statistics.median(one for turn in turns for one in turn.firsts)
+def _row(turns: list[dict[str, Turn]]) -> dict[str, float]:
+    """Medians over the turns, and the share of pages a second that the server costs."""
+    row: dict[str, float] = {}
+    for way in ("engine", "server"):
+        row[f"{way}_first"] = statistics.median(at for one in turns for at in one[way]["firsts"])
+        row[f"{way}_rate"] = statistics.median(one[way]["rate"] for one in turns)
+    return row | {"cost": 1 - row["server_rate"] / row["engine_rate"]}
 
-    rates = [statistics.median(turn.rate for turn in turns) for turns in (engine, server)]
-    return {
-        "callers": callers,
-        "engine_first": first(engine),
-        "server_first": first(server),
-        "engine_rate": rates[0],
-        "server_rate": rates[1],
-        "cost": 1 - rates[1] / rates[0],
-    }
+
+def _turn(firsts: list[float], ends: list[float], began: float) -> Turn:
+    """The rate is over all pages, until the last of them ended."""
+    return {"firsts": firsts, "rate": len(ends) / (max(ends) - began)}
 
 
 # --- the engine by itself -----------------------------------------------------------------------
 
 
-def _direct(engine: OcrEngine, name: str, callers: int, seconds: float) -> Figures:
+Arrived = queue.SimpleQueue[tuple[float, Delta | Reading | Failure]]
+
+
+def _arrive(arrived: Arrived, event: Delta | Reading | Failure) -> None:
+    arrived.put((time.perf_counter(), event))
+
+
+def _direct(engine: OcrEngine, name: str, callers: int, seconds: float) -> Turn:
     subject = SUBJECTS[name]
     page = Page(subject.picture, presets.prompt_for(subject.task), presets.crop_for(subject.preset))
     began = time.perf_counter()
@@ -146,36 +148,19 @@ def _direct(engine: OcrEngine, name: str, callers: int, seconds: float) -> Figur
     ends: list[float] = []
 
     def call() -> None:
-        while time.perf_counter() < began + seconds:
-            asked = time.perf_counter()
-            ended = threading.Event()
-            arrived: list[float] = []
+        while (asked := time.perf_counter()) < began + seconds:
+            arrived: Arrived = queue.SimpleQueue()
+            engine.submit(page, partial(_arrive, arrived))
+            at, event = arrived.get()
+            firsts.append(at - asked)
+            while isinstance(event, Delta):
+                at, event = arrived.get()
+            ends.append(at)
 
-            def on_event(
-                event: Delta | Reading | Failure,
-                arrived: list[float] = arrived,
-                ended: threading.Event = ended,
-            ) -> None:
-                arrived.append(time.perf_counter())
-                if not isinstance(event, Delta):
-                    ended.set()
-
-            engine.submit(page, on_event)
-            ended.wait()
-            firsts.append(arrived[0] - asked)
-            ends.append(arrived[-1])
-
-    threads = [threading.Thread(target=call) for _ in range(callers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return _figures(firsts, ends, began)
-
-
-def _figures(firsts: list[float], ends: list[float], began: float) -> Figures:
-    """The rate is over all pages, until the last of them ended."""
-    return Figures(tuple(firsts), len(ends) / (max(ends) - began))
+    with ThreadPoolExecutor(callers) as pool:
+        for done in [pool.submit(call) for _ in range(callers)]:
+            done.result()
+    return _turn(firsts, ends, began)
 
 
 # --- over HTTP ----------------------------------------------------------------------------------
@@ -204,15 +189,16 @@ def _served(engine: OcrEngine) -> Iterator[int]:
         thread.join()
 
 
-def _over_http(port: int, name: str, callers: int, seconds: float) -> Figures:
-    command = [sys.executable, "-m", "benchmarks.serving", "--pages", name]
-    command += ["--client", str(port), str(callers), str(seconds)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    found = json.loads(done.stdout)
-    return Figures(tuple(found["firsts"]), found["rate"])
+def _over_http(port: int, name: str, callers: int, seconds: float) -> Turn:
+    """What a process of clients found."""
+    ask = [sys.executable, "-m", "benchmarks.serving", "--pages", name]
+    ask += ["--client", str(port), str(callers), str(seconds)]
+    done = subprocess.run(ask, cwd=command.ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    found: Turn = json.loads(done.stdout)
+    return found
 
 
-async def _clients(subject: Subject, port: int, callers: int, seconds: float) -> Figures:
+async def _clients(subject: Subject, port: int, callers: int, seconds: float) -> Turn:
     url = "data:image/png;base64," + base64.b64encode(subject.picture).decode()
     parts = [{"type": "image_url", "image_url": {"url": url}}]
     asked = {"model": "pocket", "stream": True, "messages": [{"role": "user", "content": parts}]}
@@ -238,7 +224,7 @@ async def _clients(subject: Subject, port: int, callers: int, seconds: float) ->
         writer.close()
 
     await asyncio.gather(*(client() for _ in range(callers)))
-    return _figures(firsts, ends, began)
+    return _turn(firsts, ends, began)
 
 
 if __name__ == "__main__":

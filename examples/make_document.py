@@ -19,8 +19,8 @@ from deepseek_ocr.formats import FORMATS
 from deepseek_ocr.formats.export import write
 from deepseek_ocr.formats.figures import save_figures
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
-from examples import pictures
-from examples.pictures import DPI, ROOT, Item, table
+from examples import output_pictures
+from examples.output_pictures import DPI, ROOT, Item, table
 
 SIZE = (1000, 1400)
 """Of a page in pixels."""
@@ -118,7 +118,7 @@ def _draw_chart(pen: ImageDraw.ImageDraw, box: tuple[int, ...]) -> None:
 
 def reading(number: int, items: list[Item], figures: tuple[str, ...] = ()) -> PageRecord:
     """The record of one of the two pages."""
-    return pictures.reading(number, items, SIZE, figures)
+    return output_pictures.reading(number, items, SIZE, figures)
 
 
 def make(folder: Path) -> DocumentRecord:
@@ -141,8 +141,8 @@ def show(folder: Path, picture: Path) -> None:
     with pypdfium2.PdfDocument(folder / "report_layouts.pdf") as pdf:
         drawn = [pdf[at].render(scale=0.9).to_pil().convert("RGB") for at in range(2)]
     high = drawn[0].height
-    with pictures.browser() as program:
-        page = pictures.screenshot(
+    with output_pictures.browser() as program:
+        page = output_pictures.screenshot(
             program, folder / "report.html", folder / "report.png", width=640, height=1240
         )
     html = page.resize((round(page.width * high / page.height), high))
@@ -152,7 +152,7 @@ def show(folder: Path, picture: Path) -> None:
     for sheet in sheets:
         whole.paste(sheet, (left, 10))
         left += sheet.width + 10
-    pictures.save_small(whole, picture, 160)
+    output_pictures.save_small(whole, picture, 160)
 
 
 def main() -> None:
@@ -160,7 +160,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "example"
     folder = folder.resolve()
     make(folder)
-    if pictures.has_browser():
+    if output_pictures.has_browser():
         show(folder, ROOT / "docs" / "outputs.png")
 
 

@@ -26,15 +26,7 @@ from deepseek_ocr.formats.export import write
 from deepseek_ocr.formats.figures import save_figures
 from deepseek_ocr.formats.mathml import to_mathml
 from deepseek_ocr.formats.records import DocumentRecord
-from examples.pictures import (
-    DPI,
-    ROOT,
-    Item,
-    browser,
-    reading,
-    save_small,
-    screenshot,
-)
+from examples.output_pictures import DPI, ROOT, Item, browser, reading, save_small, screenshot
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

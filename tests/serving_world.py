@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,23 +24,28 @@ from tests.conftest import POCKET, ROOT
 FRUIT = ROOT / "examples" / "fruit.png"
 TEXT = {"fruit": "Apple 12\nLemon 34", "invoice": "Invoice", "total": "Total 498"}
 ENDLESS = "endless"
+SERVE = ("-m", "deepseek_ocr", "serve")
 
 
 class Server:
     """`deepseek-ocr serve` with some arguments; `lines` are what it has logged so far.
 
     It keeps documents in a folder of its own, which no other server holds. `checkout` is where its
-    program is.
+    program is, `program` what Python is given to run.
     """
 
     def __init__(
-        self, *arguments: str, environ: dict[str, str] | None = None, checkout: Path = ROOT
+        self,
+        *arguments: str,
+        environ: dict[str, str] | None = None,
+        checkout: Path = ROOT,
+        program: Sequence[str] = SERVE,
     ) -> None:
         self.lines: list[dict[str, Any]] = []
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         state = tempfile.mkdtemp(dir=os.environ["XDG_STATE_HOME"])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "deepseek_ocr", "serve", "--port", "0", *arguments],
+            [sys.executable, *program, "--port", "0", *arguments],
             cwd=checkout,
             env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": state, **(environ or {})},
             stdout=subprocess.DEVNULL,
@@ -112,10 +117,13 @@ class Server:
 
 @contextmanager
 def serving(
-    *arguments: str, environ: dict[str, str] | None = None, checkout: Path = ROOT
+    *arguments: str,
+    environ: dict[str, str] | None = None,
+    checkout: Path = ROOT,
+    program: Sequence[str] = SERVE,
 ) -> Iterator[Server]:
     """A server that is ready."""
-    server = Server(*arguments, environ=environ, checkout=checkout)
+    server = Server(*arguments, environ=environ, checkout=checkout, program=program)
     try:
         server.wait_for("ready")
         yield server

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import machine, random_checkpoint, run, scale, stages
-from deepseek_ocr.model.checkpoint import read_config
+from benchmarks import decode_speed, machine, page_speed, random_checkpoint, scale, timing
+from deepseek_ocr.model.loader import load_network
 from tests.conftest import GOLDEN, ROOT
 
 
@@ -40,8 +41,8 @@ def test_run(
     output = tmp_path / "figures.json"
     arguments = [*flags(tiny_checkpoint, output), "--skip-load", "--quant", quant]
     monkeypatch.setattr(sys, "argv", arguments)
-    monkeypatch.setattr(run, "A4_AT_300_DPI", (1400, 700))  # two tiles instead of six
-    run.main()
+    monkeypatch.setattr(page_speed, "A4_AT_300_DPI", (1400, 700))  # two tiles instead of six
+    page_speed.main()
     found = figures(output)
     assert found["machine"].keys() >= {"torch", "processor", "revision", "threads"}
     assert all(limit > 0 for limit in found["limits"].values())
@@ -63,19 +64,34 @@ def test_scale(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert [point[0] for point in points["pages in flight"]] == [1, 2]
 
 
-def test_bytes_per_token_are_those_of_the_experts_it_takes(tiny_checkpoint: Path) -> None:
-    ways = stages.load(tiny_checkpoint, "cpu", "float32", frozenset(), "none")
-    config = read_config(tiny_checkpoint).text_config
-    layers = ways.plain.model.language_model.layers
+def test_a_step_reads_the_experts_it_takes_and_the_cache(tiny_checkpoint: Path) -> None:
+    network = load_network(tiny_checkpoint, "cpu", "float32")
+    config = network.config.text_config
+    layers = network.model.language_model.layers
     experts = sum(p.nbytes for n, p in layers.named_parameters() if ".experts." in n)
-    everything = sum(p.nbytes for p in layers.parameters()) + ways.plain.lm_head.weight.nbytes
+    everything = sum(p.nbytes for p in layers.parameters()) + network.lm_head.weight.nbytes
     unused = experts * (1 - config.num_experts_per_tok / config.n_routed_experts)
-    assert stages.bytes_per_token(ways.plain) == pytest.approx(everything - unused, abs=8)
+    cache = 2 * len(layers) * config.hidden_size * 10 * 4
+    bytes_read, _ = decode_speed.needed_by_step(network, 1, 10)
+    assert bytes_read == pytest.approx(everything - unused + cache)
+
+
+def test_seconds_of_a_short_call() -> None:
+    called: list[float] = []
+
+    def call() -> None:
+        began = time.perf_counter()
+        while time.perf_counter() < began + 0.01:
+            pass
+        called.append(time.perf_counter() - began)
+
+    assert timing.seconds_of(timing.CPU, call) == pytest.approx(min(called), rel=0.1)
+    assert sum(called) > timing.WARM_UP + timing.TIMED
 
 
 ONE_AFTER_THE_OTHER = """
 import torch
-from benchmarks import machine
+from benchmarks import decode_speed, machine, page_speed, random_checkpoint, scale, timing
 
 def two_tensors():
     torch.ones(50_000_000)  # 200 MB, given back at once

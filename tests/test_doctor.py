@@ -175,11 +175,11 @@ ABOUT = {"device": "npu:0", "name": "Ascend910B2", "dtype": "float16", "software
 
 def test_the_table_has_what_the_samples_say() -> None:
     samples = [
-        report.Sample("a", 10.0, 400, "stop"),
-        report.Sample("b", 20.0, 800, "stop"),
-        report.Sample("c", 30.0, 1200, "stop"),
-        report.Sample("d", 90.0, 9000, "loop"),
-        report.Sample("e", 1.0, 0, "failed"),
+        report.PageTime("a", 10.0, 400, "stop"),
+        report.PageTime("b", 20.0, 800, "stop"),
+        report.PageTime("c", 30.0, 1200, "stop"),
+        report.PageTime("d", 90.0, 9000, "loop"),
+        report.PageTime("e", 1.0, 0, "failed"),
     ]
     text = "\n".join(report.table(ABOUT, samples))
     assert "| loading (with imports) | 23.6 s |" in text

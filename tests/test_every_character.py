@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from deepseek_ocr.formats.export import text_of
@@ -116,6 +116,7 @@ PARAGRAPH = st.lists(st.sampled_from(HARD_LINES), min_size=1, max_size=4).map("\
 @example("4. Apple\n7. Lemon")
 @example("1. One\n2. Two\n\n3. Three\n4. Four\n\n4. Four\n5. Five")
 def test_text_that_looks_like_markdown_is_text(text: str) -> None:
+    assume("| a |\n|---|" not in text)  # a heading above dashes is a table, not text
     check(record_of(1, text), without_space(text))
     check(record_of(1, grounded([Block("text", (10, 10, 500, 500), text)])), without_space(text))
 

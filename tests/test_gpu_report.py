@@ -7,30 +7,27 @@ import math
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import (
-    decoding,
+    decode_speed,
     full_size,
     golden,
     gpu,
     machine,
-    parts,
+    page_stages,
     quality,
     random_checkpoint,
-    stages,
-)  # fmt: skip
-from benchmarks.parts import Part, Rows, Settings
+)
+from benchmarks.part_rows import Figures, ReportRows
+from benchmarks.part_runner import ReportPart, ReportSettings
 from deepseek_ocr.devices import memory, nvidia
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import InputError
-from deepseek_ocr.images.views import Views
 from deepseek_ocr.kernels import op_fallbacks, torch_steps
 from deepseek_ocr.kernels.rehearsal import TOLERANCES, RehearsalOutcome
 from deepseek_ocr.kernels.slot_decoder import GRAPHS, NATIVE, TORCH
@@ -51,29 +48,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(checkpoint: Path) -> Settings:
-    return Settings("cpu", "float32", checkpoint, pages=(1, 3), read=3, tokens=4, repeat=1)
+def settings(checkpoint: Path) -> ReportSettings:
+    return ReportSettings("cpu", "float32", checkpoint, pages=(1, 3), read=3, tokens=4, repeat=1)
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> Rows:
-    return Rows(tmp_path / "rows.json", math.inf)
-
-
-def found(tmp_path: Path) -> Any:
-    return json.loads((tmp_path / "rows.json").read_text())["rows"]
+def rows() -> ReportRows:
+    return ReportRows(math.inf)
 
 
 # --- the parts themselves -------------------------------------------------------------------------
 
 
 def test_golden_in_every_type_by_every_way(
-    settings: Settings, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: ReportSettings, rows: ReportRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(golden, "VIEWS", ("tiny",))
     monkeypatch.setattr(golden, "CASES", ("case_tiny",))
     golden.check(settings, rows)
-    kept = found(tmp_path)
+    kept = rows.found["rows"]
     for dtype in ("float32", "bfloat16", "float16"):
         for what in ("vision, plain", "vision, fast", "decoding, plain", "decoding, torch"):
             assert kept[f"{dtype}, {what}"]["difference"] > 0
@@ -85,21 +78,19 @@ def test_golden_in_every_type_by_every_way(
 
 
 def test_the_plain_class_gets_stand_ins_too(
-    settings: Settings, rows: Rows, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    settings: ReportSettings, rows: ReportRows, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(op_fallbacks, "lacking", lambda device, dtype: {"grouped product"})
-    ways = stages.load(checkpoint, "cpu", "float32", frozenset(), "none")
-    seen = [ways.plain]
-    monkeypatch.setattr(golden, "_decoders", lambda plain, ours: seen.append(plain) or [])
+    seen = [page_stages.load_pair(checkpoint, "cpu", "float32", "plain").plain]
+    monkeypatch.setattr(golden, "_decoding", lambda network, *_: seen.append(network) or {})
     monkeypatch.setattr(golden, "VIEWS", ("tiny",))
     golden._check_type(settings, rows, {}, "float32", "none")
-    assert len(seen) == 2
-    for network in seen:
+    for network in seen[:2]:
         assert network.config.text_config._experts_implementation == "eager"
 
 
 def test_a_way_that_computes_something_else_is_wrong(
-    settings: Settings, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: ReportSettings, rows: ReportRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = torch_steps.step
     monkeypatch.setattr(torch_steps, "step", lambda *given: right(*given) * torch.tensor(1.001))
@@ -107,22 +98,22 @@ def test_a_way_that_computes_something_else_is_wrong(
     monkeypatch.setattr(golden, "CASES", ("case_tiny",))
     monkeypatch.setattr(golden, "TYPES", ("float32",))
     golden.check(settings, rows)
-    kept = found(tmp_path)
+    kept = rows.found["rows"]
     assert "1e-05 at most" in kept["float32, decoding, torch"]["wrong"]
     assert "wrong" not in kept["float32, decoding, plain"]
 
 
 def test_quality_by_every_choice_of_kernels(
-    settings: Settings, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: ReportSettings, rows: ReportRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not installed, or goes wrong with synthetic pages, loses only them."""
 
-    def no_fonts(*given: object) -> tuple[quality.Measure, parts.Figures]:
+    def no_fonts(*given: object) -> tuple[quality.Measure, Figures]:
         raise InputError("No fonts were found.")
 
     monkeypatch.setattr(quality, "synthetic", no_fonts)
     quality.check(settings, rows)
-    kept = found(tmp_path)
+    kept = rows.found["rows"]
     assert kept.pop("synthetic pages")["left_out"] == "No fonts were found."
     assert list(kept) == ["plain", "auto", "auto,-compiled", "auto, int8"]
     for row in kept.values():
@@ -131,27 +122,27 @@ def test_quality_by_every_choice_of_kernels(
 
 
 def test_an_error_with_synthetic_pages_loses_only_them(
-    settings: Settings, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: ReportSettings, rows: ReportRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refusing(engine: OcrEngine) -> parts.Figures:
+    def refusing(engine: OcrEngine) -> Figures:
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(quality, "synthetic", lambda folder: (refusing, {"pages": 1}))
     monkeypatch.setattr(quality, "KERNELS", {"cpu": ("plain",)})
     quality.check(settings, rows)
-    kept = found(tmp_path)
+    kept = rows.found["rows"]
     assert kept["plain"]["exact"] == 3
     assert kept["plain, synthetic pages"]["error"]["text"] == "out of luck"
 
 
 def test_synthetic_pages_are_scored_if_they_can_be_made(
-    settings: Settings, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: ReportSettings, rows: ReportRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = quality.synthetic
     monkeypatch.setattr(quality, "synthetic", lambda folder: make(folder, 2))
     monkeypatch.setattr(quality, "KERNELS", {"cpu": ("auto",)})
     quality.check(settings, rows)
-    kept = found(tmp_path)
+    kept = rows.found["rows"]
     if "left_out" in kept["synthetic pages"]:  # no fonts, or no packages of training
         assert list(kept) == ["synthetic pages", "auto"]
         return
@@ -185,17 +176,19 @@ def test_edit_distance_by_hand(one: str, other: str, edits: int) -> None:
     assert quality.edit_distance(one, other) == edits
 
 
-def test_start_decoding_and_pages(settings: Settings, rows: Rows, tmp_path: Path) -> None:
+def test_start_decoding_and_pages(
+    settings: ReportSettings, rows: ReportRows, tmp_path: Path
+) -> None:
     full_size.write_checkpoint(settings, rows)
     full_size.start(settings, rows)
     full_size.decode(settings, rows)
     full_size.pages(settings, rows)
-    kept = found(tmp_path)
+    kept = rows.found["rows"]
     assert [row for row in kept.values() if "wrong" in row or "error" in row] == []
     assert kept["checkpoint"]["was_there"]
     assert kept["load"]["slots"] >= 1
     assert kept["plain, 1 page"]["agreement"] is None
-    assert (kept["task"]["prompt"], kept["task"]["span"]) == (full_size.PROMPT, 1024)
+    assert (kept["task"]["prompt"], kept["task"]["span"]) == (page_stages.PROMPT, 1024)
     for pages in ("1 page", "3 pages"):
         row = kept[f"torch, {pages}"]
         assert row["attention"] == "sdpa"
@@ -208,16 +201,16 @@ def test_start_decoding_and_pages(settings: Settings, rows: Rows, tmp_path: Path
 
 
 def test_stages_and_memory(
-    settings: Settings, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: ReportSettings, rows: ReportRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(full_size, "a4_views", small_views)
+    monkeypatch.setattr(full_size, "A4_VIEWS", (512, 0))
     monkeypatch.setattr(full_size, "PRESETS", ("tiny",))
     full_size.stages_of_a_page(settings, rows)
     full_size.memory_use(settings, rows)
-    kept = found(tmp_path)
+    kept = rows.found["rows"]
     assert [row for row in kept.values() if "error" in row] == []
     assert kept["vision, A4 at Gundam"]["ratio"] > 0
-    assert kept["prefill"]["tokens"] == full_size.PROMPT
+    assert kept["prefill"]["tokens"] == page_stages.PROMPT
     assert kept["vision, tiny"]["estimated_bytes"] > 0
     one, three = kept["1 slot"], kept["3 slots"]
     cache = one["estimated_cache_bytes_per_slot"]
@@ -228,7 +221,7 @@ def test_stages_and_memory(
 
 
 def test_a_card_that_is_too_small_is_left_out(
-    settings: Settings, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: ReportSettings, rows: ReportRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
     full_size.start(settings, rows)
@@ -236,17 +229,17 @@ def test_a_card_that_is_too_small_is_left_out(
     full_size.pages(settings, rows)
     full_size.stages_of_a_page(settings, rows)
     full_size.memory_use(settings, rows)
-    assert list(found(tmp_path)) == ["network"]
-    assert found(tmp_path)["network"]["left_out"].startswith("needs ")
-    assert found(tmp_path)["network"]["left_out"].endswith(", 0.0 GB free")
+    assert list(rows.found["rows"]) == ["network"]
+    assert rows.found["rows"]["network"]["left_out"].startswith("needs ")
+    assert rows.found["rows"]["network"]["left_out"].endswith(", 0.0 GB free")
 
 
 def test_shares_are_of_the_limits_that_were_measured_once() -> None:
     limits = {"bytes_per_second": 1e12, "operations_per_second": 2e12}
-    earlier = {"card": {"rows": {decoding.LIMITS: limits}}}
-    assert asdict(decoding.limits(torch.device("cpu"), torch.float32, earlier)) == limits
-    assert decoding.too_low(0.5, 1.04) == {}
-    assert decoding.too_low(1.06, 0.1) == {"remark": "the limit was measured too low"}
+    earlier = {"card": {"rows": {decode_speed.LIMITS: limits}}}
+    assert asdict(decode_speed.limits(torch.device("cpu"), torch.float32, earlier)) == limits
+    assert decode_speed.too_low(0.5, 1.04) == {}
+    assert decode_speed.too_low(1.06, 0.1) == {"remark": "the limit was measured too low"}
 
 
 @pytest.mark.parametrize(
@@ -256,15 +249,11 @@ def test_shares_are_of_the_limits_that_were_measured_once() -> None:
 def test_decoding_is_timed_within_one_span(
     length: int, repeat: int, expected: tuple[int, int]
 ) -> None:
-    tokens, span = decoding.within_one_span(length, 32, repeat)
+    tokens, span = decode_speed.within_one_span(length, 32, repeat)
     assert (tokens, span) == expected
     prompt = torch.zeros(1, length, 4)
-    task = decoding.Task(prompt, (0,) * tokens, repeat, prompt, prompt)
+    task = decode_speed.DecodeTask(prompt, (0,) * tokens, repeat, prompt, prompt)
     assert length + task.most_tokens <= span
-
-
-def small_views() -> Views:
-    return Views(torch.rand(3, 512, 512), torch.empty(0, 3, 640, 640), (1, 1))
 
 
 class Engine:
@@ -327,7 +316,7 @@ def test_the_command_runs_parts_to_their_end(checkpoint: Path, tmp_path: Path) -
 def test_what_was_left_out_is_said_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu, "PARTS", (Part("leaving_out", report_parts.leaving_out),))
+    monkeypatch.setattr(gpu, "PARTS", (ReportPart("leaving_out", report_parts.leaving_out),))
     output = tmp_path / "report.json"
     assert gpu.main(["--device", "cpu", "--json", str(output)]) == 0
     assert capsys.readouterr().out.endswith(
@@ -357,35 +346,6 @@ def test_what_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 # --- what only a card does ------------------------------------------------------------------------
-
-
-class Event:
-    """Stands in for `torch.cuda.Event`: its clock goes by the calls that were made."""
-
-    calls = 0
-
-    def __init__(self, enable_timing: bool = False) -> None:
-        assert enable_timing
-
-    def record(self) -> None:
-        self.at = Event.calls
-
-    def synchronize(self) -> None:
-        pass
-
-    def elapsed_time(self, end: Event) -> float:
-        return 5.0 * (end.at - self.at)  # each call takes 5 ms
-
-
-def test_a_card_is_timed_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-
-    def call() -> None:
-        Event.calls += 1
-
-    assert machine.seconds_of(torch.device("cuda"), call) == pytest.approx(0.005)
-    assert Event.calls * 0.005 >= machine.WARM_UP + machine.TIMED
 
 
 def test_what_a_card_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
+import tomllib
 import venv
 from collections.abc import Iterable
 from importlib import metadata
@@ -173,3 +175,40 @@ def test_the_wheel_holds_what_runs_and_no_more(wheel: Path) -> None:
     )
     assert not [name for name in names if name.endswith("heads.safetensors")]
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+NEEDS = {"server": "serve", "training": "train"}
+"""Packages of ours → the extra that brings what they import."""
+
+OWN_TERMS = {"peft": {"deepseek_ocr/model/adapters.py"}}
+"""Imports that need an extra and say so if it is missing → the files that do that."""
+
+
+def test_every_import_is_asked_for() -> None:
+    """By the base of the distribution, or by the extra of the part that imports it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    base = names_of(project["dependencies"])
+    extras = {name: names_of(asked) for name, asked in project["optional-dependencies"].items()}
+    homes = metadata.packages_distributions()
+    for path in (ROOT / "deepseek_ocr").rglob("*.py"):
+        extra = NEEDS.get(path.relative_to(ROOT).parts[1], "")
+        for module in imported_packages(path):
+            found = {canonicalize_name(name) for name in homes.get(module, [module])}
+            if not found & (base | extras.get(extra, set())):
+                known = OWN_TERMS.get(module, set())
+                assert str(path.relative_to(ROOT)) in known, f"{path} imports {module}"
+
+
+def names_of(asked: Iterable[str]) -> set[str]:
+    return {canonicalize_name(Requirement(line).name) for line in asked}
+
+
+def imported_packages(path: Path) -> set[str]:
+    """The packages of others that a file imports anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"deepseek_ocr"}

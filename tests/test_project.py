@@ -22,8 +22,8 @@ from tests.conftest import ROOT, need
 ROOT_FILES = ("predict", "tasks", "weights", "ocr", "serve")
 
 SAME_NAME = {"serve", "weights"}
-"""Module names that stand twice: sub-commands have files of their names in `cli/`; Cog looks for the
-root's `weights.py`; the root's `serve.py` starts the sub-command for one more release."""
+"""Module names that stand twice: files in `cli/` are called as their sub-commands, and at the root
+Cog looks for `weights.py`, and `serve.py` starts the sub-command for one more release."""
 
 
 def sources() -> list[Path]:

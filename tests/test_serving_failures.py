@@ -78,7 +78,9 @@ async def ask_until_it_fails(server: Server, fail: Path) -> tuple[list[str], lis
 
 def test_everybody_is_told_and_the_server_ends_by_itself(program: Path, tmp_path: Path) -> None:
     model = endless_model(tmp_path)
-    with serving("--model", str(model), "--slots", "1", checkout=program) as server:
+    with serving(
+        "--model", str(model), "--slots", "1", checkout=program, program=["serve.py"]
+    ) as server:
         streamed, others = asyncio.run(ask_until_it_fails(server, program / "fail"))
         assert server.ended() == 1
     *_, error, end = streamed
@@ -107,12 +109,12 @@ def test_documents_go_on_after_the_restart(program: Path, tmp_path: Path) -> Non
     picture.save(path, save_all=True, append_images=[picture] * 3)
     arguments = ("--model", str(POCKET), "--slots", "1", "--jobs-folder", str(tmp_path / "jobs"))
     (program / "fail").touch()
-    with serving(*arguments, checkout=program) as server:
+    with serving(*arguments, checkout=program, program=["serve.py"]) as server:
         sent = {"file": (path.name, path.read_bytes())}
         job = server.post("/v1/ocr/jobs", files=sent).json()["id"]
         assert server.ended() == 1
     (program / "fail").unlink()
-    with serving(*arguments, checkout=program) as server:
+    with serving(*arguments, checkout=program, program=["serve.py"]) as server:
         status = until_done(server, job)
     failed = status["pages"]["failed"]
     assert 1 <= failed <= 2

@@ -256,7 +256,7 @@ def test_the_unit_of_systemd_names_what_there_is() -> None:
         if line.startswith("Environment=DEEPSEEK_OCR_"):
             name = line.split("_OCR_")[1].split("=")[0].lower()
             assert name in ServerSettings.__dataclass_fields__
-    assert "serve.py" in text
+    assert "/bin/deepseek-ocr serve\n" in text
 
 
 def test_what_its_container_holds_is_enough_for_the_server(tmp_path: Path) -> None:
@@ -266,4 +266,4 @@ def test_what_its_container_holds_is_enough_for_the_server(tmp_path: Path) -> No
         for path in ("/", "/document.schema.json"):
             assert server.get(path).status_code == 200
     recipe = (ROOT / "examples" / "serve" / "Dockerfile").read_text()
-    assert 'CMD ["python", "serve.py"]' in recipe  # what `serving` starts
+    assert 'CMD ["python", "-m", "deepseek_ocr", "serve"]' in recipe  # what `serving` starts

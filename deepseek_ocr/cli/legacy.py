@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from deepseek_ocr.cli.commands import build_parser
 from deepseek_ocr.cli.main import main
 from deepseek_ocr.console import complain
 
 _COMMANDS = {
-    "--doctor": ["doctor"],
     "--init-config": ["config", "init"],
     "--print-config": ["config", "show"],
-    "--version": ["--version"],
+    "--doctor": ["doctor"],
 }
-"""Flags that were commands, and what they are now."""
+"""Flags that were commands, and what they are now; the first that is there counts."""
 
 
 def run_script(script: str, command: str) -> int:
@@ -28,10 +28,27 @@ def run_script(script: str, command: str) -> int:
 
 def translate(words: Sequence[str], command: str) -> list[str]:
     """The arguments of `deepseek-ocr` for the old arguments `words`."""
+    if "--version" in words:
+        return ["--version"]
+    for flag, successor in _COMMANDS.items():
+        if flag in words:
+            others = [word for word in words if word not in _COMMANDS]
+            return [*successor, *_taken(others, successor, command)]
     for at, word in enumerate(words):
-        others = [*words[:at], *words[at + 1 :]]
-        if word in _COMMANDS:
-            return [*_COMMANDS[word], *(others if word != "--version" else ())]
         if command == "read" and word == "--devices" and "".join(words[at + 1 : at + 2])[:1] in "-":
-            return ["devices", *others]  # no names follow
+            return ["devices", *words[:at], *words[at + 1 :]]  # no names follow
     return [command, *words]
+
+
+def _taken(words: Sequence[str], successor: Sequence[str], command: str) -> list[str]:
+    """`words` without those that only `command` takes: a flag that was a command let them pass."""
+    if _unknown(words, [command]):
+        return list(words)  # which the successor refuses
+    left = list(words)
+    for word in _unknown(words, successor):
+        left.remove(word)
+    return left
+
+
+def _unknown(words: Sequence[str], command: Sequence[str]) -> list[str]:
+    return build_parser(command).parse_known_args([*command, *words])[1]

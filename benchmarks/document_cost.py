@@ -1,4 +1,4 @@
-"""What the document pipeline costs beside the model: `python -m benchmarks.documents`.
+"""What the document pipeline costs beside the model: `python -m benchmarks.document_cost`.
 
 Three figures, each of the real parts (rendering process, bundled model, files on disk):
 
@@ -13,13 +13,11 @@ Three figures, each of the real parts (rendering process, bundled model, files o
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -27,9 +25,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from benchmarks import machine
+from benchmarks import command, machine
+from benchmarks.command import EXAMPLES
+from benchmarks.timing import seconds_in_turn
 from deepseek_ocr import presets
 from deepseek_ocr.documents.inputs import find
 from deepseek_ocr.documents.pipeline import AHEAD, read_documents
@@ -41,81 +39,67 @@ from deepseek_ocr.engine.results import Counts, Failure, Page, Reading, Timings
 from deepseek_ocr.grounding import parser as grounding
 from deepseek_ocr.images.views import make_views
 from deepseek_ocr.settings import DecodeSettings
-from deepseek_ocr.training.synthetic.recipes import CLEAN_LINES
-from deepseek_ocr.training.synthetic.synthetic_pages import make_page, page_seed
-
-ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = tuple(ROOT / "examples" / f"{name}.png" for name in ("invoice", "total", "fruit"))
+from deepseek_ocr.training.synthetic import recipes, synthetic_pages
+from tests import papers
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.documents",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("document_cost", __doc__)
     parser.add_argument("--pages", type=int, default=200, metavar="N", help="of the read PDF")
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="of run and engine")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     flags = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         figures = {
-            "overhead": overhead(folder / "lines", _pages_of_lines(flags.pages), flags.turns),
-            "overhead_of_tiny_pages": overhead(
-                folder / "words", _pages_of_words(flags.pages), flags.turns
-            ),
+            "overhead": overhead(folder / "lines", _lines(folder, flags.pages), flags.turns),
+            "overhead_of_tiny_pages": overhead(folder / "words", _words(flags.pages), flags.turns),
             "rendering": rendering(folder),
             "memory": {str(pages): peak_memory(folder, pages) for pages in (3, 3000)},
         }
-    text = json.dumps(figures, indent=1)
-    print(text)
-    if flags.json:
-        flags.json.write_text(text + "\n")
+    print(json.dumps(figures, indent=1))
+    command.write_json(flags.json, figures)
 
 
 # --- overhead -----------------------------------------------------------------------------------
 
 
-def _pages_of_lines(pages: int) -> list[Image.Image]:
+def _lines(folder: Path, pages: int) -> list[Path]:
     """Pages of one to six short lines of English."""
-    recipe = replace(CLEAN_LINES, font_set="all")
-    return [make_page(recipe, page_seed(1, number)).image for number in range(pages)]
+    recipe = replace(recipes.CLEAN_LINES, font_set="all")
+    return list(synthetic_pages.write_pages(folder, recipe, range(pages), 1, 1))
 
 
-def _pages_of_words(pages: int) -> list[Image.Image]:
+def _words(pages: int) -> list[Path]:
     """Pages of one to four words: the least that a page can have."""
-    pictures = [Image.open(path).convert("RGB") for path in EXAMPLES]
-    return [pictures[number % len(pictures)] for number in range(pages)]
+    paths = [EXAMPLES / f"{name}.png" for name in ("invoice", "total", "fruit")]
+    return [paths[number % len(paths)] for number in range(pages)]
 
 
-def overhead(folder: Path, pictures: list[Image.Image], turns: int) -> dict[str, float]:
+def overhead(folder: Path, pictures: list[Path], turns: int) -> dict[str, float]:
     """Seconds a page of the pipeline and of the engine alone, and the share between them."""
     folder.mkdir()
     pages = len(pictures)
-    engine = OcrEngine.load(ROOT / "checkpoints" / "pocket")
+    engine = OcrEngine.load(command.POCKET)
     prompt, crop = presets.prompt_for("ocr"), presets.crop_for("tiny")
-    path = _picture_pdf(folder / "read.pdf", pictures)
-    ready = [Page(one.image, prompt, crop) for one in _rendered(path)]
-    list(engine.read_many(ready[:5]))  # the first pages pay for first-time work
     plan = Plan(prompt, presets.attempts(crop, DecodeSettings(), 0), ("md", "json"))
-    times: dict[str, list[float]] = {"pipeline": [], "engine": []}
+    path = papers.picture_pdf(folder / "read.pdf", pictures)
     with Renderer() as renderer:
-        for turn in range(turns):
-            began = time.perf_counter()
-            list(engine.read_many(ready))
-            times["engine"].append(time.perf_counter() - began)
-            began = time.perf_counter()
-            with Store(folder / f"out{turn}") as store:
+        document = renderer.open(path)
+        images = [renderer.render(document, number + 1).image for number in range(pages)]
+        ready = [Page(image, prompt, crop) for image in images]
+
+        def run() -> None:
+            with Store(Path(tempfile.mkdtemp(dir=folder))) as store:
                 tally = read_documents(find([str(path)]).inputs, [engine], plan, store, renderer)
-            times["pipeline"].append(time.perf_counter() - began)
             if tally.read != pages or tally.retried or tally.failures:
                 raise SystemExit(f"{tally} instead of {pages} pages read")
-    shares = [
-        1 - alone / whole for alone, whole in zip(times["engine"], times["pipeline"], strict=True)
-    ]
+
+        list(engine.read_many(ready[:5]))  # the first pages pay for first-time work
+        calls = {"engine": lambda: list(engine.read_many(ready)), "pipeline": run}
+        times = seconds_in_turn(calls, turns, warm_up=0)
+    engine.close()
+    shares = [1 - alone / whole for alone, whole in zip(*times.values(), strict=True)]
     return {
         "pages": pages,
         "turns": turns,
@@ -123,24 +107,6 @@ def overhead(folder: Path, pictures: list[Image.Image], turns: int) -> dict[str,
         "engine_s_per_page": round(statistics.median(times["engine"]) / pages, 4),
         "overhead_percent": round(100 * statistics.median(shares), 2),
     }
-
-
-def _rendered(path: Path) -> list[Rendered]:
-    with Renderer() as renderer:
-        document = renderer.open(path)
-        return [renderer.render(document, number + 1) for number in range(document.pages)]
-
-
-def _picture_pdf(path: Path, pictures: Iterable[Image.Image]) -> Path:
-    from reportlab.lib.utils import ImageReader
-    from reportlab.pdfgen.canvas import Canvas
-
-    canvas = Canvas(str(path), pagesize=(256, 256))
-    for picture in pictures:
-        canvas.drawImage(ImageReader(picture), 0, 0, 256, 256)  # 512 px at 144 dpi
-        canvas.showPage()
-    canvas.save()
-    return path
 
 
 # --- rendering ----------------------------------------------------------------------------------
@@ -205,25 +171,12 @@ def peak_memory(folder: Path, pages: int) -> float:
         target=_run_instantly, args=(str(path), str(folder / f"memory{pages}"))
     )
     process.start()
-    peak, done = 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        parent = psutil.Process(process.pid)
-        while not done.wait(0.05):
-            try:
-                peak = max(peak, machine.family_memory(parent) / 1e6)
-            except psutil.NoSuchProcess:
-                continue
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    process.join()
-    done.set()
-    watcher.join()
+    watched = psutil.Process(process.pid)
+    with machine.highest(lambda: machine.family_memory(watched) / 1e6, 0.05) as peak:
+        process.join()
     if process.exitcode:
         sys.exit(f"the run over {pages} pages ended with {process.exitcode}")
-    return round(peak, 1)
+    return round(peak[0], 1)
 
 
 def _run_instantly(path: str, folder: str) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks import machine
+from benchmarks.page_stages import prompt_of
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.devices import selection
 from deepseek_ocr.kernels import compiled_steps, decoder_weights, slot_decoder, torch_steps
 from deepseek_ocr.kernels.rehearsal import TOLERANCES
-from deepseek_ocr.kernels.slot_decoder import DecodePath
+from deepseek_ocr.kernels.slot_decoder import DecodePath, SlotDecoder
 from deepseek_ocr.model.network import Network
 
 LIMITS = "limits"
@@ -32,6 +34,10 @@ class Limits:
 
     bytes_per_second: float
     operations_per_second: float
+
+    def __str__(self) -> str:
+        operations = self.operations_per_second / 1e12
+        return f"{self.bytes_per_second / 1e9:.1f} GB/s, {operations:.2f} TFLOP/s"
 
 
 def limits(
@@ -51,7 +57,7 @@ def too_low(*shares: float) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Task:
+class DecodeTask:
     """What every way is given, and what the plain class made of it.
 
     - `prompt` `[1, L, hidden]`; `forced_ids`: tokens that follow it one by one, so that all ways
@@ -80,7 +86,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Row:
+class DecodeRow:
     """Decoding by one way, tokens a second over all pages.
 
     - `share_of_memory`: of the speed at which a step reads the weights it needs, and what every
@@ -112,8 +118,8 @@ class Row:
         )
 
 
-def ways(network: Network) -> Iterator[tuple[str, DecodePath]]:
-    """The fast ways that the network's device has."""
+def paths(network: Network) -> Iterator[tuple[str, DecodePath]]:
+    """The fast paths that the network's device has, and what they are called here."""
     yield "torch", slot_decoder.TORCH
     if network.device.type == "cuda":
         yield "graphs", slot_decoder.GRAPHS
@@ -121,17 +127,20 @@ def ways(network: Network) -> Iterator[tuple[str, DecodePath]]:
         yield "compiled", slot_decoder.NATIVE
 
 
-def prompt_of(network: Network, tokens: int) -> torch.Tensor:
-    """Embeddings `[1, tokens, hidden]` of about the size that vision tokens have."""
-    hidden = network.config.text_config.hidden_size
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(1, tokens, hidden, generator=generator) * 0.02
-    return values.to(network.device, network.dtype)
+def decoders(
+    network: Network, pages: Sequence[int], context: int
+) -> Iterator[tuple[str, int, Callable[[], Decoder]]]:
+    """Every way of decoding: what it is called, pages at once, and what makes its decoder. The
+    plain class comes first, for one page, as it takes them in turn."""
+    yield "plain", 1, partial(PlainDecoder, network)
+    for name, path in paths(network):
+        for count in pages:
+            yield name, count, partial(SlotDecoder, network, count, context, path)
 
 
 def within_one_span(length: int, most: int, repeat: int) -> tuple[int, int]:
-    """How many tokens to decode at a time, `most` at most, so that a `Task` behind a prompt of
-    `length` tokens ends within one span of the cache, and that span.
+    """How many tokens to decode at a time, `most` at most, so that a `DecodeTask` behind a prompt
+    of `length` tokens ends within one span of the cache, and that span.
 
     Spans are the powers of two from `torch_steps.SPAN` on: each takes longer than the one before.
     """
@@ -147,7 +156,7 @@ _WARM_UP = 2
 
 def task_of(
     network: Network, length: int, tokens: int, repeat: int, best: torch.Tensor | None = None
-) -> Task:
+) -> DecodeTask:
     """A prompt of `length` tokens and `tokens` more, read by the plain class over `network`; `best`
     is that of the task before anything was quantised, if there was one."""
     prompt = prompt_of(network, length)
@@ -155,7 +164,9 @@ def task_of(
     vocabulary = network.config.text_config.vocab_size
     forced_ids = tuple(torch.randint(vocabulary, (tokens,), generator=numbers).tolist())
     expected = follow(PlainDecoder(network), prompt, forced_ids)[:, :1]
-    return Task(prompt, forced_ids, repeat, expected, expected.argmax(2) if best is None else best)
+    return DecodeTask(
+        prompt, forced_ids, repeat, expected, expected.argmax(2) if best is None else best
+    )
 
 
 def follow(one: Decoder, prompt: torch.Tensor, forced_ids: tuple[int, ...]) -> torch.Tensor:
@@ -170,28 +181,28 @@ def follow(one: Decoder, prompt: torch.Tensor, forced_ids: tuple[int, ...]) -> t
 
 
 def measure(
-    name: str, one: Decoder, task: Task, network: Network, limits: Limits, quant: str = "none"
-) -> Row:
+    name: str, one: Decoder, task: DecodeTask, network: Network, limits: Limits, quant: str = "none"
+) -> DecodeRow:
     """What the way called `name` does with all slots of `one` over the weights of `network`."""
     logits = follow(one, task.prompt, task.forced_ids)
     errors = (logits - task.expected).norm(dim=2) / task.expected.norm(dim=2)
     same = (logits.argmax(2) == task.best).float().mean()
     pages = one.slots
     speed = _tokens_per_second(one, task, network.device)
-    needed = needed_by_step(network, pages, task.prompt.shape[1])
-    return Row(
+    bytes_read, operations = needed_by_step(network, pages, task.prompt.shape[1])
+    return DecodeRow(
         name,
         quant,
         pages,
         speed,
-        share_of_memory=speed / pages * needed.bytes_read / limits.bytes_per_second,
-        share_of_peak=speed / pages * needed.operations / limits.operations_per_second,
+        share_of_memory=speed / pages * bytes_read / limits.bytes_per_second,
+        share_of_peak=speed / pages * operations / limits.operations_per_second,
         agreement=None if name == "plain" else float(errors.amax(1).median()),
         top1=float(same),
     )
 
 
-def _tokens_per_second(one: Decoder, task: Task, device: torch.device) -> float:
+def _tokens_per_second(one: Decoder, task: DecodeTask, device: torch.device) -> float:
     """Tokens a second over all slots of `one`, which hold a prompt, greedy, one transfer of ids a
     step; the median.
 
@@ -214,16 +225,9 @@ def _tokens_per_second(one: Decoder, task: Task, device: torch.device) -> float:
     return statistics.median(speeds)
 
 
-@dataclass(frozen=True)
-class Needed:
-    """What one step cannot do without: bytes it reads, operations of its matrix products."""
-
-    bytes_read: float
-    operations: float
-
-
-def needed_by_step(network: Network, pages: int, length: int) -> Needed:
-    """What a step of `pages` pages of `length` tokens needs.
+def needed_by_step(network: Network, pages: int, length: int) -> tuple[float, float]:
+    """What a step of `pages` pages of `length` tokens cannot do without: bytes it reads, and
+    operations of its matrix products.
 
     Of the experts those are read that so many distinct random choices hit on average. Products
     within the attention are not counted.
@@ -240,7 +244,7 @@ def needed_by_step(network: Network, pages: int, length: int) -> Needed:
         numbers -= (1 - chosen) * sum(map(_numbers, routed))
     text = network.config.text_config
     cache = 2 * len(read.layers) * text.hidden_size * length * network.dtype.itemsize
-    return Needed(total + pages * cache, 2 * pages * numbers)
+    return total + pages * cache, 2 * pages * numbers
 
 
 def _size(part: object) -> int:

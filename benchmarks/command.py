@@ -1,0 +1,64 @@
+"""What the commands share: where things lie, flags, and the file of figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from deepseek_ocr.files import atomic_write
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+POCKET = ROOT / "checkpoints" / "pocket"
+RANDOM_CHECKPOINT = ROOT / "build" / "random-checkpoint"
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser for `python -m benchmarks.NAME` with the flag `--json`."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to this file too"
+    )
+    return made
+
+
+def full_size_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """`parser` with the flags of what runs the full-size network of random weights."""
+    made = parser(name, description)
+    # fmt: off
+    made.add_argument("--checkpoint", type=Path, default=RANDOM_CHECKPOINT, metavar="FOLDER",
+                      help="keep the random weights here (default: build/random-checkpoint)")
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    made.add_argument("--dtype", default="auto", help="number type of the weights")
+    made.add_argument("--repeat", type=int, default=3, help="repetitions; the median counts")
+    # fmt: on
+    return made
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """The value of a flag such as `1,8,64`. Raises `ValueError` for what is no number."""
+    return tuple(int(word) for word in text.split(","))
+
+
+def write_json(path: Path | None, content: object) -> None:
+    """Write `content`, whole or not at all, if there is a `path`; numbers that are not finite as
+    text."""
+    if path is not None:
+        with atomic_write(path) as stream:
+            stream.write((json.dumps(_finite(content), indent=1) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
