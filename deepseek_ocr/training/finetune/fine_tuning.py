@@ -97,9 +97,7 @@ def _check_usable(options: TrainOptions, train: UsableExamples, validation: Usab
     for file, found in ((options.train_file, train), (options.val_file, validation)):
         if file is None or found.examples:
             continue
-        given = {"train": train.rejections}
-        if options.val_file:
-            given["validation"] = validation.rejections
+        given = {"train": train.rejections, "validation": validation.rejections}
         write_rejections(options.output_dir, given)
         some = found.rejections
         first = f" First: {some[0].name}: {some[0].reason}" if some else ""
