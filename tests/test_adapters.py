@@ -29,7 +29,7 @@ from tests.test_training import pocket_batch
 
 
 def test_lora_touches_the_decoder_and_nothing_else(network: Network) -> None:
-    adapted = lora.add_lora(network, lora.LoraSettings(rank=4))
+    adapted = lora.add_lora(network, rank=4)
     moved = {name for name, p in adapted.named_parameters() if p.requires_grad}
     assert moved
     assert all("lora_" in name and ".language_model.layers." in name for name in moved)
@@ -42,13 +42,13 @@ def test_lora_touches_the_decoder_and_nothing_else(network: Network) -> None:
 
 
 def test_lora_reaches_the_experts_by_choice(network: Network) -> None:
-    adapted = lora.add_lora(network, lora.LoraSettings(rank=4, experts=True))
+    adapted = lora.add_lora(network, rank=4, experts=True)
     moved = [name for name, p in adapted.named_parameters() if p.requires_grad]
     assert any(".mlp.experts." in name for name in moved)
 
 
 def test_the_vision_encoder_learns_by_choice(network: Network, codec: Codec) -> None:
-    lora.add_lora(network, lora.LoraSettings(rank=4))
+    lora.add_lora(network, rank=4)
     batch = pocket_batch(codec, ["one"])
     patches = network.model.vision_tower.sam_encoder.patch_embed.projection.weight
     Objective(network)(batch)[0].backward()
@@ -66,7 +66,7 @@ def test_a_merged_adapter_is_the_adapter(
 ) -> None:
     file = POCKET / "model.safetensors"
     before = hashlib.sha256(file.read_bytes()).hexdigest()
-    adapted = lora.add_lora(network, lora.LoraSettings(rank=4, experts=experts))
+    adapted = lora.add_lora(network, rank=4, experts=experts)
     if vision:
         lora.train_vision(network)
     batch = pocket_batch(codec, ["one", "another"])
@@ -128,7 +128,7 @@ def test_a_damaged_adapter_is_refused_in_words(
     network: Network, tmp_path: Path, damage: object, words: str
 ) -> None:
     folder = tmp_path / "adapter"
-    lora.save_adapter(lora.add_lora(network, lora.LoraSettings(rank=4)), folder)
+    lora.save_adapter(lora.add_lora(network, rank=4), folder)
     damage(folder)  # type: ignore[operator]
     with pytest.raises(CheckpointError, match=words):
         merge_adapter(load_network(POCKET, "cpu", "float32"), folder)

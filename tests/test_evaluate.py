@@ -18,7 +18,7 @@ import pytest
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.training.data.samples import Example, Rejection
 from deepseek_ocr.training.evaluation import scoring
-from deepseek_ocr.training.evaluation.evaluation_report import EvaluationRun, contents, escaped
+from deepseek_ocr.training.evaluation.evaluation_report import EvaluationRun, escaped
 from deepseek_ocr.training.evaluation.scoring import (
     Prediction,
     precision_by_ratio,
@@ -361,7 +361,7 @@ def test_tables_that_are_too_large_are_noted() -> None:
     found = score(example(large, MARKDOWN), Prediction(large))
     assert "teds" not in found.shares
     assert found.notes == ("1 tables are too large to be compared",)
-    assert b"too large" in contents(EvaluationRun({}, [found]))["report.md"]
+    assert b"too large" in EvaluationRun({}, [found]).contents()["report.md"]
 
 
 def test_precision_by_compression() -> None:
@@ -378,7 +378,7 @@ def test_precision_by_compression() -> None:
     assert first.interval == (pytest.approx(0.5), pytest.approx(1))
     assert (last.low, last.high, last.pages, last.precision) == (20, None, 1, 0)
     assert last.interval is None
-    report = contents(EvaluationRun({}, scores))["report.md"].decode()
+    report = EvaluationRun({}, scores).contents()["report.md"].decode()
     assert "| 75.0% | 50.0% – 100.0% | 6.70× | 2 |" in report
     assert "Pages that failed (1) have no row here" in report
 
@@ -395,7 +395,7 @@ def test_hostile_text_means_nothing_in_a_report() -> None:
     hostile = "<script>|![x](http://x)`\x1b[31m\n# big $x$ <|det|> _a_ \ud800"
     scores = [score(example("other", name=hostile), Prediction(hostile, error=hostile))]
     run = EvaluationRun({"model": hostile}, scores, [Rejection(hostile, hostile)], [hostile])
-    report = contents(run)["report.md"].decode()
+    report = run.contents()["report.md"].decode()
     assert "<script>" not in report
     assert "](http" not in report
     assert "\x1b" not in report

@@ -46,7 +46,7 @@ def known(folder: Path, scores: Sequence[Score]) -> dict[str, Prediction]:
 
 def test_what_was_read_is_taken_up(tmp_path: Path, scores: list[Score]) -> None:
     record(tmp_path, scores)
-    assert known(tmp_path, scores) == {score.page: score.prediction for score in scores}
+    assert known(tmp_path, scores) == {score.example.page: score.prediction for score in scores}
     assert known(tmp_path, scores[1:2]) == {"b": scores[1].prediction}
 
 

@@ -8,6 +8,7 @@ from functools import partialmethod
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from deepseek_ocr import presets
 from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -18,7 +19,7 @@ from deepseek_ocr.training.data.samples import Example, Sample, examples_of
 from deepseek_ocr.training.evaluation.bootstrap import Estimate
 from deepseek_ocr.training.evaluation.predictions import model_reader
 from deepseek_ocr.training.evaluation.scoring import evaluate, summarise
-from deepseek_ocr.training.pocket import curriculum, train_pocket, untrained
+from deepseek_ocr.training.pocket import curriculum, train_pocket
 from deepseek_ocr.training.synthetic import fonts, recipes, synthetic_pages
 from tests.conftest import POCKET
 
@@ -114,7 +115,7 @@ def test_a_stage_of_its_training_leaves_a_model_that_loads_and_a_log_of_losses(
 
 @pytest.mark.parametrize("text", ["Total 498", "<table><tr><td>é</td></tr></table>", "[[1, 2]]\n"])
 def test_its_tokenizer_gives_every_text_back(text: str) -> None:
-    tokenizer = untrained.tokenizer()
+    tokenizer = Tokenizer.from_file(str(POCKET / "tokenizer.json"))
     ids = tokenizer.encode(text).ids
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
 

@@ -116,13 +116,13 @@ def test_what_a_tall_page_is_said_to_hold_is_on_it() -> None:
 @pytest.mark.parametrize(("smallest", "largest"), [(4, 8), (10, 12), (24, 48)])
 def test_charts_on_a_small_page_can_be_read_or_are_none(smallest: int, largest: int) -> None:
     families = synthetic_pages._families("all")
-    style = layouts.Style(smallest, largest, 22, 0.0)
+    recipe = Recipe(smallest=smallest, largest=largest, random_share=0.0)
     drawn = 0
     for seed in range(300):
         rng = Random(seed)
         canvas = layouts.Canvas((64, 64), 0, 255, margin=4)
         canvas.top = rng.randint(4, 50)
-        blocks, figure = layouts.chart(canvas, rng, layouts.typeface(rng, families), style)
+        blocks, figure = layouts.chart(canvas, rng, layouts.typeface(rng, families), recipe)
         assert bool(blocks) == bool(figure)
         if not blocks:
             assert canvas.glyphs == []
@@ -218,12 +218,12 @@ def test_a_page_too_small_for_a_chart_has_none() -> None:
 
 def test_a_page_without_room_for_bars_has_no_chart() -> None:
     face = fonts.typefaces("all")[0]
-    style = layouts.Style(10, 10, 22, 0.0)
+    recipe = Recipe(smallest=10, largest=10, random_share=0.0)
     tall = layouts.height_of(fonts.sized(face, 10))
     for room in range(2 * tall, 3 * tall + 14):
         canvas = layouts.Canvas((512, 64), 0, 255, margin=0)
         canvas.top = 64 - room
-        blocks, _ = layouts.chart(canvas, Random(1), face, style)
+        blocks, _ = layouts.chart(canvas, Random(1), face, recipe)
         assert bool(blocks) == (room >= max(3 * tall, 2 * tall + 14))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from deepseek_ocr import configuration, presets
@@ -33,11 +34,8 @@ named), 2 could not start or could not write, 130 interrupted
 
 def add_parser(commands: Subparsers) -> None:
     """Add the sub-command."""
-    parser = commands.add_parser(
-        "evaluate",
-        description="Measure how well a model reads pages whose text is known.",
-        epilog=_EPILOG,
-    )
+    what = "Measure how well a model reads pages whose text is known."
+    parser = commands.add_parser("evaluate", description=what, epilog=_EPILOG)
     _add_inputs(parser.add_argument_group("what is compared, and where results go"))
     _add_reading(parser.add_argument_group("how pages are read"))
     parser.set_defaults(run=run)
@@ -67,19 +65,13 @@ def evaluation_options(flags: argparse.Namespace) -> EvaluationOptions:
         {"model": flags.model_path} | {name: getattr(flags, name) for name in names}
     )
     chosen = flags.task or ["markdown" if flags.facts else "ocr"]
-    return EvaluationOptions(
-        output_dir=flags.output_dir,
-        data_root=flags.data_root or Path(),
-        tasks=tuple(dict.fromkeys(presets.task_title(name) for name in chosen)),
-        size=presets.preset_title(flags.size or catalog.known_as(settings.model).preset),
-        settings=settings,
-        test_file=flags.test_file,
-        facts=flags.facts,
-        predictions=flags.predictions,
-        adapter=flags.adapter,
-        limit=flags.limit,
-        max_tokens=flags.max_tokens,
-    )
+    values = vars(flags) | {
+        "data_root": flags.data_root or Path(),
+        "tasks": tuple(dict.fromkeys(presets.task_title(name) for name in chosen)),
+        "size": presets.preset_title(flags.size or catalog.known_as(settings.model).preset),
+        "settings": settings,
+    }
+    return EvaluationOptions(**{one.name: values[one.name] for one in fields(EvaluationOptions)})
 
 
 def _check(flags: argparse.Namespace) -> None:
@@ -108,29 +100,20 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
     ):  # fmt: skip
         group.add_argument(f"--{flag}", type=Path, metavar=metavar, help=text)
     group.add_argument("--model_path", metavar="NAME|DIR", help="model that reads the pages")
-    group.add_argument(
-        "--output_dir", type=Path, required=True, metavar="DIR", help="where results go"
-    )
+    group.add_argument("--output_dir", type=Path, required=True, metavar="DIR",
+                       help="where results go")  # fmt: skip
 
 
 def _add_reading(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--task", nargs="+", metavar="TASK", type=named(presets.task_title),
-        help=f"one or more of {', '.join(presets.TASKS)} (default: ocr; with --facts: "
-        "markdown)",
-    )  # fmt: skip
-    group.add_argument(
-        "--size", type=named(presets.preset_title),
-        help=f"{', '.join(presets.PRESETS)} (default: gundam; pocket: tiny)",
-    )  # fmt: skip
-    group.add_argument(
-        "--adapter", type=Path, metavar="DIR", help="LoRA adapter of deepseek-ocr train"
-    )
-    group.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps, npu (default: auto)")
-    group.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
+    add, tasks, sizes = group.add_argument, ", ".join(presets.TASKS), ", ".join(presets.PRESETS)
+    add("--task", nargs="+", metavar="TASK", type=named(presets.task_title),
+        help=f"one or more of {tasks} (default: ocr; with --facts: markdown)")  # fmt: skip
+    add("--size", type=named(presets.preset_title),
+        help=f"{sizes} (default: gundam; pocket: tiny)")  # fmt: skip
+    add("--adapter", type=Path, metavar="DIR", help="LoRA adapter of deepseek-ocr train")
+    add("--device", help="auto, cpu, cuda, cuda:1, mps, npu (default: auto)")
+    add("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
     add_speed(group)
-    group.add_argument("--limit", type=positive, metavar="N", help="only the first N samples")
-    group.add_argument(
-        "--max_tokens", type=int, default=DecodeSettings().max_new_tokens, metavar="N",
-        help="longest answer in tokens (default: %(default)s)",
-    )  # fmt: skip
+    add("--limit", type=positive, metavar="N", help="only the first N samples")
+    add("--max_tokens", type=int, default=DecodeSettings().max_new_tokens, metavar="N",
+        help="longest answer in tokens (default: %(default)s)")  # fmt: skip

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deepseek_ocr.cli.flags import Subparsers
 from deepseek_ocr.cli.number_types import share
 from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
-
-if TYPE_CHECKING:
-    from deepseek_ocr.training.data.data_split import DataSplit
 
 ALL_USED, SOME_REJECTED = 0, 1
 """Exit statuses, beside those that all commands share."""
@@ -31,26 +27,17 @@ exit status: 0 all pairs are used, 1 some were rejected (see rejected.json), 2 n
 
 def add_parser(commands: Subparsers) -> None:
     """Add the sub-command."""
-    parser = commands.add_parser(
-        "split",
-        description="Split annotated pictures into train.json and test.json.",
-        epilog=_EPILOG,
-    )
-    parser.add_argument(
-        "--data_root", type=Path, required=True, metavar="DIR",
-        help="folder with pictures and annotations, searched with all folders in it",
-    )  # fmt: skip
-    parser.add_argument(
-        "--output_dir", type=Path, required=True, metavar="DIR",
+    what = "Split annotated pictures into train.json and test.json."
+    parser = commands.add_parser("split", description=what, epilog=_EPILOG)
+    add = parser.add_argument
+    add("--data_root", type=Path, required=True, metavar="DIR",
+        help="folder with pictures and annotations, searched with all folders in it")  # fmt: skip
+    add("--output_dir", type=Path, required=True, metavar="DIR",
         help="where train.json, test.json and rejected.json go; may be the data folder",
     )  # fmt: skip
-    parser.add_argument(
-        "--test_fraction", type=share, default=0.1, metavar="X",
-        help="share of the samples for the test set, 0 to 1 (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seed", type=int, default=0, help="another seed, another split (default: %(default)s)"
-    )
+    add("--test_fraction", type=share, default=0.1, metavar="X",
+        help="share of the samples for the test set, 0 to 1 (default: %(default)s)")  # fmt: skip
+    add("--seed", type=int, default=0, help="another seed, another split (default: %(default)s)")
     parser.set_defaults(run=run)
 
 
@@ -66,13 +53,10 @@ def run(flags: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         complain("interrupted; nothing was written.")
         return INTERRUPTED
-    print(_summary(result))
-    return SOME_REJECTED if result.found.rejections else ALL_USED
-
-
-def _summary(result: DataSplit) -> str:
-    return (
+    rejections, twins = result.found.rejections, result.found.twins
+    print(
         f"{len(result.train)} samples in train.json, {len(result.test)} in test.json, "
-        f"{len(result.found.rejections)} rejected (rejected.json), {result.found.twins} of a "
-        "picture that is there already (kept on one side)"
+        f"{len(rejections)} rejected (rejected.json), {twins} of a picture that is there already "
+        "(kept on one side)"
     )
+    return SOME_REJECTED if rejections else ALL_USED

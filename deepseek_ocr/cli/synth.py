@@ -26,24 +26,18 @@ def add_parser(commands: Subparsers) -> None:
         epilog="Example: deepseek-ocr synth --output build/pages --pages 1000 --seed 1.\n"
         "Exit status: 0 all pages were made, 2 it could not start or write, 130 interrupted.",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--pages", type=positive, default=100, metavar="N")
-    parser.add_argument("--seed", type=int, default=0, help="same seed and fonts, same pages")
-    parser.add_argument(
-        "--kinds", nargs="+", choices=DRAWN_KINDS,
-        help=f"default: {', '.join(MIXED.kinds)}, in shares",
-    )  # fmt: skip
-    parser.add_argument(
-        "--clean", action="store_true", help="only clean lines of English, nothing else by default"
-    )
-    parser.add_argument("--size", type=_size, default=(512, 512), metavar="WxH", help="px")
-    parser.add_argument(
-        "--font-sizes", type=positive, nargs=2, default=(24, 48), metavar=("MIN", "MAX"), help="px"
-    )
-    parser.add_argument(
-        "--fonts", choices=("train", "held-out", "all"), default="train", help="default: train"
-    )
-    parser.add_argument("--processes", type=positive, default=os.cpu_count() or 1, metavar="N")
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR")
+    add("--pages", type=positive, default=100, metavar="N")
+    add("--seed", type=int, default=0, help="same seed and fonts, same pages")
+    kinds = ", ".join(MIXED.kinds)
+    add("--kinds", nargs="+", choices=DRAWN_KINDS, help=f"default: {kinds}, in shares")
+    add("--clean", action="store_true",
+        help="only clean lines of English, nothing else by default")  # fmt: skip
+    add("--size", type=_size, default=(512, 512), metavar="WxH", help="px")
+    add("--font-sizes", type=positive, nargs=2, default=(24, 48), metavar=("MIN", "MAX"), help="px")
+    add("--fonts", choices=("train", "held-out", "all"), default="train", help="default: train")
+    add("--processes", type=positive, default=os.cpu_count() or 1, metavar="N")
     parser.set_defaults(run=run)
 
 
@@ -86,14 +80,9 @@ def run(flags: argparse.Namespace) -> int:
 def _recipe(flags: argparse.Namespace) -> Recipe:
     base = CLEAN_LINES if flags.clean else MIXED
     kinds = {kind: base.kinds.get(kind, 1.0) for kind in flags.kinds} if flags.kinds else base.kinds
-    return replace(
-        base,
-        kinds=kinds,
-        size=flags.size,
-        smallest=flags.font_sizes[0],
-        largest=flags.font_sizes[1],
-        font_set=flags.fonts,
-    )
+    smallest, largest = flags.font_sizes
+    sizes = {"size": flags.size, "smallest": smallest, "largest": largest}
+    return replace(base, kinds=kinds, font_set=flags.fonts, **sizes)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -37,11 +37,8 @@ could not start or go on, 130 interrupted
 
 def add_parser(commands: Subparsers) -> None:
     """Add the sub-command."""
-    parser = commands.add_parser(
-        "train",
-        description="Fine-tune a checkpoint on annotated pages, by LoRA or in full.",
-        epilog=_EPILOG,
-    )
+    what = "Fine-tune a checkpoint on annotated pages, by LoRA or in full."
+    parser = commands.add_parser("train", description=what, epilog=_EPILOG)
     _add_data(parser.add_argument_group("data"))
     _add_weights(parser.add_argument_group("what is trained"))
     _add_optimization(parser.add_argument_group("how"))
@@ -98,13 +95,10 @@ def train_options(flags: argparse.Namespace) -> TrainOptions:
 def _add_data(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--data_root", type=Path, required=True, metavar="DIR", help="folder with the pictures")
-    add(
-        "--train_file", type=Path, required=True, metavar="FILE",
-        help="train.json (deepseek-ocr split)",
-    )  # fmt: skip
-    add(
-        "--val_file", type=Path, metavar="FILE", help="test.json: read after each epoch for its CER"
-    )
+    add("--train_file", type=Path, required=True, metavar="FILE",
+        help="train.json (deepseek-ocr split)")  # fmt: skip
+    add("--val_file", type=Path, metavar="FILE",
+        help="test.json: read after each epoch for its CER")  # fmt: skip
     add("--val_pages", type=positive, default=50, metavar="N",
         help="the first so many pages of it (default: 50)")  # fmt: skip
     tasks = ", ".join(presets.TASKS)

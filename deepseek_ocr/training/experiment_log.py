@@ -34,8 +34,7 @@ class ExperimentLog:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S%z")
         with explain_write_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8", errors="replace") as file:
-                file.write(f"{stamp} {one_line(text, most=2000)}\n")
+        append_line(self.path, f"{stamp} {one_line(text, most=2000)}")
 
     def start(self, program: str, settings: Mapping[str, object]) -> None:
         """Begin a run: the program, every setting, every version that matters."""
@@ -44,6 +43,15 @@ class ExperimentLog:
             self.line(f"setting {name} = {value}")
         for name, value in versions().items():
             self.line(f"version {name} = {value}")
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add a line to a file; it is with the system when the call returns.
+
+    Raises `FileWriteError`.
+    """
+    with explain_write_errors(path), path.open("a", encoding="utf-8", errors="replace") as file:
+        file.write(f"{text}\n")
 
 
 def versions() -> dict[str, str]:

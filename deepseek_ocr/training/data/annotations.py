@@ -1,12 +1,6 @@
-r"""Annotations of pages: the published schema, read strictly.
+"""Annotations of pages: the published schema, read strictly.
 
-`NAME.json` beside `NAME.png` (or `.jpg`, …) holds one object; `training/README.md` describes it:
-
-    {"text": "Invoice\nTotal 498", "markdown": "# Invoice\n\nTotal 498",
-     "regions": [{"label": "title", "box": [40, 35, 510, 65], "text": "# Invoice"}, …],
-     "reference": [{"text": "Total 498", "box": [40, 90, 300, 120]}],
-     "figure": "…"}
-
+`NAME.json` beside `NAME.png` (or `.jpg`, …) holds one object; `training/README.md` describes it.
 Files are data from outside: types, ranges and sizes are checked, the model's special tokens are
 refused inside texts, and no path leaves the data folder.
 """

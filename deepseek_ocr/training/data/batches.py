@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -55,14 +56,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        tiles = None if self.tiles is None else self.tiles.to(device)
-        return replace(
-            self,
-            ids=self.ids.to(device),
-            labels=self.labels.to(device),
-            global_views=self.global_views.to(device),
-            tiles=tiles,
-        )
+        tensors = {name: one for name, one in vars(self).items() if isinstance(one, torch.Tensor)}
+        moved: dict[str, Any] = {name: one.to(device) for name, one in tensors.items()}
+        return replace(self, **moved)
 
 
 def encode_example(

@@ -36,9 +36,10 @@ MOST_SHOWN = 20
 
 @dataclass
 class FoundPairs:
-    """What a data folder holds: usable samples with the hash of their pixels, what was rejected,
-    unknown keys with how often each was seen, and how many pictures hold further pages."""
+    """What the data folder `root` holds: usable samples with the hash of their pixels, what was
+    rejected, how often each unknown key was seen, and how many pictures hold further pages."""
 
+    root: Path
     samples: list[tuple[Sample, str]] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     unknown_keys: Counter[str] = field(default_factory=Counter)
@@ -48,6 +49,10 @@ class FoundPairs:
     def twins(self) -> int:
         """How many samples are of a picture that is there already."""
         return len(self.samples) - len({pixels for _, pixels in self.samples})
+
+    def reject(self, path: Path, reason: str) -> None:
+        """Note that `path` cannot be used, and why."""
+        self.rejections.append(Rejection(path.relative_to(self.root).as_posix(), reason))
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,8 @@ def gather(data_root: Path, output_dir: Path) -> FoundPairs:
     pictures: dict[Path, list[Path]] = defaultdict(list)
     annotations: set[Path] = set()
     outputs = {(output_dir / name).resolve() for name in OUTPUTS}
-    found = FoundPairs()
-    for path in _files(data_root, found):
+    found = FoundPairs(data_root)
+    for path in _files(found):
         if path.suffix.lower() in PICTURE_SUFFIXES:
             pictures[path.with_suffix("")].append(path)
         elif path.suffix.lower() == ".json":
@@ -112,10 +117,10 @@ def gather(data_root: Path, output_dir: Path) -> FoundPairs:
             else:
                 annotations.add(path)
     for stem in track(sorted(pictures), len(pictures), "checking"):
-        _take(found, data_root, pictures[stem])
+        _take(found, pictures[stem])
     for path in sorted(annotations):
         if path.with_suffix("") not in pictures:
-            _reject(found, data_root, path, "there is no picture of the same name beside it.")
+            found.reject(path, "there is no picture of the same name beside it.")
     return found
 
 
@@ -157,19 +162,19 @@ def pixel_hash(image_path: Path) -> tuple[str, bool]:
     return digest.hexdigest(), bool(image.info.get("more_pages"))
 
 
-def _files(data_root: Path, found: FoundPairs) -> Iterator[Path]:
-    """The files below `data_root` that are not hidden; folders that are not searched are rejected,
+def _files(found: FoundPairs) -> Iterator[Path]:
+    """The files in the data folder that are not hidden; folders that are not searched are rejected,
     so that nobody misses their pages unawares."""
 
     def reject(error: OSError) -> None:
-        _reject(found, data_root, Path(error.filename), f"cannot be read: {error.strerror}.")
+        found.reject(Path(error.filename), f"cannot be read: {error.strerror}.")
 
-    for folder, folders, names in os.walk(data_root, onerror=reject):
+    for folder, folders, names in os.walk(found.root, onerror=reject):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
             if (linked := Path(folder, name)).is_symlink():
                 reason = "links to folders are not followed; copy it, or split it on its own."
-                _reject(found, data_root, linked, reason)
+                found.reject(linked, reason)
         for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
             try:
                 if path.is_file():
@@ -189,31 +194,27 @@ def _check_earlier(path: Path) -> None:
         )
 
 
-def _take(found: FoundPairs, data_root: Path, pictures: list[Path]) -> None:
+def _take(found: FoundPairs, pictures: list[Path]) -> None:
     """Add the pair of a picture and its annotation to `found`, or the reason why not."""
     image = pictures[0]
     file = image.with_suffix(".json")
     if len(pictures) > 1:
         names = ", ".join(path.name for path in pictures)
         for path in pictures:
-            _reject(found, data_root, path, f"{names} share one annotation; rename them.")
+            found.reject(path, f"{names} share one annotation; rename them.")
         return
     if not file.is_file():
-        _reject(found, data_root, image, f"there is no {file.name} beside it.")
+        found.reject(image, f"there is no {file.name} beside it.")
         return
     try:
         raw = read_json(file, LARGEST_ANNOTATION)
         annotation = parse_annotation(raw)
         pixels, more_pages = pixel_hash(image)
-        name = image.relative_to(data_root).with_suffix("").as_posix()
+        name = image.relative_to(found.root).with_suffix("").as_posix()
         name.encode("utf-8")  # a file name may hold bytes that are no text
     except (InputError, UnicodeEncodeError) as error:
-        _reject(found, data_root, image, str(error))
+        found.reject(image, str(error))
         return
     found.unknown_keys.update(unknown_keys(raw))
     found.more_pages += more_pages
     found.samples.append((Sample(image, annotation, name), pixels))
-
-
-def _reject(found: FoundPairs, data_root: Path, path: Path, reason: str) -> None:
-    found.rejections.append(Rejection(path.relative_to(data_root).as_posix(), reason))

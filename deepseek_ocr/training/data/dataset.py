@@ -52,45 +52,45 @@ class MicroBatch:
     counts: bool = True
 
 
+@dataclass(frozen=True)
 class Batches(Dataset[Batch]):
     """Micro-batches as tensors, made in the loader's processes."""
 
-    def __init__(self, examples: Sequence[Example], encoding: Encoding, plan: Sequence[MicroBatch]):
-        self._examples = examples
-        self._encoding = encoding
-        self._plan = plan
+    examples: Sequence[Example]
+    encoding: Encoding
+    plan: Sequence[MicroBatch]
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return len(self.plan)
 
     def __getitem__(self, at: int) -> Batch:
-        planned = self._plan[at]
-        encoded = [self._encoded(self._examples[number]) for number in planned.numbers]
-        batch = collate(encoded, self._encoding.pad_id)
+        planned = self.plan[at]
+        encoded = [self._encoded(self.examples[number]) for number in planned.numbers]
+        batch = collate(encoded, self.encoding.pad_id)
         if planned.counts:
             return batch
         return replace(batch, labels=torch.full_like(batch.labels, IGNORED))
 
     def _encoded(self, example: Example) -> EncodedExample:
         try:
-            return self._encoding(example)
+            return self.encoding(example)
         except OcrError as error:  # it was checked before, so it has changed since
             raise InputError(f"{example.name}: {error}") from error
 
 
+@dataclass(frozen=True)
 class _Checks(Dataset[str]):
     """For each example the reason why it cannot be used, or nothing."""
 
-    def __init__(self, examples: Sequence[Example], encoding: Encoding) -> None:
-        self._examples = examples
-        self._encoding = encoding
+    examples: Sequence[Example]
+    encoding: Encoding
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self.examples)
 
     def __getitem__(self, at: int) -> str:
         try:
-            self._encoding(self._examples[at])
+            self.encoding(self.examples[at])
         except (OcrError, OSError) as error:
             return str(error) or type(error).__name__
         return ""
@@ -153,10 +153,8 @@ def plan_epoch(
     steps: list[list[list[MicroBatch]]] = []
     for at in range(0, count, effective):
         numbers = order[at : at + effective]
-        chunks = [
-            MicroBatch(tuple(numbers[i : i + batch_size]))
-            for i in range(0, len(numbers), batch_size)
-        ]
+        parts = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
+        chunks = [MicroBatch(tuple(part)) for part in parts]
         filler = MicroBatch((numbers[0],), counts=False)
         steps.append([chunks[rank::processes] or [filler] for rank in range(processes)])
     return steps

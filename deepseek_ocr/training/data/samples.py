@@ -6,8 +6,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from deepseek_ocr import presets
 from deepseek_ocr.errors import InputError
@@ -93,11 +94,7 @@ def write_rejections(folder: Path, rejections: Mapping[str, Sequence[Rejection]]
 
     Raises `FileWriteError`.
     """
-    rows = [
-        {"file": file, "name": rejection.name, "reason": rejection.reason}
-        for file, some in rejections.items()
-        for rejection in some
-    ]
+    rows = [{"file": file, **asdict(one)} for file, some in rejections.items() for one in some]
     write_json(folder / "rejected.json", rows)
 
 
@@ -106,16 +103,12 @@ def samples_to_json(data_root: Path, samples: Sequence[Sample]) -> bytes:
 
     Raises `ValueError` for a picture outside `data_root`.
     """
-    lines = (
-        json.dumps(
-            {
-                "image": sample.image.relative_to(data_root).as_posix(),
-                **annotation_to_json(sample.annotation),
-            },
-            ensure_ascii=False,
-        )
-        for sample in samples
-    )
+
+    def entry(sample: Sample) -> dict[str, Any]:
+        image = sample.image.relative_to(data_root).as_posix()
+        return {"image": image, **annotation_to_json(sample.annotation)}
+
+    lines = (json.dumps(entry(sample), ensure_ascii=False) for sample in samples)
     return ("[\n" + ",\n".join(lines) + "\n]\n").encode("utf-8")
 
 
@@ -162,16 +155,11 @@ def _answer(annotation: Annotation, short: str) -> str | None:
 
 
 def _locate_examples(sample: Sample, task: str) -> list[Example]:
-    return [
-        Example(
-            sample.image,
-            task,
-            presets.prompt_for(task, reference.text),
-            _tagged(reference.text, reference.boxes),
-            f"{sample.name}#{number}",
-        )
-        for number, reference in enumerate(sample.annotation.reference, start=1)
-    ]
+    examples: list[Example] = []
+    for number, asked in enumerate(sample.annotation.reference, start=1):
+        prompt, answer = presets.prompt_for(task, asked.text), _tagged(asked.text, asked.boxes)
+        examples.append(Example(sample.image, task, prompt, answer, f"{sample.name}#{number}"))
+    return examples
 
 
 def _sample(data_root: Path, entry: object) -> Sample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,20 @@ class Estimate:
     low: float | None
     high: float | None
     pages: int
+
+
+def by_page(
+    parts: Sequence[tuple[str, Mapping[str, Share]]], names: Iterable[str]
+) -> dict[str, list[Share]]:
+    """For each figure of `names` one share a page: what the `parts` (a page, and what it adds to
+    some figures) have of it, added up; (0, 0) if they have nothing."""
+    pages = {page: at for at, page in enumerate(dict.fromkeys(page for page, _ in parts))}
+    table: dict[str, list[Share]] = {name: [(0.0, 0.0)] * len(pages) for name in names}
+    for page, shares in parts:
+        for name, (above, below) in shares.items():
+            before = table[name][pages[page]]
+            table[name][pages[page]] = (before[0] + above, before[1] + below)
+    return table
 
 
 def figures(shares: Mapping[str, Sequence[Share]], seed: int = SEED) -> dict[str, Estimate]:

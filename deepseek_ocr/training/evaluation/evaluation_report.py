@@ -6,11 +6,11 @@ import html
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -21,6 +21,7 @@ from deepseek_ocr.files import json_bytes
 from deepseek_ocr.training.data.samples import Rejection
 from deepseek_ocr.training.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate
 from deepseek_ocr.training.evaluation.scoring import Band, Score, precision_by_ratio, summarise
+from deepseek_ocr.training.experiment_log import versions
 
 MOST_LISTED = 100
 """Failures and rejections listed in the report; all are in samples.jsonl and metrics.json."""
@@ -55,7 +56,6 @@ class EvaluationRun:
     scores: Sequence[Score]
     rejections: Sequence[Rejection] = ()
     unsupported: Sequence[str] = ()
-    versions: Mapping[str, str] = field(default_factory=dict)
     extra: Sequence[str] = ()
 
     @property
@@ -63,63 +63,66 @@ class EvaluationRun:
         """Pages that were not read."""
         return [score for score in self.scores if score.prediction.error is not None]
 
+    @cached_property
+    def summary(self) -> dict[str, dict[str, Estimate]]:
+        """For each task (its title) the figures that apply."""
+        return summarise(self.scores)
 
-def contents(run: EvaluationRun) -> dict[str, bytes]:
-    """File names and contents of the report: report.md, its plots, metrics.json."""
-    summary = summarise(run.scores)
-    bands = {task: precision_by_ratio(_of(run, task)) for task in summary}
-    plots = _plots(run, summary)
-    markdown = _markdown(run, summary, bands, list(plots))
-    return {
-        **plots,
-        "report.md": markdown.encode("utf-8", "replace"),
-        "metrics.json": json_bytes(_metrics(run, summary, bands)),
-    }
+    @cached_property
+    def bands(self) -> dict[str, list[Band]]:
+        """For each task precision by compression."""
+        return {task: precision_by_ratio(self.of(task)) for task in self.summary}
+
+    def contents(self) -> dict[str, bytes]:
+        """File names and contents of the report: report.md, its plots, metrics.json."""
+        plots = _plots(self)
+        markdown = _markdown(self, list(plots)).encode("utf-8", "replace")
+        return {**plots, "report.md": markdown, "metrics.json": json_bytes(_metrics(self))}
+
+    def lines(self) -> list[str]:
+        """The figures as plain lines, for the screen and the log."""
+        return [
+            f"{task}: {title} {shown(figure)} ({figure.pages} pages)"
+            for task, figures in self.summary.items()
+            for title, _, figure in _in_order(figures)
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """How many examples there were, and what became of them."""
+        return {
+            "examples": len(self.scores),
+            "pages": len({score.example.page for score in self.scores}),
+            "failed": len(self.failures),
+            "rejected": len(self.rejections),
+            "unsupported": len(self.unsupported),
+            "extra texts": len(self.extra),
+        }
+
+    def of(self, task: str) -> list[Score]:
+        """The scores of one task."""
+        return [score for score in self.scores if score.example.task == task]
 
 
-def _metrics(
-    run: EvaluationRun,
-    summary: Mapping[str, Mapping[str, Estimate]],
-    bands: Mapping[str, Sequence[Band]],
-) -> dict[str, Any]:
+def _metrics(run: EvaluationRun) -> dict[str, Any]:
     return {
         "settings": dict(run.settings),
-        "versions": dict(run.versions),
-        "counts": counts(run),
+        "versions": versions(),
+        "counts": run.counts(),
         "tasks": {
             task: {name: asdict(figure) for name, figure in figures.items()}
-            for task, figures in summary.items()
+            for task, figures in run.summary.items()
         },
         "precision_by_ratio": {
-            task: [asdict(band) for band in found] for task, found in bands.items() if found
+            task: [asdict(band) for band in found] for task, found in run.bands.items() if found
         },
-        "failed": [_failure(score) for score in run.failures],
+        "failed": [
+            {"name": one.example.name, "task": one.example.task, "error": one.prediction.error}
+            for one in run.failures
+        ],
         "rejected": [asdict(rejection) for rejection in run.rejections],
         "unsupported": list(run.unsupported),
         "extra texts": list(run.extra),
     }
-
-
-def counts(run: EvaluationRun) -> dict[str, int]:
-    """How many examples there were, and what became of them."""
-    return {
-        "examples": len(run.scores),
-        "pages": len({score.page for score in run.scores}),
-        "failed": len(run.failures),
-        "rejected": len(run.rejections),
-        "unsupported": len(run.unsupported),
-        "extra texts": len(run.extra),
-    }
-
-
-def lines(summary: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
-    """The figures as plain lines, for the screen and the log."""
-    return [
-        f"{task}: {FIGURES[name][0]} {shown(figures[name])} ({figures[name].pages} pages)"
-        for task, figures in summary.items()
-        for name in FIGURES
-        if name in figures
-    ]
 
 
 def shown(figure: Estimate) -> str:
@@ -131,9 +134,8 @@ def shown(figure: Estimate) -> str:
 
 def escaped(text: str, most: int = 300) -> str:
     """`text` from outside as one line of Markdown that means nothing but itself."""
-    return re.sub(
-        r"[\\`*_\[\]()!|#~$]", lambda sign: f"&#{ord(sign[0])};", html.escape(one_line(text, most))
-    )
+    safe = html.escape(one_line(text, most))
+    return re.sub(r"[\\`*_\[\]()!|#~$]", lambda sign: f"&#{ord(sign[0])};", safe)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -142,46 +144,27 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in lines_) + "\n"
 
 
-def _of(run: EvaluationRun, task: str) -> list[Score]:
-    return [score for score in run.scores if score.example.task == task]
+def _in_order(figures: Mapping[str, Estimate]) -> list[tuple[str, str, Estimate]]:
+    """Title, meaning and value of each figure, in the order of the report."""
+    return [(*FIGURES[name], figures[name]) for name in FIGURES if name in figures]
 
 
-def _failure(score: Score) -> dict[str, str]:
-    return {
-        "name": score.example.name,
-        "task": score.example.task,
-        "error": score.prediction.error or "",
-    }
-
-
-def _markdown(
-    run: EvaluationRun,
-    summary: Mapping[str, Mapping[str, Estimate]],
-    bands: Mapping[str, Sequence[Band]],
-    plots: Sequence[str],
-) -> str:
-    parts = ["# Evaluation\n", settings_table(run.settings, counts(run))]
+def _markdown(run: EvaluationRun, plots: Sequence[str]) -> str:
+    parts = ["# Evaluation\n", settings_table(run.settings, run.counts())]
     parts.append(
         f"Intervals span the middle {LEVEL:.0%} of {RESAMPLES:,} bootstrap resamples of pages.\n"
     )
-    for task, figures in summary.items():
+    for task, figures in run.summary.items():
         parts.append(f"## {task}\n")
         rows = [
-            [
-                FIGURES[name][0],
-                *_interval(figures[name]),
-                str(figures[name].pages),
-                FIGURES[name][1],
-            ]
-            for name in FIGURES
-            if name in figures
+            [title, *_interval(figure), str(figure.pages), meaning]
+            for title, meaning, figure in _in_order(figures)
         ]
         parts.append(table(["figure", "value", "95 % interval", "pages", "what it is"], rows))
-        parts += [
-            f"![{name}]({name})\n" for name in plots if name.startswith(presets.task_name(task))
-        ]
-        parts += _band_part(bands[task], _of(run, task))
-        parts += _worst_part(_of(run, task))
+        short = presets.task_name(task)
+        parts += [f"![{name}]({name})\n" for name in plots if name.startswith(short)]
+        parts += _band_part(run.bands[task], run.of(task))
+        parts += _worst_part(run.of(task))
     parts += _outcome_parts(run)
     return "\n".join(parts)
 
@@ -228,13 +211,13 @@ def _band_part(bands: Sequence[Band], scores: Sequence[Score]) -> list[str]:
 
 
 def _worst_part(scores: Sequence[Score]) -> list[str]:
-    wrong = [(_error(score), score) for score in scores if _error(score) > 0]
-    wrong.sort(key=lambda pair: (-pair[0], pair[1].example.name))
+    wrong = [score for score in scores if _error(score) > 0]
+    wrong.sort(key=lambda score: (-_error(score), score.example.name))
     if not wrong:
         return []
     rows = [
-        [escaped(score.example.name), f"{error:.3f}", escaped(score.prediction.text, 80)]
-        for error, score in wrong[:WORST]
+        [escaped(one.example.name), f"{_error(one):.3f}", escaped(one.prediction.text, 80)]
+        for one in wrong[:WORST]
     ]
     head = ["page", "edit distance, or 1 − IoU", "was read as"]
     return ["Pages with the largest error:\n", table(head, rows)]
@@ -242,20 +225,13 @@ def _worst_part(scores: Sequence[Score]) -> list[str]:
 
 def _outcome_parts(run: EvaluationRun) -> list[str]:
     parts: list[str] = []
-    named = {
-        "Not read, counted as empty": [
-            (score.example.name, score.prediction.error or "") for score in run.failures
-        ],
-        "Not compared in full": [
-            (score.example.name, "; ".join(score.notes)) for score in run.scores if score.notes
-        ],
-        "Entries that cannot be used": [
-            (rejection.name, rejection.reason) for rejection in run.rejections
-        ],
+    noted = [score for score in run.scores if score.notes]
+    named: dict[str, Sequence[tuple[str, str | None]]] = {
+        "Not read, counted as empty": [(s.example.name, s.prediction.error) for s in run.failures],
+        "Not compared in full": [(s.example.name, "; ".join(s.notes)) for s in noted],
+        "Entries that cannot be used": [(one.name, one.reason) for one in run.rejections],
         "Texts that were not used": [(name, "") for name in run.extra],
-        "Samples without an answer for the tasks asked for": [
-            (name, "") for name in run.unsupported
-        ],
+        "Samples without an answer for the tasks asked for": [(n, "") for n in run.unsupported],
     }
     for title, rows in named.items():
         if rows:
@@ -274,19 +250,17 @@ def _error(score: Score) -> float:
     return 1 - above / below
 
 
-def _plots(run: EvaluationRun, summary: Mapping[str, Mapping[str, Estimate]]) -> dict[str, bytes]:
+def _plots(run: EvaluationRun) -> dict[str, bytes]:
     plots: dict[str, bytes] = {}
-    for task in summary:
-        scores = _of(run, task)
-        errors = [_error(score) for score in scores]
-        label = "edit distance" if "ned" in summary[task] else "1 - IoU"
-        plots[f"{presets.task_name(task)}_errors.png"] = _histogram(errors, label)
+    for task, figures in run.summary.items():
+        short, scores = presets.task_name(task), run.of(task)
+        label = "edit distance" if "ned" in figures else "1 - IoU"
+        plots[f"{short}_errors.png"] = _histogram([_error(score) for score in scores], label)
         known = [score.shares for score in scores if "compression" in score.shares]
         if known:
             ratios = [share["compression"][0] / share["compression"][1] for share in known]
-            plots[f"{presets.task_name(task)}_precision.png"] = _scatter(
-                ratios, [1 - share["ned"][0] for share in known]
-            )
+            precisions = [1 - share["ned"][0] for share in known]
+            plots[f"{short}_precision.png"] = _scatter(ratios, precisions)
     return plots
 
 
@@ -311,6 +285,5 @@ def _scatter(ratios: Sequence[float], precisions: Sequence[float]) -> bytes:
 
 def _png(drawing: Figure) -> bytes:
     data = io.BytesIO()
-    FigureCanvasAgg(drawing)
     drawing.savefig(data, format="png")
     return data.getvalue()

@@ -15,8 +15,10 @@ from deepseek_ocr.files import read_text, write_files
 from deepseek_ocr.progress import track
 from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.training.data.samples import Example, Rejection, Sample, examples_of, load_samples
-from deepseek_ocr.training.evaluation import evaluation_report, fact_report
+from deepseek_ocr.training.evaluation import fact_report
 from deepseek_ocr.training.evaluation.evaluation_options import EvaluationOptions
+from deepseek_ocr.training.evaluation.evaluation_report import EvaluationRun
+from deepseek_ocr.training.evaluation.fact_report import FactRun
 from deepseek_ocr.training.evaluation.facts import load_facts
 from deepseek_ocr.training.evaluation.journal import Journal, Stamp, key_of, stamp_of
 from deepseek_ocr.training.evaluation.predictions import (
@@ -26,9 +28,9 @@ from deepseek_ocr.training.evaluation.predictions import (
     model_reader,
     sole_names,
 )
-from deepseek_ocr.training.evaluation.scoring import Prediction, Score, score, summarise
+from deepseek_ocr.training.evaluation.scoring import Prediction, Score, score
 from deepseek_ocr.training.experiment_log import NAME as LOG
-from deepseek_ocr.training.experiment_log import ExperimentLog, versions
+from deepseek_ocr.training.experiment_log import ExperimentLog
 from deepseek_ocr.training.messages import warn
 from deepseek_ocr.weights import registry
 
@@ -86,19 +88,9 @@ def _evaluate_samples(options: EvaluationOptions) -> int:
             f"{len(unsupported)} have no answer."
         )
     scores = _read_all(options, examples, names, score)
-    extra = _extra(options, names)
-    run = evaluation_report.EvaluationRun(
-        _settings(options), scores, rejections, unsupported, versions(), extra
-    )
-    _write(
-        options,
-        evaluation_report.contents(run),
-        evaluation_report.lines(summarise(scores)),
-        evaluation_report.counts(run),
-    )
-    for rejection in rejections:
-        warn(f"cannot be used: {rejection.name}: {rejection.reason}")
-    return int(bool(rejections or run.failures))
+    extra, settings = _extra(options, names), _settings(options)
+    run = EvaluationRun(settings, scores, rejections, unsupported, extra)
+    return _finish(options, run, scores, "cannot be used")
 
 
 def _evaluate_facts(options: EvaluationOptions) -> int:
@@ -112,20 +104,14 @@ def _evaluate_facts(options: EvaluationOptions) -> int:
         )
     names = fact_report.names_of(fact.page for fact in known)
     pages = {fact_report.name_of(fact.page): fact.page for fact in facts}
-    examples = [
-        Example(fact_report.picture(options.data_root, page, names[name]), options.tasks[0],
-                presets.prompt_for(options.tasks[0]), "", name)
-        for name, page in pages.items()
-    ]  # fmt: skip
-    scores = _read_all(options, examples, names, _unscored)
+    pictures = {n: fact_report.picture(options.data_root, p, names[n]) for n, p in pages.items()}
+    task, prompt = options.tasks[0], presets.prompt_for(options.tasks[0])
+    examples = [Example(path, task, prompt, "", name) for name, path in pictures.items()]
+    scores = _read_all(options, examples, names, lambda one, read: Score(one, read, {}))
     readings = {score.example.name: score.prediction for score in scores}
     verdicts = fact_report.verdicts(facts, readings)
-    run = fact_report.FactRun(_settings(options), verdicts, rejections, _extra(options, names))
-    _write(options, fact_report.contents(run), fact_report.lines(run), fact_report.counts(run))
-    failed = [score for score in scores if score.prediction.error is not None]
-    for rejection in rejections:
-        warn(f"not run: {rejection.name}: {rejection.reason}")
-    return int(bool(rejections or failed))
+    run = FactRun(_settings(options), verdicts, rejections, _extra(options, names))
+    return _finish(options, run, scores, "not run")
 
 
 def _names(
@@ -155,16 +141,15 @@ def _read_all(
     """Read what an earlier run has not, a line in the journal each; all scores, in order."""
     folder: Path | None = None
     read = folder_reader(options.predictions, names) if options.predictions else None
+    settings = options.settings
     if read is None:
-        folder = registry.ensure(
-            options.settings.model, Path(options.settings.checkpoints), fetch=False
-        )
+        folder = registry.ensure(settings.model, Path(settings.checkpoints), fetch=False)
     journal = Journal(options.output_dir, _identity(options, folder), resume=read is None)
     before = journal.take_up(examples)
     waiting = [example for example in examples if key_of(example) not in before]
     used = "no model"
     if folder is not None and waiting:
-        engine = load_engine(folder, options.adapter, options.settings)
+        engine = load_engine(folder, options.adapter, settings)
         used = f"{engine.device}, {engine.dtype}"
         decode = DecodeSettings(max_new_tokens=options.max_tokens)
         read = model_reader(engine, presets.crop_for(options.size), decode)
@@ -173,9 +158,8 @@ def _read_all(
     log.start("training.evaluate", _settings(options))
     log.line(f"used {used}")
     log.line(f"examples {len(examples)}, read before {len(before)}")
-    scores = {
-        key_of(one): judge(one, before[key_of(one)]) for one in examples if key_of(one) in before
-    }
+    known = {key_of(one): one for one in examples}
+    scores = {key: judge(known[key], prediction) for key, prediction in before.items()}
     predictions = track(read(waiting) if read else iter(()), len(waiting), "reading")
     for example, prediction in zip(waiting, predictions, strict=True):
         found = scores[key_of(example)] = judge(example, prediction)
@@ -193,9 +177,8 @@ def _extra(options: EvaluationOptions, names: Names) -> list[str]:
         return []
     folder = options.predictions
     own = {os.path.realpath(options.output_dir / name) for name in (REPORT, LOG)}
-    found = [
-        name for name in extra_texts(folder, names) if os.path.realpath(folder / name) not in own
-    ]
+    texts = extra_texts(folder, names)
+    found = [name for name in texts if os.path.realpath(folder / name) not in own]
     if found:
         more = ", …" if len(found) > FIRST_NAMED else ""
         warn(
@@ -205,19 +188,20 @@ def _extra(options: EvaluationOptions, names: Names) -> list[str]:
     return found
 
 
-def _write(
-    options: EvaluationOptions, files: dict[str, bytes], lines: list[str], counts: dict[str, int]
-) -> None:
-    write_files({options.output_dir / name: data for name, data in files.items()})
+def _finish(
+    options: EvaluationOptions, run: EvaluationRun | FactRun, scores: list[Score], unusable: str
+) -> int:
+    """Write the report and tell what is `unusable`; 1 if something is or was not read, else 0."""
+    write_files({options.output_dir / name: data for name, data in run.contents().items()})
     log = ExperimentLog(options.output_dir)
-    for line in (*lines, ", ".join(f"{name} {count}" for name, count in counts.items())):
+    counts = ", ".join(f"{name} {count}" for name, count in run.counts().items())
+    for line in (*run.lines(), counts):
         log.line(line)
         print(line)
     print(f"{options.output_dir / REPORT} says more")
-
-
-def _unscored(example: Example, prediction: Prediction) -> Score:
-    return Score(example, prediction, {})
+    for rejection in run.rejections:
+        warn(f"{unusable}: {rejection.name}: {rejection.reason}")
+    return int(bool(run.rejections) or any(one.prediction.error is not None for one in scores))
 
 
 def _unlike(samples: Sequence[Sample]) -> tuple[list[Sample], list[Rejection]]:
@@ -256,13 +240,11 @@ def _identity(options: EvaluationOptions, folder: Path | None) -> dict[str, Any]
 
     Of the model and the adapter also sizes and times of their files, which change in training.
     """
-    known = {
-        name: value for name, value in _settings(options).items() if name not in ("tasks", "limit")
-    }
+    known = _settings(options)
+    del known["tasks"], known["limit"]
     source = options.test_file or options.facts
     assert source is not None
-    return {
-        **known,
+    return known | {
         "version": __version__,
         "source": hashlib.sha256(read_text(source).encode("utf-8")).hexdigest(),
         "files": [_files_in(one) for one in (folder, options.adapter) if one is not None],

@@ -6,14 +6,21 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from deepseek_ocr.files import json_bytes
 from deepseek_ocr.images.limits import PICTURE_SUFFIXES
 from deepseek_ocr.training.data.samples import Rejection
-from deepseek_ocr.training.evaluation import evaluation_report
-from deepseek_ocr.training.evaluation.bootstrap import Estimate, Share, figures
+from deepseek_ocr.training.evaluation.bootstrap import Estimate, by_page, figures
+from deepseek_ocr.training.evaluation.evaluation_report import (
+    MOST_LISTED,
+    escaped_table,
+    settings_table,
+    shown,
+    table,
+)
 from deepseek_ocr.training.evaluation.facts import TYPES, Fact, FactPage, PageText, Verdict, check
 from deepseek_ocr.training.evaluation.predictions import Names, sole_names
 from deepseek_ocr.training.evaluation.scoring import Prediction
@@ -31,6 +38,45 @@ class FactRun:
     verdicts: Sequence[Verdict]
     rejections: Sequence[Rejection] = ()
     extra: Sequence[str] = ()
+
+    @cached_property
+    def rates(self) -> dict[str, Estimate]:
+        """Pass rates over all facts and by type; pages are drawn anew for the intervals."""
+        parts = [
+            (name_of(one.fact.page), dict.fromkeys((ALL, one.fact.type), (one.passed, 1)))
+            for one in self.verdicts
+        ]
+        return figures(by_page(parts, (ALL, *TYPES)))
+
+    def lines(self) -> list[str]:
+        """The pass rates as plain lines."""
+        return [f"{name}: {shown(figure)}" for name, figure in self.rates.items()]
+
+    def contents(self) -> dict[str, bytes]:
+        """File names and contents of the report: report.md, metrics.json, facts.jsonl."""
+        metrics = {
+            "settings": dict(self.settings),
+            "versions": versions(),
+            "counts": self.counts(),
+            "facts": {name: asdict(figure) for name, figure in self.rates.items()},
+            "rejected": [asdict(rejection) for rejection in self.rejections],
+            "extra texts": list(self.extra),
+        }
+        return {
+            "report.md": _markdown(self).encode("utf-8", "replace"),
+            "metrics.json": json_bytes(metrics),
+            "facts.jsonl": "".join(_line(verdict) for verdict in self.verdicts).encode("utf-8"),
+        }
+
+    def counts(self) -> dict[str, int]:
+        """How many facts there were, and what became of them."""
+        return {
+            "facts": len(self.verdicts),
+            "passed": sum(verdict.passed for verdict in self.verdicts),
+            "pages": len({verdict.fact.page for verdict in self.verdicts}),
+            "not run": len(self.rejections),
+            "extra texts": len(self.extra),
+        }
 
 
 def name_of(page: FactPage) -> str:
@@ -73,82 +119,27 @@ def verdicts(facts: Sequence[Fact], readings: Mapping[str, Prediction]) -> list[
     return [found[at] for at in range(len(facts))]
 
 
-def summarise(run: FactRun) -> dict[str, Estimate]:
-    """Pass rates over all facts and by type; pages are drawn anew for the intervals."""
-    pages = {name: at for at, name in enumerate({name_of(v.fact.page): 0 for v in run.verdicts})}
-    shares: dict[str, list[Share]] = {name: [(0.0, 0.0)] * len(pages) for name in (ALL, *TYPES)}
-    for verdict in run.verdicts:
-        at = pages[name_of(verdict.fact.page)]
-        for name in (ALL, verdict.fact.type):
-            passed, count = shares[name][at]
-            shares[name][at] = (passed + verdict.passed, count + 1)
-    return figures(shares)
-
-
-def counts(run: FactRun) -> dict[str, int]:
-    """How many facts there were, and what became of them."""
-    return {
-        "facts": len(run.verdicts),
-        "passed": sum(verdict.passed for verdict in run.verdicts),
-        "pages": len({verdict.fact.page for verdict in run.verdicts}),
-        "not run": len(run.rejections),
-        "extra texts": len(run.extra),
-    }
-
-
-def lines(run: FactRun) -> list[str]:
-    """The pass rates as plain lines."""
-    return [f"{name}: {evaluation_report.shown(figure)}" for name, figure in summarise(run).items()]
-
-
-def contents(run: FactRun) -> dict[str, bytes]:
-    """File names and contents of the report: report.md, metrics.json, facts.jsonl."""
-    metrics = {
-        "settings": dict(run.settings),
-        "versions": versions(),
-        "counts": counts(run),
-        "facts": {name: asdict(figure) for name, figure in summarise(run).items()},
-        "rejected": [asdict(rejection) for rejection in run.rejections],
-        "extra texts": list(run.extra),
-    }
-    return {
-        "report.md": _markdown(run).encode("utf-8", "replace"),
-        "metrics.json": json_bytes(metrics),
-        "facts.jsonl": "".join(_line(verdict) for verdict in run.verdicts).encode("utf-8"),
-    }
-
-
 def _line(verdict: Verdict) -> str:
     fact = verdict.fact
-    values = {
-        "id": fact.id,
-        "page": name_of(fact.page),
-        "type": fact.type,
-        "passed": verdict.passed,
-        "reason": verdict.reason,
-    }
-    return json.dumps(values) + "\n"
+    known = {"id": fact.id, "page": name_of(fact.page), "type": fact.type}
+    return json.dumps(known | {"passed": verdict.passed, "reason": verdict.reason}) + "\n"
 
 
 def _markdown(run: FactRun) -> str:
-    rates = [
-        [name, evaluation_report.shown(figure), str(figure.pages)]
-        for name, figure in summarise(run).items()
-    ]
-    most = evaluation_report.MOST_LISTED
-    table = evaluation_report.escaped_table
+    rates = [[name, shown(figure), str(figure.pages)] for name, figure in run.rates.items()]
     failed = [verdict for verdict in run.verdicts if not verdict.passed]
-    rows = [(name_of(v.fact.page), v.fact.id, v.fact.type, v.reason) for v in failed[:most]]
+    rows = [(name_of(v.fact.page), v.fact.id, v.fact.type, v.reason) for v in failed]
+    rejected = [(one.name, one.reason) for one in run.rejections]
     parts = [
         "# Facts\n",
-        evaluation_report.settings_table(run.settings, counts(run)),
-        evaluation_report.table(["facts", "passed, 95 % interval", "pages"], rates),
+        settings_table(run.settings, run.counts()),
+        table(["facts", "passed, 95 % interval", "pages"], rates),
         f"## Failed: {len(failed)}\n",
-        table(["page", "fact", "type", "why"], rows),
+        escaped_table(["page", "fact", "type", "why"], rows[:MOST_LISTED]),
         f"## Not run: {len(run.rejections)}\n",
-        table(["line", "why"], [(one.name, one.reason) for one in run.rejections[:most]]),
+        escaped_table(["line", "why"], rejected[:MOST_LISTED]),
         f"## Texts that were not used: {len(run.extra)}\n",
-        table(["text"], [(name,) for name in run.extra[:most]]),
+        escaped_table(["text"], [(name,) for name in run.extra[:MOST_LISTED]]),
         "All of them are in facts.jsonl and metrics.json.\n",
     ]
     return "\n".join(parts)

@@ -1,21 +1,15 @@
 """Facts about pages that a reading has to get right, in the style of olmOCR-bench.
 
-One JSON object a line:
-
-    {"image": "scan.png", "id": "1", "type": "present", "text": "Total 498", "max_diffs": 1}
-    {"pdf": "scan.pdf", "page": 1, "id": "2", "type": "absent", "text": "Page 3", "last_n": 50}
-    {"image": "scan.png", "id": "3", "type": "order", "before": "Chapter 1", "after": "Chapter 2"}
-    {"image": "scan.png", "id": "4", "type": "table", "cell": "4.5", "up": "2.4", "left": "2023"}
-
-The names are those of the published benchmark, so its files can be used; its types that need a
-browser or look at formatting (math, format, …) are told and not run.
+One JSON object a line, as `training/README.md` shows. The names are those of the published
+benchmark, so its files can be used; its types that need a browser or look at formatting (math,
+format, …) are told and not run.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -65,6 +59,26 @@ _ASCII = str.maketrans(
     | dict.fromkeys("–—‑‒−", "-")
     | {"\u00b5": "\u03bc"}
 )
+_Rule = tuple[Callable[[Any], bool], str]
+_COUNT: _Rule = (lambda one: type(one) is int and one >= 0, "a whole number, 0 or more")
+_VALUES: dict[str, _Rule] = {
+    "max_diffs": _COUNT,
+    "first_n": _COUNT,
+    "last_n": _COUNT,
+    "case_sensitive": (lambda one: type(one) is bool, "true or false"),
+    "page": (
+        lambda one: type(one) is int and 1 <= one <= LAST_PAGE,
+        f"a whole number from 1 to {LAST_PAGE}",
+    ),
+}
+"""What fits a key, and how that is said. Not by isinstance: True is an int."""
+
+_TEXT: _Rule = (
+    lambda one: isinstance(one, str) and len(one) <= LONGEST,
+    f"a text of at most {LONGEST} characters",
+)
+"""The same of all other keys."""
+
 _INLINE = re.compile(r"</?[bi]>|(\*\*|__)(.{1,300}?)\1|(?<!\w)([*_])(.{1,300}?)\3(?!\w)")
 _BREAK = re.compile(r"<br ?/?>")
 
@@ -79,11 +93,10 @@ class FactPage:
     def names(self) -> tuple[str, ...]:
         """What a text or a picture of this page may be called: paths without a suffix."""
         stem = PurePosixPath(self.file).with_suffix("").as_posix()
-        names = [stem]
-        if self.number is not None:
-            names = [f"{stem}_pg{self.number}_repeat1", f"{stem}_pg{self.number}"]
-            names += [stem] if self.number == 1 else []
-        return tuple(names)
+        if self.number is None:
+            return (stem,)
+        numbered = (f"{stem}_pg{self.number}_repeat1", f"{stem}_pg{self.number}")
+        return (*numbered, stem) if self.number == 1 else numbered
 
 
 @dataclass(frozen=True)
@@ -169,13 +182,10 @@ def parse_fact(raw: object) -> Fact:
         page=_page(raw),
         type=kind,
         texts=_texts(raw, kind),
-        max_diffs=_count(raw, "max_diffs") or 0,
-        case_sensitive=_optional(
-            raw, "case_sensitive", lambda one: type(one) is bool, "true or false"
-        )
-        is not False,
-        first_n=_count(raw, "first_n"),
-        last_n=_count(raw, "last_n"),
+        max_diffs=_optional(raw, "max_diffs") or 0,
+        case_sensitive=_optional(raw, "case_sensitive") is not False,
+        first_n=_optional(raw, "first_n"),
+        last_n=_optional(raw, "last_n"),
     )
     if kind != "table" and fact.max_diffs >= min(len(text) for text in fact.texts.values()):
         raise InputError("max_diffs is no smaller than the text, which is then everywhere.")
@@ -262,7 +272,8 @@ def _check_table(fact: Fact, grids: Sequence[Grid]) -> Verdict:
             if _alike(fact, fact.texts["cell"], cell):
                 places.setdefault(id(cell), []).append(at)
         for spots in places.values():
-            wrong = [name for name in fact.texts if not _related(fact, one, spots, name)]
+            said = [name for name in fact.texts if name in RELATIONS]
+            wrong = [name for name in said if not _related(fact, one, spots, name)]
             if not wrong:
                 return Verdict(fact, True)
             reason = f"the cell is there, but not what is to be {', '.join(wrong)}."
@@ -271,8 +282,6 @@ def _check_table(fact: Fact, grids: Sequence[Grid]) -> Verdict:
 
 def _related(fact: Fact, table: Grid, spots: list[Place], name: str) -> bool:
     """Whether what fact says of relation `name` holds from one of the places of a cell."""
-    if name == "cell":
-        return True
     find, step = RELATIONS[name]
     others = (find(table, spot, step) for spot in spots)
     return any(other and _alike(fact, fact.texts[name], other) for other in others)
@@ -297,18 +306,15 @@ def _page(raw: dict[str, Any]) -> FactPage:
         raise InputError(f"{key}: {error}") from error
     if key == "image":
         return FactPage(file)
-    number = _optional(
-        raw,
-        "page",
-        lambda one: type(one) is int and 1 <= one <= LAST_PAGE,
-        f"a whole number from 1 to {LAST_PAGE}",
-    )
+    number = _optional(raw, "page")
     return FactPage(file, 1 if number is None else number)
 
 
 def _texts(raw: dict[str, Any], kind: str) -> dict[str, str]:
     needed = {"order": ("before", "after"), "table": ("cell",)}.get(kind, ("text",))
-    texts = dict(_given(raw, (*needed, *(RELATIONS if kind == "table" else ()))))
+    names = (*needed, *RELATIONS) if kind == "table" else needed
+    given = {name: plain(_optional(raw, name) or "") for name in names}
+    texts = {name: text for name, text in given.items() if text}
     for name in needed:
         if name not in texts:
             raise InputError(f"a fact of type {kind} needs {name}, a text that is not empty.")
@@ -317,29 +323,10 @@ def _texts(raw: dict[str, Any], kind: str) -> dict[str, str]:
     return texts
 
 
-def _given(raw: dict[str, Any], names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    for name in names:
-        value = _optional(
-            raw,
-            name,
-            lambda one: isinstance(one, str) and len(one) <= LONGEST,
-            f"a text of at most {LONGEST} characters",
-        )
-        if value is not None and (text := plain(value)):
-            yield name, text
-
-
-def _optional(raw: dict[str, Any], name: str, fits: Callable[[Any], bool], wanted: str) -> Any:
+def _optional(raw: dict[str, Any], name: str) -> Any:
     """The value of `name`, None if there is none. Raises `InputError` if it does not fit."""
     value = raw.get(name)
+    fits, wanted = _VALUES.get(name, _TEXT)
     if value is not None and not fits(value):
         raise InputError(f"{name} must be {wanted}.")
-    return value
-
-
-def _count(raw: dict[str, Any], name: str) -> int | None:
-    # Not isinstance: True is an int.
-    value: int | None = _optional(
-        raw, name, lambda one: type(one) is int and one >= 0, "a whole number, 0 or more"
-    )
     return value

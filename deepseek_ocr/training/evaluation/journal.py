@@ -11,14 +11,15 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from deepseek_ocr.errors import InputError, SettingsError
-from deepseek_ocr.files import LARGEST_FILE, explain_write_errors, read_json, write_json, write_text
+from deepseek_ocr.files import LARGEST_FILE, read_json, write_json, write_text
 from deepseek_ocr.training.data.samples import Example
 from deepseek_ocr.training.evaluation.scoring import Prediction, Score
+from deepseek_ocr.training.experiment_log import append_line
 
 SETTINGS, SAMPLES = "run.json", "samples.jsonl"
 
@@ -34,7 +35,7 @@ class _Line:
     """What a line of samples.jsonl holds, and the line itself."""
 
     prediction: Prediction
-    picture: Stamp | None
+    picture: tuple[Any, Any]
     text: str
 
 
@@ -59,7 +60,13 @@ class Journal:
                 f"{folder} holds a {SAMPLES} of something else; choose another --output_dir."
             )
         if before is not None:
-            _compare(folder, before, self._settings)
+            keys = sorted(before.keys() | self._settings.keys())
+            changed = [key for key in keys if before.get(key) != self._settings.get(key)]
+            if changed:
+                raise SettingsError(
+                    f"{folder} holds a run with other settings ({', '.join(changed)}); choose "
+                    "another --output_dir, or delete that one."
+                )
             if resume and os.path.isfile(self.path):
                 self._before = _lines_in(self.path)
 
@@ -82,12 +89,7 @@ class Journal:
 
     def add(self, score: Score, data_root: Path) -> None:
         """Append one page; it is with the system when the call returns. Raises `FileWriteError`."""
-        line = self._line(score, data_root)
-        with (
-            explain_write_errors(self.path),
-            self.path.open("a", encoding="utf-8", errors="replace") as file,
-        ):
-            file.write(line + "\n")
+        append_line(self.path, self._line(score, data_root))
 
     def rewrite(self, scores: list[Score], data_root: Path) -> None:
         """Put `scores` into the file, in this order, and behind them what the earlier run read
@@ -104,7 +106,7 @@ class Journal:
 
 def to_json(score: Score, data_root: Path, picture: Stamp | None = None) -> dict[str, Any]:
     """A line of samples.jsonl; `figures` holds each figure of this page alone."""
-    example, prediction = score.example, score.prediction
+    example, read = score.example, asdict(score.prediction)
     size, changed = picture or (None, None)
     return {
         "name": example.name,
@@ -113,12 +115,8 @@ def to_json(score: Score, data_root: Path, picture: Stamp | None = None) -> dict
         "image_bytes": size,
         "image_mtime_ns": changed,
         "reference": example.answer,
-        "prediction": prediction.text,
-        "error": prediction.error,
-        "finish_reason": prediction.finish_reason,
-        "text_tokens": prediction.text_tokens,
-        "vision_tokens": prediction.vision_tokens,
-        "seconds": prediction.seconds,
+        "prediction": read.pop("text"),
+        **read,
         "figures": {name: above / below for name, (above, below) in score.shares.items() if below},
         "notes": list(score.notes),
     }
@@ -145,17 +143,6 @@ def _settings_of(path: Path) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise InputError(f"{path} is not the record of a run; choose another --output_dir.")
     return values
-
-
-def _compare(folder: Path, before: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    changed = [
-        key for key in sorted(before.keys() | asked.keys()) if before.get(key) != asked.get(key)
-    ]
-    if changed:
-        raise SettingsError(
-            f"{folder} holds a run with other settings ({', '.join(changed)}); choose another "
-            "--output_dir, or delete that one."
-        )
 
 
 def _lines_in(path: Path) -> dict[Key, _Line]:
@@ -208,10 +195,5 @@ def _from_line(line: str) -> tuple[Key, _Line] | None:
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     task, name, *rest = (values[key] for key in _LINE)
-    return (task, name), _Line(Prediction(*rest), _picture_in(values), line)
-
-
-def _picture_in(values: Mapping[str, Any]) -> Stamp | None:
-    """How the picture was when it was read; None in lines of an older version."""
-    size, changed = values.get("image_bytes"), values.get("image_mtime_ns")
-    return (size, changed) if type(size) is int and type(changed) is int else None
+    picture = values.get("image_bytes"), values.get("image_mtime_ns")  # older lines have none
+    return (task, name), _Line(Prediction(*rest), picture, line)

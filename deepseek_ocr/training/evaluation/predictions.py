@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -39,15 +39,9 @@ def model_reader(engine: OcrEngine, crop: CropSettings, decode: DecodeSettings) 
     from deepseek_ocr.engine.results import Failure, Page
 
     def read(examples: Iterable[Example]) -> Iterator[Prediction]:
-        waiting: deque[Example] = deque()
-
-        def pages() -> Iterator[Page]:
-            for example in examples:
-                waiting.append(example)
-                yield Page(example.image, example.prompt, crop, decode)
-
-        for outcome in engine.read_many(pages()):
-            example = waiting.popleft()
+        asked, known = tee(examples)
+        pages = (Page(example.image, example.prompt, crop, decode) for example in asked)
+        for outcome, example in zip(engine.read_many(pages), known, strict=True):
             if isinstance(outcome, Failure):
                 yield Prediction("", error=str(outcome))
             else:
@@ -90,16 +84,10 @@ def sole_names(names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]
 
     `names` must hold every page that is known, also those that are not read now.
     """
-    last = {page: {PurePosixPath(name).name for name in some} for page, some in names.items()}
-    owners = Counter(part for parts in last.values() for part in parts)
-    return {
-        page: tuple(
-            dict.fromkeys(
-                [*some, *(part for name in some if owners[part := PurePosixPath(name).name] == 1)]
-            )
-        )
-        for page, some in names.items()
-    }
+    last = {page: [PurePosixPath(name).name for name in some] for page, some in names.items()}
+    owners = Counter(part for parts in last.values() for part in set(parts))
+    sole = {page: [part for part in parts if owners[part] == 1] for page, parts in last.items()}
+    return {page: tuple(dict.fromkeys([*some, *sole[page]])) for page, some in names.items()}
 
 
 def find_text(folder: Path, names: Iterable[str]) -> Path | None:
@@ -141,15 +129,11 @@ def extra_texts(folder: Path, names: Names) -> list[str]:
     folders.
     """
     used = {find_text(folder, some) for some in names.values()}
-    texts = (path for path in islice(_below(folder), MOST_FILES) if path.suffix in TEXT_SUFFIXES)
-    return sorted(
-        path.relative_to(folder).as_posix()
-        for path in texts
-        if path not in used and os.path.isfile(path)
+    below = (  # what links lead to is not looked into
+        Path(parent, name)
+        for parent, folders, files in os.walk(folder)
+        for name in (*folders, *files)
     )
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """Everything below `folder`; what links lead to is not looked into."""
-    for parent, folders, files in os.walk(folder):
-        yield from (Path(parent, name) for name in (*folders, *files))
+    texts = (path for path in islice(below, MOST_FILES) if path.suffix in TEXT_SUFFIXES)
+    extra = (path for path in texts if path not in used and os.path.isfile(path))
+    return sorted(path.relative_to(folder).as_posix() for path in extra)

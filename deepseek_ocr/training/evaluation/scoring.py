@@ -1,10 +1,4 @@
-"""From predictions to scores: one page at a time, then all of them with intervals.
-
-The pure middle of the evaluation:
-
-    scores = evaluate(examples, read)
-    figures = summarise(scores)["Free OCR"]["cer"]
-"""
+"""From predictions to scores: one page at a time, then all of them with intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +11,7 @@ from deepseek_ocr.decoding.loop_detector import is_loop
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.training.data.samples import Example
 from deepseek_ocr.training.evaluation import text_metrics
-from deepseek_ocr.training.evaluation.bootstrap import Estimate, Share, figures
+from deepseek_ocr.training.evaluation.bootstrap import Estimate, Share, by_page, figures
 from deepseek_ocr.training.evaluation.teds import html_tables, table_scores
 
 RATIO_BANDS = (0.0, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0)
@@ -61,11 +55,6 @@ class Score:
     prediction: Prediction
     shares: dict[str, Share]
     notes: tuple[str, ...] = ()
-
-    @property
-    def page(self) -> str:
-        """Name of the page, which several examples of locating share."""
-        return self.example.page
 
 
 @dataclass(frozen=True)
@@ -124,7 +113,9 @@ def summarise(scores: Sequence[Score]) -> dict[str, dict[str, Estimate]]:
     for task in (task.title for task in presets.TASKS.values()):
         chosen = [score for score in scores if score.example.task == task]
         if chosen:
-            summary[task] = figures(_by_page(chosen))
+            names = sorted({name for score in chosen for name in score.shares})
+            parts = [(score.example.page, score.shares) for score in chosen]
+            summary[task] = figures(by_page(parts, names))
     return summary
 
 
@@ -136,11 +127,7 @@ def precision_by_ratio(scores: Sequence[Score]) -> list[Band]:
     bands: list[Band] = []
     known = [score for score in scores if "compression" in score.shares]
     for low, high in zip(RATIO_BANDS, (*RATIO_BANDS[1:], None), strict=True):
-        inside = [
-            score
-            for score in known
-            if _ratio(score) >= low and (high is None or _ratio(score) < high)
-        ]
+        inside = [one for one in known if low <= _ratio(one) < (high or float("inf"))]
         if inside:
             bands.append(_band(low, high, inside))
     return bands
@@ -149,19 +136,12 @@ def precision_by_ratio(scores: Sequence[Score]) -> list[Band]:
 def _band(low: float, high: float | None, scores: Sequence[Score]) -> Band:
     precisions: list[Share] = [(1 - score.shares["ned"][0], 1.0) for score in scores]
     precision = figures({"precision": precisions})["precision"]
-    interval = None
-    if precision.low is not None and precision.high is not None:
-        interval = (precision.low, precision.high)
+    low_end, high_end = precision.low, precision.high
+    interval = None if low_end is None or high_end is None else (low_end, high_end)
     tokens = [int(score.shares["compression"][0]) for score in scores]
-    return Band(
-        low,
-        high,
-        len(scores),
-        precision.value,
-        sum(_ratio(score) for score in scores) / len(scores),
-        (min(tokens), max(tokens)),
-        interval,
-    )
+    ratio = sum(_ratio(score) for score in scores) / len(scores)
+    ends = min(tokens), max(tokens)
+    return Band(low, high, len(scores), precision.value, ratio, ends, interval)
 
 
 def _ratio(score: Score) -> float:
@@ -170,11 +150,9 @@ def _ratio(score: Score) -> float:
 
 
 def _texts(reference: str, text: str) -> dict[str, Share]:
-    characters = text_metrics.character_errors(reference, text)
-    words = text_metrics.word_errors(reference, text)
     return {
-        "cer": (characters.edits, characters.length),
-        "wer": (words.edits, words.length),
+        "cer": text_metrics.character_errors(reference, text),
+        "wer": text_metrics.word_errors(reference, text),
         "ned": (text_metrics.normalised_edit_distance(reference, text), 1.0),
         "exact": (float(text_metrics.exact_match(reference, text)), 1.0),
     }
@@ -202,16 +180,3 @@ def _tables(answer: str, text: str, notes: list[str]) -> dict[str, Share]:
     if len(known) < len(scores):
         notes.append(f"{len(scores) - len(known)} tables are too large to be compared")
     return {"teds": (sum(known), len(known))} if known else {}
-
-
-def _by_page(scores: Sequence[Score]) -> dict[str, list[Share]]:
-    """Per figure one share a page: those of its examples added up, (0, 0) if it has none."""
-    pages = {score.page: at for at, score in enumerate({s.page: s for s in scores}.values())}
-    names = {name for score in scores for name in score.shares}
-    table: dict[str, list[Share]] = {name: [(0.0, 0.0)] * len(pages) for name in sorted(names)}
-    for score in scores:
-        at = pages[score.page]
-        for name, (above, below) in score.shares.items():
-            before = table[name][at]
-            table[name][at] = (before[0] + above, before[1] + below)
-    return table

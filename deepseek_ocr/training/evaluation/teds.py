@@ -19,6 +19,7 @@ import numpy as np
 from apted import APTED, Config
 from lxml import etree, html
 from rapidfuzz.distance import Levenshtein
+from rapidfuzz.process import cdist
 from scipy.optimize import linear_sum_assignment
 
 from deepseek_ocr.training.evaluation.text_metrics import normalise
@@ -156,10 +157,7 @@ def table_scores(truth: Sequence[Rows], predicted: Sequence[Rows]) -> list[float
     partners: dict[int, int] = {}
     if truth and predicted:
         texts = [[_text_of(rows) for rows in side] for side in (truth, predicted)]
-        alike = np.array(
-            [[Levenshtein.normalized_similarity(one, other) for other in texts[1]]
-             for one in texts[0]]
-        )  # fmt: skip
+        alike = cdist(*texts, scorer=Levenshtein.normalized_similarity, dtype=np.float64)
         chosen = linear_sum_assignment(alike, maximize=True)
         partners = dict(zip(*(side.tolist() for side in chosen), strict=True))
     for at, rows in enumerate(truth):
@@ -199,7 +197,8 @@ def _parse(source: str) -> Rows:
     except (etree.LxmlError, ValueError, AssertionError):  # whatever a parser trips over
         return ()
     table = root if root.tag == "table" else root.find(".//table")
-    return () if table is None else tuple(_row(row) for row in _own_rows(table))
+    rows = [] if table is None else _own_rows(table)
+    return tuple(tuple(_cell(cell) for cell in row) for row in rows)
 
 
 def _own_rows(table: html.HtmlElement) -> Iterator[list[html.HtmlElement]]:
@@ -208,7 +207,7 @@ def _own_rows(table: html.HtmlElement) -> Iterator[list[html.HtmlElement]]:
     Cells that the model put between rows make up a row.
     """
     stray: list[html.HtmlElement] = []
-    for element in _flattened(table):
+    for element in table.xpath("(. | thead | tbody | tfoot)/*"):  # in the order of the text
         if element.tag in ("td", "th"):
             stray.append(element)
         elif element.tag == "tr":
@@ -220,20 +219,9 @@ def _own_rows(table: html.HtmlElement) -> Iterator[list[html.HtmlElement]]:
         yield stray
 
 
-def _flattened(table: html.HtmlElement) -> Iterator[html.HtmlElement]:
-    for child in table:
-        yield from child if child.tag in ("thead", "tbody", "tfoot") else (child,)
-
-
-def _row(cells: Sequence[html.HtmlElement]) -> tuple[GridCell, ...]:
-    return tuple(
-        GridCell(
-            normalise("".join(cell.itertext())),
-            _span(cell.get("colspan")),
-            _span(cell.get("rowspan")),
-        )
-        for cell in cells
-    )
+def _cell(cell: html.HtmlElement) -> GridCell:
+    text = normalise("".join(cell.itertext()))
+    return GridCell(text, _span(cell.get("colspan")), _span(cell.get("rowspan")))
 
 
 def _span(value: str | None) -> int:
@@ -271,11 +259,8 @@ class _Node:
 
 
 def _tree(rows: Rows) -> _Node:
-    return _Node(
-        "table",
-        None,
-        tuple(_Node("tr", None, tuple(_Node("td", cell) for cell in row)) for row in rows),
-    )
+    lines = (_Node("tr", None, tuple(_Node("td", cell) for cell in row)) for row in rows)
+    return _Node("table", None, tuple(lines))
 
 
 class _Costs(Config):  # type: ignore[misc, unused-ignore]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
@@ -27,8 +27,7 @@ MOST_MARKS = 30
 """Combining marks in a row that are composed together: more than any writing system has."""
 
 
-@dataclass(frozen=True)
-class Errors:
+class Errors(NamedTuple):
     """Edits between a prediction and its reference, and how long the reference is."""
 
     edits: int

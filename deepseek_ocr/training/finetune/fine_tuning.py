@@ -33,9 +33,8 @@ def fine_tune(options: TrainOptions) -> int:
 
     Raises the errors of `errors.py`; what was finished before one stays in the output folder.
     """
-    folder = registry.ensure(
-        options.settings.model, Path(options.settings.checkpoints), fetch=False
-    )
+    settings = options.settings
+    folder = registry.ensure(settings.model, Path(settings.checkpoints), fetch=False)
     check_output(options)
     train = usable_examples(options, options.train_file)
     validation = UsableExamples([], [], 0)
@@ -98,9 +97,7 @@ def _check_usable(options: TrainOptions, train: UsableExamples, validation: Usab
     for file, found in ((options.train_file, train), (options.val_file, validation)):
         if file is None or found.examples:
             continue
-        given = {"train": train.rejections}
-        if options.val_file:
-            given["validation"] = validation.rejections
+        given = {"train": train.rejections, "validation": validation.rejections}
         write_rejections(options.output_dir, given)
         some = found.rejections
         first = f" First: {some[0].name}: {some[0].reason}" if some else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,16 +16,6 @@ from deepseek_ocr.model.network import Network
 from deepseek_ocr.training.finetune.saved_checkpoints import save_tensors
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Rank, scale (alpha / rank) and dropout of adapters; `experts`: also on routed experts."""
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    experts: bool = False
 
 
 def target_modules(network: Network) -> list[str]:
@@ -45,21 +34,23 @@ def target_modules(network: Network) -> list[str]:
 
 def target_parameters(network: Network) -> list[str]:
     """Full paths of the routed experts' stacked weights."""
-    return [
-        name
-        for name, _ in network.named_parameters()
-        if name.endswith((".mlp.experts.gate_up_proj", ".mlp.experts.down_proj"))
-    ]
+    stacked = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
+    return [name for name, _ in network.named_parameters() if name.endswith(stacked)]
 
 
-def add_lora(network: Network, settings: LoraSettings) -> PeftModel:
-    """`network` with untrained adapters in place (float32), everything else frozen."""
+def add_lora(
+    network: Network, rank: int = 16, alpha: int = 32, dropout: float = 0.0, experts: bool = False
+) -> PeftModel:
+    """`network` with untrained adapters in place (float32), everything else frozen.
+
+    Their scale is alpha / rank; with `experts` the routed experts have some too.
+    """
     config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
         target_modules=target_modules(network),
-        target_parameters=target_parameters(network) if settings.experts else None,
+        target_parameters=target_parameters(network) if experts else None,
     )
     with quiet_peft():
         return get_peft_model(network, config)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from deepseek_ocr.files import write_bytes
@@ -20,13 +19,11 @@ def write_curve(
     Raises `FileWriteError`.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     steps = range(1, len(losses) + 1)
     axes.plot(steps, losses, color="#9db7d5", linewidth=0.8, label="loss of a step")
     axes.plot(steps, smoothed(losses), color="#1f5a99", label="smoothed")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats a token)")
+    axes.set(xlabel="step", ylabel="loss (nats a token)")
     rated = [entry for entry in validation if "cer" in entry]
     if rated:
         right = axes.twinx()

@@ -21,17 +21,13 @@ from deepseek_ocr.errors import GenerationError
 class OptimiserSettings:
     """How weights are moved.
 
-    - `lr`: highest learning rate; `weight_decay`: on matrices only
-    - `betas`, `clip`: AdamW's averages, largest norm of the gradient
+    - `weight_decay`: on matrices only
     - `balance`: weight of the routers' auxiliary loss, 0 for none
     - `orthogonal`: matrices are moved by Muon instead of AdamW, which takes fewer pages to train
       a small network from nothing
     """
 
-    lr: float = 1e-4
     weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
     balance: float = 0.0
     orthogonal: bool = False
 
@@ -86,14 +82,15 @@ class Stepper:
         total = 0.0
         for at, batch in enumerate(batches):
             last = at == len(batches) - 1
-            with self._together(last):
+            # Gradients are exchanged between processes once, with the last micro-batch.
+            with nullcontext() if last else self.accelerator.no_sync(self.objective):
                 loss, balance = self.objective(batch)
                 # Gradients are averaged over processes; this makes it a mean over tokens.
                 share = loss + self.settings.balance * balance * batch.taught
                 self.accelerator.backward(share * processes / max(tokens, 1))
             total += float(loss.detach())
         mean = self._summed(total) / max(tokens, 1)
-        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.clip)
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), _LARGEST_NORM)
         # In float16 a gradient may run over; the scaler then leaves the step out.
         bounded = self.accelerator.scaler is not None or math.isfinite(float(norm))
         if not (math.isfinite(mean) and bounded):
@@ -106,13 +103,6 @@ class Stepper:
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
         return StepResult(mean, int(tokens), float(norm), lr)
-
-    def _together(self, last: bool) -> AbstractContextManager[object]:
-        """Gradients are exchanged between processes once, with the last micro-batch."""
-        if last:
-            return nullcontext()
-        apart: AbstractContextManager[object] = self.accelerator.no_sync(self.objective)
-        return apart
 
     def _summed(self, value: float) -> float:
         if self.accelerator.num_processes == 1:
@@ -140,6 +130,9 @@ def _bfloat16_as_float32(device: torch.device) -> AbstractContextManager[object]
     return nullcontext()
 
 
+_LARGEST_NORM = 1.0
+"""Of the gradient; a larger one is scaled down to it."""
+
 _ADAMW_SHARE = 0.3
 """Of Muon's learning rate for what AdamW moves beside it."""
 
@@ -147,7 +140,8 @@ _ADAMW_SHARE = 0.3
 def make_optimisers(
     module: nn.Module, settings: OptimiserSettings, device: torch.device
 ) -> list[torch.optim.Optimizer]:
-    """AdamW over all that is trainable, or beside Muon over what is not a matrix."""
+    """AdamW over all that is trainable, or beside Muon over what is not a matrix; their learning
+    rates are given with each step."""
     groups = parameter_groups(module, settings.weight_decay)
     optimisers: list[torch.optim.Optimizer] = []
     if settings.orthogonal:
@@ -155,20 +149,14 @@ def make_optimisers(
         decayed = [p for group in groups[:1] for p in group["params"]]
         matrices = [p for p in decayed if p.ndim == 2 and "lm_head" not in names[id(p)]]
         moved = {id(p) for p in matrices}
-        optimisers.append(
-            torch.optim.Muon(
-                matrices,
-                lr=settings.lr,
-                weight_decay=settings.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+        decay = settings.weight_decay
+        muon = torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        optimisers.append(muon)
         for group in groups:
             group["params"] = [p for p in group["params"] if id(p) not in moved]
             group["share"] = _ADAMW_SHARE
     fused = device.type in ("cpu", "cuda")
-    adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused)
-    return [*optimisers, adamw]
+    return [*optimisers, torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=fused)]
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

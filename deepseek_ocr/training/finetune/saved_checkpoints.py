@@ -16,12 +16,7 @@ from deepseek_ocr.model.network import Network
 
 TENSORS = "model.safetensors"
 
-COMPANIONS = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
+COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 """Files of a checkpoint beside its tensors that are handed on unchanged."""
 
 

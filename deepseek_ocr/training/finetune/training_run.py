@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -78,14 +79,11 @@ class TrainingRun:
         pad = text.pad_token_id if text.pad_token_id is not None else min(codec.end_ids)
         longest = min(options.max_tokens, text.max_position_embeddings)
         encoding = dataset.Encoding(codec, presets.crop_for(options.resolution), longest, pad)
-        settings = OptimiserSettings(
-            lr=options.lr, weight_decay=options.weight_decay, balance=options.balance
-        )
+        settings = OptimiserSettings(weight_decay=options.weight_decay, balance=options.balance)
         stepper = Stepper(Objective(network, options.balance > 0), settings, accelerator)
         log = ExperimentLog(options.output_dir)
-        progress = run_state.TrainingProgress(
-            _fixed(options, source, dtype, accelerator.num_processes)
-        )
+        fixed = _fixed(options, source, dtype, accelerator.num_processes)
+        progress = run_state.TrainingProgress(fixed)
         run = cls(
             options, source, accelerator, network, adapted, codec, encoding, stepper, log, progress
         )
@@ -144,7 +142,7 @@ class TrainingRun:
         rejections: Sequence[Rejection],
         usable: int,
         entries: int,
-        unread: Sequence[Rejection] = (),
+        unread: Sequence[Rejection],
     ) -> None:
         """Name what cannot be used in `rejected.json` and the log, `unread` of the validation file;
         stop if it is too many of the `entries` to train on the `usable` examples of the rest.
@@ -157,10 +155,8 @@ class TrainingRun:
             self.log.line(f"validation: {len(unread)} rejected")
             for rejection in (*rejections, *unread):
                 self.log.line(f"rejected {rejection.name}: {rejection.reason}")
-            print(
-                f"{usable} examples to train on, {len(rejections)} entries rejected "
-                "(rejected.json)."
-            )
+            rejected = f"{len(rejections)} entries rejected (rejected.json)."
+            print(f"{usable} examples to train on, {rejected}")
             if unread:
                 print(f"{len(unread)} entries of --val_file rejected (rejected.json).")
         share = len({rejection.name for rejection in rejections}) / max(1, entries)
@@ -235,10 +231,8 @@ class TrainingRun:
             progress.scaler = self.accelerator.scaler.state_dict()
         if self.accelerator.is_main_process:
             told = f", CER on validation {entry['cer']:.4f}" if validation else ""
-            if entry.get("failed"):
-                told += (
-                    f", {entry['failed']:.0f} of {len(validation)} could not be read (in the log)"
-                )
+            if unread := entry.get("failed"):
+                told += f", {unread:.0f} of {len(validation)} could not be read (in the log)"
             self.log.line(f"epoch {epoch} took {seconds:.1f} s{told}")
             print(f"epoch {epoch} of {self.options.epochs}: {seconds:.0f} s{told}", flush=True)
             if progress.best == epoch:
@@ -256,13 +250,9 @@ class TrainingRun:
         A page that cannot be read counts as an empty answer.
         """
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        engine = OcrEngine(
-            self.network.eval(), self.codec, slots=1, within=self.accelerator.autocast
-        )
-        try:
+        network, within = self.network.eval(), self.accelerator.autocast
+        with closing(OcrEngine(network, self.codec, slots=1, within=within)) as engine:
             pairs = [self._read(engine, example) for example in validation[rank::world]]
-        finally:
-            engine.close()
         everyone: list[tuple[str, str | None]] = gather_object(pairs) if world > 1 else pairs
         references = [reference for reference, _ in everyone]
         answers = [answer or "" for _, answer in everyone]
@@ -319,10 +309,9 @@ def _accelerator(options: TrainOptions) -> tuple[Accelerator, torch.dtype]:
     dtype = selection.choose_dtype(options.settings.dtype, device)
     if dtype == torch.float16 and device.type == "cpu":
         raise DeviceError("Training in float16 needs a GPU; use --dtype bfloat16 or float32.")
-    cpu = device.type == "cpu"
     # The processes wait for one another while pages are checked and while one of them writes.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-    precision = _PRECISIONS[dtype]
+    precision, cpu = _PRECISIONS[dtype], device.type == "cpu"
     return Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[patience]), dtype
 
 
@@ -330,15 +319,12 @@ def _trainable_network(
     options: TrainOptions, source: Path, device: torch.device, dtype: torch.dtype
 ) -> tuple[Network, PeftModel | None]:
     """The network with gradients where they are wanted, and its adapters if there are any."""
+    network = load_network(source, device, dtype if options.lora else torch.float32)
+    adapted: PeftModel | None = None
     if options.lora:
-        network = load_network(source, device, dtype)
-        settings = lora.LoraSettings(
-            options.lora_rank, options.lora_alpha, options.lora_dropout, options.lora_experts
-        )
-        adapted: PeftModel | None = lora.add_lora(network, settings)
+        rank, alpha, dropout = options.lora_rank, options.lora_alpha, options.lora_dropout
+        adapted = lora.add_lora(network, rank, alpha, dropout, options.lora_experts)
     else:
-        network = load_network(source, device, torch.float32)
-        adapted = None
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(not lora.is_vision(name))
     if options.train_vision:

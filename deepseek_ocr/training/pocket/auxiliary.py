@@ -104,10 +104,7 @@ def slots_of(lines: Sequence[Sequence[Glyph]], size: tuple[int, int], view: int)
 
 
 def places_of(
-    answer: str,
-    lines: Sequence[Sequence[Glyph]],
-    size: tuple[int, int],
-    lengths: Sequence[int],
+    answer: str, lines: Sequence[Sequence[Glyph]], size: tuple[int, int], lengths: Sequence[int]
 ) -> Tensor:
     """Where each token of `answer` stands on a page of `size` px `[tokens, 2]`, `IGNORED` if it
     stands nowhere; `lengths` are the tokens' lengths in characters.
@@ -132,9 +129,8 @@ def places_of(
     for box in _BOX.finditer(answer):
         for across, down in ((1, 2), (3, 4)):
             corner = (_part(int(box[across]), SCALE), _part(int(box[down]), SCALE))
-            spots[box.start(across) : box.end(down)] = [corner] * (
-                box.end(down) - box.start(across)
-            )
+            first, last = box.start(across), box.end(down)
+            spots[first:last] = [corner] * (last - first)
     starts = accumulate(lengths[:-1], initial=0)
     return torch.tensor([spots[start] for start in starts])
 
@@ -218,9 +214,8 @@ class AuxiliaryObjective(nn.Module):
             )
         finally:
             handle.remove()
-        return torch.stack(list(features.pooler_output)), rearrange(
-            patches[0], "b c y x -> b y x c"
-        )
+        tokens = torch.stack(list(features.pooler_output))
+        return tokens, rearrange(patches[0], "b c y x -> b y x c")
 
     def _reading(self, lessons: Lessons, rows: Tensor) -> dict[str, Tensor]:
         output = self.network.model.language_model(

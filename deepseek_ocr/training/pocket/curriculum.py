@@ -50,12 +50,7 @@ _LINES = Recipe(smallest=22, largest=52, longest=24, most_lines=9, random_share=
 
 _FEW = replace(_LINES, most_lines=4)
 
-_KINDS = replace(
-    MIXED,
-    smallest=20,
-    largest=48,
-    kinds={"article": 0.5, "table": 0.3, "chart": 0.2},
-)
+_KINDS = replace(MIXED, smallest=20, largest=48, kinds={"article": 0.5, "table": 0.3, "chart": 0.2})
 
 _SHORT = replace(_LINES, size=(256, 256), longest=9, most_lines=5)
 

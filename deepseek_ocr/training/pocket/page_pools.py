@@ -21,9 +21,11 @@ from deepseek_ocr.training.data.samples import Example, Sample, examples_of
 from deepseek_ocr.training.pocket import auxiliary
 from deepseek_ocr.training.pocket.auxiliary import Lessons
 from deepseek_ocr.training.pocket.curriculum import Stage
-from deepseek_ocr.training.pocket.untrained import CONTEXT
 from deepseek_ocr.training.synthetic.layouts import Glyph
 from deepseek_ocr.training.synthetic.synthetic_pages import SynthPage, make_page
+
+CONTEXT = 2048
+"""Tokens that a page and its answer may have together: the model's `max_position_embeddings`."""
 
 POOL = 4
 """Batches made together, so that pages of like length share one and little is padding."""
@@ -38,14 +40,14 @@ class TaughtPage:
     places: Tensor
 
 
+@dataclass(frozen=True)
 class PagePools(Dataset[list[Lessons]]):
     """Synthetic pages of one stage as pools of batches; pool `i` is always the same."""
 
-    def __init__(self, stage: Stage, codec: Codec, pad_id: int, seed: int) -> None:
-        self.stage = stage
-        self.codec = codec
-        self.pad_id = pad_id
-        self.seed = seed
+    stage: Stage
+    codec: Codec
+    pad_id: int
+    seed: int
 
     def __len__(self) -> int:
         return max(1, self.stage.pages // (self.stage.batch * POOL))

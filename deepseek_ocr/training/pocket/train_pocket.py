@@ -27,14 +27,10 @@ from deepseek_ocr.errors import OcrError
 from deepseek_ocr.files import explain_write_errors
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.loader import load_network
-from deepseek_ocr.model.prompts import load_codec
+from deepseek_ocr.model.prompts import codec_of
+from deepseek_ocr.training.experiment_log import append_line
 from deepseek_ocr.training.finetune.objective import route_in_float32
-from deepseek_ocr.training.finetune.optimizer import (
-    OptimiserSettings,
-    Stepper,
-    StepResult,
-    cosine,
-)
+from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper, StepResult, cosine
 from deepseek_ocr.training.finetune.saved_checkpoints import save_checkpoint
 from deepseek_ocr.training.pocket.auxiliary import AuxiliaryObjective, Lessons
 from deepseek_ocr.training.pocket.curriculum import STAGES, Stage
@@ -123,8 +119,7 @@ class StageLog:
             "seconds": round(seconds, 1),
         }
         self._parts.clear()
-        with explain_write_errors(self._file), self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_line(self._file, json.dumps(entry))
         print(json.dumps(entry), flush=True)
 
 
@@ -179,12 +174,9 @@ def train_stage(options: StageOptions) -> None:
 def _pools(stage: Stage, start: Path, options: StageOptions) -> DataLoader[list[Lessons]]:
     """The pages of a stage as the tokenizer of the checkpoint `start` spells them."""
     config = read_config(start)
-    text = config.text_config
-    codec = load_codec(
-        start, text.bos_token_id, frozenset([text.eos_token_id]), config.image_token_id
-    )
+    pad_id = config.text_config.pad_token_id
     return DataLoader(
-        PagePools(stage, codec, text.pad_token_id, options.seed),
+        PagePools(stage, codec_of(start, config), pad_id, options.seed),
         batch_size=None,
         num_workers=options.workers,
         prefetch_factor=3 if options.workers else None,
@@ -197,23 +189,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a model of the bundled one's size from nothing, on synthetic pages.",
         epilog="Example: make pocket",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument(
-        "--stage", type=int, choices=range(1, len(STAGES) + 1), default=1, help="default: 1"
-    )
-    parser.add_argument(
-        "--start", type=Path, metavar="FOLDER", help="checkpoint to go on from (default: nothing)"
-    )
-    parser.add_argument(
-        "--heads",
-        type=Path,
-        metavar="FILE",
-        help=f"{HEADS} of the stage before (default: new ones)",
-    )
-    parser.add_argument("--seed", type=int, default=1, help="of weights and pages (default: 1)")
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes that draw pages (default: 1)"
-    )
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR")
+    add("--stage", type=int, choices=range(1, len(STAGES) + 1), default=1, help="default: 1")
+    add("--start", type=Path, metavar="FOLDER", help="checkpoint to go on from (default: nothing)")
+    add("--heads", type=Path, metavar="FILE",
+        help=f"{HEADS} of the stage before (default: new ones)")  # fmt: skip
+    add("--seed", type=int, default=1, help="of weights and pages (default: 1)")
+    add("--workers", type=int, default=1, metavar="N",
+        help="processes that draw pages (default: 1)")  # fmt: skip
     return parser
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from fontTools.ttLib import TTFont
+from matplotlib import get_data_path
 from PIL import ImageFont
 
 from deepseek_ocr.errors import InputError
@@ -20,17 +20,9 @@ from deepseek_ocr.training.synthetic.recipes import FontSet
 FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "/Library/Fonts", "C:/Windows/Fonts")
 
 HELD_OUT = (
-    "Carlito",
-    "Caladea",
-    "Lato",
-    "Cantarell",
-    "PT Sans",
-    "PT Serif",
-    "Linux Libertine",
-    "Open Sans",
-    "Quattrocento",
-    "Go Mono",
-)
+    "Carlito", "Caladea", "Lato", "Cantarell", "PT Sans", "PT Serif", "Linux Libertine",
+    "Open Sans", "Quattrocento", "Go Mono",
+)  # fmt: skip
 """Families that no model is trained on: a name that begins with one of these is held out."""
 
 _UNSUITED = (
@@ -59,12 +51,11 @@ def typefaces(which: FontSet = "all") -> tuple[Typeface, ...]:
 
     Raises `InputError` if there are none.
     """
-    found = [
-        face for face in _installed() if which == "all" or _held_out(face) == (which == "held-out")
-    ]
+    faces, asked = _installed(), which == "held-out"
+    found = [one for one in faces if which == "all" or one.family.startswith(HELD_OUT) == asked]
     if not found:
         others = ""
-        if _installed():
+        if faces:
             others = "draw with those that are installed (deepseek-ocr synth --fonts all), or "
         raise InputError(
             f"No {which} fonts were found under {', '.join(FOLDERS)}; {others}install some of the "
@@ -82,24 +73,12 @@ def sized(face: Typeface, size: int) -> ImageFont.FreeTypeFont:
     )
 
 
-def _held_out(face: Typeface) -> bool:
-    return face.family.startswith(HELD_OUT)
-
-
 @cache
 def _installed() -> tuple[Typeface, ...]:
     """One typeface for each family and style, in a fixed order; if the system has none, those
     that matplotlib brings along."""
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on every oddity
-    return _faces_in(FOLDERS) or _faces_in(_of_matplotlib())
-
-
-def _of_matplotlib() -> tuple[str, ...]:
-    """The folder of the DejaVu fonts that matplotlib brings along."""
-    package = importlib.util.find_spec("matplotlib")
-    if package is None or package.origin is None:
-        return ()
-    return (str(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf"),)
+    return _faces_in(FOLDERS) or _faces_in([os.path.join(get_data_path(), "fonts", "ttf")])
 
 
 def _faces_in(folders: Sequence[str]) -> tuple[Typeface, ...]:
@@ -107,10 +86,9 @@ def _faces_in(folders: Sequence[str]) -> tuple[Typeface, ...]:
     for folder in folders:
         for parent, _, names in sorted(os.walk(folder)):
             for name in sorted(names):
-                if name.lower().endswith((".ttf", ".otf")):
-                    face = _read(Path(parent) / name)
-                    if face:
-                        faces.setdefault((face.family, face.style), face)
+                is_font = name.lower().endswith((".ttf", ".otf"))
+                if is_font and (face := _read(Path(parent, name))):
+                    faces.setdefault((face.family, face.style), face)
     return tuple(sorted(faces.values()))
 
 

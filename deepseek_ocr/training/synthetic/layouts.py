@@ -3,7 +3,7 @@ boxes known to the pixel."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import accumulate
 from random import Random
@@ -11,6 +11,7 @@ from random import Random
 from PIL import Image, ImageDraw, ImageFont
 
 from deepseek_ocr.training.synthetic import fonts, phrases
+from deepseek_ocr.training.synthetic.recipes import Recipe
 
 PixelBox = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels."""
@@ -27,16 +28,6 @@ class Block:
     box: PixelBox
     text: str
     lines: tuple[tuple[str, PixelBox], ...] = ()
-
-
-@dataclass(frozen=True)
-class Style:
-    """How large text is (px to the em), how long a line may be, how often it is random."""
-
-    smallest: int
-    largest: int
-    longest: int
-    random_share: float
 
 
 class Canvas:
@@ -68,13 +59,17 @@ class Canvas:
         widths = [font.getlength(character) for character in text]
         ends = list(accumulate(widths, initial=x))
         middle = (top + baseline) / 2
-        self.glyphs.append(
-            tuple(
-                (character, end - width / 2, middle)
-                for character, width, end in zip(text, widths, ends[1:], strict=True)
-            )
-        )
+        spans = zip(text, widths, ends[1:], strict=True)
+        self.glyphs.append(tuple((sign, end - width / 2, middle) for sign, width, end in spans))
         return (x + start, top, x + end, baseline + below)
+
+    def line(self, x: int, text: str, font: ImageFont.FreeTypeFont) -> list[Block]:
+        """What of `text` fits from `x` to the margin, drawn as a block; none if nothing does."""
+        text = fitting(font, text, self.right - x)
+        if not text:
+            return []
+        box = self.text(x, self.top, text, font)
+        return [Block("text", box, text, ((text, box),))]
 
 
 def height_of(font: ImageFont.FreeTypeFont) -> int:
@@ -96,54 +91,46 @@ def fitting(font: ImageFont.FreeTypeFont, text: str, width: int) -> str:
     return text
 
 
-def lines(
-    canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style, most: int
-) -> list[Block]:
+def lines(canvas: Canvas, rng: Random, face: fonts.Typeface, recipe: Recipe) -> list[Block]:
     """Separate lines, each a block, one below the other with gaps; sizes differ now and then."""
     blocks: list[Block] = []
-    count = rng.randint(1, most)
-    size = rng.randint(style.smallest, style.largest)
+    count = rng.randint(1, recipe.most_lines)
+    size = rng.randint(recipe.smallest, recipe.largest)
     x = rng.randint(canvas.margin, max(canvas.margin, canvas.image.width // 3))
     canvas.top = rng.randint(canvas.margin, max(canvas.margin, canvas.image.height // 3))
     same = rng.random() < 0.6
     while len(blocks) < count:
         if not same:
-            size = rng.randint(style.smallest, style.largest)
+            size = rng.randint(recipe.smallest, recipe.largest)
             x = rng.randint(canvas.margin, max(canvas.margin, canvas.image.width // 2))
         font = fonts.sized(face, size)
         if canvas.top + height_of(font) > canvas.bottom:
             break
-        text = phrases.line(rng, style.longest, style.random_share)
-        text = fitting(font, text, canvas.right - x)
-        if text:
-            box = canvas.text(x, canvas.top, text, font)
-            blocks.append(Block("text", box, text, ((text, box),)))
+        text = phrases.line(rng, recipe.longest, recipe.random_share)
+        blocks += canvas.line(x, text, font)
         canvas.top += int(height_of(font) * rng.uniform(1.15, 2.2)) + 2
     return blocks
 
 
-def full(canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style) -> list[Block]:
+def full(canvas: Canvas, rng: Random, face: fonts.Typeface, recipe: Recipe) -> list[Block]:
     """Lines from edge to edge and from top to bottom: as much to read as fits."""
     blocks: list[Block] = []
-    size = rng.randint(style.smallest, style.largest)
+    size = rng.randint(recipe.smallest, recipe.largest)
     same = rng.random() < 0.6
     while True:
         if not same:
-            size = rng.randint(style.smallest, style.largest)
+            size = rng.randint(recipe.smallest, recipe.largest)
         font = fonts.sized(face, size)
         if canvas.top + height_of(font) > canvas.bottom:
             return blocks
         x = canvas.margin + rng.randint(0, size)
-        words = " ".join(phrases.line(rng, style.longest, style.random_share) for _ in range(2))
-        text = fitting(font, words, canvas.right - x)
-        if text:
-            box = canvas.text(x, canvas.top, text, font)
-            blocks.append(Block("text", box, text, ((text, box),)))
+        words = " ".join(phrases.line(rng, recipe.longest, recipe.random_share) for _ in range(2))
+        blocks += canvas.line(x, words, font)
         canvas.top += int(height_of(font) * rng.uniform(1.1, 1.5)) + 1
 
 
 def paragraph(
-    canvas: Canvas, font: ImageFont.FreeTypeFont, rng: Random, style: Style, most: int, label: str
+    canvas: Canvas, font: ImageFont.FreeTypeFont, rng: Random, recipe: Recipe, most: int, label: str
 ) -> Block | None:
     """Up to `most` lines set close together; None if not one fits."""
     placed: list[tuple[str, PixelBox]] = []
@@ -151,7 +138,7 @@ def paragraph(
     for _ in range(most):
         if canvas.top + height_of(font) > canvas.bottom:
             break
-        text = phrases.line(rng, style.longest, style.random_share)
+        text = phrases.line(rng, recipe.longest, recipe.random_share)
         text = fitting(font, text, canvas.right - canvas.margin)
         if text:
             placed.append((text, canvas.text(canvas.margin, canvas.top, text, font)))
@@ -163,26 +150,25 @@ def paragraph(
     return Block(label, around([box for _, box in placed]), marked, tuple(placed))
 
 
-def article(canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style) -> list[Block]:
+def article(canvas: Canvas, rng: Random, face: fonts.Typeface, recipe: Recipe) -> list[Block]:
     """A title and one to three paragraphs."""
     blocks: list[Block | None] = []
-    body = rng.randint(style.smallest, (style.smallest + style.largest) // 2)
-    title = fonts.sized(face, min(int(body * rng.uniform(1.4, 1.8)), 2 * style.largest))
-    short = Style(style.smallest, style.largest, max(4, int(style.longest * 0.6)), 0.0)
+    body = rng.randint(recipe.smallest, (recipe.smallest + recipe.largest) // 2)
+    title = fonts.sized(face, min(int(body * rng.uniform(1.4, 1.8)), 2 * recipe.largest))
+    short = replace(recipe, longest=max(4, int(recipe.longest * 0.6)), random_share=0.0)
     if rng.random() < 0.7:
         blocks.append(paragraph(canvas, title, rng, short, 1, "title"))
         canvas.top += body // 2
+    font = fonts.sized(face, body)
     for _ in range(rng.randint(1, 3)):
-        blocks.append(
-            paragraph(canvas, fonts.sized(face, body), rng, style, rng.randint(1, 4), "text")
-        )
+        blocks.append(paragraph(canvas, font, rng, recipe, rng.randint(1, 4), "text"))
         canvas.top += int(body * rng.uniform(0.6, 1.2))
     return [block for block in blocks if block]
 
 
-def table(canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style) -> list[Block]:
+def table(canvas: Canvas, rng: Random, face: fonts.Typeface, recipe: Recipe) -> list[Block]:
     """A ruled table of two or three columns and two to four rows."""
-    font = fonts.sized(face, rng.randint(style.smallest, (style.smallest + style.largest) // 2))
+    font = fonts.sized(face, rng.randint(recipe.smallest, (recipe.smallest + recipe.largest) // 2))
     columns, rows = rng.randint(2, 3), rng.randint(2, 4)
     width = (canvas.right - canvas.margin) // columns
     height = int(height_of(font) * rng.uniform(1.5, 2.0))
@@ -218,11 +204,13 @@ def table(canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style) -> li
 
 
 def chart(
-    canvas: Canvas, rng: Random, face: fonts.Typeface, style: Style
+    canvas: Canvas, rng: Random, face: fonts.Typeface, recipe: Recipe
 ) -> tuple[list[Block], str | None]:
     """A bar chart of two to four bars with a name below and a value above each, and its content
     as a Markdown table; nothing if there is no room."""
-    size = rng.randint(style.smallest, max(style.smallest, (style.smallest + style.largest) // 2))
+    size = rng.randint(
+        recipe.smallest, max(recipe.smallest, (recipe.smallest + recipe.largest) // 2)
+    )
     font = fonts.sized(face, size)
     count = rng.randint(2, 4)
     tall = height_of(font)

@@ -5,6 +5,7 @@ Random strings and made-up words are there so that a model learns to read and no
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,10 +13,7 @@ from random import Random
 
 WORDS_FILE = Path(__file__).with_name("words.txt")
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-DIGITS = "0123456789"
-PUNCTUATION = ".,:;!?'\"()-/&%$#@+=*"
-CHARACTERS = LETTERS + LETTERS.upper() + DIGITS + PUNCTUATION
+CHARACTERS = string.ascii_letters + string.digits + ".,:;!?'\"()-/&%$#@+=*"
 """What synthetic text is spelt with, besides the space."""
 
 _ONSETS = tuple("bcdfghjklmnprstvwxyz")

@@ -29,7 +29,7 @@ from deepseek_ocr.training.data.annotations import (
     annotation_to_json,
 )
 from deepseek_ocr.training.synthetic import fonts, layouts
-from deepseek_ocr.training.synthetic.layouts import Block, Canvas, Glyph, PixelBox, Style
+from deepseek_ocr.training.synthetic.layouts import Block, Canvas, Glyph, PixelBox
 from deepseek_ocr.training.synthetic.recipes import FontSet, Recipe
 
 
@@ -65,9 +65,8 @@ def _attempt(recipe: Recipe, rng: Random) -> SynthPage | None:
     ink = rng.randint(0, 90)
     if rng.random() < recipe.dark:
         ground, ink = ink, ground
-    canvas = Canvas(
-        recipe.size, ink, ground, margin=max(4, min(recipe.size) // rng.randint(16, 40))
-    )
+    margin = max(4, min(recipe.size) // rng.randint(16, 40))
+    canvas = Canvas(recipe.size, ink, ground, margin)
     face = layouts.typeface(rng, _families(recipe.font_set))
     kind = rng.choices(list(recipe.kinds), list(recipe.kinds.values()))[0]
     blocks, figure = _filled(canvas, rng, face, kind, recipe)
@@ -92,25 +91,24 @@ def _families(which: FontSet) -> dict[str, list[fonts.Typeface]]:
 def _filled(
     canvas: Canvas, rng: Random, face: fonts.Typeface, kind: str, recipe: Recipe
 ) -> tuple[list[Block], str | None]:
-    style = Style(recipe.smallest, recipe.largest, recipe.longest, recipe.random_share)
     if kind == "lines":
-        return layouts.lines(canvas, rng, face, style, recipe.most_lines), None
+        return layouts.lines(canvas, rng, face, recipe), None
     if kind == "blank":
         return [], None
     if kind == "full":
-        return layouts.full(canvas, rng, face, style), None
+        return layouts.full(canvas, rng, face, recipe), None
     if kind == "article":
-        return layouts.article(canvas, rng, face, style), None
+        return layouts.article(canvas, rng, face, recipe), None
     heading = None
     if rng.random() < 0.5:
-        font = fonts.sized(face, rng.randint(style.smallest, style.largest))
-        short = replace(style, random_share=0.0)
+        font = fonts.sized(face, rng.randint(recipe.smallest, recipe.largest))
+        short = replace(recipe, random_share=0.0)
         heading = layouts.paragraph(canvas, font, rng, short, 1, "title")
         canvas.top += 8
     before = [heading] if heading else []
     if kind == "table":
-        return [*before, *layouts.table(canvas, rng, face, style)], None
-    blocks, figure = layouts.chart(canvas, rng, face, style)
+        return [*before, *layouts.table(canvas, rng, face, recipe)], None
+    blocks, figure = layouts.chart(canvas, rng, face, recipe)
     return [*before, *blocks], figure
 
 
@@ -130,9 +128,8 @@ def _with_effects(
     if rng.random() < share:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
     if rng.random() < share:
-        noise = np.random.default_rng(rng.randrange(2**32)).normal(
-            0, rng.uniform(2, 10), image.size[::-1]
-        )
+        generator = np.random.default_rng(rng.randrange(2**32))
+        noise = generator.normal(0, rng.uniform(2, 10), image.size[::-1])
         image = Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
     if rng.random() < share:
         packed = BytesIO()
@@ -149,15 +146,11 @@ def _angle_that_fits(angle: float, blocks: list[Block], size: tuple[int, int]) -
     """
     boxes = [box for block in blocks for box in (block.box, *(box for _, box in block.lines))]
     for _ in range(8):
-        if all(_is_on_page(_turned_box(box, angle, size), size) for box in boxes):
+        turned = [_turned_box(box, angle, size) for box in boxes]
+        if all(min(x, y) >= 0 and x2 <= size[0] and y2 <= size[1] for x, y, x2, y2 in turned):
             return angle
         angle /= 2
     return 0.0
-
-
-def _is_on_page(box: PixelBox, size: tuple[int, int]) -> bool:
-    left, top, right, bottom = box
-    return min(left, top) >= 0 and right <= size[0] and bottom <= size[1]
 
 
 def _turned(block: Block, angle: float, size: tuple[int, int]) -> Block:
@@ -193,10 +186,8 @@ def _tinted(image: Image.Image, rng: Random) -> Image.Image:
 def _annotation(
     blocks: list[Block], size: tuple[int, int], rng: Random, figure: str | None
 ) -> Annotation:
-    regions = tuple(
-        LabelledRegion(block.label, (to_thousandths(block.box, size),), block.text)
-        for block in blocks
-    )
+    scaled = partial(to_thousandths, size=size)
+    regions = tuple(LabelledRegion(one.label, (scaled(one.box),), one.text) for one in blocks)
     printed = [(text, box) for block in blocks for text, box in block.lines]
     once = [(text, box) for text, box in printed if [t for t, _ in printed].count(text) == 1]
     asked = rng.sample(once, 1) if once else []
@@ -204,7 +195,7 @@ def _annotation(
         text="\n".join(text for text, _ in printed),
         markdown="\n\n".join(block.text for block in blocks if block.text),
         regions=regions,
-        reference=tuple(Reference(text, (to_thousandths(box, size),)) for text, box in asked),
+        reference=tuple(Reference(text, (scaled(box),)) for text, box in asked),
         figure=figure,
     )
 
