@@ -87,7 +87,10 @@ class _PictureArchive:
     def __init__(self, path: Path, name: str, password: str | None) -> None:
         self._name = name
         self._password = password.encode() if password else None
-        self._zip = zipfile.ZipFile(path)
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except Exception as error:  # zipfile raises many things over a damaged one
+            raise DocumentError(f"{name} is a damaged archive ({error}); pack it again.") from error
         members = [member for member in self._zip.infolist() if not member.is_dir()]
         if len(members) > MAX_PAGES:
             raise DocumentError(f"{self._name} has more than {MAX_PAGES:,} files; split it.")
@@ -175,12 +178,8 @@ def _upright(image: Image.Image, settings: RenderSettings) -> tuple[Image.Image,
 
 
 def open_document(path: Path, name: str, password: str | None) -> DocumentFile:
-    """The document in the file `path`: a PDF, an archive of pictures, a picture.
-
-    `name` is what messages call it.
-
-    Raises `DocumentError` and `ImageError`.
-    """
+    """The document in the file `path`: a PDF, an archive of pictures, a picture; `name` is what
+    messages call it. Raises `DocumentError` and `ImageError`."""
     try:
         if not path.is_file():  # also keeps out pipes and devices that never end
             raise DocumentError(f"{name} is no file; give a picture, a PDF or a zip of pictures.")
@@ -200,15 +199,6 @@ def open_document(path: Path, name: str, password: str | None) -> DocumentFile:
     return document
 
 
-def _archive(path: Path, name: str, password: str | None) -> _PictureArchive:
-    try:
-        return _PictureArchive(path, name, password)
-    except DocumentError:
-        raise
-    except Exception as error:  # zipfile raises many things over a damaged one
-        raise DocumentError(f"{name} is a damaged archive ({error}); pack it again.") from error
-
-
 _KINDS: dict[str, Callable[[Path, str, str | None], DocumentFile]] = {
-    "pdf": PdfFile, "zip": _archive, "picture": _PictureFile,
+    "pdf": PdfFile, "zip": _PictureArchive, "picture": _PictureFile,
 }  # fmt: skip

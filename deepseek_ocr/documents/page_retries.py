@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from PIL import Image
 
+from deepseek_ocr.documents.plan import attempt_data
 from deepseek_ocr.documents.renderer import Rendered
 from deepseek_ocr.engine.results import Failure, Page, Reading
 from deepseek_ocr.formats.figures import save_figures
@@ -42,10 +43,8 @@ Wanted = TypeVar("Wanted")
 
 
 class ReadPage(Generic[Wanted]):
-    """A page, whose it is, what was tried, and the best that came of it.
-
-    `reading` is None where every try failed; `error` then says why.
-    """
+    """A page, whose it is, what was tried, and the best that came of it. `reading` is None where
+    every try failed; `error` then says why."""
 
     def __init__(self, wanted: Wanted, rendered: Rendered) -> None:
         self.wanted = wanted
@@ -56,23 +55,15 @@ class ReadPage(Generic[Wanted]):
         self.kept = 0
 
     def add(self, attempt: Attempt, outcome: Reading | Failure, seconds: float) -> None:
-        """Take in how `attempt` ended; keep its reading if it is the best so far.
-
-        `seconds` are those since the engine was given the page, of use where it has no timings.
-        """
-        settings = {
-            "name": attempt.name, "crop": asdict(attempt.crop),
-            "decode": asdict(attempt.decode)
-            | {"exempt_tokens": list(attempt.decode.exempt_tokens)},
-        }  # fmt: skip
+        """Take in how `attempt` ended; keep its reading if it is the best so far. `seconds` are
+        those since the engine was given the page, of use where it has no timings."""
+        settings = {"name": attempt.name, **attempt_data(attempt)}
         if isinstance(outcome, Failure):
             self.tries.append(Try(settings, "failed", 0, round(seconds, 4)))
             self.error = self.error or str(outcome)
             return
-        seconds = sum(asdict(outcome.timings).values())
-        self.tries.append(
-            Try(settings, outcome_of(outcome), outcome.counts.output, round(seconds, 4))
-        )
+        seconds = round(sum(asdict(outcome.timings).values()), 4)
+        self.tries.append(Try(settings, _end_of(outcome), outcome.counts.output, seconds))
         if self.reading is None or _worth(outcome) > _worth(self.reading):
             self.reading, self.kept = outcome, len(self.tries) - 1
 
@@ -136,9 +127,7 @@ def read_pages(
                 again.append(page)
             else:
                 yield page
-        if (
-            not fed
-        ):  # pages to be tried again may be left when the engine has taken the last new one
+        if not fed:  # pages to try again may be left when the engine has taken the last new one
             return
 
 
@@ -174,30 +163,24 @@ def record_of(page: ReadPage[Any], number: int, folder: Path | None = None) -> P
         if folder is not None:
             figures = save_figures(page.rendered.image, record.regions, number, folder)
             record = replace(record, figures=figures)
+    rendered = page.rendered
     return replace(
-        record,
-        points=page.rendered.points,
-        rotation=page.rendered.rotation,
-        tries=tuple(page.tries),
-        kept=page.kept,
-        own_text=page.rendered.own_text,
-    )
+        record, points=rendered.points, rotation=rendered.rotation, own_text=rendered.own_text,
+        tries=tuple(page.tries), kept=page.kept,
+    )  # fmt: skip
 
 
-def outcome_of(reading: Reading) -> str:
+def _end_of(reading: Reading) -> str:
     """How a reading ended: its finish reason, or "empty"."""
     return reading.finish_reason if reading.text.strip() else "empty"
 
 
 def _worth(reading: Reading) -> tuple[int, int]:
-    """By this the best try is found: how it ended, then how much text is not repetition."""
-    return -OUTCOMES.index(outcome_of(reading)), _unrepeated(reading.text)
-
-
-def _unrepeated(text: str) -> int:
-    """The number of different sequences of four words in `text`."""
-    words = text.split()
-    return len({tuple(words[at : at + 4]) for at in range(max(len(words) - 3, 1))})
+    """By this the best try is found: how it ended, then how much text is not repetition (different
+    sequences of four words)."""
+    words = reading.text.split()
+    sequences = {tuple(words[at : at + 4]) for at in range(max(len(words) - 3, 1))}
+    return -OUTCOMES.index(_end_of(reading)), len(sequences)
 
 
 def _is_blank(image: Image.Image) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,18 +34,16 @@ class PdfFile:
         try:
             self._pdf = pypdfium2.PdfDocument(path, password=password)
         except pypdfium2.PdfiumError as error:
-            raise DocumentError(self._why(str(error), password)) from error
+            reason = (
+                f"{name} is damaged, has no pages, or is no PDF that can be opened ({error}); "
+                "save it again, or repair it, for example with: qpdf IN.pdf OUT.pdf"
+            )
+            if "password" in str(error).lower():
+                reason = encrypted_reason(name, password is not None)
+            raise DocumentError(reason) from error
         self.count = len(self._pdf)
         with suppress(pypdfium2.PdfiumError):  # a damaged form is no reason not to read the page
             self._pdf.init_forms()
-
-    def _why(self, message: str, password: str | None) -> str:
-        if "password" in message.lower():
-            return encrypted_reason(self._name, password is not None)
-        return (
-            f"{self._name} is damaged, has no pages, or is no PDF that can be opened ({message}); "
-            "save it again, or repair it, for example with: qpdf IN.pdf OUT.pdf"
-        )
 
     def render(self, index: int, settings: RenderSettings) -> tuple[Image.Image, dict[str, Any]]:
         """See `document_files.DocumentFile.render`. Raises `DocumentError`."""
@@ -85,7 +84,7 @@ def _own_text(page: pypdfium2.PdfPage) -> str | None:
     except pypdfium2.PdfiumError:  # its picture is there all the same
         return None
     try:
-        visible = invisible = 0
+        signs: Counter[bool] = Counter()  # by whether they are invisible
         for at in range(min(text.count_chars(), _MOST_CHARACTERS)):
             if chr(pypdfium2.raw.FPDFText_GetUnicode(text, at)).isspace():
                 continue
@@ -93,15 +92,12 @@ def _own_text(page: pypdfium2.PdfPage) -> str | None:
                 continue  # a space or a line's end that nothing draws
             piece = pypdfium2.raw.FPDFText_GetTextObject(text, at)
             mode = pypdfium2.raw.FPDFTextObj_GetTextRenderMode(piece)
-            if mode == pypdfium2.raw.FPDF_TEXTRENDERMODE_INVISIBLE:
-                invisible += 1
-            else:
-                visible += 1
+            signs[mode == pypdfium2.raw.FPDF_TEXTRENDERMODE_INVISIBLE] += 1
     finally:
         text.close()
-    if not visible and not invisible:
+    if not signs:
         return "none"
-    return "invisible" if invisible >= visible else "visible"
+    return "invisible" if signs[True] >= signs[False] else "visible"
 
 
 def _scale(width: float, height: float, dpi: int, most: int) -> float:

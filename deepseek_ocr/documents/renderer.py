@@ -46,6 +46,10 @@ _START = (
 )
 
 
+_Reply = tuple[dict[str, Any], bytes]
+"""What a rendering process answers: JSON, and the pixels of a page behind it."""
+
+
 @dataclass(frozen=True)
 class OpenDocument:
     """A document that can be opened: its file, what it is, how many pages it has.
@@ -76,7 +80,7 @@ class Rendered:
     own_text: OwnText | None = None
 
 
-class Renderer:
+class Renderer(contextlib.AbstractContextManager["Renderer"]):
     """Opens documents and renders their pages in up to `workers` processes; any thread may ask."""
 
     def __init__(self, settings: RenderSettings = RenderSettings(), workers: int = 1) -> None:
@@ -94,9 +98,7 @@ class Renderer:
         self, path: Path, password: str | None = None, name: str = "", owner: object = None
     ) -> OpenDocument:
         """The document in the file `path`, called `name` in messages. Raises `DocumentError`.
-
-        `owner` is what `give_up` knows this by, if it may be given up.
-        """
+        `owner` is what `give_up` knows this by, if it may be given up."""
         reply, _ = self._ask(path, name, password, None, owner)
         return OpenDocument(path, password, reply["kind"], reply["pages"], reply["left_out"], name)
 
@@ -120,14 +122,11 @@ class Renderer:
 
     def _ask(
         self, path: Path, name: str, password: str | None, page: int | None, owner: object
-    ) -> tuple[dict[str, Any], bytes]:
+    ) -> _Reply:
         request = {
-            "path": os.path.abspath(path),
-            "name": name or shown(path),
-            "password": password,
-            "page": page,
-            "settings": asdict(self.settings),
-        }
+            "path": os.path.abspath(path), "name": name or shown(path), "password": password,
+            "page": page, "settings": asdict(self.settings),
+        }  # fmt: skip
         with self._pool.taken((path, password)) as worker:
             reply, pixels = worker.ask(request, self.settings.timeout, owner)
         if "error" in reply:
@@ -138,9 +137,6 @@ class Renderer:
         """End the processes."""
         for worker in self._pool.all:
             worker.stop()
-
-    def __enter__(self) -> Renderer:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -173,10 +169,8 @@ class _Pool:
 
 
 class _Worker:
-    """One rendering process, started when first asked and again after it died.
-
-    `document` is what tells the document that it has open.
-    """
+    """One rendering process, started when first asked and again after it died. `document` is what
+    tells the document that it has open."""
 
     def __init__(self, memory: int) -> None:
         self._memory = memory
@@ -186,9 +180,7 @@ class _Worker:
         self._owner: object = None
         self._given_up = False
 
-    def ask(
-        self, request: dict[str, Any], timeout: float, owner: object
-    ) -> tuple[dict[str, Any], bytes]:
+    def ask(self, request: dict[str, Any], timeout: float, owner: object) -> _Reply:
         """The answer to a request. Raises `DocumentError` where none comes in time."""
         self._owner = owner
         try:
@@ -203,7 +195,7 @@ class _Worker:
                 self._given_up = False
                 self.stop()
 
-    def _answer(self, request: dict[str, Any], timeout: float) -> tuple[dict[str, Any], bytes]:
+    def _answer(self, request: dict[str, Any], timeout: float) -> _Reply:
         process = self._process
         if process is None or process.poll() is not None:
             process = self._start()
@@ -260,9 +252,7 @@ class _Worker:
         return process.wait()
 
 
-def _exchange(
-    process: subprocess.Popen[bytes], request: dict[str, Any]
-) -> tuple[dict[str, Any], bytes]:
+def _exchange(process: subprocess.Popen[bytes], request: dict[str, Any]) -> _Reply:
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(json.dumps(request).encode() + b"\n")

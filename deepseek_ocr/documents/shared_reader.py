@@ -4,7 +4,7 @@
     document, numbers = await reader.open_async(Path("scan.pdf"), "scan.pdf")
     records = await reader.read(document, numbers, prompt, attempts, print)
 
-PageSelection are rendered by processes that all documents share, and wait in the engine for a slot.
+Pages are rendered by processes that all documents share, and wait in the engine for a slot.
 """
 
 from __future__ import annotations
@@ -34,11 +34,7 @@ from deepseek_ocr.settings import Attempt
 
 Result = TypeVar("Result")
 
-
-def renderers_for(processors: int) -> int:
-    """How many processes render pages. Of documents that are read side by side none has all of
-    them, so that one whose pages take a minute each does not hold up the others."""
-    return max(2, min(8, processors // 2))
+_ALL = PageSelection()
 
 
 class DocumentReader:
@@ -46,11 +42,11 @@ class DocumentReader:
 
     def __init__(self, engine: OcrEngine) -> None:
         self.engine = engine
-        self._renderer = Renderer(workers=renderers_for(os.cpu_count() or 1))
+        # Of documents that are read side by side none has all the processes that render pages, so
+        # that one whose pages take a minute each does not hold up the others.
+        self._renderer = Renderer(workers=max(2, min(8, (os.cpu_count() or 1) // 2)))
         self._threads = ThreadPoolExecutor(self._renderer.workers, "render")
-        self._rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
-            WeakKeyDictionary()
-        )
+        self._rooms = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]()
 
     def close(self) -> None:
         """End the processes that render, and the engine."""
@@ -59,11 +55,7 @@ class DocumentReader:
         self.engine.close()
 
     def open(
-        self,
-        path: Path,
-        name: str,
-        pages: PageSelection = PageSelection(),
-        password: str | None = None,
+        self, path: Path, name: str, pages: PageSelection = _ALL, password: str | None = None
     ) -> tuple[OpenDocument, list[int]]:
         """The document in the file `path`, called `name` in messages, and its pages that `pages`
         chooses, from 1.
@@ -76,11 +68,7 @@ class DocumentReader:
     # --- on an event loop -----------------------------------------------------------------------
 
     async def open_async(
-        self,
-        path: Path,
-        name: str,
-        pages: PageSelection = PageSelection(),
-        password: str | None = None,
+        self, path: Path, name: str, pages: PageSelection = _ALL, password: str | None = None
     ) -> tuple[OpenDocument, list[int]]:
         """As `open`, on an event loop."""
         with self._owner() as owner:

@@ -76,10 +76,8 @@ class _Stripper:
         state: _State,
         depth: int,
     ) -> tuple[bytes, Dictionary]:
-        """The contents of a page or form without invisible text, and the resources for them.
-
-        Raises `_NotRemovableError`.
-        """
+        """The contents of a page or form without invisible text, and the resources for them. Raises
+        `_NotRemovableError`."""
         if depth > _DEEPEST or _size(holder) > _MOST_BYTES:
             raise _NotRemovableError
         objects = dict(resources.get("/XObject", Dictionary()).items())
@@ -126,14 +124,10 @@ class _Stripper:
         if not isinstance(inner, Dictionary):
             raise _NotRemovableError
         contents, own = self.strip(form, inner, replace(state, is_moved=False), depth + 1)
-        entries = {
-            key: value
-            for key, value in form.items()
-            if key not in ("/Length", "/Filter", "/DecodeParms", "/Resources")
-        }
         new = compressed(self._pdf, contents)
-        for key, value in entries.items():
-            new[key] = value
+        for key, value in form.items():
+            if key not in ("/Length", "/Filter", "/DecodeParms", "/Resources"):
+                new[key] = value
         new.Resources = own
         free = f"/Form{self._forms}"
         while free in objects:

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from deepseek_ocr.engine.results import Timings
 from deepseek_ocr.formats.markdown import figure_namer
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
 from deepseek_ocr.formats.writing import PdfPages, WriteContext
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.grounding.geometry import to_displayed
-from deepseek_ocr.grounding.parser import Confidence, Region
+from deepseek_ocr.grounding.parser import Confidence
 from deepseek_ocr.markup import NameFigure, blocks_in, to_markdown
 
 VERSION = 1
@@ -25,28 +26,23 @@ def page_data(record: PageRecord, name_figure: NameFigure | None = None) -> dict
     `name_figure` names the figures in its Markdown if not as those of a document.
     Timings are in seconds, boxes as `regions_data` says.
     """
+    points = record.points
     data: dict[str, Any] = {
-        "number": record.number,
-        "width": record.width,
-        "height": record.height,
-        "points": None if record.points is None else [round(side, 3) for side in record.points],
+        "number": record.number, "width": record.width, "height": record.height,
+        "points": None if points is None else [round(side, 3) for side in points],
         "rotation": record.rotation,
-        "tries": [_try(asdict(one)) for one in record.tries],
-    }
+        "tries": [{**asdict(one), "seconds": round(one.seconds, 4)} for one in record.tries],
+    }  # fmt: skip
     if record.error is not None:
         return {**data, "error": record.error}
     return {
-        **data,
-        "kept": record.kept,
-        "text": record.text,
+        **data, "kept": record.kept, "text": record.text,
         "markdown": to_markdown(blocks_in(record.parts), name_figure or figure_namer(record)),
-        "regions": regions_data(record, name_figure),
-        "figures": list(record.figures),
-        "finish_reason": record.finish_reason,
-        "confidence": _confidence(record.confidence),
+        "regions": regions_data(record, name_figure), "figures": list(record.figures),
+        "finish_reason": record.finish_reason, "confidence": _rounded(record.confidence),
         "counts": None if record.counts is None else asdict(record.counts),
-        "timings": None if record.timings is None else _rounded(asdict(record.timings)),
-    }
+        "timings": _rounded(record.timings),
+    }  # fmt: skip
 
 
 def regions_data(record: PageRecord, name_figure: NameFigure | None = None) -> list[dict[str, Any]]:
@@ -57,24 +53,30 @@ def regions_data(record: PageRecord, name_figure: NameFigure | None = None) -> l
     """
     name_figure = name_figure or figure_namer(record)
     parts = [part for part in record.parts if part.region is not None]
-    return [
-        _region(record, region, order, to_markdown(part.blocks, name_figure))
-        for order, (region, part) in enumerate(zip(record.regions, parts, strict=True), start=1)
-    ]
+    found: list[dict[str, Any]] = []
+    for region, part in zip(record.regions, parts, strict=True):
+        boxes_points = None
+        if (points := record.points) is not None:
+            displayed = (to_displayed(box, points, record.rotation) for box in region.boxes)
+            boxes_points = [[round(value, 3) for value in box] for box in displayed]
+        pixels = (parser.to_pixels(box, record.width, record.height) for box in region.boxes)
+        found.append({
+            "order": len(found) + 1, "label": region.label, "text": region.content,
+            "markdown": to_markdown(part.blocks, name_figure),
+            "boxes": [list(box) for box in region.boxes],
+            "boxes_pixels": [list(box) for box in pixels], "boxes_points": boxes_points,
+            "confidence": _rounded(region.confidence),
+        })  # fmt: skip
+    return found
 
 
 def write_json(document: DocumentRecord, context: WriteContext) -> Iterator[str]:
-    """The whole document as one JSON object, in pieces of a page.
-
-    `pdfs` in it says what became of the pages of its PDFs, if there is anything to say.
-    """
+    """The whole document as one JSON object, in pieces of a page. `pdfs` in it says what became of
+    the pages of its PDFs, if there is anything to say."""
     head: dict[str, Any] = {
-        "version": VERSION,
-        "name": document.name,
-        "source": document.source.name,
-        "kind": document.kind,
-        "settings": dict(document.settings),
-    }
+        "version": VERSION, "name": document.name, "source": document.source.name,
+        "kind": document.kind, "settings": dict(document.settings),
+    }  # fmt: skip
     pdfs = {name: asdict(pages) for name, pages in context.pdfs.items() if pages != PdfPages()}
     if pdfs:
         head["pdfs"] = pdfs
@@ -96,35 +98,8 @@ def dumps(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False, allow_nan=False)
 
 
-def _region(record: PageRecord, region: Region, order: int, markdown: str) -> dict[str, Any]:
-    boxes_points = None
-    if record.points is not None:
-        boxes_points = [
-            [round(value, 3) for value in to_displayed(box, record.points, record.rotation)]
-            for box in region.boxes
-        ]
-    pixels = [parser.to_pixels(box, record.width, record.height) for box in region.boxes]
-    return {
-        "order": order,
-        "label": region.label,
-        "text": region.content,
-        "markdown": markdown,
-        "boxes": [list(box) for box in region.boxes],
-        "boxes_pixels": [list(box) for box in pixels],
-        "boxes_points": boxes_points,
-        "confidence": _confidence(region.confidence),
-    }
-
-
-def _try(data: dict[str, Any]) -> dict[str, Any]:
-    return {**data, "settings": dict(data["settings"]), "seconds": round(data["seconds"], 4)}
-
-
-def _rounded(seconds: dict[str, float]) -> dict[str, float]:
-    return {stage: round(value, 4) for stage, value in seconds.items()}
-
-
-def _confidence(confidence: Confidence | None) -> dict[str, float] | None:
-    if confidence is None:
+def _rounded(values: Confidence | Timings | None) -> dict[str, float] | None:
+    """The numbers in `values` by their names, as far as anybody reads them."""
+    if values is None:
         return None
-    return {"mean": round(confidence.mean, 4), "lowest": round(confidence.lowest, 4)}
+    return {name: round(value, 4) for name, value in asdict(values).items()}

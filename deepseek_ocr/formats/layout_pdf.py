@@ -22,21 +22,16 @@ from deepseek_ocr.grounding.parser import Region
 Colour = tuple[float, float, float]
 
 COLOURS: dict[str, Colour] = {
-    "title": (0.78, 0.13, 0.16),
-    "sub_title": (0.85, 0.40, 0.02),
-    "text": (0.10, 0.40, 0.76),
-    "table": (0.10, 0.52, 0.24),
-    "image": (0.52, 0.20, 0.68),
-    "image_caption": (0.74, 0.16, 0.52),
-    "table_caption": (0.33, 0.47, 0.05),
-    "formula": (0.00, 0.50, 0.54),
-    "equation": (0.00, 0.50, 0.54),
-    "list": (0.36, 0.30, 0.78),
-    "header": (0.40, 0.42, 0.46),
-    "footer": (0.40, 0.42, 0.46),
-    "page_number": (0.40, 0.42, 0.46),
-}
+    "title": (0.78, 0.13, 0.16), "sub_title": (0.85, 0.40, 0.02), "text": (0.10, 0.40, 0.76),
+    "table": (0.10, 0.52, 0.24), "image": (0.52, 0.20, 0.68), "image_caption": (0.74, 0.16, 0.52),
+    "table_caption": (0.33, 0.47, 0.05), "formula": (0.00, 0.50, 0.54),
+    "equation": (0.00, 0.50, 0.54), "list": (0.36, 0.30, 0.78), "header": (0.40, 0.42, 0.46),
+    "footer": (0.40, 0.42, 0.46), "page_number": (0.40, 0.42, 0.46),
+}  # fmt: skip
 """Red, green, blue of the labels the model uses most, dark enough for white letters on them."""
+
+_LegendLine = list[tuple[str, Colour, bool]]
+"""Texts, the colour of each, and whether a swatch of it goes before."""
 
 _INK: Colour = (0.15, 0.15, 0.17)
 _WARNING: Colour = (0.72, 0.10, 0.10)
@@ -62,7 +57,7 @@ def colour_of(label: str) -> Colour:
 def _page(leaf: Leaf, record: PageRecord) -> None:
     """Draw in an annotation: it lies over all that the page draws, whatever state that leaves."""
     width, height = leaf.size
-    unit = _unit(width, height)
+    unit = max(math.sqrt(width * height) / 90, 0.5)  # letters that can be read on any page
     legend = list(_legend(record, width, unit))
     strip = unit * 2 * len(legend)
     crop = _with_strip(leaf.crop, leaf.turned, strip)
@@ -85,11 +80,6 @@ def _page(leaf: Leaf, record: PageRecord) -> None:
     page = leaf.page.obj
     page.MediaBox = page.CropBox = Array(list(crop))
     page.Annots = Array([*page.get("/Annots", Array()), leaf.pdf.make_indirect(note)])
-
-
-def _unit(width: float, height: float) -> float:
-    """Size of the letters in points, so that they are readable on any page."""
-    return max(math.sqrt(width * height) / 90, 0.5)
 
 
 def _with_strip(crop: Rectangle, turned: int, strip: float) -> Rectangle:
@@ -131,15 +121,13 @@ def _label(text: str, x: float, y: float, unit: float, colour: Colour) -> str:
     )
 
 
-def _legend(
-    record: PageRecord, width: float, unit: float
-) -> Iterator[list[tuple[str, Colour, bool]]]:
+def _legend(record: PageRecord, width: float, unit: float) -> Iterator[_LegendLine]:
     """The lines below the page: its number and what to know of it, then the labels on it."""
     found = remarks(PageContent(record, ()))
     notes = found or [f"page {record.number}" + ("" if record.regions else ", no regions")]
     for note in notes:
         yield [(_printable(note, _LONGEST_NOTE), _WARNING if found else _INK, False)]
-    line: list[tuple[str, Colour, bool]] = []
+    line: _LegendLine = []
     used = 0.0
     for label, count in Counter(_name_of(record, one) for one in record.regions).most_common(200):
         text = _printable(f"{label} ({count})", _LONGEST_LABEL)
@@ -153,9 +141,7 @@ def _legend(
         yield line
 
 
-def _strip(
-    legend: list[list[tuple[str, Colour, bool]]], width: float, unit: float
-) -> Iterator[str]:
+def _strip(legend: list[_LegendLine], width: float, unit: float) -> Iterator[str]:
     strip = 2 * unit * len(legend)
     yield f"q 1 g 0 {-strip:.2f} {width:.2f} {strip:.2f} re f Q"
     for row, line in enumerate(legend):

@@ -38,10 +38,8 @@ OwnText = Literal["none", "visible", "invisible"]
 
 @dataclass(frozen=True)
 class Try:
-    """One attempt at a page: what was asked (`settings`, as data), and how it ended.
-
-    `outcome` is a finish reason, "empty", "timeout" or "failed". `seconds` is wall-clock time.
-    """
+    """One attempt at a page: what was asked (`settings`, as data), and how it ended. `outcome` is a
+    finish reason, "empty", "timeout" or "failed". `seconds` is wall-clock time."""
 
     settings: Mapping[str, Any]
     outcome: str
@@ -130,23 +128,15 @@ class LazyRecords(Sequence[PageRecord]):
 def page_record(number: int, reading: Reading) -> PageRecord:
     """The record of the page `number` (from 1) that was read."""
     return PageRecord(
-        number,
-        *reading.image_size,
-        text=reading.text,
-        regions=reading.regions,
-        finish_reason=reading.finish_reason,
-        confidence=reading.confidence,
-        counts=reading.counts,
-        timings=reading.timings,
-        reference=reading.reference,
-    )
+        number, *reading.image_size, text=reading.text, regions=reading.regions,
+        finish_reason=reading.finish_reason, confidence=reading.confidence, counts=reading.counts,
+        timings=reading.timings, reference=reading.reference,
+    )  # fmt: skip
 
 
 def record_to_json(record: PageRecord) -> dict[str, Any]:
-    """`record` as JSON data from which `record_from_json` makes the same record again.
-
-    The settings of its tries must be JSON data: a tuple among them comes back as a list.
-    """
+    """`record` as JSON data from which `record_from_json` makes the same record again. The settings
+    of its tries must be JSON data: a tuple among them comes back as a list."""
     return {"version": VERSION, **asdict(record)}
 
 
@@ -202,9 +192,7 @@ def _check(record: PageRecord) -> None:
                 raise _refuse(f"page.regions[{at}].boxes", f"ordered and in 0-{SCALE}")
 
 
-@cache
-def _types_of(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+_types_of = cache(get_type_hints)
 
 
 def _decode(kind: Any, data: Any, where: str) -> Any:
@@ -216,13 +204,9 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
         return None if data is None else _decode(arguments[0], data, where)
     if origin is tuple:
         return _decode_row(arguments, data, where)
-    return _decode_plain(kind, data, where)
-
-
-def _decode_plain(kind: Any, data: Any, where: str) -> Any:
-    if get_origin(kind) is Literal:
-        fits, wanted = data in get_args(kind), f"one of {', '.join(get_args(kind))}"
-    elif get_origin(kind) is Mapping:
+    if origin is Literal:
+        fits, wanted = data in arguments, f"one of {', '.join(arguments)}"
+    elif origin is Mapping:
         fits, wanted = isinstance(data, dict), "an object"
     elif kind is float:
         fits, wanted = type(data) in (int, float) and abs(data) < _LARGEST, "a finite number"

@@ -24,7 +24,7 @@ from deepseek_ocr.formats.text_placement import PlacedLine, place
 from deepseek_ocr.formats.writing import PdfPages, WriteContext
 from deepseek_ocr.grounding.geometry import Rectangle, picture_to_user, to_displayed
 from deepseek_ocr.grounding.parser import Region
-from deepseek_ocr.markup import Part, plain_lines
+from deepseek_ocr.markup import plain_lines
 from deepseek_ocr.settings import ExistingText
 
 MARGIN = 0.05
@@ -66,10 +66,8 @@ def _text_layer(pdf: pikepdf.Pdf, existing_text: ExistingText) -> Decorator:
 def _apply_existing_text(
     leaf: Leaf, record: PageRecord, existing_text: ExistingText
 ) -> TextOutcome | None:
-    """Do with the page's own text what is asked for; what was done, None for nothing.
-
-    Raises `PictureWantedError` if the page is to be replaced by its picture first.
-    """
+    """Do with the page's own text what is asked for; what was done, None for nothing. Raises
+    `PictureWantedError` if the page is to be replaced by its picture first."""
     if record.error is not None or record.own_text in (None, "none"):
         return None
     if existing_text == "both":
@@ -86,21 +84,16 @@ def _apply_existing_text(
 
 
 def page_lines(record: PageRecord, size: tuple[float, float]) -> Iterator[PlacedLine]:
-    """The text of a page in lines, placed on its picture of `size` points.
-
-    A region's text goes into the largest of its boxes; text without regions over the whole page.
-    """
+    """The text of a page in lines, placed on its picture of `size` points. A region's text goes
+    into the largest of its boxes; text without regions over the whole page."""
     width, height = size
     free = MARGIN * width, MARGIN * height
     whole = (*free, width - free[0], height - free[1])
     outside = (0.0, 0.0, width, _TOP * height) if record.regions else whole
     for part in record.parts:
         box = outside if part.region is None else _box(part.region, width, height)
-        yield from place(_lines(part), box)
-
-
-def _lines(part: Part) -> list[str]:
-    return ["".join(map(_printable, line)) for line in plain_lines(part.blocks)]
+        lines = ["".join(map(_printable, line)) for line in plain_lines(part.blocks)]
+        yield from place(lines, box)
 
 
 def _printable(sign: str) -> str:

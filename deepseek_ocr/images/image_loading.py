@@ -21,7 +21,7 @@ Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
 """What a picture is opened from: a path, its bytes, a binary stream, a Pillow image."""
 
 
-def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image:
+def open_image(source: Source, limits: ImageLimits = ImageLimits()) -> Image.Image:
     """Open a picture as RGB, upright (EXIF), first frame, from a path, bytes, stream or image.
 
     `info["more_pages"]` of what is returned is True where a TIFF holds further pages.
@@ -31,7 +31,6 @@ def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image
 
     Raises `ImageTooLargeError` beyond `limits`, `ImageError` for anything that is no picture.
     """
-    limits = limits or ImageLimits()
     if isinstance(source, Image.Image):
         return _decode(source, "The image", limits)
     data, name = _read(source, limits)
@@ -40,19 +39,15 @@ def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image
             f"{name} is a PDF, a document of many pages; give it to deepseek-ocr read, or make "
             "pictures of its pages with deepseek_ocr.documents.renderer."
         )
-    with _open(data, name, limits) as image:
+    with open_frames(data, name, limits) as image:
         return _decode(image, name, limits)
 
 
-def open_frames(file: Path | BinaryIO, name: str, limits: ImageLimits | None = None) -> Image.Image:
-    """Open a picture without decoding it: `seek` chooses a frame, `open_image` decodes it.
-
-    `name` is what messages call it. Raises as `open_image`.
-    """
-    return _open(file, name, limits or ImageLimits())
-
-
-def _open(file: BinaryIO | Path, name: str, limits: ImageLimits) -> Image.Image:
+def open_frames(
+    file: Path | BinaryIO, name: str, limits: ImageLimits = ImageLimits()
+) -> Image.Image:
+    """Open a picture without decoding it: `seek` chooses a frame, `open_image` decodes it. `name`
+    is what messages call it. Raises as `open_image`."""
     try:
         with _quiet:
             return Image.open(file, formats=_formats())
@@ -157,23 +152,17 @@ def _read(
 def _read_stream(stream: BinaryIO, most: int) -> bytes:
     """Up to `most` bytes; a raw stream may give fewer at a time than it is asked for."""
     pieces: list[bytes] = []
-    left = most
-    while left:
-        piece = stream.read(left)
-        if not piece:
-            break
+    while most and (piece := stream.read(most)):
         if not isinstance(piece, bytes):
             raise ImageError("The image stream gave text; open it in binary mode.")
         pieces.append(piece)
-        left -= len(piece)
+        most -= len(piece)
     return b"".join(pieces)
 
 
 def check_pixels(image: Image.Image, name: str, limits: ImageLimits) -> None:
-    """Look at the size that a picture's head gives, before anything of it is decoded.
-
-    Raises `ImageTooLargeError`, and `ImageError` where a side is empty.
-    """
+    """Look at the size that a picture's head gives, before anything of it is decoded. Raises
+    `ImageTooLargeError`, and `ImageError` where a side is empty."""
     width, height = image.size
     if width * height > limits.max_pixels:
         raise ImageTooLargeError(

@@ -1,10 +1,13 @@
-"""Tables in HTML, gathered leniently: whatever the model leaves open or out, nothing is lost."""
+"""Tables in HTML: gathered leniently (whatever the model leaves open or out, nothing is lost), and
+written again."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+
+from deepseek_ocr.markup.blocks import Line, Row
 
 _TAG = re.compile(
     r"<(/?)(table|thead|tbody|tfoot|tr|td|th|caption|colgroup|col|p|div|ul|ol|li|center|hr)"
@@ -51,7 +54,7 @@ def html_tables_in(text: str) -> Iterator[RawTable]:
         elif table is not None:
             table.add_text(text[at : found.start()])
             table.add_tag(name, closing, found[3] or "")
-            if table.ended:
+            if not table.depth:
                 if table.has_cells or table.is_empty:  # or it is prose that names the tags
                     yield table.finish(found.end(), closed=True)
                 table = None
@@ -77,21 +80,15 @@ def open_table_in(text: str) -> int | None:
 
 
 class _Builder:
-    """Gathers the rows of one table.
-
-    Nothing moves: text between cells is a cell of its own, a table in a cell is lines of that cell.
-    """
+    """Gathers the rows of one table. Nothing moves: text between cells is a cell of its own, a
+    table in a cell is lines of that cell."""
 
     def __init__(self, start: int) -> None:
         self._table = RawTable(start)
-        self._depth = 1
+        self.depth = 1
         self.has_cells = False
         self._row: list[RawCell] | None = None
         self._cell: RawCell | None = None
-
-    @property
-    def ended(self) -> bool:
-        return self._depth == 0
 
     @property
     def is_empty(self) -> bool:
@@ -116,10 +113,10 @@ class _Builder:
 
     def add_tag(self, name: str, closing: bool, attributes: str) -> None:
         """Take in one of the tags of `_TAG`."""
-        nested = self._depth > 1
+        nested = self.depth > 1
         if name == "table":
-            self._depth += -1 if closing else 1
-        if nested or self._depth > 1 or name in _LINES:
+            self.depth += -1 if closing else 1
+        if nested or self.depth > 1 or name in _LINES:
             self._table.regular &= name in _LINES
             self.add_text("\n")
         elif name in ("td", "th"):
@@ -141,3 +138,14 @@ class _Builder:
         columns, rows = (min(max(spans.get(way, 1), 1), _LARGEST_SPAN) for way in ("col", "row"))
         self._cell = RawCell(text, columns, rows, heading)
         self._row.append(self._cell)
+
+
+def html_row(row: Row, write: Callable[[Line], str]) -> str:
+    """A row with its tags; `write` gives the lines of its cells as HTML."""
+    written = []
+    for cell in row:
+        name = "th" if cell.heading else "td"
+        spans = f' colspan="{cell.columns}"' if cell.columns > 1 else ""
+        spans += f' rowspan="{cell.rows}"' if cell.rows > 1 else ""
+        written.append(f"<{name}{spans}>{'<br>'.join(map(write, cell.lines))}</{name}>")
+    return f"<tr>{''.join(written)}</tr>"

@@ -5,16 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from deepseek_ocr.markup.blocks import (
-    Block,
-    Cell,
-    Formula,
-    Item,
-    ItemList,
-    Paragraph,
-    Table,
-    Title,
-)
+from deepseek_ocr.markup.blocks import Block, Cell, Formula, Item, ItemList, Paragraph, Table, Title
 from deepseek_ocr.markup.formulas import formulas_in
 from deepseek_ocr.markup.html_tables import RawCell, html_tables_in
 from deepseek_ocr.markup.lines import LineReader
@@ -35,10 +26,8 @@ _PRIVATE_USE = range(0xE000, 0x110000)
 
 
 def blocks_of(text: str, label: str | None = None) -> tuple[Block, ...]:
-    """The blocks of `text`: of a region with this `label`, or of a page without regions.
-
-    Takes time linear in the length of `text` and never fails.
-    """
+    """The blocks of `text`: of a region with this `label`, or of a page without regions. Takes time
+    linear in the length of `text` and never fails."""
     return tuple(_Reader(text, label).blocks())
 
 
@@ -122,9 +111,8 @@ class _Reader:
             return False
         if self._label is not None:
             return self._label in TITLE_LABELS
-        return lines[at].startswith("##") or (
-            len(lines) == 1 and _SURELY_A_TITLE.match(lines[at]) is not None
-        )
+        alone = len(lines) == 1 and _SURELY_A_TITLE.match(lines[at]) is not None
+        return alone or lines[at].startswith("##")
 
     def _title(self, lines: list[str]) -> Title:
         found = _TITLE.fullmatch(lines[0])
@@ -138,23 +126,16 @@ class _Reader:
     def _bar_table(self, lines: list[str]) -> Table:
         rows = [_bar_cells(line) for line in lines]
         alignment = tuple(cell.strip() for cell in rows.pop(1))
-        return Table(
-            tuple(
-                tuple(
-                    Cell(self._lines.lines(cell.replace("\\|", "|")), heading=at == 0)
-                    for cell in row
-                )
-                for at, row in enumerate(rows)
-            ),
-            alignment,
+        cells = (
+            tuple(Cell(self._lines.lines(raw.replace("\\|", "|")), heading=at == 0) for raw in row)
+            for at, row in enumerate(rows)
         )
+        return Table(tuple(cells), alignment)
 
 
 def _list_from(lines: Sequence[str], at: int) -> int:
-    """How many lines from `at` on make a list: 0, or 2 and more.
-
-    They count up by one, or begin with the same bullet and a letter.
-    """
+    """How many lines from `at` on make a list: 0, or 2 and more. They count up by one, or begin
+    with the same bullet and a letter."""
     first = _NUMBERED.match(lines[at]) or _BULLET.match(lines[at])
     end = at
     while first is not None and end < len(lines):
