@@ -121,7 +121,7 @@ class Predictor(OcrPredictor):
         """Read one page, or the pages of a document."""
         if output_format not in OUTPUT_FORMATS:
             raise InputError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}.")
-        prompt = tasks.prompt_for(task_type, reference_text)
+        prompt = presets.prompt_for(task_type, reference_text)
         attempts = tasks.attempts_for(resolution_size, max_new_tokens, retries)
         document, numbers = await self.reader.open_async(
             file_of(image), NAME, chosen_pages(pages), plain_text(password)
@@ -153,7 +153,7 @@ class StreamPredictor(OcrPredictor):
         password: Secret = Inputs.password,
     ) -> ConcatenateIterator[str]:
         """Read a page, or the pages of a document, yielding text as the model writes it."""
-        prompt = tasks.prompt_for(task_type, reference_text)
+        prompt = presets.prompt_for(task_type, reference_text)
         (attempt,) = tasks.attempts_for(resolution_size, max_new_tokens, 0)
         document, numbers = self.reader.open(
             file_of(image), NAME, chosen_pages(pages), plain_text(password)
@@ -184,10 +184,8 @@ def load_reader() -> DocumentReader:
 
 
 def warm_up(reader: DocumentReader, name: str) -> None:
-    """Read a blank page, so that the first prediction does not pay for first-time work.
-
-    Raises `OcrError` if that cannot be done here.
-    """
+    """Read a blank page, so that the first prediction does not pay for first-time work. Raises
+    `OcrError` if that cannot be done here."""
     best = catalog.known_as(name)
     settings = DecodeSettings(max_new_tokens=8)
     attempt = Attempt("warm-up", presets.crop_for(best.preset), settings)
@@ -204,10 +202,8 @@ def warm_up(reader: DocumentReader, name: str) -> None:
 
 
 def file_of(image: Path) -> pathlib.Path:
-    """The file `image`, which Cog has fetched.
-
-    Raises `InputError` for anything else: a plain string would be a path inside the container.
-    """
+    """The file `image`, which Cog has fetched. Raises `InputError` for anything else: a plain
+    string would be a path inside the container."""
     if image is None:
         raise InputError("image is missing; give a file, an http(s) URL or a data URI.")
     if not isinstance(image, pathlib.Path):
@@ -300,7 +296,6 @@ def rendered(records: Sequence[PageRecord], output_format: str) -> str:
         ]
         return json.dumps(document_to_json(pages), ensure_ascii=False)
     if output_format == "Markdown":
-        return PAGE_SPLIT.join(
-            to_markdown(blocks_in(record.parts), parser.figure_name) for record in records
-        )
+        parts = (blocks_in(record.parts) for record in records)
+        return PAGE_SPLIT.join(to_markdown(blocks, parser.figure_name) for blocks in parts)
     return PAGE_SPLIT.join(record.text for record in records)

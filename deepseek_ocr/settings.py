@@ -33,9 +33,8 @@ FormulaDelimiters = Literal["dollars", "brackets"]
 QUANTS = ("none", "int8")
 """How the decoder's weights are held: as they are, or in 8 bits with a scale per output row."""
 
-_SWITCH = dict.fromkeys(("yes", "on", "true", "1"), True) | dict.fromkeys(
-    ("no", "off", "false", "0"), False
-)
+_SWITCH = dict.fromkeys(("yes", "on", "true", "1"), True)
+_SWITCH |= dict.fromkeys(("no", "off", "false", "0"), False)
 
 TABLE_TOKENS = ("<td>", "</td>", "<tr>", "</tr>")
 """Tokens of the official tokenizer that tables, which the model writes in HTML, repeat."""
@@ -184,10 +183,8 @@ class RenderSettings:
 
 
 def parse_switch(name: str, text: str) -> bool:
-    """True for yes, on, true and 1 in any case, False for no, off, false and 0.
-
-    Raises `SettingsError` for any other text of the setting `name`.
-    """
+    """True for yes, on, true and 1 in any case, False for no, off, false and 0. Raises
+    `SettingsError` for any other text of the setting `name`."""
     word = text.strip().lower()
     if word not in _SWITCH:
         raise SettingsError(f"{name} must be yes or no (true or false), not {text[:60]!r}.")

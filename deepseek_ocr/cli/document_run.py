@@ -14,7 +14,6 @@ from typing import Any
 
 from deepseek_ocr import presets
 from deepseek_ocr.cli.document_progress import DocumentProgress
-from deepseek_ocr.cli.engine_loading import checkpoint_folder
 from deepseek_ocr.cli.printing import left_out_of
 from deepseek_ocr.cli.read_options import STANDARD_INPUT, OutputOptions, ReadOptions
 from deepseek_ocr.cli.terminal import ALL_READ, INTERRUPTED, SOME_FAILED, complain
@@ -43,10 +42,8 @@ class Prepared:
 
 @contextmanager
 def prepared(options: ReadOptions, output: OutputOptions) -> Iterator[Prepared]:
-    """What a run needs, opened and closed again, so that it fails before a model is loaded.
-
-    Raises `OcrError` if there is nothing to read or nowhere to write.
-    """
+    """What a run needs, opened and closed again, so that it fails before a model is loaded. Raises
+    `OcrError` if there is nothing to read or nowhere to write."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepseek-ocr-")))
         listing = _listing(options, folder)
@@ -86,23 +83,21 @@ def write_documents(
         _say_how_to_go_on(watcher, output)
         return INTERRUPTED
     except OSError as error:
-        complain(
-            f"{output.folder} takes nothing more: {error.strerror}. Make room and run the same "
-            "command again to go on."
-        )
+        advice = "Make room and run the same command again to go on."
+        complain(f"{output.folder} takes nothing more: {error.strerror}. {advice}")
         return SOME_FAILED
     _sum_up(tally, output, inputs)
     return SOME_FAILED if tally.failures else ALL_READ
 
 
 def _plan(options: ReadOptions, output: OutputOptions) -> Plan:
+    settings = options.settings
+    checkpoint = checkpoint_digest(settings.checkpoint_folder())
     about: dict[str, Any] = {
-        "model": options.settings.model,
-        "checkpoint": checkpoint_digest(checkpoint_folder(options.settings)),
-        "task": options.task,
-    }
-    if options.settings.quant != "none":
-        about["quant"] = options.settings.quant
+        "model": settings.model, "checkpoint": checkpoint, "task": options.task
+    }  # fmt: skip
+    if settings.quant != "none":
+        about["quant"] = settings.quant
     if options.adapter is not None:
         about["adapter"] = checkpoint_digest(options.adapter)
     return Plan(
@@ -111,9 +106,7 @@ def _plan(options: ReadOptions, output: OutputOptions) -> Plan:
         formats=output.formats,
         pages=options.pages,
         password=options.password,
-        options=WriteOptions(
-            output.join_tables, options.settings.existing_text, options.settings.formulas
-        ),
+        options=WriteOptions(output.join_tables, settings.existing_text, settings.formulas),
         overwrite=output.overwrite,
         about=about,
     )
@@ -142,8 +135,6 @@ def _sum_up(tally: Tally, output: OutputOptions, inputs: list[Input]) -> None:
         words.append(f"{tally.done} read before")
     complain(f"{', '.join(words)}; {_some(tally.documents, 'document')} in {output.folder}.")
     _sum_up_existing(tally)
-    if not tally.failures:
-        return
     failures = [
         text
         for count, text in (
@@ -153,20 +144,17 @@ def _sum_up(tally: Tally, output: OutputOptions, inputs: list[Input]) -> None:
         )
         if count
     ]
-    complain(
-        f"{', '.join(failures)}; the reasons are in the manifest. The same command tries those "
-        "again."
-    )
+    if failures:
+        advice = "the reasons are in the manifest. The same command tries those again."
+        complain(f"{', '.join(failures)}; {advice}")
 
 
 def _sum_up_existing(tally: Tally) -> None:
     """What became of pages that had text before they were read."""
-    if tally.skipped:
-        pages = _some(tally.skipped, "page")
-        complain(
-            f"{pages} of searchable PDFs kept the text of the original alone (--existing-text)."
-        )
-    if tally.replaced:
-        complain(f"{_some(tally.replaced, 'page')} of searchable PDFs got new text for the old.")
-    if tally.rebuilt:
-        complain(f"{_some(tally.rebuilt, 'page')} of PDFs rebuilt from pictures; see above.")
+    for count, text in (
+        (tally.skipped, "of searchable PDFs kept the text of the original alone (--existing-text)"),
+        (tally.replaced, "of searchable PDFs got new text for the old"),
+        (tally.rebuilt, "of PDFs rebuilt from pictures; see above"),
+    ):
+        if count:
+            complain(f"{_some(count, 'page')} {text}.")

@@ -20,10 +20,8 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def run(flags: argparse.Namespace) -> int:
-    """Read what `flags` ask for; the exit status is in the help.
-
-    Raises `OcrError` if nothing could be started.
-    """
+    """Read what `flags` ask for; the exit status is in the help. Raises `OcrError` if nothing could
+    be started."""
     from deepseek_ocr.cli.read_options import read_options
 
     _end_on_interruption(True)  # nothing is there to keep, and imports do not take one well
@@ -47,9 +45,9 @@ def _print(options: ReadOptions) -> int:
 
 
 def _write(options: ReadOptions, output: OutputOptions) -> int:
-    from deepseek_ocr.cli.engine_loading import checkpoint_folder, load_engines
+    from deepseek_ocr.cli.engine_loading import load_engines
 
-    checkpoint_folder(options.settings)  # better to fail now than after listing
+    options.settings.checkpoint_folder()  # better to fail now than after listing
     from deepseek_ocr.cli.document_run import prepared, write_documents
 
     with prepared(options, output) as ready:

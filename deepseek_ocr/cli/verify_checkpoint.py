@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepseek_ocr import __version__, presets
-from deepseek_ocr.cli.engine_loading import checkpoint_folder
 from deepseek_ocr.cli.example_pages import examples_folder
 from deepseek_ocr.cli.flags import Subparsers, add_settings, load_settings
 from deepseek_ocr.cli.terminal import ALL_READ, COULD_NOT_START, SOME_FAILED, complain
@@ -52,10 +51,8 @@ CHECKS = (
 def add_parser(commands: Subparsers) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("verify-checkpoint", description=__doc__)
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE", default=Path("checkpoint-report.json"),
-        help="where to write the report (default: %(default)s)",
-    )  # fmt: skip
+    text, default = "where to write the report (default: %(default)s)", "checkpoint-report.json"
+    parser.add_argument("--report", type=Path, metavar="FILE", default=Path(default), help=text)
     add_settings(parser)
     parser.set_defaults(run=run)
 
@@ -65,7 +62,7 @@ def run(flags: argparse.Namespace) -> int:
     try:
         flags.report.touch()  # better to fail now than after the reading
         settings = load_settings(flags)
-        folder = checkpoint_folder(settings)
+        folder = settings.checkpoint_folder()
         began = time.perf_counter()
         from deepseek_ocr.engine.ocr_engine import OcrEngine
 
@@ -88,12 +85,9 @@ def run_check(engine: OcrEngine, check: Check) -> dict[str, Any]:
     """Read one page and say what was found on it; an error is a result too."""
     began = time.perf_counter()
     result: dict[str, Any] = {**asdict(check), "passed": False}
+    prompt, crop = presets.prompt_for(check.task, check.reference), presets.crop_for(check.size)
     try:
-        reading = engine.read(
-            examples_folder() / check.page,
-            presets.prompt_for(check.task, check.reference),
-            presets.crop_for(check.size),
-        )
+        reading = engine.read(examples_folder() / check.page, prompt, crop)
     except Exception as error:  # an error is a result too
         result["error"] = f"{type(error).__name__}: {error}"
         missing: Sequence[str] = check.phrases

@@ -77,7 +77,8 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     name = str(name).strip().lower()
     present = available()
     if name == "auto":
-        if present[0] == "cpu" and nvidia.expects_card():
+        # With a driver and a torch for CUDA a machine was meant to compute on its card.
+        if present[0] == "cpu" and torch.version.cuda and nvidia.driver_version() is not None:
             _warn_once(f"reading on the CPU: {nvidia.problem()}")
         return _usable(torch.device(present[0]))
     kind, _, index = name.partition(":")
@@ -317,8 +318,7 @@ def _name(device: torch.device) -> str:
 
 
 def _types(device: torch.device) -> tuple[str, ...]:
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < AMPERE:
-        return ("float16", "float32")
-    if device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
-        return ("float16", "float32")
-    return ("bfloat16", "float16", "float32")
+    lacking = (device.type == "cuda" and not _is_ampere(device)) or (
+        device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0)
+    )
+    return ("float16", "float32") if lacking else ("bfloat16", "float16", "float32")

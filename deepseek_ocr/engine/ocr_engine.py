@@ -27,12 +27,7 @@ from deepseek_ocr.devices.cpu import use_threads
 from deepseek_ocr.engine.load_options import LoadOptions
 from deepseek_ocr.engine.page_state import PageState
 from deepseek_ocr.engine.request import Handle, OnEvent, failed, wait_for
-from deepseek_ocr.engine.results import (
-    Delta,
-    Failure,
-    Page,
-    Reading,
-)
+from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
 from deepseek_ocr.engine.scheduler import EngineStatus, Scheduler
 from deepseek_ocr.errors import DeviceError, SettingsError
 from deepseek_ocr.images.image_loading import Source
@@ -98,10 +93,8 @@ class OcrEngine:
         vision_device: str | torch.device | None = None,
         strict: bool = False,
     ) -> OcrEngine:
-        """Load the checkpoint in `folder`; `LoadOptions` says what each parameter is.
-
-        Raises what `from_options` raises.
-        """
+        """Load the checkpoint in `folder`; `LoadOptions` says what each parameter is. Raises what
+        `from_options` raises."""
         return cls.from_options(
             folder,
             LoadOptions(

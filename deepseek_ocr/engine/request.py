@@ -79,10 +79,8 @@ class Handle:
         self._job.deltas.put(None)  # for the next who asks
 
     def result(self, timeout: float | None = None) -> Reading:
-        """Wait for the reading, `timeout` seconds at most.
-
-        Raises what the page raised, `CancelledError` after `cancel`, `TimeoutError`.
-        """
+        """Wait for the reading, `timeout` seconds at most. Raises what the page raised,
+        `CancelledError` after `cancel`, `TimeoutError`."""
         return self._job.future.result(timeout)
 
     def outcome(self) -> Reading | Failure:
@@ -133,10 +131,8 @@ def wait_for(queue: SimpleQueue[Item]) -> Item:
     """The next item, waited for in short turns: a thread that waits in one go does not hear of an
     interruption on every system, nor of an exception that another thread sends it."""
     while True:
-        try:
+        with suppress(Empty):
             return queue.get(timeout=_TURN)
-        except Empty:
-            pass
 
 
 def result_of(future: Future[Item]) -> Item:

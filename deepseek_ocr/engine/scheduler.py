@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -135,15 +135,12 @@ class Scheduler:
         if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join()
 
-    def join_helpers(self) -> None:
-        """Wait for the threads that prepare pages to end what they are at."""
-        self._helpers.join()
-
     def _start(self) -> None:
         """Start the worker. Where Ctrl-C comes in between, nobody can tell whether the thread
         began, and it could not be joined: it is told to leave, and the next page starts another.
         """
-        _end_with_the_program(self)
+        _LIVE.add(self)
+        _register_once()
         stay: SimpleQueue[bool] = SimpleQueue()
         worker = threading.Thread(target=self._run, args=(stay,), name="ocr-worker", daemon=True)
         try:
@@ -176,11 +173,9 @@ class Scheduler:
 
     def _listen(self) -> None:
         """Do what the messages say; wait for one where there is nothing else to do."""
-        try:
+        with suppress(Empty):
             while self._running:
                 self._inbox.get(block=not (self._pool.active or self._ready))()
-        except Empty:
-            pass
 
     def _take_in(self, job: Request) -> None:
         self._helpers.start()
@@ -239,14 +234,9 @@ class Scheduler:
 _LIVE: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 
 
-def _end_with_the_program(scheduler: Scheduler) -> None:
-    """A thread that computes while the interpreter goes down would crash it."""
-    _LIVE.add(scheduler)
-    _register_once()
-
-
 @functools.cache
 def _register_once() -> None:
+    """A thread that computes while the interpreter goes down would crash it."""
     atexit.register(_end_all)
 
 
@@ -254,4 +244,4 @@ def _end_all() -> None:
     for scheduler in list(_LIVE):
         scheduler.close()
         scheduler.join()
-        scheduler.join_helpers()
+        scheduler._helpers.join()

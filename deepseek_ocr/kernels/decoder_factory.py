@@ -22,8 +22,7 @@ class DecoderFactory:
 
     def __init__(self, network: Network, paths: Sequence[DecodePath], context: int) -> None:
         """`context` is how many tokens a slot holds."""
-        self._network, self._context = network, context
-        self._paths = list(paths)
+        self._network, self._context, self._paths = network, context, list(paths)
 
     @property
     def path(self) -> DecodePath | None:
@@ -57,9 +56,7 @@ class DecoderFactory:
 def check_graphs(steps: GraphSteps, network: Network) -> None:
     """Give every graph a few first tokens of pages, others than the graph before; what comes out
     must be the plain class's. The rehearsal has few slots and short pages, so it sees few shapes.
-
-    Raises `RuntimeError` for a graph that disagrees.
-    """
+    Raises `RuntimeError` for a graph that disagrees."""
     table = network.get_input_embeddings()
     ids = torch.tensor(FIRST_TOKENS, device=table.weight.device) % len(table.weight)
     plain = PlainDecoder(network)
@@ -72,7 +69,5 @@ def check_graphs(steps: GraphSteps, network: Network) -> None:
             [OutputRow(0, rows, expected[i]) for i in at],
         )
         if disagreement(far, table.weight.dtype):
-            raise RuntimeError(
-                f"the graph of {rows} rows and {span} tokens differs by {far:.2g} from the plain "
-                "class"
-            )
+            graph = f"the graph of {rows} rows and {span} tokens"
+            raise RuntimeError(f"{graph} differs by {far:.2g} from the plain class")

@@ -39,9 +39,8 @@ def _convolution(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
 def _grouped_product(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """The library's product of sorted rows with one matrix a group, and the count before it."""
     ids = torch.tensor([0, 0, 1, 1], device=device)
-    counts = torch.histc(
-        ids.float() if device.type in ("cpu", "mps") else ids.int(), bins=2, min=0, max=1
-    )
+    ids = ids.float() if device.type in ("cpu", "mps") else ids.int()
+    counts = torch.histc(ids, bins=2, min=0, max=1)
     offsets = counts.cumsum(0, dtype=torch.int32)
     rows = torch.linspace(-1, 1, 64).view(4, 16).to(device, dtype)
     weights = torch.linspace(1, -1, 512).view(2, 16, 16).to(device, dtype)
@@ -49,7 +48,9 @@ def _grouped_product(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     return product
 
 
-_TRIALS: dict[str, Callable[[torch.device, torch.dtype], torch.Tensor]] = {
+Trial = Callable[[torch.device, torch.dtype], torch.Tensor]
+
+_TRIALS: dict[str, Trial] = {
     "convolution": _convolution,
     "grouped product": _grouped_product,
 }
@@ -67,11 +68,7 @@ def lacking(device: torch.device, dtype: torch.dtype) -> frozenset[str]:
     return frozenset(name for name, trial in _TRIALS.items() if not _works(trial, device, dtype))
 
 
-def _works(
-    trial: Callable[[torch.device, torch.dtype], torch.Tensor],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> bool:
+def _works(trial: Trial, device: torch.device, dtype: torch.dtype) -> bool:
     expected = trial(torch.device("cpu"), torch.float32)
     try:
         with warnings.catch_warnings():
@@ -99,8 +96,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, device: torch.device, strict: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.handed_over: Counter[str] = Counter()
-        self._device = device
-        self._strict = strict
+        self._device, self._strict = device, strict
         self._falls: dict[str, bool] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -110,20 +106,17 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._falls[name]:
             self.handed_over[name] += 1
             if self._strict:
-                raise DeviceError(_refusal(name, self._device))
+                raise DeviceError(
+                    f"Operator {name} has no kernel on {self._device} and would run on the CPU, "
+                    "which strict mode forbids; update the device's software, or leave strict mode "
+                    "(DEEPSEEK_OCR_STRICT=no)."
+                )
         elif "[math kernel]" in _entry(name, self._device.type):  # made of others: look at those
             with self:
                 parts = func.decompose(*args, **(kwargs or {}))
             if parts is not NotImplemented:
                 return parts
         return func(*args, **(kwargs or {}))
-
-
-def _refusal(name: str, device: torch.device) -> str:
-    return (
-        f"Operator {name} has no kernel on {device} and would run on the CPU, which strict mode "
-        "forbids; update the device's software, or leave strict mode (DEEPSEEK_OCR_STRICT=no)."
-    )
 
 
 def falls_back(operator: str, kind: str) -> bool:
@@ -189,11 +182,8 @@ def fit(network: model.Network, unfold: bool = False) -> frozenset[str]:
 
 def rehearse(network: model.Network, strict: bool) -> Counter[str]:
     """Send a small empty page with two tiles through the whole network, watched; what ran on the
-    CPU although it was given to the device.
-
-    Raises `DeviceError` with `strict` at the first such operator. Does nothing on the CPU and CUDA,
-    which hand nothing over.
-    """
+    CPU although it was given to the device. Raises `DeviceError` with `strict` at the first such
+    operator. Does nothing on the CPU and CUDA, which hand nothing over."""
     device: torch.device = network.get_input_embeddings().weight.device
     if device.type not in _DISPATCH_KEYS:
         return Counter()

@@ -48,8 +48,10 @@ int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 struct Buffer {  // aligned to a cache line, as wide loads want it
     float* data;
-    explicit Buffer(int64_t floats)
-        : data(static_cast<float*>(::operator new(floats * 4 + 64, std::align_val_t(64)))) {}
+    explicit Buffer(int64_t floats, bool cleared = false)
+        : data(static_cast<float*>(::operator new(floats * 4 + 64, std::align_val_t(64)))) {
+        if (cleared) std::memset(data, 0, floats * 4);
+    }
     ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
     Buffer(const Buffer&) = delete;
     uint32_t* words() { return reinterpret_cast<uint32_t*>(data); }
@@ -104,6 +106,17 @@ template <int M, class F> void by_columns(int64_t vectors, F&& f) {
     if (vectors - n == 1) f.template operator()<M, 1>(n);
 }
 
+template <class F> void by_rows(int64_t rows, int64_t vectors, F&& f) {
+    switch (std::min<int64_t>(6, rows)) {
+        case 6: return by_columns<6>(vectors, f);
+        case 5: return by_columns<5>(vectors, f);
+        case 4: return by_columns<4>(vectors, f);
+        case 3: return by_columns<3>(vectors, f);
+        case 2: return by_columns<2>(vectors, f);
+        default: return by_columns<1>(vectors, f);
+    }
+}
+
 void all_scores(const uint32_t* a, int64_t count, int64_t pairs, const uint32_t* b,
                 int64_t vectors, float* out, int64_t stride) {
     for (int64_t n = 0; n < vectors; n += 4) {  // four vectors of keys stay in the nearest cache
@@ -114,14 +127,7 @@ void all_scores(const uint32_t* a, int64_t count, int64_t pairs, const uint32_t*
                 scores<M, N>(a + m * pairs, pairs, b + n * pairs * LANES,
                              out + m * stride + n * LANES, stride);
             };
-            switch (std::min<int64_t>(6, count - m)) {
-                case 6: by_columns<6>(some, run); break;
-                case 5: by_columns<5>(some, run); break;
-                case 4: by_columns<4>(some, run); break;
-                case 3: by_columns<3>(some, run); break;
-                case 2: by_columns<2>(some, run); break;
-                default: by_columns<1>(some, run);
-            }
+            by_rows(count - m, some, run);
         }
     }
 }
@@ -133,14 +139,7 @@ void all_weighed(const uint32_t* p, int64_t p_stride, int64_t count, int64_t pai
             weigh<M, N>(p + m * p_stride, p_stride, pairs, v + n * LANES, vectors * LANES,
                         out + m * vectors * LANES + n * LANES, vectors * LANES);
         };
-        switch (std::min<int64_t>(6, count - m)) {
-            case 6: by_columns<6>(vectors, run); break;
-            case 5: by_columns<5>(vectors, run); break;
-            case 4: by_columns<4>(vectors, run); break;
-            case 3: by_columns<3>(vectors, run); break;
-            case 2: by_columns<2>(vectors, run); break;
-            default: by_columns<1>(vectors, run);
-        }
+        by_rows(count - m, vectors, run);
     }
 }
 
@@ -280,19 +279,14 @@ class Window {
           joined(c.side_x % LANES == 8 && c.side_x > LANES && c.side_y % 2 == 0 ? 2 : 1),
           group(up(joined * c.side_x, LANES)), groups(c.side_y / joined),
           block(std::max<int64_t>(1, KEYS / group)), row_terms(up(2 * c.side_y - 1, LANES)),
-          column_terms(up(2 * c.side_x - 1, LANES)), keys(groups * group * pairs),
-          values(groups * group * pairs), row_table(row_terms * pairs),
-          column_table(column_terms * pairs), query(QUERIES * pairs),
+          column_terms(up(2 * c.side_x - 1, LANES)), keys(groups * group * pairs, true),
+          values(groups * group * pairs, true), row_table(row_terms * pairs, true),
+          column_table(column_terms * pairs, true), query(QUERIES * pairs, true),
           by_row(QUERIES * row_terms), by_column(QUERIES * column_terms),
           pattern(QUERIES * group), score(QUERIES * block * group),
           probability(QUERIES * block * group / 2), sums(QUERIES * c.dim) {
-        // Of a tile that is not full the other rows are computed too, from whatever stands there.
-        std::memset(query.data, 0, QUERIES * pairs * 4);
-        std::memset(keys.data, 0, groups * group * pairs * 4);
-        std::memset(values.data, 0, groups * group * pairs * 4);
-        std::memset(row_table.data, 0, row_terms * pairs * 4);
-        std::memset(column_table.data, 0, column_terms * pairs * 4);
-        // Turned round, so that neighbouring keys have neighbouring terms.
+        // Cleared, since of a tile that is not full the other rows are computed too. The tables are
+        // turned round, so that neighbouring keys have neighbouring terms.
         for (int64_t i = 0; i < 2 * c.side_y - 1; ++i)
             lay_row(c.rows + (2 * c.side_y - 2 - i) * c.dim, i, pairs, row_table.words());
         for (int64_t i = 0; i < 2 * c.side_x - 1; ++i)

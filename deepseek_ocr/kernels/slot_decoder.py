@@ -41,16 +41,8 @@ class SlotDecoder:
         self._network = network
         experts.use_in_class(network)
         read = decoder_weights.read(network, context)
-        self._cache = SlotCache(
-            len(read.layers), slots, read.heads, read.cosines.shape[1], context, read.embedding,
-            zeroed=path.zeroed, whole=path.whole,
-        )  # fmt: skip
+        self._cache = SlotCache(read, slots, context, zeroed=path.zeroed, whole=path.whole)
         self.steps = path.make_steps(read, self._cache)
-
-    @property
-    def room(self) -> int:
-        """Tokens for which every slot has memory now."""
-        return self._cache.capacity
 
     @torch.inference_mode()
     def prefill(self, slot: int, embeddings: torch.Tensor) -> torch.Tensor:

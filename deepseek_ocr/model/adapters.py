@@ -39,11 +39,9 @@ _MOST_NAMES, _MOST_PATTERNS = 1024, 256
 
 
 def merge_adapter(network: Network, folder: Path) -> Network:
-    """`network` with the adapter in `folder` added to its weights; the same object, changed.
-
-    Raises `CheckpointError` where the adapter is missing, damaged or of another model, or where
-    peft is not installed, and what a device without memory raises.
-    """
+    """`network` with the adapter in `folder` added to its weights; the same object, changed. Raises
+    `CheckpointError` where the adapter is missing, damaged or of another model, or where peft is
+    not installed, and what a device without memory raises."""
     config = _config(folder)
     try:
         from peft import LoraConfig, get_peft_model
@@ -131,17 +129,13 @@ def _config(folder: Path) -> dict[str, Any]:
                 "where it was made."
             )
     for key in taken.keys() & {"rank_pattern", "alpha_pattern"}:
-        taken[key] = _escaped(taken[key])
+        # peft takes names for patterns: escaped, they are found as they are written.
+        taken[key] = {re.escape(name): value for name, value in taken[key].items()}
     return taken
 
 
-def _escaped(by_name: dict[str, Any]) -> dict[str, Any]:
-    """The same with names that peft, which takes them for patterns, finds as they are written."""
-    return {re.escape(name): value for name, value in by_name.items()}
-
-
 def _is_rank(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_RANK
+    return type(value) is int and 0 < value <= LARGEST_RANK
 
 
 def _is_scale(value: object) -> bool:

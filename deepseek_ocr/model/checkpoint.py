@@ -39,22 +39,11 @@ _LARGEST_SIZE = 1 << 20
 """Bounds on a config's numbers, far above any checkpoint of this kind."""
 
 _COPIED = (
-    "hidden_size",
-    "intermediate_size",
-    "moe_intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "n_routed_experts",
-    "n_shared_experts",
-    "num_experts_per_tok",
-    "vocab_size",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "first_k_dense_replace",
-    "bos_token_id",
-    "eos_token_id",
-)
+    "hidden_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "n_routed_experts", "n_shared_experts",
+    "num_experts_per_tok", "vocab_size", "max_position_embeddings", "rms_norm_eps",
+    "first_k_dense_replace", "bos_token_id", "eos_token_id",
+)  # fmt: skip
 """Keys that the official config and the library's share."""
 
 _IGNORED = re.compile(
@@ -68,10 +57,8 @@ _IGNORED = re.compile(
 
 
 def read_config(folder: Path) -> UnlimitedOcrConfig:
-    """The network's config from `folder/config.json`, in either schema.
-
-    Raises `CheckpointError` naming the file and the key that is missing, mistyped or absurd.
-    """
+    """The network's config from `folder/config.json`, in either schema. Raises `CheckpointError`
+    naming the file and the key that is missing, mistyped or absurd."""
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(
@@ -139,9 +126,8 @@ def _from_library(raw: dict[str, Any]) -> dict[str, Any]:
     downloaded and run (`attn_implementation`), or code (`auto_map`).
     """
     vision = raw["vision_config"]
-    text = _described(UnlimitedOcrTextConfig, raw["text_config"])
     return {
-        "text_config": text,
+        "text_config": _described(UnlimitedOcrTextConfig, raw["text_config"]),
         "vision_config": {
             "sam_config": _described(UnlimitedOcrSamVisionConfig, vision["sam_config"]),
             "encoder_config": _described(UnlimitedOcrVisionEncoderConfig, vision["encoder_config"]),
@@ -158,11 +144,8 @@ def _described(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
 
 def _from_official(raw: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the library's config class from the official schema."""
-    for key, expected in (
-        ("use_mla", False),
-        ("scoring_func", "softmax"),
-        ("tie_word_embeddings", False),
-    ):
+    fixed = {"use_mla": False, "scoring_func": "softmax", "tie_word_embeddings": False}
+    for key, expected in fixed.items():
         if raw.get(key, expected) != expected:
             raise CheckpointError(f"{key} is {raw[key]!r}; this network has {expected!r}.")
     layers = raw["num_hidden_layers"]
@@ -313,9 +296,8 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or incomplete ({error}); download it again."
-        ) from error
+        damage = f"{path} is damaged or incomplete ({error}); download it again."
+        raise CheckpointError(damage) from error
 
 
 def _tensor_paths(folder: Path) -> list[Path]:
@@ -342,10 +324,8 @@ def _tensor_paths(folder: Path) -> list[Path]:
 
 
 def plan(files: TensorFiles, shapes: dict[str, tuple[int, ...]]) -> dict[str, list[TensorPiece]]:
-    """For every parameter (name → shape) the tensors of `files` that fill it.
-
-    Raises `CheckpointError` naming each missing, unexpected and mis-shaped tensor.
-    """
+    """For every parameter (name → shape) the tensors of `files` that fill it. Raises
+    `CheckpointError` naming each missing, unexpected and mis-shaped tensor."""
     pieces = {
         name: [TensorPiece(name, shape)] if name in files.shapes else official_pieces(name, shape)
         for name, shape in shapes.items()
@@ -354,14 +334,12 @@ def plan(files: TensorFiles, shapes: dict[str, tuple[int, ...]]) -> dict[str, li
     found = {name for name in files.shapes if not _IGNORED.fullmatch(name)}
     problems = [*_listed("missing", expected.keys() - found)]
     problems += _listed("unexpected", found - expected.keys())
-    problems += _listed(
-        "of the wrong shape",
-        {
-            f"{name} (is {list(files.shapes[name])}, should be {list(shape)})"
-            for name, shape in expected.items()
-            if name in files.shapes and files.shapes[name] != shape
-        },
-    )
+    wrong = {
+        f"{name} (is {list(files.shapes[name])}, should be {list(shape)})"
+        for name, shape in expected.items()
+        if files.shapes.get(name, shape) != shape
+    }
+    problems += _listed("of the wrong shape", wrong)
     if problems:
         raise CheckpointError(
             f"The tensors do not fit the config: {'; '.join(problems)}. "

@@ -96,10 +96,8 @@ def load_for(
     slots: int = 0,
     vision_device: str | torch.device | None = None,
 ) -> MemoryLoad:
-    """What these settings of `OcrEngine.load` put on `device`; 0 slots count as one.
-
-    Raises `DeviceError`.
-    """
+    """What these settings of `OcrEngine.load` put on `device`; 0 slots count as one. Raises
+    `DeviceError`."""
     apart = vision_device is not None and selection.choose_device(vision_device) != device
     return MemoryLoad(
         selection.choose_dtype(dtype, device),
@@ -291,12 +289,13 @@ def refused_at_load(
     )
 
 
-def explained(error: Exception, device: torch.device, crop: CropSettings) -> Exception:
-    """What to raise in place of `error` for a page cut by `crop`: where memory ran out, a
-    `GenerationError` that names the preset to try; else `error` itself."""
-    if not memory.is_out_of_memory(error):
-        return error
-    preset = _smaller_preset(crop)
+def explained(error: Exception, device: torch.device, crop: CropSettings) -> GenerationError:
+    """What to raise in place of `error`, by which `device` refused memory for a page cut by `crop`:
+    it names the preset to try."""
+    # The largest preset that takes less; tiles take more than the global view alone.
+    side = max(crop.base_size, crop.image_size) + 1 if crop.crop_mode else crop.image_size
+    sides = {"Base": 1024, "Small": 640, "Tiny": 512}
+    preset = next((name for name, size in sides.items() if size < side), None)
     what = (
         f"try the preset {preset}, which takes less"
         if preset
@@ -311,12 +310,3 @@ def _first_words(error: Exception) -> str:
     """What an error says, without advice about the allocator."""
     first = str(error).split("\n", 1)[0].split(" If ", 1)[0].rstrip(". ")
     return first or type(error).__name__
-
-
-def _smaller_preset(crop: CropSettings) -> str | None:
-    """The largest preset that takes less memory than `crop` does; None where there is none."""
-    side = max(crop.base_size, crop.image_size) if crop.crop_mode else crop.image_size
-    if crop.crop_mode:
-        side += 1  # tiles take more than the global view alone
-    presets = {"Base": 1024, "Small": 640, "Tiny": 512}
-    return next((name for name, size in presets.items() if size < side), None)

@@ -31,10 +31,8 @@ _ADVICE = "Try again later, or download its files by hand: deepseek-ocr weights 
 
 
 def fetch(checkpoint: Checkpoint, target: Path, sources: Sequence[WeightSource]) -> None:
-    """Make `target` the complete `checkpoint`; does nothing if it is one already.
-
-    Raises `CheckpointError` listing what went wrong with each source, or what is in the way.
-    """
+    """Make `target` the complete `checkpoint`; does nothing if it is one already. Raises
+    `CheckpointError` listing what went wrong with each source, or what is in the way."""
     with _locked(checkpoint.name, target) as work:
         state = folders.examine(target)
         if state.is_whole:
@@ -53,9 +51,8 @@ def fetch(checkpoint: Checkpoint, target: Path, sources: Sequence[WeightSource])
             else:
                 _put_in_place(ready, target)
                 return
-        raise CheckpointError(
-            "\n".join([f"{checkpoint.name} could not be fetched:", *failures, _ADVICE])
-        )
+        lines = [f"{checkpoint.name} could not be fetched:", *failures, _ADVICE]
+        raise CheckpointError("\n".join(lines))
 
 
 def adopt(folder: Path, name: str, target: Path) -> None:
@@ -76,19 +73,16 @@ def adopt(folder: Path, name: str, target: Path) -> None:
         ready = work / _READY
         ready.mkdir()
         for path in folders.data_files(folder):
-            _link_or_copy(path.resolve(), ready / path.name)
+            source = path.resolve()
+            try:
+                os.link(source, ready / path.name)
+            except OSError:  # another disk, or a file system without links
+                _require_room(ready, source.stat().st_size, f"a copy of {source.name}")
+                shutil.copyfile(source, ready / path.name)
         folders.check_complete(ready, folders.ESSENTIAL)
         complain("computing the sums")
         folders.write_record(ready, folders.make_record(ready, "adopted"))
         _put_in_place(ready, target)
-
-
-def _link_or_copy(path: Path, copy: Path) -> None:
-    try:
-        os.link(path, copy)
-    except OSError:  # another disk, or a file system without links
-        _require_room(copy.parent, path.stat().st_size, f"a copy of {path.name}")
-        shutil.copyfile(path, copy)
 
 
 @contextmanager
@@ -110,7 +104,11 @@ def _locked(name: str, target: Path) -> Iterator[Path]:
             complain(f"{name}: waiting for another process that is fetching it")
             lock.acquire()
         try:
-            _tidy(work)
+            work.mkdir(exist_ok=True)
+            # What killed runs left goes, except downloads that can go on. A pget that outlived its
+            # parent may still be adding files; those stay until next time.
+            for path in (*work.glob(f"{transfer.PGET_PREFIX}*"), work / _READY):
+                shutil.rmtree(path, ignore_errors=True)
             yield work
         finally:
             with suppress(OSError):
@@ -143,14 +141,6 @@ def _require_free_name(target: Path, state: FolderState) -> None:
         )
 
 
-def _tidy(work: Path) -> None:
-    """Remove what killed runs left, except downloads that can go on."""
-    work.mkdir(exist_ok=True)
-    for path in (*work.glob(f"{transfer.PGET_PREFIX}*"), work / _READY):
-        # A pget that outlived its parent may still be adding files; those stay until next time.
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def _fetch_from(source: WeightSource, checkpoint: Checkpoint, work: Path) -> Path:
     """A complete folder with the files of `source`, checked and recorded, below `work`."""
     remote = origins.list_files(source, checkpoint.files)
@@ -168,8 +158,7 @@ def _fetch_from(source: WeightSource, checkpoint: Checkpoint, work: Path) -> Pat
         raise
     ready = work / _READY
     try:
-        _accept(source, remote, folder, ready)
-        _check_and_record(source, remote, ready, checkpoint.files)
+        _accept(source, remote, folder, checkpoint.files)
     except BaseException:
         shutil.rmtree(ready, ignore_errors=True)
         raise
@@ -181,10 +170,8 @@ def _fetch_from(source: WeightSource, checkpoint: Checkpoint, work: Path) -> Pat
 def _check_room(
     source: WeightSource, remote: Sequence[RemoteFile], folder: Path, about: int
 ) -> int:
-    """The bytes to download, or `about` if the source does not say.
-
-    Raises `CheckpointError` if the disk has too little room for them.
-    """
+    """The bytes to download, or `about` if the source does not say. Raises `CheckpointError` if the
+    disk has too little room for them."""
     sizes = [file.size for file in remote if file.size is not None]
     total = sum(sizes) if len(sizes) == len(remote) else about
     is_tar = source.kind == "tar"
@@ -209,8 +196,12 @@ def _require_room(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def _accept(source: WeightSource, remote: Sequence[RemoteFile], folder: Path, ready: Path) -> None:
-    """Move what was downloaded into `ready`, if it has the sizes that the source stated."""
+def _accept(
+    source: WeightSource, remote: Sequence[RemoteFile], folder: Path, names: Sequence[str]
+) -> None:
+    """Move what was downloaded to where it is ready and record it, if it has the sizes and the sums
+    that the source stated and is the files `names`."""
+    ready = folder.parent / _READY
     for file in remote:
         size = (folder / file.name).stat().st_size
         if file.size is not None and size != file.size:
@@ -222,12 +213,6 @@ def _accept(source: WeightSource, remote: Sequence[RemoteFile], folder: Path, re
     else:
         for file in remote:
             (folder / file.name).rename(ready / file.name)
-
-
-def _check_and_record(
-    source: WeightSource, remote: Sequence[RemoteFile], ready: Path, names: Sequence[str]
-) -> None:
-    """Record the files in `ready`, if they are `names` and have the sums that the source stated."""
     folders.check_complete(ready, names)
     complain("  computing the sums")
     record = folders.make_record(ready, source.name, source.revision)

@@ -65,10 +65,8 @@ def folder_for(source: WeightSource, work: Path, pget: str | None) -> Path:
 def download(
     source: WeightSource, files: Sequence[RemoteFile], folder: Path, pget: str | None
 ) -> None:
-    """Put `files` of `source` into `folder` under their names. Nothing is checked here.
-
-    Raises `CheckpointError` with what the downloader said, or that it stalled.
-    """
+    """Put `files` of `source` into `folder` under their names. Nothing is checked here. Raises
+    `CheckpointError` with what the downloader said, or that it stalled."""
     if pget:
         _with_pget(pget, source, files, folder)
         return
@@ -95,13 +93,9 @@ def _with_pget(pget: str, source: WeightSource, files: Sequence[RemoteFile], fol
     environment["PGET_PID_FILE"] = str(folder / "pget.pid")
     try:
         process = subprocess.Popen(
-            [pget, *arguments],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+            [pget, *arguments], cwd=folder, env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     except OSError as error:
         raise CheckpointError(f"{pget} cannot be started: {error.strerror}.") from error
     sizes = [file.size for file in files]
@@ -121,10 +115,8 @@ def _with_pget(pget: str, source: WeightSource, files: Sequence[RemoteFile], fol
 def _wait(
     process: subprocess.Popen[bytes], folder: Path, stall_s: float, most_bytes: float
 ) -> bytes:
-    """What `process` says until it ends.
-
-    Raises `CheckpointError` once `folder` has stopped growing, or holds over `most_bytes`.
-    """
+    """What `process` says until it ends. Raises `CheckpointError` once `folder` has stopped
+    growing, or holds over `most_bytes`."""
     size, since = -1, time.monotonic()
     while True:
         try:
@@ -142,25 +134,16 @@ def _wait(
 
 
 def _with_library(source: WeightSource, file: RemoteFile, folder: Path) -> None:
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils.tqdm import tqdm
-    except ImportError as error:
-        raise CheckpointError(
-            "there is neither the program pget nor the library: pip install huggingface_hub."
-        ) from error
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils.tqdm import tqdm
 
     no_bar: Any = partial(tqdm, disable=True)  # `growth` shows all downloaders alike
     if source.kind == "huggingface":
         hf_hub_download(
-            source.repository,
-            file.name,
-            revision=source.revision,
-            endpoint=source.url,
-            local_dir=folder,
-            tqdm_class=no_bar,
-        )
+            source.repository, file.name, revision=source.revision, endpoint=source.url,
+            local_dir=folder, tqdm_class=no_bar,
+        )  # fmt: skip
         return
     path = folder / file.name
     # Only what has a sum is continued: nothing could tell a tar spliced from two.
