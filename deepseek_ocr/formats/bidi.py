@@ -1,111 +1,65 @@
 """Right-to-left lines in the order in which a PDF places their characters: left to right.
 
-The algorithm of Unicode Standard Annex 9 without explicit embeddings, which pages do not print.
+The algorithm of Unicode Standard Annex 9 without explicit embeddings, which pages do not print. Its
+rules are patterns over the kinds of a line's characters, a sign for each.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Sequence
 
-_RIGHT = frozenset({"R", "AL"})
-_NUMBERS = frozenset({"EN", "AN"})
+_SIGNS = {"L": "L", "R": "R", "AL": "A", "EN": "1", "AN": "9", "CS": ",", "ES": "+", "ET": "%",
+          "NSM": "^"}  # fmt: skip
+"""Letters to the left and right, Arabic letters; European and Arabic numbers; separators and signs
+of numbers, what ends them; marks. All else is neutral, a space."""
 
 
 def is_right_to_left(line: str) -> bool:
     """True where the first letter with a direction runs to the left."""
-    for sign in line:
-        kind = unicodedata.bidirectional(sign)
-        if kind == "L" or kind in _RIGHT:
-            return kind != "L"
-    return False
+    first = re.search("[LRA]", _kinds(line))
+    return first is not None and first[0] != "L"
 
 
 def visual_order(line: str) -> str:
     """The characters of `line` from left to right as they stand on paper."""
-    kinds = [unicodedata.bidirectional(sign) for sign in line]
-    if not any(kind in _RIGHT or kind == "AN" for kind in kinds):
+    kinds = _kinds(line)
+    if not re.search("[RA9]", kinds):
         return line
-    base = 1 if is_right_to_left(line) else 0
-    levels = _levels(_resolve_neutrals(_resolve_weak(kinds, base), base), base)
-    order = list(range(len(line)))
-    for level in range(max(levels), 0, -1):
-        at = 0
-        while at < len(order):
-            end = at
-            while end < len(order) and levels[end] >= level:
-                end += 1
-            if end > at:
-                order[at:end] = order[at:end][::-1]
-                levels[at:end] = levels[at:end][::-1]
-            at = end + 1
-    return "".join(line[at] for at in order)
+    own = "R" if is_right_to_left(line) else "L"
+    kinds = _resolve_neutrals(_resolve_weak(kinds, own), own)
+    order = list(line)
+    for turned in ("[L19]+", ".+") if own == "R" else ("[19]+", "[R19]+"):
+        for run in re.finditer(turned, kinds):
+            order[run.start() : run.end()] = order[run.start() : run.end()][::-1]
+    return "".join(order)
 
 
-def _resolve_weak(kinds: Sequence[str], base: int) -> list[str]:
+def _kinds(line: str) -> str:
+    return "".join(_SIGNS.get(unicodedata.bidirectional(sign), " ") for sign in line)
+
+
+def _resolve_weak(kinds: str, own: str) -> str:
     """Rules W1 to W7: marks and numbers take after what is around them."""
-    own = "R" if base else "L"
-    found = _resolve_number_signs(_resolve_marks(kinds, own))
-    strong = own
-    for at, kind in enumerate(found):
-        if kind == "L" or kind in _RIGHT:
-            strong = kind
-        elif kind == "EN" and strong == "L":
-            found[at] = "L"
-    return ["R" if kind == "AL" else kind for kind in found]
+    kinds = own + kinds
+    kinds = re.sub(r"([^^])(\^+)", lambda found: found[1] * len(found[0]), kinds)  # W1
+    kinds = re.sub("A[^LRA]*", lambda found: found[0].replace("1", "9"), kinds)  # W2
+    kinds = re.sub("(?<=1)[,+](?=1)", "1", kinds)  # W4
+    kinds = re.sub("(?<=9),(?=9)", "9", kinds)
+    kinds = re.sub("[1%]+", _ended_numbers, kinds)  # W5
+    kinds = re.sub("L[^LRA]*", lambda found: found[0].replace("1", "L"), kinds)  # W7
+    return kinds[1:].replace("A", "R")  # W3
 
 
-def _resolve_marks(kinds: Sequence[str], own: str) -> list[str]:
-    """W1 and W2: a mark is what it stands on; numbers after Arabic letters are Arabic ones."""
-    found = []
-    previous = strong = own
-    for kind in kinds:
-        if kind == "NSM":
-            found.append(previous)
-            continue
-        previous = "AN" if kind == "EN" and strong == "AL" else kind
-        strong = kind if kind == "L" or kind in _RIGHT else strong
-        found.append(previous)
-    return found
+def _ended_numbers(found: re.Match[str]) -> str:
+    return "1" * len(found[0]) if "1" in found[0] else found[0]
 
 
-def _resolve_number_signs(kinds: Sequence[str]) -> list[str]:
-    """W4 and W5: separators inside numbers and signs beside them belong to them."""
-    found = list(kinds)
-    for at in range(1, len(found) - 1):
-        before, after = found[at - 1], found[at + 1]
-        if before == after and (
-            (found[at] == "CS" and before in _NUMBERS) or (found[at] == "ES" and before == "EN")
-        ):
-            found[at] = before
-    for step, order in ((-1, range(1, len(found))), (1, range(len(found) - 2, -1, -1))):
-        for at in order:
-            if found[at] == "ET" and found[at + step] == "EN":
-                found[at] = "EN"
-    return found
-
-
-def _resolve_neutrals(kinds: Sequence[str], base: int) -> list[str]:
+def _resolve_neutrals(kinds: str, own: str) -> str:
     """Rules N1 and N2: neutral characters go with both neighbours, or with the line."""
-    found = list(kinds)
-    own = "R" if base else "L"
-    at, before = 0, own
-    while at < len(found):
-        if found[at] in ("L", "R") or found[at] in _NUMBERS:
-            before = "L" if found[at] == "L" else "R"
-            at += 1
-            continue
-        end = at
-        while end < len(found) and found[end] not in ("L", "R", "EN", "AN"):
-            end += 1
-        after = own if end == len(found) else ("L" if found[end] == "L" else "R")
-        found[at:end] = [before if before == after else own] * (end - at)
-        at = end
-    return found
 
+    def resolved(found: re.Match[str]) -> str:
+        before, after = ("L" if side == "L" else "R" for side in (found[1], found[3]))
+        return found[1] + (before if before == after else own) * len(found[2])
 
-def _levels(kinds: Sequence[str], base: int) -> list[int]:
-    even = {"L": 0, "R": 1, "EN": 2, "AN": 2}
-    odd = {"L": 2, "R": 1, "EN": 2, "AN": 2}
-    table = odd if base else even
-    return [table[kind] for kind in kinds]
+    return re.sub("([LR19])([^LR19]+)(?=(.))", resolved, f"{own}{kinds}{own}")[1:-1]
