@@ -39,69 +39,31 @@ class Format:
         return {suffix: resolve_name(writer) for suffix, writer in self.files.items()}
 
 
-_HERE = "deepseek_ocr.formats"
+_FORMATS = (
+    Format("md", "cleaned Markdown, figures as files under images/",
+           {".md": f"{__name__}.markdown:write_markdown"}, "text/markdown", uses_figures=True),
+    Format("html", "one self-contained page with tables, figures and formulas",
+           {".html": f"{__name__}.html:write_html"}, "text/html", uses_figures=True),
+    Format("json", "pages and regions with boxes, confidence, tries, counts, timings, settings",
+           {".json": f"{__name__}.json_document:write_json"}, "application/json"),
+    Format("txt", "plain text without markup, pages parted by form feeds",
+           {".txt": f"{__name__}.text:write_plain"}, "text/plain"),
+    Format("mmd", "what the official PDF script writes: NAME.mmd and NAME_det.mmd",
+           {".mmd": f"{__name__}.markdown:write_official",
+            "_det.mmd": f"{__name__}.markdown:write_official_tagged"},
+           "text/markdown", uses_figures=True),
+    Format("pdf", "the pages with their regions drawn and labelled (NAME_layouts.pdf)",
+           {"_layouts.pdf": f"{__name__}.layout_pdf:write_layout_pdf"}, "application/pdf",
+           is_text=False),
+    Format("searchable-pdf",
+           "the pages with an invisible text layer, to search and copy (NAME.pdf)",
+           {".pdf": f"{__name__}.searchable_pdf:write_searchable_pdf"}, "application/pdf",
+           is_text=False),
+    Format("regions", "one region a line as JSON (NAME.regions.jsonl)",
+           {".regions.jsonl": f"{__name__}.json_document:write_regions"}, "application/x-ndjson"),
+)  # fmt: skip
 
-FORMATS: dict[str, Format] = {
-    one.name: one
-    for one in (
-        Format(
-            "md",
-            "cleaned Markdown, figures as files under images/",
-            {".md": f"{_HERE}.markdown:write_markdown"},
-            "text/markdown",
-            uses_figures=True,
-        ),
-        Format(
-            "html",
-            "one self-contained page with tables, figures and formulas",
-            {".html": f"{_HERE}.html:write_html"},
-            "text/html",
-            uses_figures=True,
-        ),
-        Format(
-            "json",
-            "pages and regions with boxes, confidence, tries, counts, timings, settings",
-            {".json": f"{_HERE}.json_document:write_json"},
-            "application/json",
-        ),
-        Format(
-            "txt",
-            "plain text without markup, pages parted by form feeds",
-            {".txt": f"{_HERE}.text:write_plain"},
-            "text/plain",
-        ),
-        Format(
-            "mmd",
-            "what the official PDF script writes: NAME.mmd and NAME_det.mmd",
-            {
-                ".mmd": f"{_HERE}.markdown:write_official",
-                "_det.mmd": f"{_HERE}.markdown:write_official_tagged",
-            },
-            "text/markdown",
-            uses_figures=True,
-        ),
-        Format(
-            "pdf",
-            "the pages with their regions drawn and labelled (NAME_layouts.pdf)",
-            {"_layouts.pdf": f"{_HERE}.layout_pdf:write_layout_pdf"},
-            "application/pdf",
-            is_text=False,
-        ),
-        Format(
-            "searchable-pdf",
-            "the pages with an invisible text layer, to search and copy (NAME.pdf)",
-            {".pdf": f"{_HERE}.searchable_pdf:write_searchable_pdf"},
-            "application/pdf",
-            is_text=False,
-        ),
-        Format(
-            "regions",
-            "one region a line as JSON (NAME.regions.jsonl)",
-            {".regions.jsonl": f"{_HERE}.json_document:write_regions"},
-            "application/x-ndjson",
-        ),
-    )
-}
+FORMATS: dict[str, Format] = {one.name: one for one in _FORMATS}
 """Every output format by its name, in the order in which they are listed."""
 
 

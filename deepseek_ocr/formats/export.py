@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,9 @@ def _write_format(
     for suffix, writer in chosen.writers().items():
         path = context.folder / f"{document.name}{suffix}"
         if chosen.is_text:
-            _write_text(path, writer(document, context))
+            with atomic_write(path) as stream:
+                for piece in writer(document, context):
+                    stream.write(piece.encode("utf-8", "replace"))
         else:
             pdfs[chosen.name] = writer(document, context, path)
         files.append(path)
@@ -128,20 +130,10 @@ def document_to_json(pages: list[dict[str, Any]]) -> dict[str, Any]:
     return {"version": json_document.VERSION, "pages": pages}
 
 
-def _write_text(path: Path, pieces: Iterable[str]) -> None:
-    with atomic_write(path) as stream:
-        for piece in pieces:
-            stream.write(piece.encode("utf-8", "replace"))
-
-
 def _restore_figures(document: DocumentRecord, context: WriteContext) -> None:
     """Cut out again the figures that the records name and the folder lacks."""
     for record in document.pages:
-        missing = [
-            name
-            for name in record.figures
-            if name and not (context.folder / FOLDER / name).exists()
-        ]
-        if missing and record.error is None:
+        files = (context.folder / FOLDER / name for name in record.figures if name)
+        if record.error is None and not all(file.exists() for file in files):
             picture = context.render(record.number)
             save_figures(picture, record.regions, record.number, context.folder)

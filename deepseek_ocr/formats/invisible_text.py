@@ -126,14 +126,10 @@ class _Stripper:
         if not isinstance(inner, Dictionary):
             raise _NotRemovableError
         contents, own = self.strip(form, inner, replace(state, is_moved=False), depth + 1)
-        entries = {
-            key: value
-            for key, value in form.items()
-            if key not in ("/Length", "/Filter", "/DecodeParms", "/Resources")
-        }
         new = compressed(self._pdf, contents)
-        for key, value in entries.items():
-            new[key] = value
+        for key, value in form.items():
+            if key not in ("/Length", "/Filter", "/DecodeParms", "/Resources"):
+                new[key] = value
         new.Resources = own
         free = f"/Form{self._forms}"
         while free in objects:

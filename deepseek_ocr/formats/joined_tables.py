@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from deepseek_ocr.formats.records import PageRecord
 from deepseek_ocr.markup import Part, cell_text
@@ -99,7 +100,7 @@ def page_contents(records: Iterable[PageRecord], join: bool) -> Iterator[PageCon
         if not join:
             yield page
             continue
-        first, last = table_at_start(page.before), table_at_end(page.before)
+        first, last = _table_at(0, page.before), _table_at(-1, page.before)
         if chain is not None and first is not None and chain.takes(record, first.table):
             chain.add(record, first.table)
             before, after = _around(page.before, first)
@@ -107,7 +108,7 @@ def page_contents(records: Iterable[PageRecord], join: bool) -> Iterator[PageCon
             if first == last:
                 chain.waiting.append(page)
                 continue
-            last = table_at_end(page.before)
+            last = _table_at(-1, page.before)
         if chain is not None:
             yield from chain.pages()
         chain = None
@@ -119,19 +120,16 @@ def page_contents(records: Iterable[PageRecord], join: bool) -> Iterator[PageCon
         yield from chain.pages()
 
 
-def table_at_start(parts: Sequence[Part]) -> _Place | None:
-    """The table that a page begins with, but for headers; None without one."""
-    for number, part in enumerate(parts):
-        if not _is_margin(part):
-            return _place(parts, number, 0)
-    return None
-
-
-def table_at_end(parts: Sequence[Part]) -> _Place | None:
-    """The table that a page ends with, but for footers; None without one."""
-    for number in range(len(parts) - 1, -1, -1):
-        if not _is_margin(parts[number]):
-            return _place(parts, number, len(parts[number].blocks) - 1)
+def _table_at(end: Literal[0, -1], parts: Sequence[Part]) -> _Place | None:
+    """The table that a page begins (0) or ends (-1) with, but for headers and footers, and for
+    what has no content."""
+    kept = [number for number, part in enumerate(parts) if part.blocks and not _is_margin(part)]
+    if not kept:
+        return None
+    blocks = parts[kept[end]].blocks
+    table = blocks[end]
+    if isinstance(table, Table) and table.regular and table.alignment is None:
+        return _Place(kept[end], len(blocks) - 1 if end else 0, table)
     return None
 
 
@@ -141,15 +139,7 @@ def row_texts(row: Row) -> tuple[str, ...]:
 
 
 def _is_margin(part: Part) -> bool:
-    """True for headers, footers and what has no content."""
-    return not part.blocks or (part.region is not None and part.region.label in MARGIN_LABELS)
-
-
-def _place(parts: Sequence[Part], part: int, block: int) -> _Place | None:
-    table = parts[part].blocks[block]
-    if isinstance(table, Table) and table.regular and table.alignment is None:
-        return _Place(part, block, table)
-    return None
+    return part.region is not None and part.region.label in MARGIN_LABELS
 
 
 def _around(parts: tuple[Part, ...], place: _Place) -> tuple[tuple[Part, ...], tuple[Part, ...]]:

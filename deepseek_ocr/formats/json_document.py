@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from deepseek_ocr.engine.results import Timings
 from deepseek_ocr.formats.markdown import figure_namer
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
 from deepseek_ocr.formats.writing import PdfPages, WriteContext
@@ -31,7 +32,7 @@ def page_data(record: PageRecord, name_figure: NameFigure | None = None) -> dict
         "height": record.height,
         "points": None if record.points is None else [round(side, 3) for side in record.points],
         "rotation": record.rotation,
-        "tries": [_try(asdict(one)) for one in record.tries],
+        "tries": [{**asdict(one), "seconds": round(one.seconds, 4)} for one in record.tries],
     }
     if record.error is not None:
         return {**data, "error": record.error}
@@ -43,9 +44,9 @@ def page_data(record: PageRecord, name_figure: NameFigure | None = None) -> dict
         "regions": regions_data(record, name_figure),
         "figures": list(record.figures),
         "finish_reason": record.finish_reason,
-        "confidence": _confidence(record.confidence),
+        "confidence": _rounded(record.confidence),
         "counts": None if record.counts is None else asdict(record.counts),
-        "timings": None if record.timings is None else _rounded(asdict(record.timings)),
+        "timings": _rounded(record.timings),
     }
 
 
@@ -112,19 +113,12 @@ def _region(record: PageRecord, region: Region, order: int, markdown: str) -> di
         "boxes": [list(box) for box in region.boxes],
         "boxes_pixels": [list(box) for box in pixels],
         "boxes_points": boxes_points,
-        "confidence": _confidence(region.confidence),
+        "confidence": _rounded(region.confidence),
     }
 
 
-def _try(data: dict[str, Any]) -> dict[str, Any]:
-    return {**data, "settings": dict(data["settings"]), "seconds": round(data["seconds"], 4)}
-
-
-def _rounded(seconds: dict[str, float]) -> dict[str, float]:
-    return {stage: round(value, 4) for stage, value in seconds.items()}
-
-
-def _confidence(confidence: Confidence | None) -> dict[str, float] | None:
-    if confidence is None:
+def _rounded(values: Confidence | Timings | None) -> dict[str, float] | None:
+    """The numbers in `values` by their names, as far as anybody reads them."""
+    if values is None:
         return None
-    return {"mean": round(confidence.mean, 4), "lowest": round(confidence.lowest, 4)}
+    return {name: round(value, 4) for name, value in asdict(values).items()}

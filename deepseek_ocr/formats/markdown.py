@@ -10,12 +10,7 @@ from deepseek_ocr.formats.joined_tables import Group, PageContent, page_contents
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
 from deepseek_ocr.formats.writing import WriteContext
 from deepseek_ocr.grounding import parser
-from deepseek_ocr.markup import (
-    NameFigure,
-    blocks_in,
-    markdown_blocks,
-    markdown_row,
-)
+from deepseek_ocr.markup import NameFigure, blocks_in, markdown_blocks, markdown_row
 from deepseek_ocr.settings import FormulaDelimiters
 
 PAGE_SPLIT = "\n\n<--- Page Split --->\n"
@@ -121,9 +116,6 @@ def _rows(groups: Iterable[Group], formulas: FormulaDelimiters) -> Iterator[str]
 
 def _official_mark(record: PageRecord) -> str:
     """A comment before a page that the official script would have dropped."""
-    found = remarks(PageContent(record, ()))
-    return "".join(f"{comment(remark)}\n" for remark in found[:1]) if _dropped(record) else ""
-
-
-def _dropped(record: PageRecord) -> bool:
-    return record.error is not None or record.finish_reason in _ENDINGS
+    if record.error is None and record.finish_reason not in _ENDINGS:
+        return ""
+    return f"{comment(remarks(PageContent(record, ()))[0])}\n"

@@ -37,7 +37,7 @@ def add_picture_page(
     """Append a page that shows `image`; `jpeg`, if given, is the same picture as it was stored, and
     `image.info["stored_jpeg"]` its mode. `size` is the page's in points, else `page_size` gives it.
     """
-    width, height = page_size(image) if size is None else page_within(size)
+    width, height = page_size(image) if size is None else _scaled(size, 1.0)
     stream = _from_jpeg(pdf, image, jpeg) if jpeg is not None else _from_pixels(pdf, image)
     page = pdf.add_blank_page(page_size=(width, height))
     page.obj.Resources = Dictionary(XObject=Dictionary(Page=stream))
@@ -57,12 +57,8 @@ def page_size(image: Image.Image) -> tuple[float, float]:
     return _scaled(image.size, 72 / dpi)
 
 
-def page_within(size: tuple[float, float]) -> tuple[float, float]:
-    """`size` in points, made smaller or larger if PDF does not allow pages of it."""
-    return _scaled(size, 1.0)
-
-
 def _scaled(size: tuple[float, float], scale: float) -> tuple[float, float]:
+    """`size` by `scale`, made smaller or larger if PDF does not allow pages of it."""
     scale = min(scale, LONGEST_SIDE / max(size))
     width, height = (min(max(side * scale, 3.0), LONGEST_SIDE) for side in size)
     return width, height

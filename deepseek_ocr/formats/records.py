@@ -202,9 +202,7 @@ def _check(record: PageRecord) -> None:
                 raise _refuse(f"page.regions[{at}].boxes", f"ordered and in 0-{SCALE}")
 
 
-@cache
-def _types_of(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+_types_of = cache(get_type_hints)
 
 
 def _decode(kind: Any, data: Any, where: str) -> Any:

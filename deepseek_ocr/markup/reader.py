@@ -5,16 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from deepseek_ocr.markup.blocks import (
-    Block,
-    Cell,
-    Formula,
-    Item,
-    ItemList,
-    Paragraph,
-    Table,
-    Title,
-)
+from deepseek_ocr.markup.blocks import Block, Cell, Formula, Item, ItemList, Paragraph, Table, Title
 from deepseek_ocr.markup.formulas import formulas_in
 from deepseek_ocr.markup.html_tables import RawCell, html_tables_in
 from deepseek_ocr.markup.lines import LineReader
