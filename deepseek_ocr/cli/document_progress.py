@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -135,16 +135,14 @@ class DocumentProgress(Watcher):
         with self._lock:
             self._display.say(reason)
 
-    def written(self, found: Input, files: Sequence[Path]) -> None:
+    def written(self, found: Input, files: Sequence[Path], pdfs: Mapping[str, PdfPages]) -> None:
         with self._lock:
             if files:
                 names = ", ".join(file.name for file in files)
                 self._display.say(f"wrote {files[0].parent} ({names})")
-
-    def pdf_written(self, found: Input, name: str, pages: PdfPages) -> None:
-        with self._lock:
-            for text in _pdf_lines(pages):
-                self._display.say(f"{found}, {name}: {text}")
+            for name, pages in pdfs.items():
+                for text in _pdf_lines(pages):
+                    self._display.say(f"{found}, {name}: {text}")
 
     def _show(self) -> None:
         text = self.counter.text(time.monotonic())

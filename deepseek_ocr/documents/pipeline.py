@@ -15,15 +15,18 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import asdict, dataclass
 
+from PIL import Image
+
 from deepseek_ocr.documents.inputs import Input, output_names
-from deepseek_ocr.documents.output_writer import DocumentInRun, OutputWriter
 from deepseek_ocr.documents.page_retries import Engine, read_pages, record_of
 from deepseek_ocr.documents.plan import Plan, settings_data
 from deepseek_ocr.documents.renderer import Ahead, OpenDocument, Rendered, Renderer
 from deepseek_ocr.documents.run_store import Store, file_digest, settings_digest
 from deepseek_ocr.documents.run_tally import RunReporter, Tally, Watcher
-from deepseek_ocr.errors import DocumentError, OcrError
-from deepseek_ocr.formats.records import PageRecord
+from deepseek_ocr.errors import DocumentError, OcrError, OutputError
+from deepseek_ocr.formats import export
+from deepseek_ocr.formats.records import DocumentRecord, PageRecord
+from deepseek_ocr.formats.writing import PdfPages
 
 AHEAD = 4
 """Pages that are rendered before they are asked for: enough to keep a model busy."""
@@ -33,12 +36,27 @@ _SIGNAL_S = 0.1
 thread waits does not wake it."""
 
 
+@dataclass
+class _Document:
+    """A document of a run: its input, the name of its folder, the hash of its content, its pages.
+
+    `left` counts the pages that are not settled.
+    """
+
+    found: Input
+    opened: OpenDocument
+    name: str
+    digest: str
+    numbers: list[int]
+    left: int
+
+
 @dataclass(frozen=True)
 class _PageRequest:
     """What a picture is for: a page of a document; or news that has no picture."""
 
     found: Input
-    document: DocumentInRun | None = None
+    document: _Document | None = None
     number: int = 0
     error: str = ""
 
@@ -65,40 +83,33 @@ def read_documents(
     """
     names = output_names(inputs) if names is None else names
     progress = RunReporter(store, watcher or Watcher())
-    _DocumentRun(plan, store, renderer, progress, names).read(inputs, engines)
+    _DocumentRun(plan, store, renderer, progress).read(inputs, names, engines)
     return progress.tally
 
 
 class _DocumentRun:
     """One run over documents."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        store: Store,
-        renderer: Renderer,
-        progress: RunReporter,
-        names: Mapping[str, str],
-    ) -> None:
+    def __init__(self, plan: Plan, store: Store, renderer: Renderer, progress: RunReporter) -> None:
         self._plan, self._store, self._renderer = plan, store, renderer
-        self._progress, self._names = progress, names
-        self._outputs = OutputWriter(plan, store, renderer, progress)
+        self._progress = progress
+        self._settings = settings_data(plan, renderer.settings)
         attempts = [asdict(attempt) for attempt in plan.attempts]
-        settings = settings_data(plan, renderer.settings)
-        self._digest = settings_digest({**settings, "attempts": attempts})
+        self._digest = settings_digest({**self._settings, "attempts": attempts})
         self._lock = threading.Lock()  # of how many pages of each document are left
         self._writing = ThreadPoolExecutor(1, "outputs")
         self._stopped = threading.Event()
 
-    def read(self, inputs: Sequence[Input], engines: Sequence[Engine]) -> None:
-        """Read everything."""
+    def read(
+        self, inputs: Sequence[Input], names: Mapping[str, str], engines: Sequence[Engine]
+    ) -> None:
+        """Read everything; `names` are the names of the output folders by key."""
         try:
-            with closing(Ahead(self._renderer, self._requests(inputs), AHEAD)) as ahead:
-                pictures = _SharedIterator(iter(ahead))
+            with closing(Ahead(self._renderer, self._requests(inputs, names), AHEAD)) as ahead:
                 if len(engines) == 1:
-                    self._read_on(engines[0], pictures)
+                    self._read_on(engines[0], iter(ahead))
                 else:
-                    self._read_on_all(engines, pictures)
+                    self._read_on_all(engines, iter(ahead))
         except BaseException:
             self._writing.shutdown(cancel_futures=True)
             raise
@@ -107,12 +118,12 @@ class _DocumentRun:
     # --- ahead of the engines, in a thread ------------------------------------------------------
 
     def _requests(
-        self, inputs: Iterable[Input]
+        self, inputs: Iterable[Input], names: Mapping[str, str]
     ) -> Iterator[tuple[_PageRequest, OpenDocument | None, int]]:
         """The pages to be rendered, document by document."""
         for found in inputs:
             try:
-                document, todo = self._open(found)
+                document, todo = self._open(found, names[found.key])
             except (OcrError, OSError) as error:
                 yield _PageRequest(found, error=str(error)), None, 0
                 continue
@@ -121,7 +132,7 @@ class _DocumentRun:
             for number in todo:
                 yield _PageRequest(found, document, number), document.opened, number
 
-    def _open(self, found: Input) -> tuple[DocumentInRun, list[int]]:
+    def _open(self, found: Input, name: str) -> tuple[_Document, list[int]]:
         """The document and its pages that are not done yet."""
         if found.error is not None:
             raise DocumentError(found.error)
@@ -132,7 +143,7 @@ class _DocumentRun:
                 f"{found} has {opened.pages} pages and none of those asked for; see --pages."
             )
         digest = file_digest(found.path)
-        name = self._store.claim(found, self._names[found.key], digest)
+        name = self._store.claim(found, name, digest)
         if self._plan.overwrite:
             self._store.forget(name)
         todo = []
@@ -143,7 +154,7 @@ class _DocumentRun:
             else:
                 self._store.list_done(found, name, record, digest, self._digest)
         self._progress.opened(found, len(numbers), len(numbers) - len(todo), opened.left_out)
-        return DocumentInRun(found, opened, name, digest, numbers, len(todo)), todo
+        return _Document(found, opened, name, digest, numbers, len(todo)), todo
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -155,11 +166,12 @@ class _DocumentRun:
         start is interrupted is not joined.
         """
         started = threading.Event()
+        turn = threading.Lock()
 
         def read_on(engine: Engine) -> None:
             started.wait()
             if not self._stopped.is_set():
-                self._read_on(engine, _while_running(engine, pictures))
+                self._read_on(engine, _shared(pictures, engine, turn))
 
         with ThreadPoolExecutor(len(engines), "engine") as pool:
             try:
@@ -199,7 +211,7 @@ class _DocumentRun:
             if self._stopped.is_set():
                 return
 
-    def _settle(self, document: DocumentInRun, record: PageRecord) -> None:
+    def _settle(self, document: _Document, record: PageRecord) -> None:
         """Keep and count a page that came to its end; the last one ends its document."""
         self._store.keep(document.found, document.name, record, document.digest, self._digest)
         with self._lock:
@@ -209,29 +221,54 @@ class _DocumentRun:
         if last:
             self._write_outputs(document)
 
-    def _write_outputs(self, document: DocumentInRun) -> None:
-        self._writing.submit(self._outputs.write, document)
+    # --- behind the engines, in a thread --------------------------------------------------------
 
+    def _write_outputs(self, document: _Document) -> None:
+        self._writing.submit(self._write, document)
 
-def _while_running(engine: Engine, pictures: _Pictures) -> _Pictures:
-    """What `engine` may take: nothing more once its device has failed."""
-    while engine.is_running:
+    def _write(self, document: _Document) -> None:
+        """Write the outputs of a document whose pages are settled, unless they are there.
+
+        Never raises: what fails is listed.
+        """
         try:
-            yield next(pictures)
-        except StopIteration:
+            written = self._written(document)
+        except Exception as error:  # one document that cannot be written must not stop the others
+            reason = f"The outputs of {document.found} could not be written: {error}"
+            if isinstance(error, OutputError):  # which says what was written
+                reason = f"{document.found}: {error}"
+            self._progress.unwritten(document.found, reason)
             return
+        self._progress.written(document.found, written.files, written.pdfs)
+
+    def _written(self, document: _Document) -> export.WrittenFiles:
+        plan, store = self._plan, self._store
+        options = {"formats": sorted(plan.formats), **asdict(plan.options)}
+        stamp = store.stamp(document.name, document.numbers, options)
+        if store.is_written(document.name, stamp):
+            return export.WrittenFiles(())
+        folder = store.folder / document.name
+        folder.mkdir(exist_ok=True)
+        pages = store.pages(document.name, document.numbers)
+        record = DocumentRecord(
+            document.name, document.found.path, document.opened.kind, pages, self._settings
+        )
+
+        def render(number: int) -> Image.Image:
+            return self._renderer.render(document.opened, number).image
+
+        written = export.write(record, plan.formats, folder, render, plan.options, plan.password)
+        if any(outcome != PdfPages() for outcome in written.pdfs.values()):
+            store.list_written(document.found, document.name, written.files, written.pdfs)
+        store.mark_written(document.name, stamp, written.files)
+        return written
 
 
-class _SharedIterator:
-    """An iterator that several threads take from."""
-
-    def __init__(self, pictures: _Pictures) -> None:
-        self._pictures = pictures
-        self._lock = threading.Lock()
-
-    def __iter__(self) -> _SharedIterator:
-        return self
-
-    def __next__(self) -> tuple[_PageRequest, Rendered | DocumentError | None]:
-        with self._lock:
-            return next(self._pictures)
+def _shared(pictures: _Pictures, engine: Engine, turn: threading.Lock) -> _Pictures:
+    """What `engine` takes of `pictures` when it is its turn: nothing once its device has failed."""
+    while engine.is_running:
+        with turn:
+            picture = next(pictures, None)
+        if picture is None:
+            return
+        yield picture

@@ -61,18 +61,12 @@ class Watcher:
     def unwritten(self, found: Input, reason: str) -> None:
         """A document's outputs could not be written."""
 
-    def written(self, found: Input, files: Sequence[Path]) -> None:
-        """A document's outputs are there."""
-
-    def pdf_written(self, found: Input, name: str, pages: PdfPages) -> None:
-        """One of these is a PDF of the format `name`, not all of whose pages are the usual."""
+    def written(self, found: Input, files: Sequence[Path], pdfs: Mapping[str, PdfPages]) -> None:
+        """A document's outputs are there; `pdfs` are the PDFs among them by format."""
 
 
-class RunReporter:
-    """Counts what happens in `tally`, lists failures in `store`, tells `watcher`.
-
-    Methods may be called from several threads.
-    """
+class RunReporter(Watcher):
+    """Counts what happens in `tally`, lists failures in `store`, tells `watcher`."""
 
     def __init__(self, store: Store, watcher: Watcher) -> None:
         self.tally = Tally()
@@ -80,20 +74,17 @@ class RunReporter:
         self._lock = threading.Lock()
 
     def opened(self, found: Input, pages: int, done: int, left_out: int) -> None:
-        """A document was opened; see `Watcher.opened`."""
         with self._lock:
             self.tally.done += done
         self._watcher.opened(found, pages, done, left_out)
 
     def unopened(self, found: Input, reason: str) -> None:
-        """An input could not be opened."""
         self._store.list_failed(found, reason)
         with self._lock:
             self.tally.unopened += 1
         self._watcher.unopened(found, reason)
 
     def page(self, found: Input, record: PageRecord) -> None:
-        """A page was settled: read, or failed."""
         with self._lock:
             if record.error is not None:
                 self.tally.failed += 1
@@ -104,21 +95,17 @@ class RunReporter:
         self._watcher.page(found, record)
 
     def unwritten(self, found: Input, reason: str) -> None:
-        """The outputs of a document could not be written."""
         self._store.list_failed(found, reason)
         with self._lock:
             self.tally.unwritten += 1
         self._watcher.unwritten(found, reason)
 
     def written(self, found: Input, files: Sequence[Path], pdfs: Mapping[str, PdfPages]) -> None:
-        """The outputs of a document are there; a page rebuilt in two of its PDFs counts once."""
         with self._lock:
             self.tally.documents += 1
+            # A page rebuilt in two PDFs counts once.
             self.tally.rebuilt += len({page for pages in pdfs.values() for page in pages.rebuilt})
             for pages in pdfs.values():
                 self.tally.skipped += len(pages.skipped)
                 self.tally.replaced += len(pages.replaced)
-        self._watcher.written(found, files)
-        for name, pages in pdfs.items():
-            if pages != PdfPages():
-                self._watcher.pdf_written(found, name, pages)
+        self._watcher.written(found, files, pdfs)
