@@ -87,7 +87,10 @@ class _PictureArchive:
     def __init__(self, path: Path, name: str, password: str | None) -> None:
         self._name = name
         self._password = password.encode() if password else None
-        self._zip = zipfile.ZipFile(path)
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except Exception as error:  # zipfile raises many things over a damaged one
+            raise DocumentError(f"{name} is a damaged archive ({error}); pack it again.") from error
         members = [member for member in self._zip.infolist() if not member.is_dir()]
         if len(members) > MAX_PAGES:
             raise DocumentError(f"{self._name} has more than {MAX_PAGES:,} files; split it.")
@@ -200,15 +203,6 @@ def open_document(path: Path, name: str, password: str | None) -> DocumentFile:
     return document
 
 
-def _archive(path: Path, name: str, password: str | None) -> _PictureArchive:
-    try:
-        return _PictureArchive(path, name, password)
-    except DocumentError:
-        raise
-    except Exception as error:  # zipfile raises many things over a damaged one
-        raise DocumentError(f"{name} is a damaged archive ({error}); pack it again.") from error
-
-
 _KINDS: dict[str, Callable[[Path, str, str | None], DocumentFile]] = {
-    "pdf": PdfFile, "zip": _archive, "picture": _PictureFile,
+    "pdf": PdfFile, "zip": _PictureArchive, "picture": _PictureFile,
 }  # fmt: skip

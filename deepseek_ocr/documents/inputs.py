@@ -143,7 +143,7 @@ def find(arguments: Iterable[str]) -> Listing:
         path = Path(argument)
         if argument.startswith(("http://", "https://")):
             inputs.append(Input(path, argument, _ADDRESS.format(argument)))
-        elif _exists(path):
+        elif os.path.exists(path):  # False for a name too long, or with a null byte
             _take(path, inputs, left_out)
         elif glob.has_magic(argument):
             matches = sorted(glob.glob(argument, recursive=True))
@@ -161,13 +161,6 @@ _ADDRESS = (
     "{} is an address, and addresses are not fetched here; download the file, for example with: "
     "curl -fsSLo page.jpg ADDRESS"
 )
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long, a null byte
-        return False
 
 
 def _take(path: Path, inputs: list[Input], left_out: list[Path]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from PIL import Image
 
+from deepseek_ocr.documents.plan import attempt_data
 from deepseek_ocr.documents.renderer import Rendered
 from deepseek_ocr.engine.results import Failure, Page, Reading
 from deepseek_ocr.formats.figures import save_figures
@@ -60,19 +61,13 @@ class ReadPage(Generic[Wanted]):
 
         `seconds` are those since the engine was given the page, of use where it has no timings.
         """
-        settings = {
-            "name": attempt.name, "crop": asdict(attempt.crop),
-            "decode": asdict(attempt.decode)
-            | {"exempt_tokens": list(attempt.decode.exempt_tokens)},
-        }  # fmt: skip
+        settings = {"name": attempt.name, **attempt_data(attempt)}
         if isinstance(outcome, Failure):
             self.tries.append(Try(settings, "failed", 0, round(seconds, 4)))
             self.error = self.error or str(outcome)
             return
-        seconds = sum(asdict(outcome.timings).values())
-        self.tries.append(
-            Try(settings, outcome_of(outcome), outcome.counts.output, round(seconds, 4))
-        )
+        seconds = round(sum(asdict(outcome.timings).values()), 4)
+        self.tries.append(Try(settings, _end_of(outcome), outcome.counts.output, seconds))
         if self.reading is None or _worth(outcome) > _worth(self.reading):
             self.reading, self.kept = outcome, len(self.tries) - 1
 
@@ -136,9 +131,7 @@ def read_pages(
                 again.append(page)
             else:
                 yield page
-        if (
-            not fed
-        ):  # pages to be tried again may be left when the engine has taken the last new one
+        if not fed:  # pages to try again may be left when the engine has taken the last new one
             return
 
 
@@ -184,20 +177,17 @@ def record_of(page: ReadPage[Any], number: int, folder: Path | None = None) -> P
     )
 
 
-def outcome_of(reading: Reading) -> str:
+def _end_of(reading: Reading) -> str:
     """How a reading ended: its finish reason, or "empty"."""
     return reading.finish_reason if reading.text.strip() else "empty"
 
 
 def _worth(reading: Reading) -> tuple[int, int]:
-    """By this the best try is found: how it ended, then how much text is not repetition."""
-    return -OUTCOMES.index(outcome_of(reading)), _unrepeated(reading.text)
-
-
-def _unrepeated(text: str) -> int:
-    """The number of different sequences of four words in `text`."""
-    words = text.split()
-    return len({tuple(words[at : at + 4]) for at in range(max(len(words) - 3, 1))})
+    """By this the best try is found: how it ended, then how much text is not repetition (different
+    sequences of four words)."""
+    words = reading.text.split()
+    sequences = {tuple(words[at : at + 4]) for at in range(max(len(words) - 3, 1))}
+    return -OUTCOMES.index(_end_of(reading)), len(sequences)
 
 
 def _is_blank(image: Image.Image) -> bool:

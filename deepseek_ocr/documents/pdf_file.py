@@ -33,18 +33,16 @@ class PdfFile:
         try:
             self._pdf = pypdfium2.PdfDocument(path, password=password)
         except pypdfium2.PdfiumError as error:
-            raise DocumentError(self._why(str(error), password)) from error
+            reason = (
+                f"{name} is damaged, has no pages, or is no PDF that can be opened ({error}); "
+                "save it again, or repair it, for example with: qpdf IN.pdf OUT.pdf"
+            )
+            if "password" in str(error).lower():
+                reason = encrypted_reason(name, password is not None)
+            raise DocumentError(reason) from error
         self.count = len(self._pdf)
         with suppress(pypdfium2.PdfiumError):  # a damaged form is no reason not to read the page
             self._pdf.init_forms()
-
-    def _why(self, message: str, password: str | None) -> str:
-        if "password" in message.lower():
-            return encrypted_reason(self._name, password is not None)
-        return (
-            f"{self._name} is damaged, has no pages, or is no PDF that can be opened ({message}); "
-            "save it again, or repair it, for example with: qpdf IN.pdf OUT.pdf"
-        )
 
     def render(self, index: int, settings: RenderSettings) -> tuple[Image.Image, dict[str, Any]]:
         """See `document_files.DocumentFile.render`. Raises `DocumentError`."""

@@ -28,16 +28,16 @@ class Plan:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
+def attempt_data(attempt: Attempt) -> dict[str, Any]:
+    """How an attempt cuts and decodes, as JSON data."""
+    decode = {**asdict(attempt.decode), "exempt_tokens": [*attempt.decode.exempt_tokens]}
+    return {"crop": asdict(attempt.crop), "decode": decode}
+
+
 def settings_data(plan: Plan, render: RenderSettings) -> dict[str, Any]:
     """Everything that decides what a page is read as, as JSON data."""
-    first = asdict(plan.attempts[0])
     return {
-        **plan.about,
-        "prompt": plan.prompt,
-        "crop": first["crop"],
-        "decode": first["decode"] | {"exempt_tokens": list(first["decode"]["exempt_tokens"])},
+        **plan.about, "prompt": plan.prompt, **attempt_data(plan.attempts[0]),
         "retries": [attempt.name for attempt in plan.attempts[1:]],
-        "dpi": render.dpi,
-        "rotate": render.rotate,
-        "max_pixels": render.max_pixels,
-    }
+        "dpi": render.dpi, "rotate": render.rotate, "max_pixels": render.max_pixels,
+    }  # fmt: skip

@@ -76,7 +76,7 @@ class Rendered:
     own_text: OwnText | None = None
 
 
-class Renderer:
+class Renderer(contextlib.AbstractContextManager["Renderer"]):
     """Opens documents and renders their pages in up to `workers` processes; any thread may ask."""
 
     def __init__(self, settings: RenderSettings = RenderSettings(), workers: int = 1) -> None:
@@ -138,9 +138,6 @@ class Renderer:
         """End the processes."""
         for worker in self._pool.all:
             worker.stop()
-
-    def __enter__(self) -> Renderer:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

@@ -23,6 +23,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,7 +43,7 @@ _SAMPLE = 1 << 20
 """Bytes looked at in three places of a file of weights."""
 
 
-class Store:
+class Store(AbstractContextManager["Store"]):
     """The output folder of a run. Methods may be called from several threads.
 
     Raises `SettingsError` where the folder cannot be written, or another run is writing there.
@@ -74,9 +75,6 @@ class Store:
         os.close(self._file)
         self._lock.release()
 
-    def __enter__(self) -> Store:
-        return self
-
     def __exit__(self, *exception: object) -> None:
         self.close()
 
@@ -90,7 +88,7 @@ class Store:
         """
         path = shown(os.path.abspath(found.path))
         whose = {"path": path, "key": shown(found.key), "sha256": digest}
-        plain = _without_hash(name, found.key)
+        plain = name.removesuffix(with_hash("", found.key))
         own = [one for one in (plain, name) if _is_same(self._claimed(one), whose)]
         # A document keeps the name it once got, also when others of its stem join the run.
         candidates = [*own, name, with_hash(plain, found.key), with_hash(plain, path)]
@@ -240,17 +238,12 @@ def page_line(
     """What the manifest says of a page."""
     read = "retried" if len(record.tries) > 1 else "read"
     return {
-        "source": str(found),
-        "document": name,
-        "page": record.number,
-        "outcome": read if record.error is None else "failed",
-        "reason": record.error,
-        "finish_reason": record.finish_reason,
-        "tries": [tried.outcome for tried in record.tries],
+        "source": str(found), "document": name, "page": record.number,
+        "outcome": read if record.error is None else "failed", "reason": record.error,
+        "finish_reason": record.finish_reason, "tries": [tried.outcome for tried in record.tries],
         "seconds": round(sum(tried.seconds for tried in record.tries), 3),
-        "input": digest,
-        "settings": settings,
-    }
+        "input": digest, "settings": settings,
+    }  # fmt: skip
 
 
 def read_manifests(folder: Path) -> Iterator[dict[str, Any]]:
@@ -281,12 +274,6 @@ def _line_id(line: Mapping[str, Any]) -> tuple[Any, ...]:
     """What makes two lines say the same of the same page."""
     names = ("document", "page", "outcome", "input", "settings")
     return tuple(str(line.get(name)) for name in names)
-
-
-def _without_hash(name: str, key: str) -> str:
-    """The stem of a name that may have the hash of `key` behind it."""
-    end = with_hash("", key)
-    return name.removesuffix(end)
 
 
 def _is_same(claimed: Any, whose: Mapping[str, str]) -> bool:

@@ -4,7 +4,7 @@
     document, numbers = await reader.open_async(Path("scan.pdf"), "scan.pdf")
     records = await reader.read(document, numbers, prompt, attempts, print)
 
-PageSelection are rendered by processes that all documents share, and wait in the engine for a slot.
+Pages are rendered by processes that all documents share, and wait in the engine for a slot.
 """
 
 from __future__ import annotations
@@ -35,18 +35,14 @@ from deepseek_ocr.settings import Attempt
 Result = TypeVar("Result")
 
 
-def renderers_for(processors: int) -> int:
-    """How many processes render pages. Of documents that are read side by side none has all of
-    them, so that one whose pages take a minute each does not hold up the others."""
-    return max(2, min(8, processors // 2))
-
-
 class DocumentReader:
     """Reads documents with `engine`, those of several callers at once."""
 
     def __init__(self, engine: OcrEngine) -> None:
         self.engine = engine
-        self._renderer = Renderer(workers=renderers_for(os.cpu_count() or 1))
+        # Of documents that are read side by side none has all the processes that render pages, so
+        # that one whose pages take a minute each does not hold up the others.
+        self._renderer = Renderer(workers=max(2, min(8, (os.cpu_count() or 1) // 2)))
         self._threads = ThreadPoolExecutor(self._renderer.workers, "render")
         self._rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
             WeakKeyDictionary()

@@ -22,20 +22,12 @@ from deepseek_ocr.grounding.parser import Region
 Colour = tuple[float, float, float]
 
 COLOURS: dict[str, Colour] = {
-    "title": (0.78, 0.13, 0.16),
-    "sub_title": (0.85, 0.40, 0.02),
-    "text": (0.10, 0.40, 0.76),
-    "table": (0.10, 0.52, 0.24),
-    "image": (0.52, 0.20, 0.68),
-    "image_caption": (0.74, 0.16, 0.52),
-    "table_caption": (0.33, 0.47, 0.05),
-    "formula": (0.00, 0.50, 0.54),
-    "equation": (0.00, 0.50, 0.54),
-    "list": (0.36, 0.30, 0.78),
-    "header": (0.40, 0.42, 0.46),
-    "footer": (0.40, 0.42, 0.46),
-    "page_number": (0.40, 0.42, 0.46),
-}
+    "title": (0.78, 0.13, 0.16), "sub_title": (0.85, 0.40, 0.02), "text": (0.10, 0.40, 0.76),
+    "table": (0.10, 0.52, 0.24), "image": (0.52, 0.20, 0.68), "image_caption": (0.74, 0.16, 0.52),
+    "table_caption": (0.33, 0.47, 0.05), "formula": (0.00, 0.50, 0.54),
+    "equation": (0.00, 0.50, 0.54), "list": (0.36, 0.30, 0.78), "header": (0.40, 0.42, 0.46),
+    "footer": (0.40, 0.42, 0.46), "page_number": (0.40, 0.42, 0.46),
+}  # fmt: skip
 """Red, green, blue of the labels the model uses most, dark enough for white letters on them."""
 
 _INK: Colour = (0.15, 0.15, 0.17)
@@ -62,7 +54,7 @@ def colour_of(label: str) -> Colour:
 def _page(leaf: Leaf, record: PageRecord) -> None:
     """Draw in an annotation: it lies over all that the page draws, whatever state that leaves."""
     width, height = leaf.size
-    unit = _unit(width, height)
+    unit = max(math.sqrt(width * height) / 90, 0.5)  # letters that can be read on any page
     legend = list(_legend(record, width, unit))
     strip = unit * 2 * len(legend)
     crop = _with_strip(leaf.crop, leaf.turned, strip)
@@ -85,11 +77,6 @@ def _page(leaf: Leaf, record: PageRecord) -> None:
     page = leaf.page.obj
     page.MediaBox = page.CropBox = Array(list(crop))
     page.Annots = Array([*page.get("/Annots", Array()), leaf.pdf.make_indirect(note)])
-
-
-def _unit(width: float, height: float) -> float:
-    """Size of the letters in points, so that they are readable on any page."""
-    return max(math.sqrt(width * height) / 90, 0.5)
 
 
 def _with_strip(crop: Rectangle, turned: int, strip: float) -> Rectangle:

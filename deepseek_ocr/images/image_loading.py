@@ -21,7 +21,7 @@ Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
 """What a picture is opened from: a path, its bytes, a binary stream, a Pillow image."""
 
 
-def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image:
+def open_image(source: Source, limits: ImageLimits = ImageLimits()) -> Image.Image:
     """Open a picture as RGB, upright (EXIF), first frame, from a path, bytes, stream or image.
 
     `info["more_pages"]` of what is returned is True where a TIFF holds further pages.
@@ -31,7 +31,6 @@ def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image
 
     Raises `ImageTooLargeError` beyond `limits`, `ImageError` for anything that is no picture.
     """
-    limits = limits or ImageLimits()
     if isinstance(source, Image.Image):
         return _decode(source, "The image", limits)
     data, name = _read(source, limits)
@@ -40,19 +39,17 @@ def open_image(source: Source, limits: ImageLimits | None = None) -> Image.Image
             f"{name} is a PDF, a document of many pages; give it to deepseek-ocr read, or make "
             "pictures of its pages with deepseek_ocr.documents.renderer."
         )
-    with _open(data, name, limits) as image:
+    with open_frames(data, name, limits) as image:
         return _decode(image, name, limits)
 
 
-def open_frames(file: Path | BinaryIO, name: str, limits: ImageLimits | None = None) -> Image.Image:
+def open_frames(
+    file: Path | BinaryIO, name: str, limits: ImageLimits = ImageLimits()
+) -> Image.Image:
     """Open a picture without decoding it: `seek` chooses a frame, `open_image` decodes it.
 
     `name` is what messages call it. Raises as `open_image`.
     """
-    return _open(file, name, limits or ImageLimits())
-
-
-def _open(file: BinaryIO | Path, name: str, limits: ImageLimits) -> Image.Image:
     try:
         with _quiet:
             return Image.open(file, formats=_formats())

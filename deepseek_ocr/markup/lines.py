@@ -34,9 +34,7 @@ class LineReader:
 
     def line(self, text: str, entities: bool = False) -> Line:
         """What is in one line. A tag of style that has no partner is text."""
-        pieces = _STYLE_TAG.split(
-            _BREAK.sub(" ", text)
-        )  # text, slash, name, text, slash, name, text, …
+        pieces = _STYLE_TAG.split(_BREAK.sub(" ", text))  # text, slash, name, text, slash, …
         return tuple(self._inlines(pieces, _partners(pieces), 0, len(pieces), entities))
 
     def _inlines(

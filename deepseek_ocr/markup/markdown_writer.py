@@ -82,9 +82,10 @@ class _Writer:
     def __init__(self, block: Block, name_figure: NameFigure, dollars: bool) -> None:
         self._name_figure = name_figure
         self._dollars = dollars
-        text = "\n".join(part.text for line in _lines_of(block) for part in _texts(line))
+        parts = [part for line in _lines_of(block) for part in _flat(line)]
+        text = "\n".join(part.text for part in parts if isinstance(part, Text))
         self._risky = {sign for sign in "_~$" if text.count(sign) > 1} | {"*"}
-        if dollars and any(map(_has_formula, _lines_of(block))):
+        if dollars and any(isinstance(part, Formula) for part in parts):
             self._risky.add("$")
 
     def block(self, block: Block) -> str:
@@ -97,8 +98,7 @@ class _Writer:
         if isinstance(block, ItemList):
             return self._list(block)
         if isinstance(block, Table):
-            bars = block.alignment is not None and _fits_bars(block)
-            return self._bar_table(block) if bars else self._html_table(block)
+            return self._table(block)
         if isinstance(block, Location):
             boxes = ", ".join(str(list(box)) for box in block.boxes)
             return f"{self._started(block.line)}: [{boxes}]"
@@ -204,16 +204,17 @@ class _Writer:
             return run[0]
         return "".join(f"\\{one}" for one in run[0])
 
-    def _bar_table(self, table: Table) -> str:
+    def _table(self, table: Table) -> str:
+        """With bars, unless a row is wider than the line of dashes: viewers drop further cells."""
+        dashes = table.alignment
+        if dashes is None or any(len(row) > len(dashes) for row in table.rows):
+            return f"<table>{''.join(map(self.html_row, table.rows))}</table>"
         rows = ["| " + " | ".join(map(self._bar_cell, row)) + " |" for row in table.rows]
-        rows.insert(1, "|" + "|".join(table.alignment or ()) + "|")
+        rows.insert(1, "|" + "|".join(dashes) + "|")
         return "\n".join(rows)
 
     def _bar_cell(self, cell: Cell) -> str:
         return "<br>".join(map(self._line, cell.lines)).replace("|", "\\|")
-
-    def _html_table(self, table: Table) -> str:
-        return f"<table>{''.join(map(self.html_row, table.rows))}</table>"
 
     def html_row(self, row: Row) -> str:
         """A row with its tags."""
@@ -252,12 +253,13 @@ def _lines_of(block: Block) -> Iterator[Line]:
         yield from (line for row in block.rows for cell in row for line in cell.lines)
 
 
-def _texts(line: Line) -> Iterator[Text]:
+def _flat(line: Line) -> Iterator[Text | Formula]:
+    """What is in a line, whatever its style."""
     for part in line:
-        if isinstance(part, Text):
+        if isinstance(part, Styled):
+            yield from _flat(part.content)
+        else:
             yield part
-        elif isinstance(part, Styled):
-            yield from _texts(part.content)
 
 
 def _stands_free(line: Line, at: int) -> bool:
@@ -267,21 +269,9 @@ def _stands_free(line: Line, at: int) -> bool:
     return not before.strip() and not after.strip()
 
 
-def _has_formula(line: Line) -> bool:
-    return any(
-        isinstance(part, Formula) or (isinstance(part, Styled) and _has_formula(part.content))
-        for part in line
-    )
-
-
 def _is_shown_otherwise(marker: str) -> bool:
     """True for a marker that viewers replace by another: `01.`, or a bullet of no Markdown."""
     if marker in ("-", "*"):
         return False
     number = marker[:-1]
     return not number.isdecimal() or (number[0] == "0" and number != "0")
-
-
-def _fits_bars(table: Table) -> bool:
-    """True if no row is wider than the line of dashes; viewers drop further cells."""
-    return all(len(row) <= len(table.alignment or ()) for row in table.rows)
