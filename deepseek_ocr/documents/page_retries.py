@@ -167,14 +167,11 @@ def record_of(page: ReadPage[Any], number: int, folder: Path | None = None) -> P
         if folder is not None:
             figures = save_figures(page.rendered.image, record.regions, number, folder)
             record = replace(record, figures=figures)
+    rendered = page.rendered
     return replace(
-        record,
-        points=page.rendered.points,
-        rotation=page.rendered.rotation,
-        tries=tuple(page.tries),
-        kept=page.kept,
-        own_text=page.rendered.own_text,
-    )
+        record, points=rendered.points, rotation=rendered.rotation, own_text=rendered.own_text,
+        tries=tuple(page.tries), kept=page.kept,
+    )  # fmt: skip
 
 
 def _end_of(reading: Reading) -> str:

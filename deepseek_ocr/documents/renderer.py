@@ -122,12 +122,9 @@ class Renderer(contextlib.AbstractContextManager["Renderer"]):
         self, path: Path, name: str, password: str | None, page: int | None, owner: object
     ) -> tuple[dict[str, Any], bytes]:
         request = {
-            "path": os.path.abspath(path),
-            "name": name or shown(path),
-            "password": password,
-            "page": page,
-            "settings": asdict(self.settings),
-        }
+            "path": os.path.abspath(path), "name": name or shown(path), "password": password,
+            "page": page, "settings": asdict(self.settings),
+        }  # fmt: skip
         with self._pool.taken((path, password)) as worker:
             reply, pixels = worker.ask(request, self.settings.timeout, owner)
         if "error" in reply:

@@ -30,17 +30,14 @@ def figure_crops(image: Image.Image, regions: Iterable[Region]) -> Iterator[Imag
     `MOST_AREA`. One crop is held at a time.
     """
     made, area = 0, 0.0
-    for region in regions:
-        if not region.is_figure:
+    for box in (box for region in regions if region.is_figure for box in region.boxes):
+        left, top, right, bottom = parser.to_pixels(box, *image.size)
+        size = (right - left) * (bottom - top) / max(image.width * image.height, 1)
+        if size <= 0 or made >= MOST_FIGURES or area + size > MOST_AREA:
+            yield None
             continue
-        for box in region.boxes:
-            left, top, right, bottom = parser.to_pixels(box, *image.size)
-            size = (right - left) * (bottom - top) / max(image.width * image.height, 1)
-            if size <= 0 or made >= MOST_FIGURES or area + size > MOST_AREA:
-                yield None
-                continue
-            made, area = made + 1, area + size
-            yield image.crop((left, top, right, bottom))
+        made, area = made + 1, area + size
+        yield image.crop((left, top, right, bottom))
 
 
 def save_figures(
@@ -52,11 +49,9 @@ def save_figures(
     """
     names = []
     for at, crop in enumerate(figure_crops(image, regions)):
-        name = "" if crop is None else f"{number - 1}_{at}.jpg"
-        names.append(name)
-        if crop is None:
-            continue
-        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / FOLDER / name) as stream:
-            crop.convert("RGB").save(stream, "JPEG", quality=_QUALITY)
+        names.append("" if crop is None else f"{number - 1}_{at}.jpg")
+        if crop is not None:
+            (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+            with atomic_write(folder / FOLDER / names[at]) as stream:
+                crop.convert("RGB").save(stream, "JPEG", quality=_QUALITY)
     return tuple(names)

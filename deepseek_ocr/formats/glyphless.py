@@ -149,10 +149,9 @@ def font_file(widths: Sequence[int]) -> bytes:
 
 def _box(wide: int) -> bytes:
     """The outline of a box in four points; a mark, which has no width, gets its height alone."""
-    outline = struct.pack(">5h", 1, 0, DESCENT, wide, ASCENT) + struct.pack(">HH", 3, 0)
+    outline = struct.pack(">5h2H", 1, 0, DESCENT, wide, ASCENT, 3, 0)
     outline += bytes([1] * 4)  # all points are on the curve
-    outline += struct.pack(">4h", 0, 0, wide, 0) + struct.pack(">4h", DESCENT, ASCENT - DESCENT,
-                                                               0, DESCENT - ASCENT)  # fmt: skip
+    outline += struct.pack(">8h", 0, 0, wide, 0, DESCENT, ASCENT - DESCENT, 0, DESCENT - ASCENT)
     return outline + bytes(-len(outline) % 4)
 
 

@@ -26,28 +26,23 @@ def page_data(record: PageRecord, name_figure: NameFigure | None = None) -> dict
     `name_figure` names the figures in its Markdown if not as those of a document.
     Timings are in seconds, boxes as `regions_data` says.
     """
+    points = record.points
     data: dict[str, Any] = {
-        "number": record.number,
-        "width": record.width,
-        "height": record.height,
-        "points": None if record.points is None else [round(side, 3) for side in record.points],
+        "number": record.number, "width": record.width, "height": record.height,
+        "points": None if points is None else [round(side, 3) for side in points],
         "rotation": record.rotation,
         "tries": [{**asdict(one), "seconds": round(one.seconds, 4)} for one in record.tries],
-    }
+    }  # fmt: skip
     if record.error is not None:
         return {**data, "error": record.error}
     return {
-        **data,
-        "kept": record.kept,
-        "text": record.text,
+        **data, "kept": record.kept, "text": record.text,
         "markdown": to_markdown(blocks_in(record.parts), name_figure or figure_namer(record)),
-        "regions": regions_data(record, name_figure),
-        "figures": list(record.figures),
-        "finish_reason": record.finish_reason,
-        "confidence": _rounded(record.confidence),
+        "regions": regions_data(record, name_figure), "figures": list(record.figures),
+        "finish_reason": record.finish_reason, "confidence": _rounded(record.confidence),
         "counts": None if record.counts is None else asdict(record.counts),
         "timings": _rounded(record.timings),
-    }
+    }  # fmt: skip
 
 
 def regions_data(record: PageRecord, name_figure: NameFigure | None = None) -> list[dict[str, Any]]:
@@ -70,12 +65,9 @@ def write_json(document: DocumentRecord, context: WriteContext) -> Iterator[str]
     `pdfs` in it says what became of the pages of its PDFs, if there is anything to say.
     """
     head: dict[str, Any] = {
-        "version": VERSION,
-        "name": document.name,
-        "source": document.source.name,
-        "kind": document.kind,
-        "settings": dict(document.settings),
-    }
+        "version": VERSION, "name": document.name, "source": document.source.name,
+        "kind": document.kind, "settings": dict(document.settings),
+    }  # fmt: skip
     pdfs = {name: asdict(pages) for name, pages in context.pdfs.items() if pages != PdfPages()}
     if pdfs:
         head["pdfs"] = pdfs
@@ -106,15 +98,11 @@ def _region(record: PageRecord, region: Region, order: int, markdown: str) -> di
         ]
     pixels = [parser.to_pixels(box, record.width, record.height) for box in region.boxes]
     return {
-        "order": order,
-        "label": region.label,
-        "text": region.content,
-        "markdown": markdown,
+        "order": order, "label": region.label, "text": region.content, "markdown": markdown,
         "boxes": [list(box) for box in region.boxes],
-        "boxes_pixels": [list(box) for box in pixels],
-        "boxes_points": boxes_points,
+        "boxes_pixels": [list(box) for box in pixels], "boxes_points": boxes_points,
         "confidence": _rounded(region.confidence),
-    }
+    }  # fmt: skip
 
 
 def _rounded(values: Confidence | Timings | None) -> dict[str, float] | None:

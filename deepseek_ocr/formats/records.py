@@ -130,16 +130,10 @@ class LazyRecords(Sequence[PageRecord]):
 def page_record(number: int, reading: Reading) -> PageRecord:
     """The record of the page `number` (from 1) that was read."""
     return PageRecord(
-        number,
-        *reading.image_size,
-        text=reading.text,
-        regions=reading.regions,
-        finish_reason=reading.finish_reason,
-        confidence=reading.confidence,
-        counts=reading.counts,
-        timings=reading.timings,
-        reference=reading.reference,
-    )
+        number, *reading.image_size, text=reading.text, regions=reading.regions,
+        finish_reason=reading.finish_reason, confidence=reading.confidence, counts=reading.counts,
+        timings=reading.timings, reference=reading.reference,
+    )  # fmt: skip
 
 
 def record_to_json(record: PageRecord) -> dict[str, Any]:

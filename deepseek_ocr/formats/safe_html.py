@@ -13,22 +13,7 @@ from html import escape
 import nh3
 
 from deepseek_ocr.formats.mathml import to_mathml
-from deepseek_ocr.markup import plain_line
-from deepseek_ocr.markup.blocks import (
-    Block,
-    Cell,
-    Formula,
-    Inline,
-    ItemList,
-    Line,
-    Location,
-    Paragraph,
-    Row,
-    Styled,
-    Table,
-    Text,
-    Title,
-)
+from deepseek_ocr.markup import blocks, html_row, plain_line
 
 _MATHML = {
     "math", "mi", "mo", "mn", "mtext", "mspace", "mrow", "mfrac", "msqrt", "mroot", "mstyle",
@@ -54,29 +39,24 @@ _ELEMENTS = _MATHML | {
 }  # fmt: skip
 _ATTRIBUTES = {
     **dict.fromkeys(_MATHML, _MATHML_ATTRIBUTES),
-    "td": {"colspan", "rowspan"},
-    "th": {"colspan", "rowspan"},
-    "p": {"class"},
-    "ul": {"class"},
-    "code": {"class"},
-    "span": {"class"},
-    "div": {"class"},
+    **{name: {"colspan", "rowspan"} for name in ("td", "th")},
+    **{name: {"class"} for name in ("p", "ul", "code", "span", "div")},
     "tbody": {"data-page"},
 }
 
 _FIGURE = re.compile(r'<span class="figure ([0-9]+)"></span>')
 
 
-def blocks_html(blocks: Iterable[Block]) -> str:
-    """`blocks` as safe HTML; a figure is `<span class="figure n"></span>`, see `with_figures`.
+def blocks_html(found: Iterable[blocks.Block]) -> str:
+    """The blocks as safe HTML; a figure is `<span class="figure n"></span>`, see `with_figures`.
 
     Formulas are MathML, or their source in `<code class="formula">` if they cannot be converted.
     Items of a list (`ul.list`) begin with the marker that was read, as text.
     """
-    return clean("".join(map(_block, blocks)))
+    return clean("".join(map(_block, found)))
 
 
-def table_html(groups: Sequence[tuple[int, Sequence[Row]]]) -> str:
+def table_html(groups: Sequence[tuple[int, Sequence[blocks.Row]]]) -> str:
     """A table as safe HTML from the rows of each page: its number, and its rows."""
     return clean(_table(groups))
 
@@ -84,14 +64,9 @@ def table_html(groups: Sequence[tuple[int, Sequence[Row]]]) -> str:
 def clean(html: str) -> str:
     """`html` with nothing in it but the listed elements; no link, address or script."""
     return nh3.clean(
-        html,
-        tags=_ELEMENTS,
-        attributes=_ATTRIBUTES,
-        filter_style_properties=_STYLES,
-        clean_content_tags=set(),
-        url_schemes=set(),
-        link_rel=None,
-    )
+        html, tags=_ELEMENTS, attributes=_ATTRIBUTES, filter_style_properties=_STYLES,
+        clean_content_tags=set(), url_schemes=set(), link_rel=None,
+    )  # fmt: skip
 
 
 def with_figures(html: str, figure: Callable[[int], str]) -> str:
@@ -99,57 +74,42 @@ def with_figures(html: str, figure: Callable[[int], str]) -> str:
     return _FIGURE.sub(lambda match: figure(int(match[1])), html)
 
 
-def _block(block: Block) -> str:
-    if isinstance(block, Title):
+def _block(block: blocks.Block) -> str:
+    if isinstance(block, blocks.Title):
         return f"<h{block.level}>{_line(block.line)}</h{block.level}>\n"
-    if isinstance(block, Paragraph):
+    if isinstance(block, blocks.Paragraph):
         kind = ' class="centred"' if block.centred else ""
-        return f"<p{kind}>{_lines(block.lines)}</p>\n"
-    if isinstance(block, ItemList):
+        return f"<p{kind}>{'<br>'.join(map(_line, block.lines))}</p>\n"
+    if isinstance(block, blocks.ItemList):
         items = (f"<li>{escape(item.marker)} {_line(item.line)}</li>" for item in block.items)
         return f'<ul class="list">{"".join(items)}</ul>\n'
-    if isinstance(block, Table):
+    if isinstance(block, blocks.Table):
         return f"{_table([(None, block.rows)])}\n"
-    if isinstance(block, Location):
+    if isinstance(block, blocks.Location):
         return f"<p>{_line(block.line)}</p>\n"
     return f'<p><span class="figure {block.number}"></span></p>\n'
 
 
-def _table(groups: Iterable[tuple[int | None, Sequence[Row]]]) -> str:
+def _table(groups: Iterable[tuple[int | None, Sequence[blocks.Row]]]) -> str:
     """A table in a `<div class="wide">`, so that a wide one scrolls by itself."""
     bodies = []
     for page, rows in groups:
         name = "" if page is None else f' data-page="{page}"'
-        bodies.append(f"<tbody{name}>{''.join(map(_row, rows))}</tbody>")
+        bodies.append(f"<tbody{name}>{''.join(html_row(row, _line) for row in rows)}</tbody>")
     return f'<div class="wide"><table>{"".join(bodies)}</table></div>'
 
 
-def _row(row: Row) -> str:
-    return f"<tr>{''.join(map(_cell, row))}</tr>"
-
-
-def _cell(cell: Cell) -> str:
-    name = "th" if cell.heading else "td"
-    spans = f' colspan="{cell.columns}"' if cell.columns > 1 else ""
-    spans += f' rowspan="{cell.rows}"' if cell.rows > 1 else ""
-    return f"<{name}{spans}>{_lines(cell.lines)}</{name}>"
-
-
-def _lines(lines: Iterable[Line]) -> str:
-    return "<br>".join(map(_line, lines))
-
-
-def _line(line: Line) -> str:
+def _line(line: blocks.Line) -> str:
     return "".join(map(_inline, line))
 
 
-def _inline(part: Inline) -> str:
-    if isinstance(part, Text):
+def _inline(part: blocks.Inline) -> str:
+    if isinstance(part, blocks.Text):
         return escape(part.text, quote=False)
-    if isinstance(part, Styled):
+    if isinstance(part, blocks.Styled):
         return f"<{part.style}>{_line(part.content)}</{part.style}>"
     return to_mathml(part.source, part.display) or _source(part)
 
 
-def _source(formula: Formula) -> str:
+def _source(formula: blocks.Formula) -> str:
     return f'<code class="formula">{escape(plain_line((formula,)), quote=False)}</code>'

@@ -6,6 +6,7 @@ Points of the picture throughout: x to the right, y down, from its top left corn
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ Text that is set sideways in a tall box would be."""
 
 _PADDING = 2.0
 """Of a cell of a table, left and right together, in sizes of its letters."""
+
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
+"""The scripts from Thai to Khmer, which part no words. So do wide characters."""
 
 _LEAST = 1.0
 """Smallest side of a box in points; flatter ones are widened to hold their text all the same."""
@@ -127,18 +131,9 @@ def _words(line: str) -> Iterator[str]:
     start = 0
     for at, sign in enumerate(line, start=1):
         marked = at < len(line) and unicodedata.category(line[at]).startswith("M")
-        if sign == " " or (not marked and _stands_alone(sign)):
+        alone = width_of(sign) == 1.0 or _UNSPACED.match(sign)
+        if sign == " " or (alone and not marked):
             yield line[start:at]
             start = at
     if start < len(line):
         yield line[start:]
-
-
-def _stands_alone(sign: str) -> bool:
-    """True for wide characters and the scripts from Thai to Khmer."""
-    return (
-        width_of(sign) == 1.0
-        or "\u0e00" <= sign <= "\u0eff"
-        or "\u1000" <= sign <= "\u109f"
-        or ("\u1780" <= sign <= "\u17ff")
-    )

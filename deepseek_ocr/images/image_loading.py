@@ -154,15 +154,11 @@ def _read(
 def _read_stream(stream: BinaryIO, most: int) -> bytes:
     """Up to `most` bytes; a raw stream may give fewer at a time than it is asked for."""
     pieces: list[bytes] = []
-    left = most
-    while left:
-        piece = stream.read(left)
-        if not piece:
-            break
+    while most and (piece := stream.read(most)):
         if not isinstance(piece, bytes):
             raise ImageError("The image stream gave text; open it in binary mode.")
         pieces.append(piece)
-        left -= len(piece)
+        most -= len(piece)
     return b"".join(pieces)
 
 

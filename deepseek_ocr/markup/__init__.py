@@ -12,6 +12,7 @@ the last character.
 - a centred line: `<center>…</center>`; a break: `<br>`
 """
 
+from deepseek_ocr.markup.html_tables import html_row
 from deepseek_ocr.markup.markdown_writer import (
     NameFigure,
     markdown_blocks,
@@ -23,17 +24,7 @@ from deepseek_ocr.markup.plain_writer import cell_text, plain_line, plain_lines,
 from deepseek_ocr.markup.reader import blocks_of
 
 __all__ = [
-    "NameFigure",
-    "Part",
-    "blocks_in",
-    "blocks_of",
-    "cell_text",
-    "markdown_blocks",
-    "markdown_row",
-    "page_parts",
-    "plain_line",
-    "plain_lines",
-    "plain_rows",
-    "settled_parts",
+    "NameFigure", "Part", "blocks_in", "blocks_of", "cell_text", "html_row", "markdown_blocks",
+    "markdown_row", "page_parts", "plain_line", "plain_lines", "plain_rows", "settled_parts",
     "to_markdown",
-]
+]  # fmt: skip

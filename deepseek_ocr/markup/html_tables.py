@@ -1,10 +1,13 @@
-"""Tables in HTML, gathered leniently: whatever the model leaves open or out, nothing is lost."""
+"""Tables in HTML: gathered leniently (whatever the model leaves open or out, nothing is lost), and
+written again."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+
+from deepseek_ocr.markup.blocks import Line, Row
 
 _TAG = re.compile(
     r"<(/?)(table|thead|tbody|tfoot|tr|td|th|caption|colgroup|col|p|div|ul|ol|li|center|hr)"
@@ -141,3 +144,14 @@ class _Builder:
         columns, rows = (min(max(spans.get(way, 1), 1), _LARGEST_SPAN) for way in ("col", "row"))
         self._cell = RawCell(text, columns, rows, heading)
         self._row.append(self._cell)
+
+
+def html_row(row: Row, write: Callable[[Line], str]) -> str:
+    """A row with its tags; `write` gives the lines of its cells as HTML."""
+    written = []
+    for cell in row:
+        name = "th" if cell.heading else "td"
+        spans = f' colspan="{cell.columns}"' if cell.columns > 1 else ""
+        spans += f' rowspan="{cell.rows}"' if cell.rows > 1 else ""
+        written.append(f"<{name}{spans}>{'<br>'.join(map(write, cell.lines))}</{name}>")
+    return f"<tr>{''.join(written)}</tr>"

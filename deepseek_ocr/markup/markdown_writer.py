@@ -10,21 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from deepseek_ocr.markup.blocks import (
-    Block,
-    Cell,
-    Formula,
-    Inline,
-    ItemList,
-    Line,
-    Location,
-    Paragraph,
-    Row,
-    Styled,
-    Table,
-    Text,
-    Title,
-)
+from deepseek_ocr.markup import blocks
+from deepseek_ocr.markup.html_tables import html_row
 from deepseek_ocr.markup.plain_writer import plain_line
 from deepseek_ocr.settings import FormulaDelimiters
 
@@ -45,11 +32,11 @@ _TAG_IN_FORMULA = re.compile(r"<(?=[A-Za-z/!?])")
 
 
 def markdown_blocks(
-    blocks: Iterable[Block], name_figure: NameFigure, formulas: FormulaDelimiters = "dollars"
+    found: Iterable[blocks.Block], name_figure: NameFigure, formulas: FormulaDelimiters = "dollars"
 ) -> Iterator[str]:
-    """Each of `blocks` as Markdown; blank lines are to stand between them."""
-    before: Block | None = None
-    for block in blocks:
+    """Each of the blocks `found` as Markdown; blank lines are to stand between them."""
+    before: blocks.Block | None = None
+    for block in found:
         writer = _Writer(block, name_figure, formulas == "dollars")
         if made := writer.block(block):
             yield f"<!-- -->\n\n{made}" if _would_join(before, block) else made
@@ -57,21 +44,21 @@ def markdown_blocks(
 
 
 def to_markdown(
-    blocks: Iterable[Block], name_figure: NameFigure, formulas: FormulaDelimiters = "dollars"
+    found: Iterable[blocks.Block], name_figure: NameFigure, formulas: FormulaDelimiters = "dollars"
 ) -> str:
-    """`blocks` as one text of Markdown."""
-    return "\n\n".join(markdown_blocks(blocks, name_figure, formulas))
+    """The blocks `found` as one text of Markdown."""
+    return "\n\n".join(markdown_blocks(found, name_figure, formulas))
 
 
-def markdown_row(row: Row, formulas: FormulaDelimiters = "dollars") -> str:
+def markdown_row(row: blocks.Row, formulas: FormulaDelimiters = "dollars") -> str:
     """A row of a table as HTML in one line, as it stands in Markdown."""
-    table = Table((row,))
-    return _Writer(table, lambda _: None, formulas == "dollars").html_row(row)
+    writer = _Writer(blocks.Table((row,)), lambda _: None, formulas == "dollars")
+    return html_row(row, writer.html_line)
 
 
-def _would_join(before: Block | None, block: Block) -> bool:
+def _would_join(before: blocks.Block | None, block: blocks.Block) -> bool:
     """True if viewers would make one list of the two, and count on."""
-    if not isinstance(before, ItemList) or not isinstance(block, ItemList):
+    if not isinstance(before, blocks.ItemList) or not isinstance(block, blocks.ItemList):
         return False
     return before.items[0].marker[-1] == block.items[0].marker[-1]
 
@@ -79,92 +66,94 @@ def _would_join(before: Block | None, block: Block) -> bool:
 class _Writer:
     """Writes one block: knows which signs would pair up in it if they were left alone."""
 
-    def __init__(self, block: Block, name_figure: NameFigure, dollars: bool) -> None:
+    def __init__(self, block: blocks.Block, name_figure: NameFigure, dollars: bool) -> None:
         self._name_figure = name_figure
         self._dollars = dollars
         parts = [part for line in _lines_of(block) for part in _flat(line)]
-        text = "\n".join(part.text for part in parts if isinstance(part, Text))
+        text = "\n".join(part.text for part in parts if isinstance(part, blocks.Text))
         self._risky = {sign for sign in "_~$" if text.count(sign) > 1} | {"*"}
-        if dollars and any(isinstance(part, Formula) for part in parts):
+        if dollars and any(isinstance(part, blocks.Formula) for part in parts):
             self._risky.add("$")
 
-    def block(self, block: Block) -> str:
+    def block(self, block: blocks.Block) -> str:
         """The block, without blank lines around it."""
-        if isinstance(block, Title):
+        if isinstance(block, blocks.Title):
             return f"{'#' * block.level} {self._title(block.line)}"
-        if isinstance(block, Paragraph):
+        if isinstance(block, blocks.Paragraph):
             body = self._paragraph(block.lines)
             return f"<center>\n\n{body}\n\n</center>" if block.centred and body else body
-        if isinstance(block, ItemList):
+        if isinstance(block, blocks.ItemList):
             return self._list(block)
-        if isinstance(block, Table):
+        if isinstance(block, blocks.Table):
             return self._table(block)
-        if isinstance(block, Location):
+        if isinstance(block, blocks.Location):
             boxes = ", ".join(str(list(box)) for box in block.boxes)
             return f"{self._started(block.line)}: [{boxes}]"
         name = self._name_figure(block.number)
         return "" if name is None else f"![]({name})"
 
-    def _list(self, block: ItemList) -> str:
+    def _list(self, block: blocks.ItemList) -> str:
         if any(_is_shown_otherwise(item.marker) for item in block.items):
-            lines = [(Text(f"{item.marker} "), *item.line) for item in block.items]
+            lines = [(blocks.Text(f"{item.marker} "), *item.line) for item in block.items]
             return self._paragraph(lines)
         return "\n".join(f"{item.marker} {self._item(item.line)}" for item in block.items)
 
-    def _item(self, line: Line) -> str:
+    def _item(self, line: blocks.Line) -> str:
         """A line of a list; a pair of brackets in front must not become a box to tick."""
         text = self._started(line)
         return f"&#91;{text[1:]}" if _TASK_BOX.match(text) else text
 
-    def _paragraph(self, lines: Sequence[Line]) -> str:
+    def _paragraph(self, lines: Sequence[blocks.Line]) -> str:
         """Lines, each ended by the two spaces that viewers break at."""
-        blocks: list[list[str]] = [[]]
+        written: list[list[str]] = [[]]
         for line in lines:
             for piece in self._without_display(line):
                 if isinstance(piece, str):
-                    blocks += [[piece], []]
-                elif written := self._started(piece):
-                    blocks[-1].append(written)
-        return "\n\n".join("  \n".join(block) for block in blocks if block)
+                    written += [[piece], []]
+                elif text := self._started(piece):
+                    written[-1].append(text)
+        return "\n\n".join("  \n".join(block) for block in written if block)
 
-    def _without_display(self, line: Line) -> Iterator[Line | str]:
+    def _without_display(self, line: blocks.Line) -> Iterator[blocks.Line | str]:
         """The pieces of a line, and between them its display formulas, as blocks of their own."""
         at = 0
         for number, part in enumerate(line):
-            if isinstance(part, Formula) and part.display and self._is_set(part):
+            if isinstance(part, blocks.Formula) and part.display and self._is_set(part):
                 yield line[at:number]
                 yield f"$$\n{self._source(part)}\n$$"
                 at = number + 1
         yield line[at:]
 
-    def _title(self, line: Line) -> str:
+    def _title(self, line: blocks.Line) -> str:
         text = self._line(line)
         return f"{text[:-1]}\\#" if text.endswith("#") else text
 
-    def _started(self, line: Line) -> str:
+    def _started(self, line: blocks.Line) -> str:
         """The line where a line begins: nothing in front makes it something else."""
         text = self._line(line)
         number = _NUMBER.match(text)
         at = number.end() if number else 0
         return f"{text[:at]}\\{text[at:]}" if number or _START.match(text) else text
 
-    def _line(self, line: Line) -> str:
+    def _line(self, line: blocks.Line) -> str:
         return self._content(line).strip()
 
-    def _content(self, line: Line) -> str:
+    def _content(self, line: blocks.Line) -> str:
         written = ""
         for at, part in enumerate(line):
             made = self._inline(part, _stands_free(line, at))
-            if written and (isinstance(part, Formula) or isinstance(line[at - 1], Formula)):
+            if written and (
+                isinstance(part, blocks.Formula) or isinstance(line[at - 1], blocks.Formula)
+            ):
                 joins = written[-1] + made[:1]
                 written += " " if joins == "$$" or any(map(str.isalnum, joins)) else ""
             written += made
         return written
 
-    def _inline(self, part: Inline, stands_free: bool) -> str:
-        if isinstance(part, Text):
+    def _inline(self, part: blocks.Inline, stands_free: bool) -> str:
+        if isinstance(part, blocks.Text):
             return self._escaped(part.text)
-        if isinstance(part, Formula):
+        if isinstance(part, blocks.Formula):
             return self._formula(part)
         content = self._content(part.content)
         if not content.strip():
@@ -173,15 +162,15 @@ class _Writer:
             return f"**{content}**"
         return f"<{part.style}>{content}</{part.style}>"
 
-    def _is_set(self, formula: Formula) -> bool:
+    def _is_set(self, formula: blocks.Formula) -> bool:
         """True if the formula can stand between dollar signs, and is to."""
         return self._dollars and "$" not in formula.source
 
-    def _source(self, formula: Formula) -> str:
+    def _source(self, formula: blocks.Formula) -> str:
         """The source of a formula, in which nothing looks like a tag."""
         return _TAG_IN_FORMULA.sub("< ", formula.source)
 
-    def _formula(self, formula: Formula) -> str:
+    def _formula(self, formula: blocks.Formula) -> str:
         """A formula within a line."""
         if self._is_set(formula):
             return f"${' '.join(self._source(formula).split())}$"
@@ -204,35 +193,26 @@ class _Writer:
             return run[0]
         return "".join(f"\\{one}" for one in run[0])
 
-    def _table(self, table: Table) -> str:
+    def _table(self, table: blocks.Table) -> str:
         """With bars, unless a row is wider than the line of dashes: viewers drop further cells."""
         dashes = table.alignment
         if dashes is None or any(len(row) > len(dashes) for row in table.rows):
-            return f"<table>{''.join(map(self.html_row, table.rows))}</table>"
+            return f"<table>{''.join(html_row(row, self.html_line) for row in table.rows)}</table>"
         rows = ["| " + " | ".join(map(self._bar_cell, row)) + " |" for row in table.rows]
         rows.insert(1, "|" + "|".join(dashes) + "|")
         return "\n".join(rows)
 
-    def _bar_cell(self, cell: Cell) -> str:
+    def _bar_cell(self, cell: blocks.Cell) -> str:
         return "<br>".join(map(self._line, cell.lines)).replace("|", "\\|")
 
-    def html_row(self, row: Row) -> str:
-        """A row with its tags."""
-        return f"<tr>{''.join(map(self._html_cell, row))}</tr>"
-
-    def _html_cell(self, cell: Cell) -> str:
-        name = "th" if cell.heading else "td"
-        spans = f' colspan="{cell.columns}"' if cell.columns > 1 else ""
-        spans += f' rowspan="{cell.rows}"' if cell.rows > 1 else ""
-        return f"<{name}{spans}>{'<br>'.join(map(self._html_line, cell.lines))}</{name}>"
-
-    def _html_line(self, line: Line) -> str:
+    def html_line(self, line: blocks.Line) -> str:
+        """A line within HTML."""
         return "".join(map(self._html_inline, line))
 
-    def _html_inline(self, part: Inline) -> str:
-        if isinstance(part, Styled):
-            return f"<{part.style}>{self._html_line(part.content)}</{part.style}>"
-        if isinstance(part, Formula) and self._dollars and "$" not in part.source:
+    def _html_inline(self, part: blocks.Inline) -> str:
+        if isinstance(part, blocks.Styled):
+            return f"<{part.style}>{self.html_line(part.content)}</{part.style}>"
+        if isinstance(part, blocks.Formula) and self._dollars and "$" not in part.source:
             sign = "$$" if part.display else "$"
             return f"{sign}{_in_html(' '.join(part.source.split()))}{sign}"
         return _in_html(plain_line((part,))).replace("$", "&#36;")
@@ -242,27 +222,27 @@ def _in_html(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _lines_of(block: Block) -> Iterator[Line]:
-    if isinstance(block, (Title, Location)):
+def _lines_of(block: blocks.Block) -> Iterator[blocks.Line]:
+    if isinstance(block, (blocks.Title, blocks.Location)):
         yield block.line
-    elif isinstance(block, Paragraph):
+    elif isinstance(block, blocks.Paragraph):
         yield from block.lines
-    elif isinstance(block, ItemList):
+    elif isinstance(block, blocks.ItemList):
         yield from (item.line for item in block.items)
-    elif isinstance(block, Table):
+    elif isinstance(block, blocks.Table):
         yield from (line for row in block.rows for cell in row for line in cell.lines)
 
 
-def _flat(line: Line) -> Iterator[Text | Formula]:
+def _flat(line: blocks.Line) -> Iterator[blocks.Text | blocks.Formula]:
     """What is in a line, whatever its style."""
     for part in line:
-        if isinstance(part, Styled):
+        if isinstance(part, blocks.Styled):
             yield from _flat(part.content)
         else:
             yield part
 
 
-def _stands_free(line: Line, at: int) -> bool:
+def _stands_free(line: blocks.Line, at: int) -> bool:
     """True if there is a space or nothing on both sides of a part of `line`."""
     before = plain_line(line[at - 1 : at])[-1:] if at else ""
     after = plain_line(line[at + 1 : at + 2])[:1]

@@ -4,38 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from deepseek_ocr.markup.blocks import (
-    Block,
-    Cell,
-    Inline,
-    ItemList,
-    Line,
-    Location,
-    Paragraph,
-    Row,
-    Styled,
-    Table,
-    Text,
-    Title,
-)
+from deepseek_ocr.markup import blocks
 
 _WIDEST = 200
 
 
-def plain_lines(blocks: Iterable[Block]) -> Iterator[str]:
-    """The text of `blocks`, line by line; the cells of a table's row are parted by tabs."""
-    for block in blocks:
-        if isinstance(block, (Title, Location)):
+def plain_lines(found: Iterable[blocks.Block]) -> Iterator[str]:
+    """The text of blocks, line by line; the cells of a table's row are parted by tabs."""
+    for block in found:
+        if isinstance(block, (blocks.Title, blocks.Location)):
             yield plain_line(block.line)
-        elif isinstance(block, Paragraph):
+        elif isinstance(block, blocks.Paragraph):
             yield from map(plain_line, block.lines)
-        elif isinstance(block, ItemList):
+        elif isinstance(block, blocks.ItemList):
             yield from (f"{item.marker} {plain_line(item.line)}" for item in block.items)
-        elif isinstance(block, Table):
+        elif isinstance(block, blocks.Table):
             yield from plain_rows(block.rows)
 
 
-def plain_rows(rows: Sequence[Row]) -> Iterator[str]:
+def plain_rows(rows: Sequence[blocks.Row]) -> Iterator[str]:
     """The text of each row of a table, its cells parted by tabs.
 
     A cell that spans several columns or rows is blank in all but the first of them, so that what
@@ -64,20 +51,20 @@ def _covered(below: Mapping[int, int], column: int) -> list[str]:
     return [""] * (end - column)
 
 
-def cell_text(cell: Cell) -> str:
+def cell_text(cell: blocks.Cell) -> str:
     """The text of a cell in one line."""
     return " ".join(" ".join(map(plain_line, cell.lines)).split())
 
 
-def plain_line(line: Line) -> str:
+def plain_line(line: blocks.Line) -> str:
     """The characters of `line`, formulas as `\\(…\\)` and `\\[…\\]`."""
     return "".join(map(_plain, line))
 
 
-def _plain(part: Inline) -> str:
-    if isinstance(part, Text):
+def _plain(part: blocks.Inline) -> str:
+    if isinstance(part, blocks.Text):
         return part.text
-    if isinstance(part, Styled):
+    if isinstance(part, blocks.Styled):
         return plain_line(part.content)
     source = " ".join(part.source.split("\n"))
     return f"\\[{source}\\]" if part.display else f"\\({source}\\)"

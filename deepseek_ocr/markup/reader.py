@@ -129,16 +129,13 @@ class _Reader:
     def _bar_table(self, lines: list[str]) -> Table:
         rows = [_bar_cells(line) for line in lines]
         alignment = tuple(cell.strip() for cell in rows.pop(1))
-        return Table(
+        cells = (
             tuple(
-                tuple(
-                    Cell(self._lines.lines(cell.replace("\\|", "|")), heading=at == 0)
-                    for cell in row
-                )
-                for at, row in enumerate(rows)
-            ),
-            alignment,
+                Cell(self._lines.lines(cell.replace("\\|", "|")), heading=at == 0) for cell in row
+            )
+            for at, row in enumerate(rows)
         )
+        return Table(tuple(cells), alignment)
 
 
 def _list_from(lines: Sequence[str], at: int) -> int:
