@@ -34,6 +34,8 @@ from deepseek_ocr.settings import Attempt
 
 Result = TypeVar("Result")
 
+_ALL = PageSelection()
+
 
 class DocumentReader:
     """Reads documents with `engine`, those of several callers at once."""
@@ -55,11 +57,7 @@ class DocumentReader:
         self.engine.close()
 
     def open(
-        self,
-        path: Path,
-        name: str,
-        pages: PageSelection = PageSelection(),
-        password: str | None = None,
+        self, path: Path, name: str, pages: PageSelection = _ALL, password: str | None = None
     ) -> tuple[OpenDocument, list[int]]:
         """The document in the file `path`, called `name` in messages, and its pages that `pages`
         chooses, from 1.
@@ -72,11 +70,7 @@ class DocumentReader:
     # --- on an event loop -----------------------------------------------------------------------
 
     async def open_async(
-        self,
-        path: Path,
-        name: str,
-        pages: PageSelection = PageSelection(),
-        password: str | None = None,
+        self, path: Path, name: str, pages: PageSelection = _ALL, password: str | None = None
     ) -> tuple[OpenDocument, list[int]]:
         """As `open`, on an event loop."""
         with self._owner() as owner:

@@ -30,6 +30,9 @@ COLOURS: dict[str, Colour] = {
 }  # fmt: skip
 """Red, green, blue of the labels the model uses most, dark enough for white letters on them."""
 
+_LegendLine = list[tuple[str, Colour, bool]]
+"""Texts, the colour of each, and whether a swatch of it goes before."""
+
 _INK: Colour = (0.15, 0.15, 0.17)
 _WARNING: Colour = (0.72, 0.10, 0.10)
 _LONGEST_LABEL = 40
@@ -118,15 +121,13 @@ def _label(text: str, x: float, y: float, unit: float, colour: Colour) -> str:
     )
 
 
-def _legend(
-    record: PageRecord, width: float, unit: float
-) -> Iterator[list[tuple[str, Colour, bool]]]:
+def _legend(record: PageRecord, width: float, unit: float) -> Iterator[_LegendLine]:
     """The lines below the page: its number and what to know of it, then the labels on it."""
     found = remarks(PageContent(record, ()))
     notes = found or [f"page {record.number}" + ("" if record.regions else ", no regions")]
     for note in notes:
         yield [(_printable(note, _LONGEST_NOTE), _WARNING if found else _INK, False)]
-    line: list[tuple[str, Colour, bool]] = []
+    line: _LegendLine = []
     used = 0.0
     for label, count in Counter(_name_of(record, one) for one in record.regions).most_common(200):
         text = _printable(f"{label} ({count})", _LONGEST_LABEL)
@@ -140,9 +141,7 @@ def _legend(
         yield line
 
 
-def _strip(
-    legend: list[list[tuple[str, Colour, bool]]], width: float, unit: float
-) -> Iterator[str]:
+def _strip(legend: list[_LegendLine], width: float, unit: float) -> Iterator[str]:
     strip = 2 * unit * len(legend)
     yield f"q 1 g 0 {-strip:.2f} {width:.2f} {strip:.2f} re f Q"
     for row, line in enumerate(legend):

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,8 +61,6 @@ TextOutcome = Literal["skipped", "replaced", "redrawn"]
 """What a decorator did with a page that has text of its own: nothing; replaced its invisible text;
 or replaced the page by its picture with the text that was read."""
 
-Decorate = Callable[[Leaf, PageRecord], TextOutcome | None]
-
 
 @dataclass(frozen=True)
 class Decorator:
@@ -70,7 +69,7 @@ class Decorator:
     `page` may raise `PictureWantedError` for an original page before it has changed anything.
     """
 
-    page: Decorate
+    page: Callable[[Leaf, PageRecord], TextOutcome | None]
     finish: Callable[[], None]
 
 
@@ -205,21 +204,16 @@ class _PdfBuilder:
 
     def _parts(self, reason: str | None, outcomes: list[_PageOutcome]) -> Iterator[pikepdf.Pdf]:
         """The pages as pictures, in PDFs of `_PART_PAGES` pages or some more than `_PART_BYTES`."""
-        pdf: pikepdf.Pdf | None = None
-        decorator: Decorator | None = None
-        held = 0
-        for record in self._document.pages:
-            if pdf is None or decorator is None:
-                pdf, held = pikepdf.new(), 0
-                decorator = self._decorator_for(pdf)
-            leaf = self._pictured(pdf, record)
-            held += len(leaf.page.obj.Resources.XObject.Page.read_raw_bytes())
-            outcomes.append((record.number, decorator.page(leaf, record), reason))
-            if held > _PART_BYTES or len(pdf.pages) >= _PART_PAGES:
-                decorator.finish()
-                yield pdf
-                pdf = decorator = None
-        if pdf is not None and decorator is not None:
+        records = iter(self._document.pages)
+        for first in records:
+            pdf, held = pikepdf.new(), 0
+            decorator = self._decorator_for(pdf)
+            for record in chain([first], records):
+                leaf = self._pictured(pdf, record)
+                held += len(leaf.page.obj.Resources.XObject.Page.read_raw_bytes())
+                outcomes.append((record.number, decorator.page(leaf, record), reason))
+                if held > _PART_BYTES or len(pdf.pages) >= _PART_PAGES:
+                    break
             decorator.finish()
             yield pdf
 

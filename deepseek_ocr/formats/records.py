@@ -208,13 +208,9 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
         return None if data is None else _decode(arguments[0], data, where)
     if origin is tuple:
         return _decode_row(arguments, data, where)
-    return _decode_plain(kind, data, where)
-
-
-def _decode_plain(kind: Any, data: Any, where: str) -> Any:
-    if get_origin(kind) is Literal:
-        fits, wanted = data in get_args(kind), f"one of {', '.join(get_args(kind))}"
-    elif get_origin(kind) is Mapping:
+    if origin is Literal:
+        fits, wanted = data in arguments, f"one of {', '.join(arguments)}"
+    elif origin is Mapping:
         fits, wanted = isinstance(data, dict), "an object"
     elif kind is float:
         fits, wanted = type(data) in (int, float) and abs(data) < _LARGEST, "a finite number"
