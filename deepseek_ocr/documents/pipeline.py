@@ -205,7 +205,7 @@ class _DocumentRun:
             elif request.document is None:
                 self._progress.unopened(request.found, request.error)
             elif picture is None:
-                self._write_outputs(request.document)
+                self._writing.submit(self._write, request.document)
             else:
                 self._settle(request.document, PageRecord(request.number, error=str(picture)))
             if self._stopped.is_set():
@@ -219,12 +219,9 @@ class _DocumentRun:
             last = document.left == 0
         self._progress.page(document.found, record)
         if last:
-            self._write_outputs(document)
+            self._writing.submit(self._write, document)
 
     # --- behind the engines, in a thread --------------------------------------------------------
-
-    def _write_outputs(self, document: _Document) -> None:
-        self._writing.submit(self._write, document)
 
     def _write(self, document: _Document) -> None:
         """Write the outputs of a document whose pages are settled, unless they are there.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deepseek_ocr.engine.results import Failure, Reading
 from deepseek_ocr.errors import OcrError, OutputError, SettingsError
 from deepseek_ocr.files import atomic_write
-from deepseek_ocr.formats import FORMATS, Format, find_format, json_document
+from deepseek_ocr.formats import FORMATS, find_format, json_document
 from deepseek_ocr.formats.figures import FOLDER, save_figures
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord, page_record
 from deepseek_ocr.formats.writing import PdfPages, Render, WriteContext, WriteOptions
@@ -50,8 +50,9 @@ def write(
     if not _NAME.fullmatch(document.name):
         raise SettingsError(f"{document.name!r} cannot be the name of files; give another name.")
     folder.mkdir(parents=True, exist_ok=True)
-    context = WriteContext(folder, options, render, password)
-    written: dict[str, list[Path]] = {}
+    pdfs: dict[str, PdfPages] = {}
+    context = WriteContext(folder, options, render, password, pdfs)
+    written: dict[str, list[Path]] = {one.name: [] for one in chosen}
     failed: dict[str, str] = {}
     restored = False
     # JSON says what became of the pages of the PDFs, so those come first.
@@ -60,14 +61,20 @@ def write(
             if one.uses_figures and not restored:
                 _restore_figures(document, context)
                 restored = True
-            context = _write_format(document, one, context, written.setdefault(one.name, []))
+            for suffix, writer in one.writers().items():
+                path = folder / f"{document.name}{suffix}"
+                if one.is_text:
+                    _write_text(path, writer(document, context))
+                else:
+                    pdfs[one.name] = writer(document, context, path)
+                written[one.name].append(path)
         except Exception as error:  # one format must not keep the next from being written
             failed[one.name] = _reason(error)
             cause = error
     files = tuple(path for one in chosen for path in written[one.name])
     if failed:
         raise OutputError(failed, files) from cause
-    return WrittenFiles(files, context.pdfs)
+    return WrittenFiles(files, pdfs)
 
 
 def _reason(error: Exception) -> str:
@@ -79,21 +86,10 @@ def _reason(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {error}"
 
 
-def _write_format(
-    document: DocumentRecord, chosen: Format, context: WriteContext, files: list[Path]
-) -> WriteContext:
-    """Write one format, adding its files to `files`; the context for the formats after it."""
-    pdfs = dict(context.pdfs)
-    for suffix, writer in chosen.writers().items():
-        path = context.folder / f"{document.name}{suffix}"
-        if chosen.is_text:
-            with atomic_write(path) as stream:
-                for piece in writer(document, context):
-                    stream.write(piece.encode("utf-8", "replace"))
-        else:
-            pdfs[chosen.name] = writer(document, context, path)
-        files.append(path)
-    return replace(context, pdfs=pdfs)
+def _write_text(path: Path, pieces: Iterable[str]) -> None:
+    with atomic_write(path) as stream:
+        for piece in pieces:
+            stream.write(piece.encode("utf-8", "replace"))
 
 
 def text_of(

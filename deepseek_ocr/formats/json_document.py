@@ -13,7 +13,7 @@ from deepseek_ocr.formats.records import DocumentRecord, PageRecord
 from deepseek_ocr.formats.writing import PdfPages, WriteContext
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.grounding.geometry import to_displayed
-from deepseek_ocr.grounding.parser import Confidence, Region
+from deepseek_ocr.grounding.parser import Confidence
 from deepseek_ocr.markup import NameFigure, blocks_in, to_markdown
 
 VERSION = 1
@@ -53,10 +53,21 @@ def regions_data(record: PageRecord, name_figure: NameFigure | None = None) -> l
     """
     name_figure = name_figure or figure_namer(record)
     parts = [part for part in record.parts if part.region is not None]
-    return [
-        _region(record, region, order, to_markdown(part.blocks, name_figure))
-        for order, (region, part) in enumerate(zip(record.regions, parts, strict=True), start=1)
-    ]
+    found: list[dict[str, Any]] = []
+    for region, part in zip(record.regions, parts, strict=True):
+        boxes_points = None
+        if (points := record.points) is not None:
+            displayed = (to_displayed(box, points, record.rotation) for box in region.boxes)
+            boxes_points = [[round(value, 3) for value in box] for box in displayed]
+        pixels = (parser.to_pixels(box, record.width, record.height) for box in region.boxes)
+        found.append({
+            "order": len(found) + 1, "label": region.label, "text": region.content,
+            "markdown": to_markdown(part.blocks, name_figure),
+            "boxes": [list(box) for box in region.boxes],
+            "boxes_pixels": [list(box) for box in pixels], "boxes_points": boxes_points,
+            "confidence": _rounded(region.confidence),
+        })  # fmt: skip
+    return found
 
 
 def write_json(document: DocumentRecord, context: WriteContext) -> Iterator[str]:
@@ -87,22 +98,6 @@ def write_regions(document: DocumentRecord, context: WriteContext) -> Iterator[s
 def dumps(data: Any) -> str:
     """One line of JSON; raises `ValueError` for numbers that JSON has no word for."""
     return json.dumps(data, ensure_ascii=False, allow_nan=False)
-
-
-def _region(record: PageRecord, region: Region, order: int, markdown: str) -> dict[str, Any]:
-    boxes_points = None
-    if record.points is not None:
-        boxes_points = [
-            [round(value, 3) for value in to_displayed(box, record.points, record.rotation)]
-            for box in region.boxes
-        ]
-    pixels = [parser.to_pixels(box, record.width, record.height) for box in region.boxes]
-    return {
-        "order": order, "label": region.label, "text": region.content, "markdown": markdown,
-        "boxes": [list(box) for box in region.boxes],
-        "boxes_pixels": [list(box) for box in pixels], "boxes_points": boxes_points,
-        "confidence": _rounded(region.confidence),
-    }  # fmt: skip
 
 
 def _rounded(values: Confidence | Timings | None) -> dict[str, float] | None:

@@ -24,7 +24,7 @@ from deepseek_ocr.formats.text_placement import PlacedLine, place
 from deepseek_ocr.formats.writing import PdfPages, WriteContext
 from deepseek_ocr.grounding.geometry import Rectangle, picture_to_user, to_displayed
 from deepseek_ocr.grounding.parser import Region
-from deepseek_ocr.markup import Part, plain_lines
+from deepseek_ocr.markup import plain_lines
 from deepseek_ocr.settings import ExistingText
 
 MARGIN = 0.05
@@ -96,11 +96,8 @@ def page_lines(record: PageRecord, size: tuple[float, float]) -> Iterator[Placed
     outside = (0.0, 0.0, width, _TOP * height) if record.regions else whole
     for part in record.parts:
         box = outside if part.region is None else _box(part.region, width, height)
-        yield from place(_lines(part), box)
-
-
-def _lines(part: Part) -> list[str]:
-    return ["".join(map(_printable, line)) for line in plain_lines(part.blocks)]
+        lines = ["".join(map(_printable, line)) for line in plain_lines(part.blocks)]
+        yield from place(lines, box)
 
 
 def _printable(sign: str) -> str:
