@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def _own_text(page: pypdfium2.PdfPage) -> str | None:
     except pypdfium2.PdfiumError:  # its picture is there all the same
         return None
     try:
-        visible = invisible = 0
+        signs: Counter[bool] = Counter()  # by whether they are invisible
         for at in range(min(text.count_chars(), _MOST_CHARACTERS)):
             if chr(pypdfium2.raw.FPDFText_GetUnicode(text, at)).isspace():
                 continue
@@ -91,15 +92,12 @@ def _own_text(page: pypdfium2.PdfPage) -> str | None:
                 continue  # a space or a line's end that nothing draws
             piece = pypdfium2.raw.FPDFText_GetTextObject(text, at)
             mode = pypdfium2.raw.FPDFTextObj_GetTextRenderMode(piece)
-            if mode == pypdfium2.raw.FPDF_TEXTRENDERMODE_INVISIBLE:
-                invisible += 1
-            else:
-                visible += 1
+            signs[mode == pypdfium2.raw.FPDF_TEXTRENDERMODE_INVISIBLE] += 1
     finally:
         text.close()
-    if not visible and not invisible:
+    if not signs:
         return "none"
-    return "invisible" if invisible >= visible else "visible"
+    return "invisible" if signs[True] >= signs[False] else "visible"
 
 
 def _scale(width: float, height: float, dpi: int, most: int) -> float:

@@ -40,7 +40,7 @@ _REFERENCE = re.compile(r"<\|ref\|>(.*?)<\|/ref\|>", re.DOTALL)
 _NUMBER = r"-?[0-9]{1,9}"
 _BOX = rf"\[\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\]"
 _ONE_BOX = re.compile(_BOX)
-_COMMA = re.compile(r"\s*,\s*")
+_BOXES = re.compile(rf"\[\s*{_BOX}(?:\s*,\s*{_BOX})*\s*\]")
 
 
 @dataclass(frozen=True)
@@ -133,23 +133,9 @@ def without_cut_tag(text: str) -> tuple[str, str]:
 def _parse_boxes(text: str) -> tuple[Box, ...] | None:
     """Boxes of `[[x1, y1, x2, y2], …]`, ordered and clamped; None where the text is not that."""
     text = text.strip()
-    if not (text.startswith("[") and text.endswith("]")):
+    if not _BOXES.fullmatch(text):
         return None
-    inner = text[1:-1].strip()
-    boxes: list[Box] = []
-    at = 0
-    while True:
-        match = _ONE_BOX.match(inner, at)
-        if match is None:
-            return None
-        boxes.append(_tidy(*(int(number) for number in match.groups())))
-        at = match.end()
-        if at == len(inner):
-            return tuple(boxes)
-        comma = _COMMA.match(inner, at)
-        if comma is None:
-            return None
-        at = comma.end()
+    return tuple(_tidy(*map(int, found.groups())) for found in _ONE_BOX.finditer(text))
 
 
 def _tidy(x1: int, y1: int, x2: int, y2: int) -> Box:

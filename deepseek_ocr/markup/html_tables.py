@@ -54,7 +54,7 @@ def html_tables_in(text: str) -> Iterator[RawTable]:
         elif table is not None:
             table.add_text(text[at : found.start()])
             table.add_tag(name, closing, found[3] or "")
-            if table.ended:
+            if not table.depth:
                 if table.has_cells or table.is_empty:  # or it is prose that names the tags
                     yield table.finish(found.end(), closed=True)
                 table = None
@@ -87,14 +87,10 @@ class _Builder:
 
     def __init__(self, start: int) -> None:
         self._table = RawTable(start)
-        self._depth = 1
+        self.depth = 1
         self.has_cells = False
         self._row: list[RawCell] | None = None
         self._cell: RawCell | None = None
-
-    @property
-    def ended(self) -> bool:
-        return self._depth == 0
 
     @property
     def is_empty(self) -> bool:
@@ -119,10 +115,10 @@ class _Builder:
 
     def add_tag(self, name: str, closing: bool, attributes: str) -> None:
         """Take in one of the tags of `_TAG`."""
-        nested = self._depth > 1
+        nested = self.depth > 1
         if name == "table":
-            self._depth += -1 if closing else 1
-        if nested or self._depth > 1 or name in _LINES:
+            self.depth += -1 if closing else 1
+        if nested or self.depth > 1 or name in _LINES:
             self._table.regular &= name in _LINES
             self.add_text("\n")
         elif name in ("td", "th"):
