@@ -239,16 +239,16 @@ class _DocumentRun:
         self._progress.written(document.found, written.files, written.pdfs)
 
     def _written(self, document: _Document) -> export.WrittenFiles:
-        plan, store = self._plan, self._store
+        plan, store, name = self._plan, self._store, document.name
         options = {"formats": sorted(plan.formats), **asdict(plan.options)}
-        stamp = store.stamp(document.name, document.numbers, options)
-        if store.is_written(document.name, stamp):
+        stamp = store.stamp(name, document.numbers, options)
+        if store.is_written(name, stamp):
             return export.WrittenFiles(())
-        folder = store.folder / document.name
+        folder = store.folder / name
         folder.mkdir(exist_ok=True)
-        pages = store.pages(document.name, document.numbers)
+        pages = store.pages(name, document.numbers)
         record = DocumentRecord(
-            document.name, document.found.path, document.opened.kind, pages, self._settings
+            name, document.found.path, document.opened.kind, pages, self._settings
         )
 
         def render(number: int) -> Image.Image:
@@ -256,8 +256,8 @@ class _DocumentRun:
 
         written = export.write(record, plan.formats, folder, render, plan.options, plan.password)
         if any(outcome != PdfPages() for outcome in written.pdfs.values()):
-            store.list_written(document.found, document.name, written.files, written.pdfs)
-        store.mark_written(document.name, stamp, written.files)
+            store.list_written(document.found, name, written.files, written.pdfs)
+        store.mark_written(name, stamp, written.files)
         return written
 
 

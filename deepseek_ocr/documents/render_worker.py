@@ -45,9 +45,8 @@ class _RequestHandler:
         except MemoryError:
             return {"error": "It takes more memory to open than is allowed; scale it down."}, b""
         except Exception as error:  # whatever a decoder trips over is said, not hidden
-            return {
-                "error": f"It is damaged ({type(error).__name__}: {error}); save it again."
-            }, b""
+            reason = f"It is damaged ({type(error).__name__}: {error}); save it again."
+            return {"error": reason}, b""
         return about | {"width": picture.width, "height": picture.height}, picture.tobytes()
 
     def _opened(self, path: str, name: str, password: str | None) -> DocumentFile:

@@ -46,6 +46,10 @@ _START = (
 )
 
 
+_Reply = tuple[dict[str, Any], bytes]
+"""What a rendering process answers: JSON, and the pixels of a page behind it."""
+
+
 @dataclass(frozen=True)
 class OpenDocument:
     """A document that can be opened: its file, what it is, how many pages it has.
@@ -120,7 +124,7 @@ class Renderer(contextlib.AbstractContextManager["Renderer"]):
 
     def _ask(
         self, path: Path, name: str, password: str | None, page: int | None, owner: object
-    ) -> tuple[dict[str, Any], bytes]:
+    ) -> _Reply:
         request = {
             "path": os.path.abspath(path), "name": name or shown(path), "password": password,
             "page": page, "settings": asdict(self.settings),
@@ -180,9 +184,7 @@ class _Worker:
         self._owner: object = None
         self._given_up = False
 
-    def ask(
-        self, request: dict[str, Any], timeout: float, owner: object
-    ) -> tuple[dict[str, Any], bytes]:
+    def ask(self, request: dict[str, Any], timeout: float, owner: object) -> _Reply:
         """The answer to a request. Raises `DocumentError` where none comes in time."""
         self._owner = owner
         try:
@@ -197,7 +199,7 @@ class _Worker:
                 self._given_up = False
                 self.stop()
 
-    def _answer(self, request: dict[str, Any], timeout: float) -> tuple[dict[str, Any], bytes]:
+    def _answer(self, request: dict[str, Any], timeout: float) -> _Reply:
         process = self._process
         if process is None or process.poll() is not None:
             process = self._start()
@@ -254,9 +256,7 @@ class _Worker:
         return process.wait()
 
 
-def _exchange(
-    process: subprocess.Popen[bytes], request: dict[str, Any]
-) -> tuple[dict[str, Any], bytes]:
+def _exchange(process: subprocess.Popen[bytes], request: dict[str, Any]) -> _Reply:
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(json.dumps(request).encode() + b"\n")

@@ -46,9 +46,7 @@ class DocumentReader:
         # that one whose pages take a minute each does not hold up the others.
         self._renderer = Renderer(workers=max(2, min(8, (os.cpu_count() or 1) // 2)))
         self._threads = ThreadPoolExecutor(self._renderer.workers, "render")
-        self._rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
-            WeakKeyDictionary()
-        )
+        self._rooms = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]()
 
     def close(self) -> None:
         """End the processes that render, and the engine."""

@@ -41,9 +41,8 @@ def add_picture_page(
     stream = _from_jpeg(pdf, image, jpeg) if jpeg is not None else _from_pixels(pdf, image)
     page = pdf.add_blank_page(page_size=(width, height))
     page.obj.Resources = Dictionary(XObject=Dictionary(Page=stream))
-    page.obj.Contents = compressed(
-        pdf, f"q {width:.3f} 0 0 {height:.3f} 0 0 cm /Page Do Q".encode("ascii")
-    )
+    drawing = f"q {width:.3f} 0 0 {height:.3f} 0 0 cm /Page Do Q"
+    page.obj.Contents = compressed(pdf, drawing.encode("ascii"))
     return page
 
 

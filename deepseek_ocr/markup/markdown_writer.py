@@ -142,9 +142,8 @@ class _Writer:
         written = ""
         for at, part in enumerate(line):
             made = self._inline(part, _stands_free(line, at))
-            if written and (
-                isinstance(part, blocks.Formula) or isinstance(line[at - 1], blocks.Formula)
-            ):
+            beside = isinstance(part, blocks.Formula) or isinstance(line[at - 1], blocks.Formula)
+            if written and beside:
                 joins = written[-1] + made[:1]
                 written += " " if joins == "$$" or any(map(str.isalnum, joins)) else ""
             written += made

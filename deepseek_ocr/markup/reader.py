@@ -113,9 +113,8 @@ class _Reader:
             return False
         if self._label is not None:
             return self._label in TITLE_LABELS
-        return lines[at].startswith("##") or (
-            len(lines) == 1 and _SURELY_A_TITLE.match(lines[at]) is not None
-        )
+        alone = len(lines) == 1 and _SURELY_A_TITLE.match(lines[at]) is not None
+        return alone or lines[at].startswith("##")
 
     def _title(self, lines: list[str]) -> Title:
         found = _TITLE.fullmatch(lines[0])
@@ -130,9 +129,7 @@ class _Reader:
         rows = [_bar_cells(line) for line in lines]
         alignment = tuple(cell.strip() for cell in rows.pop(1))
         cells = (
-            tuple(
-                Cell(self._lines.lines(cell.replace("\\|", "|")), heading=at == 0) for cell in row
-            )
+            tuple(Cell(self._lines.lines(raw.replace("\\|", "|")), heading=at == 0) for raw in row)
             for at, row in enumerate(rows)
         )
         return Table(tuple(cells), alignment)
