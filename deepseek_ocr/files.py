@@ -20,10 +20,8 @@ LARGEST_FILE = 2 * 2**30
 
 
 def part_path(path: Path) -> Path:
-    """The hidden file beside `path` in which it is written until it is complete.
-
-    The name is the same every time, so the next run removes what a killed one left.
-    """
+    """The hidden file beside `path` in which it is written until it is complete. The name is the
+    same every time, so the next run removes what a killed one left."""
     return path.with_name(f".{path.name}.part")
 
 
@@ -53,10 +51,7 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
 
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Raise an `OSError` of the block as a `FileWriteError` that names `path` and says what to do.
-
-    Raises `FileWriteError`.
-    """
+    """Raise an `OSError` of the block as a `FileWriteError` that names `path` and what to do."""
     try:
         yield
     except OSError as error:
@@ -68,9 +63,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
 
 def write_files(contents: Mapping[Path, bytes]) -> None:
     """Write each content to its file; all of them are on the disk before the first gets its name.
-
-    Missing folders are made. Raises `FileWriteError`; no partial file is left.
-    """
+    Missing folders are made. Raises `FileWriteError`; no partial file is left."""
     with ExitStack() as stack:
         for path, data in reversed([*contents.items()]):  # the first entered is the last renamed
             stack.enter_context(explain_write_errors(path))
@@ -106,10 +99,8 @@ def json_bytes(value: object) -> bytes:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder that replaces `folder` when the block ends without an error.
-
-    Raises `FileWriteError`; the old content of `folder` then stays.
-    """
+    """An empty folder that replaces `folder` when the block ends without an error. Raises
+    `FileWriteError`; the old content of `folder` then stays."""
     staging, old = part_path(folder), _old_path(folder)
     with explain_write_errors(folder):
         recover_folder(folder)
@@ -128,10 +119,8 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 def recover_folder(folder: Path) -> None:
-    """Put back the old folder if `replace_folder` was stopped between its two renames.
-
-    Several processes may call this at once; one of them does it. Raises `OSError`.
-    """
+    """Put back the old folder if `replace_folder` was stopped between its two renames. Several
+    processes may call this at once; one of them does it. Raises `OSError`."""
     old = _old_path(folder)
     if old.exists() and not folder.exists():
         with suppress(FileNotFoundError):
@@ -163,10 +152,8 @@ def _sync_stream(stream: BinaryIO) -> None:
 
 
 def read_text(path: Path, limit: int = LARGEST_FILE) -> str:
-    """The UTF-8 text of a file of at most `limit` bytes; a byte order mark is dropped.
-
-    Raises `InputError` for a file that is missing, larger, or of another encoding.
-    """
+    """The UTF-8 text of a file of at most `limit` bytes; a byte order mark is dropped. Raises
+    `InputError` for a file that is missing, larger, or of another encoding."""
     try:
         if not path.is_file():  # also keeps out pipes and devices that never end
             raise InputError(f"{path} does not exist or is not a file; check the path.")

@@ -178,12 +178,8 @@ def _upright(image: Image.Image, settings: RenderSettings) -> tuple[Image.Image,
 
 
 def open_document(path: Path, name: str, password: str | None) -> DocumentFile:
-    """The document in the file `path`: a PDF, an archive of pictures, a picture.
-
-    `name` is what messages call it.
-
-    Raises `DocumentError` and `ImageError`.
-    """
+    """The document in the file `path`: a PDF, an archive of pictures, a picture; `name` is what
+    messages call it. Raises `DocumentError` and `ImageError`."""
     try:
         if not path.is_file():  # also keeps out pipes and devices that never end
             raise DocumentError(f"{name} is no file; give a picture, a PDF or a zip of pictures.")

@@ -68,10 +68,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class PageSelection:
-    """Which pages to read, as (first, last) counted from 1, from the end where negative.
-
-    Empty is all of them.
-    """
+    """Which pages to read, as (first, last) from 1, negative from the end; empty is all of them."""
 
     ranges: tuple[tuple[int, int], ...] = ()
 
@@ -92,9 +89,7 @@ _ITEM = re.compile(r"(-?\d{1,9})(?:(-)(-?\d{1,9})?)?")
 
 def parse_pages(text: str) -> PageSelection:
     """`1-3,7,-1` as a selection: pages count from 1, negative ones from the end; `5-` is the rest.
-
-    Raises `SettingsError` for anything else, and beyond `LONGEST_CHOICE` characters.
-    """
+    Raises `SettingsError` for anything else, and beyond `LONGEST_CHOICE` characters."""
     if len(text) > LONGEST_CHOICE:
         raise SettingsError(f"Choose pages in at most {LONGEST_CHOICE} characters, as in 1-3,7,-1.")
     ranges = []
@@ -133,10 +128,8 @@ def parse_shard(text: str) -> Shard:
 
 
 def find(arguments: Iterable[str]) -> Listing:
-    """The files that `arguments` name: files, folders (with all below them) and glob patterns.
-
-    What cannot be found is an input too, with its `error`.
-    """
+    """The files that `arguments` name: files, folders (with all below them) and glob patterns. What
+    cannot be found is an input too, with its `error`."""
     inputs: list[Input] = []
     left_out: list[Path] = []
     for argument in arguments:
@@ -258,10 +251,8 @@ def kind_of(head: bytes) -> Literal["pdf", "zip", "picture"]:
 
 
 def spool(stream: BinaryIO, folder: Path) -> Input:
-    """Standard input as a file in `folder`, named after its content.
-
-    Raises `DocumentError` where it is empty or beyond `MAX_BYTES`.
-    """
+    """Standard input as a file in `folder`, named after its content. Raises `DocumentError` where
+    it is empty or beyond `MAX_BYTES`."""
     digest, size = hashlib.sha256(), 0
     path = folder / "stdin"
     with path.open("wb") as file:

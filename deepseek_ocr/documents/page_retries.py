@@ -43,10 +43,8 @@ Wanted = TypeVar("Wanted")
 
 
 class ReadPage(Generic[Wanted]):
-    """A page, whose it is, what was tried, and the best that came of it.
-
-    `reading` is None where every try failed; `error` then says why.
-    """
+    """A page, whose it is, what was tried, and the best that came of it. `reading` is None where
+    every try failed; `error` then says why."""
 
     def __init__(self, wanted: Wanted, rendered: Rendered) -> None:
         self.wanted = wanted
@@ -57,10 +55,8 @@ class ReadPage(Generic[Wanted]):
         self.kept = 0
 
     def add(self, attempt: Attempt, outcome: Reading | Failure, seconds: float) -> None:
-        """Take in how `attempt` ended; keep its reading if it is the best so far.
-
-        `seconds` are those since the engine was given the page, of use where it has no timings.
-        """
+        """Take in how `attempt` ended; keep its reading if it is the best so far. `seconds` are
+        those since the engine was given the page, of use where it has no timings."""
         settings = {"name": attempt.name, **attempt_data(attempt)}
         if isinstance(outcome, Failure):
             self.tries.append(Try(settings, "failed", 0, round(seconds, 4)))

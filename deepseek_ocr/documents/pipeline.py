@@ -39,9 +39,7 @@ thread waits does not wake it."""
 @dataclass
 class _Document:
     """A document of a run: its input, the name of its folder, the hash of its content, its pages.
-
-    `left` counts the pages that are not settled.
-    """
+    `left` counts the pages that are not settled."""
 
     found: Input
     opened: OpenDocument
@@ -224,10 +222,8 @@ class _DocumentRun:
     # --- behind the engines, in a thread --------------------------------------------------------
 
     def _write(self, document: _Document) -> None:
-        """Write the outputs of a document whose pages are settled, unless they are there.
-
-        Never raises: what fails is listed.
-        """
+        """Write the outputs of a document whose pages are settled, unless they are there. Never
+        raises: what fails is listed."""
         try:
             written = self._written(document)
         except Exception as error:  # one document that cannot be written must not stop the others

@@ -13,10 +13,8 @@ from deepseek_ocr.settings import Attempt, RenderSettings
 
 @dataclass(frozen=True)
 class Plan:
-    """How documents are read and written.
-
-    `about` says the rest for outputs and hashes, as JSON data: the model, its task and preset.
-    """
+    """How documents are read and written. `about` says the rest for outputs and hashes, as JSON
+    data: the model, its task and preset."""
 
     prompt: str
     attempts: tuple[Attempt, ...]

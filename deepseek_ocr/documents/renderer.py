@@ -98,9 +98,7 @@ class Renderer(contextlib.AbstractContextManager["Renderer"]):
         self, path: Path, password: str | None = None, name: str = "", owner: object = None
     ) -> OpenDocument:
         """The document in the file `path`, called `name` in messages. Raises `DocumentError`.
-
-        `owner` is what `give_up` knows this by, if it may be given up.
-        """
+        `owner` is what `give_up` knows this by, if it may be given up."""
         reply, _ = self._ask(path, name, password, None, owner)
         return OpenDocument(path, password, reply["kind"], reply["pages"], reply["left_out"], name)
 
@@ -171,10 +169,8 @@ class _Pool:
 
 
 class _Worker:
-    """One rendering process, started when first asked and again after it died.
-
-    `document` is what tells the document that it has open.
-    """
+    """One rendering process, started when first asked and again after it died. `document` is what
+    tells the document that it has open."""
 
     def __init__(self, memory: int) -> None:
         self._memory = memory

@@ -44,10 +44,8 @@ _SAMPLE = 1 << 20
 
 
 class Store(AbstractContextManager["Store"]):
-    """The output folder of a run. Methods may be called from several threads.
-
-    Raises `SettingsError` where the folder cannot be written, or another run is writing there.
-    """
+    """The output folder of a run. Methods may be called from several threads. Raises
+    `SettingsError` where the folder cannot be written, or another run is writing there."""
 
     def __init__(self, folder: Path, shard: Shard = Shard()) -> None:
         self.folder = folder

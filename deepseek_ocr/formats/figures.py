@@ -43,10 +43,8 @@ def figure_crops(image: Image.Image, regions: Iterable[Region]) -> Iterator[Imag
 def save_figures(
     image: Image.Image, regions: Iterable[Region], number: int, folder: Path
 ) -> tuple[str, ...]:
-    """Write the figures of page `number` (from 1) below `folder`/images; gives their names.
-
-    Named as the official script does, `<page>_<n>.jpg` from 0; "" where a box has no figure.
-    """
+    """Write the figures of page `number` (from 1) below `folder`/images; gives their names. Named
+    as the official script does, `<page>_<n>.jpg` from 0; "" where a box has no figure."""
     names = []
     for at, crop in enumerate(figure_crops(image, regions)):
         names.append("" if crop is None else f"{number - 1}_{at}.jpg")

@@ -76,10 +76,8 @@ class _Stripper:
         state: _State,
         depth: int,
     ) -> tuple[bytes, Dictionary]:
-        """The contents of a page or form without invisible text, and the resources for them.
-
-        Raises `_NotRemovableError`.
-        """
+        """The contents of a page or form without invisible text, and the resources for them. Raises
+        `_NotRemovableError`."""
         if depth > _DEEPEST or _size(holder) > _MOST_BYTES:
             raise _NotRemovableError
         objects = dict(resources.get("/XObject", Dictionary()).items())

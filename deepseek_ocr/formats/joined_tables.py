@@ -37,9 +37,7 @@ class Group:
 @dataclass(frozen=True)
 class PageContent:
     """What one page holds: `before`, then a table over several pages if any, then `after`.
-
-    `continues` is the page on which the table stands that this page would begin with.
-    """
+    `continues` is the page on which the table stands that this page would begin with."""
 
     record: PageRecord
     before: tuple[Part, ...]

@@ -71,10 +71,8 @@ def regions_data(record: PageRecord, name_figure: NameFigure | None = None) -> l
 
 
 def write_json(document: DocumentRecord, context: WriteContext) -> Iterator[str]:
-    """The whole document as one JSON object, in pieces of a page.
-
-    `pdfs` in it says what became of the pages of its PDFs, if there is anything to say.
-    """
+    """The whole document as one JSON object, in pieces of a page. `pdfs` in it says what became of
+    the pages of its PDFs, if there is anything to say."""
     head: dict[str, Any] = {
         "version": VERSION, "name": document.name, "source": document.source.name,
         "kind": document.kind, "settings": dict(document.settings),

@@ -21,10 +21,8 @@ _PERCENT = re.compile(r"(?<!\\)((?:\\\\)*)%")
 
 @lru_cache(maxsize=512)
 def to_mathml(source: str, display: bool) -> str | None:
-    """`source` (LaTeX) as a `<math>` element with the source in `alttext`.
-
-    None for what the library does not know, or is nested deeper than `DEEPEST`.
-    """
+    """`source` (LaTeX) as a `<math>` element with the source in `alttext`. None for what the
+    library does not know, or is nested deeper than `DEEPEST`."""
     if not _is_shallow(source):
         return None
     try:

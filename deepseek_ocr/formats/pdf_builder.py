@@ -64,10 +64,8 @@ or replaced the page by its picture with the text that was read."""
 
 @dataclass(frozen=True)
 class Decorator:
-    """What is put on the pages of one PDF: `page` for each, `finish` after the last of it.
-
-    `page` may raise `PictureWantedError` for an original page before it has changed anything.
-    """
+    """What is put on the pages of one PDF: `page` for each, `finish` after the last of it. `page`
+    may raise `PictureWantedError` for an original page before it has changed anything."""
 
     page: Callable[[Leaf, PageRecord], TextOutcome | None]
     finish: Callable[[], None]

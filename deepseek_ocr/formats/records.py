@@ -38,10 +38,8 @@ OwnText = Literal["none", "visible", "invisible"]
 
 @dataclass(frozen=True)
 class Try:
-    """One attempt at a page: what was asked (`settings`, as data), and how it ended.
-
-    `outcome` is a finish reason, "empty", "timeout" or "failed". `seconds` is wall-clock time.
-    """
+    """One attempt at a page: what was asked (`settings`, as data), and how it ended. `outcome` is a
+    finish reason, "empty", "timeout" or "failed". `seconds` is wall-clock time."""
 
     settings: Mapping[str, Any]
     outcome: str
@@ -137,10 +135,8 @@ def page_record(number: int, reading: Reading) -> PageRecord:
 
 
 def record_to_json(record: PageRecord) -> dict[str, Any]:
-    """`record` as JSON data from which `record_from_json` makes the same record again.
-
-    The settings of its tries must be JSON data: a tuple among them comes back as a list.
-    """
+    """`record` as JSON data from which `record_from_json` makes the same record again. The settings
+    of its tries must be JSON data: a tuple among them comes back as a list."""
     return {"version": VERSION, **asdict(record)}
 
 

@@ -66,10 +66,8 @@ def _text_layer(pdf: pikepdf.Pdf, existing_text: ExistingText) -> Decorator:
 def _apply_existing_text(
     leaf: Leaf, record: PageRecord, existing_text: ExistingText
 ) -> TextOutcome | None:
-    """Do with the page's own text what is asked for; what was done, None for nothing.
-
-    Raises `PictureWantedError` if the page is to be replaced by its picture first.
-    """
+    """Do with the page's own text what is asked for; what was done, None for nothing. Raises
+    `PictureWantedError` if the page is to be replaced by its picture first."""
     if record.error is not None or record.own_text in (None, "none"):
         return None
     if existing_text == "both":
@@ -86,10 +84,8 @@ def _apply_existing_text(
 
 
 def page_lines(record: PageRecord, size: tuple[float, float]) -> Iterator[PlacedLine]:
-    """The text of a page in lines, placed on its picture of `size` points.
-
-    A region's text goes into the largest of its boxes; text without regions over the whole page.
-    """
+    """The text of a page in lines, placed on its picture of `size` points. A region's text goes
+    into the largest of its boxes; text without regions over the whole page."""
     width, height = size
     free = MARGIN * width, MARGIN * height
     whole = (*free, width - free[0], height - free[1])

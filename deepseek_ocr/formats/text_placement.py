@@ -46,10 +46,8 @@ class PlacedLine:
 
 
 def place(lines: Sequence[str], box: Rectangle) -> Iterator[PlacedLine]:
-    """The `lines` of a region spread over its box, wrapped as the page must have wrapped them.
-
-    A line with tabs is a row of cells and is not wrapped.
-    """
+    """The `lines` of a region spread over its box, wrapped as the page must have wrapped them. A
+    line with tabs is a row of cells and is not wrapped."""
     left, top, right, bottom = box
     right, bottom = max(right, left + _LEAST), max(bottom, top + _LEAST)
     width, height = right - left, bottom - top
@@ -93,10 +91,8 @@ def _row(
 
 
 def _fit(lines: Sequence[str], width: float, height: float) -> list[tuple[str, bool]]:
-    """`lines` wrapped so that the letters are about as wide as they are high.
-
-    Each comes with True where its paragraph goes on in the next.
-    """
+    """`lines` wrapped so that the letters are about as wide as they are high. Each comes with True
+    where its paragraph goes on in the next."""
     lines = [line for line in lines if line.strip()]
     if not lines:
         return []

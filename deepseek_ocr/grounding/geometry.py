@@ -16,10 +16,8 @@ Matrix = tuple[float, float, float, float, float, float]
 
 
 def to_displayed(box: Box, points: tuple[float, float], rotation: int) -> Rectangle:
-    """`box` of the picture in points of the page as displayed, from its top left corner.
-
-    `points`: the page's width and height; `rotation`: degrees clockwise from page to picture.
-    """
+    """`box` of the picture in points of the page as displayed, from its top left corner. `points`:
+    the page's width and height; `rotation`: degrees clockwise from page to picture."""
     width, height = points
     x1, y1, x2, y2 = (value / SCALE for value in box)
     if rotation == 90:

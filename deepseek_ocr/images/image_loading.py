@@ -46,10 +46,8 @@ def open_image(source: Source, limits: ImageLimits = ImageLimits()) -> Image.Ima
 def open_frames(
     file: Path | BinaryIO, name: str, limits: ImageLimits = ImageLimits()
 ) -> Image.Image:
-    """Open a picture without decoding it: `seek` chooses a frame, `open_image` decodes it.
-
-    `name` is what messages call it. Raises as `open_image`.
-    """
+    """Open a picture without decoding it: `seek` chooses a frame, `open_image` decodes it. `name`
+    is what messages call it. Raises as `open_image`."""
     try:
         with _quiet:
             return Image.open(file, formats=_formats())
@@ -163,10 +161,8 @@ def _read_stream(stream: BinaryIO, most: int) -> bytes:
 
 
 def check_pixels(image: Image.Image, name: str, limits: ImageLimits) -> None:
-    """Look at the size that a picture's head gives, before anything of it is decoded.
-
-    Raises `ImageTooLargeError`, and `ImageError` where a side is empty.
-    """
+    """Look at the size that a picture's head gives, before anything of it is decoded. Raises
+    `ImageTooLargeError`, and `ImageError` where a side is empty."""
     width, height = image.size
     if width * height > limits.max_pixels:
         raise ImageTooLargeError(

@@ -90,10 +90,8 @@ def make_views(image: Image.Image, crop: CropSettings) -> Views:
 
 
 def choose_grid(width: int, height: int, side: int) -> tuple[int, int]:
-    """Crop grid (columns, rows) of 2 to 9 tiles whose shape is closest to the page's.
-
-    On ties the larger grid wins if the page has more than half as many pixels as its tiles.
-    """
+    """Crop grid (columns, rows) of 2 to 9 tiles whose shape is closest to the page's. On ties the
+    larger grid wins if the page has more than half as many pixels as its tiles."""
     grids = [
         (columns, rows)
         for columns in range(1, MAX_TILES + 1)

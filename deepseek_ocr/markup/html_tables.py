@@ -80,10 +80,8 @@ def open_table_in(text: str) -> int | None:
 
 
 class _Builder:
-    """Gathers the rows of one table.
-
-    Nothing moves: text between cells is a cell of its own, a table in a cell is lines of that cell.
-    """
+    """Gathers the rows of one table. Nothing moves: text between cells is a cell of its own, a
+    table in a cell is lines of that cell."""
 
     def __init__(self, start: int) -> None:
         self._table = RawTable(start)

@@ -26,10 +26,8 @@ _PRIVATE_USE = range(0xE000, 0x110000)
 
 
 def blocks_of(text: str, label: str | None = None) -> tuple[Block, ...]:
-    """The blocks of `text`: of a region with this `label`, or of a page without regions.
-
-    Takes time linear in the length of `text` and never fails.
-    """
+    """The blocks of `text`: of a region with this `label`, or of a page without regions. Takes time
+    linear in the length of `text` and never fails."""
     return tuple(_Reader(text, label).blocks())
 
 
@@ -136,10 +134,8 @@ class _Reader:
 
 
 def _list_from(lines: Sequence[str], at: int) -> int:
-    """How many lines from `at` on make a list: 0, or 2 and more.
-
-    They count up by one, or begin with the same bullet and a letter.
-    """
+    """How many lines from `at` on make a list: 0, or 2 and more. They count up by one, or begin
+    with the same bullet and a letter."""
     first = _NUMBERED.match(lines[at]) or _BULLET.match(lines[at])
     end = at
     while first is not None and end < len(lines):
