@@ -14,7 +14,7 @@ from deepseek_ocr.formats.joined_tables import PageContent, page_contents
 from deepseek_ocr.formats.markdown import remarks
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
 from deepseek_ocr.formats.writing import WriteContext
-from deepseek_ocr.markup import Part, blocks_in
+from deepseek_ocr.markup import PagePart, blocks_in
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1d21;--paper:#fff;--faint:#667;--line:#cfd3da;--warn:#8a4b00}
@@ -88,7 +88,7 @@ def _section(page: PageContent, folder: Path) -> Iterator[str]:
     yield "</section>\n"
 
 
-def _body(parts: Iterable[Part], record: PageRecord, folder: Path) -> str:
+def _body(parts: Iterable[PagePart], record: PageRecord, folder: Path) -> str:
     return safe_html.with_figures(
         safe_html.blocks_html(blocks_in(parts)), lambda number: _figure(record, number, folder)
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from deepseek_ocr.formats.records import PageRecord
-from deepseek_ocr.markup import Part, cell_text
+from deepseek_ocr.markup import PagePart, cell_text
 from deepseek_ocr.markup.blocks import Row, Table
 
 MARGIN_LABELS = frozenset({"header", "footer", "page_header", "page_footer", "page_number"})
@@ -40,9 +40,9 @@ class PageContent:
     `continues` is the page on which the table stands that this page would begin with."""
 
     record: PageRecord
-    before: tuple[Part, ...]
+    before: tuple[PagePart, ...]
     groups: tuple[Group, ...] = ()
-    after: tuple[Part, ...] = ()
+    after: tuple[PagePart, ...] = ()
     continues: int | None = None
 
 
@@ -118,7 +118,7 @@ def page_contents(records: Iterable[PageRecord], join: bool) -> Iterator[PageCon
         yield from chain.pages()
 
 
-def _table_at(end: Literal[0, -1], parts: Sequence[Part]) -> _Place | None:
+def _table_at(end: Literal[0, -1], parts: Sequence[PagePart]) -> _Place | None:
     """The table that a page begins (0) or ends (-1) with, but for headers and footers, and for
     what has no content."""
     kept = [number for number, part in enumerate(parts) if part.blocks and not _is_margin(part)]
@@ -136,11 +136,13 @@ def row_texts(row: Row) -> tuple[str, ...]:
     return tuple(map(cell_text, row))
 
 
-def _is_margin(part: Part) -> bool:
+def _is_margin(part: PagePart) -> bool:
     return part.region is not None and part.region.label in MARGIN_LABELS
 
 
-def _around(parts: tuple[Part, ...], place: _Place) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+def _around(
+    parts: tuple[PagePart, ...], place: _Place
+) -> tuple[tuple[PagePart, ...], tuple[PagePart, ...]]:
     """What stands before a table and after it."""
     holder = parts[place.part]
     begin = replace(holder, blocks=holder.blocks[: place.block])

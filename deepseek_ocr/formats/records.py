@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, ov
 from deepseek_ocr.engine.results import Counts, FinishReason, Reading, Timings
 from deepseek_ocr.errors import RecordError
 from deepseek_ocr.grounding.parser import SCALE, Confidence, Region
-from deepseek_ocr.markup import Part, page_parts
+from deepseek_ocr.markup import PagePart, page_parts
 
 VERSION = 2
 """Of the shape that `record_to_json` writes. Version 1 had neither `own_text` nor `reference`
@@ -85,7 +85,7 @@ class PageRecord:
     own_text: OwnText | None = None
 
     @cached_property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[PagePart, ...]:
         """What the page holds, read from its text."""
         return tuple(page_parts(self.text, self.regions, self.reference))
 

@@ -19,12 +19,12 @@ from deepseek_ocr.markup.markdown_writer import (
     markdown_row,
     to_markdown,
 )
-from deepseek_ocr.markup.parts import Part, blocks_in, page_parts, settled_parts
+from deepseek_ocr.markup.parts import PagePart, blocks_in, page_parts, settled_parts
 from deepseek_ocr.markup.plain_writer import cell_text, plain_line, plain_lines, plain_rows
 from deepseek_ocr.markup.reader import blocks_of
 
 __all__ = [
-    "NameFigure", "Part", "blocks_in", "blocks_of", "cell_text", "html_row", "markdown_blocks",
+    "NameFigure", "PagePart", "blocks_in", "blocks_of", "cell_text", "html_row", "markdown_blocks",
     "markdown_row", "page_parts", "plain_line", "plain_lines", "plain_rows", "settled_parts",
     "to_markdown",
 ]  # fmt: skip

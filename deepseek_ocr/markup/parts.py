@@ -13,7 +13,7 @@ from deepseek_ocr.markup.reader import blocks_of
 
 
 @dataclass(frozen=True)
-class Part:
+class PagePart:
     """What a region holds; `region` is None for text outside of all."""
 
     region: Region | None
@@ -22,7 +22,7 @@ class Part:
 
 def page_parts(
     text: str, regions: Sequence[Region] | None = None, reference: str | None = None
-) -> list[Part]:
+) -> list[PagePart]:
     """The parts of a page's `text`, in its order.
 
     `regions` are those of `parser.parse(text)`, if they are known. `reference` is what the
@@ -35,13 +35,13 @@ def page_parts(
     return [*_parts(front, regions, reference), *_outside(named)]
 
 
-def blocks_in(parts: Iterable[Part]) -> Iterator[Block]:
+def blocks_in(parts: Iterable[PagePart]) -> Iterator[Block]:
     """The blocks of all `parts`."""
     for part in parts:
         yield from part.blocks
 
 
-def settled_parts(text: str, reference: str | None = None) -> list[Part]:
+def settled_parts(text: str, reference: str | None = None) -> list[PagePart]:
     """The parts of the beginning of a page that are the same whatever follows `text`."""
     regions = parser.parse(text)
     begin = regions[-1].text_start if regions else 0
@@ -63,18 +63,18 @@ def _settled_end(text: str, begin: int) -> int:
     return max(text.rfind("\n\n", begin, end), begin)
 
 
-def _parts(front: str, regions: Sequence[Region], reference: str | None) -> Iterator[Part]:
+def _parts(front: str, regions: Sequence[Region], reference: str | None) -> Iterator[PagePart]:
     """The text in `front` of the regions, then each of them."""
     yield from _outside(front)
     figures = 0
     for region in regions:
-        yield Part(region, _region_blocks(region, figures, reference))
+        yield PagePart(region, _region_blocks(region, figures, reference))
         figures += len(region.boxes) if region.is_figure else 0
 
 
-def _outside(text: str) -> Iterator[Part]:
+def _outside(text: str) -> Iterator[PagePart]:
     if blocks := blocks_of(text):
-        yield Part(None, blocks)
+        yield PagePart(None, blocks)
 
 
 def _region_blocks(region: Region, figures: int, reference: str | None) -> tuple[Block, ...]:
