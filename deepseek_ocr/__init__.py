@@ -44,65 +44,28 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "CancelledError",
-    "CheckpointError",
-    "Confidence",
-    "Counts",
-    "CropSettings",
-    "DecodeSettings",
-    "Delta",
-    "DeviceError",
-    "DocumentError",
-    "EngineStatus",
-    "Failure",
-    "GenerationError",
-    "Handle",
-    "ImageError",
-    "ImageLimits",
-    "ImageTooLargeError",
-    "InputError",
-    "LoadOptions",
-    "OcrEngine",
-    "OcrError",
-    "Page",
-    "PromptError",
-    "Reading",
-    "Region",
-    "SettingsError",
-    "TextToken",
-    "Timings",
+    "CancelledError", "CheckpointError", "Confidence", "Counts", "CropSettings", "DecodeSettings",
+    "Delta", "DeviceError", "DocumentError", "EngineStatus", "Failure", "GenerationError", "Handle",
+    "ImageError", "ImageLimits", "ImageTooLargeError", "InputError", "LoadOptions", "OcrEngine",
+    "OcrError", "Page", "PromptError", "Reading", "Region", "SettingsError", "TextToken", "Timings",
     "Views",
-]
+]  # fmt: skip
 
-_HOME_OF = {
-    "CancelledError": "errors",
-    "CheckpointError": "errors",
-    "Confidence": "grounding.parser",
-    "Counts": "engine.results",
-    "CropSettings": "settings",
-    "DecodeSettings": "settings",
-    "Delta": "engine.results",
-    "DeviceError": "errors",
-    "DocumentError": "errors",
-    "EngineStatus": "engine.scheduler",
-    "Failure": "engine.results",
-    "GenerationError": "errors",
-    "Handle": "engine.request",
-    "ImageError": "errors",
-    "ImageLimits": "images.limits",
-    "ImageTooLargeError": "errors",
-    "InputError": "errors",
-    "LoadOptions": "engine.load_options",
-    "OcrEngine": "engine.ocr_engine",
-    "OcrError": "errors",
-    "Page": "engine.results",
-    "PromptError": "errors",
-    "Reading": "engine.results",
-    "Region": "grounding.parser",
-    "SettingsError": "errors",
-    "TextToken": "engine.results",
-    "Timings": "engine.results",
-    "Views": "images.views",
+_HOMES = {
+    "engine.load_options": ("LoadOptions",),
+    "engine.ocr_engine": ("OcrEngine",),
+    "engine.request": ("Handle",),
+    "engine.results": ("Counts", "Delta", "Failure", "Page", "Reading", "TextToken", "Timings"),
+    "engine.scheduler": ("EngineStatus",),
+    "grounding.parser": ("Confidence", "Region"),
+    "images.limits": ("ImageLimits",),
+    "images.views": ("Views",),
+    "settings": ("CropSettings", "DecodeSettings"),
+}
+"""Modules and what they give; everything else is an error and comes from `errors`."""
+
+_HOME_OF = dict.fromkeys(__all__, "errors") | {
+    name: module for module, names in _HOMES.items() for name in names
 }
 
 

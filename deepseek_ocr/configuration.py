@@ -86,16 +86,8 @@ class Settings:
 
     def load_options(self) -> LoadOptions:
         """How the engine is to load the checkpoint: what `OcrEngine.from_options` takes."""
-        return LoadOptions(
-            device=self.device,
-            dtype=self.dtype,
-            quant=self.quant,
-            kernels=self.kernels,
-            slots=self.slots,
-            vision_device=self.vision_device,
-            strict=self.strict,
-            threads=self.threads,
-        )
+        shared = {one.name for one in fields(LoadOptions)} & vars(self).keys()
+        return LoadOptions(**{name: getattr(self, name) for name in shared})
 
 
 def default_path() -> Path:
@@ -113,20 +105,18 @@ def load(
     Raises `SettingsError` for an unreadable file and for a name or a value nobody knows.
     """
     environ = os.environ if environ is None else environ
-    values: dict[str, Any] = dict(_from_file(path))
-    for setting in fields(Settings):
-        if text := environ.get(PREFIX + setting.name.upper(), "").strip():
-            values[setting.name] = text
-        if (flag := (flags or {}).get(setting.name)) is not None:
-            values[setting.name] = flag
+    table = {name: _as_text(name, value) for name, value in _read_file(path).items()}
+    table.pop(SERVER, None)
+    kinds: dict[str, type] = {one.name: str for one in fields(Settings)}
+    values = _given(kinds, table, "", flags, environ, path)
     if "slots" in values:
-        values["slots"] = parse_slots(values["slots"])
+        values["slots"] = _parse_count("slots", values["slots"], MOST_SLOTS)
     if "strict" in values:
         values["strict"] = parse_switch("strict", values["strict"])
     if values.get("vision_device", "").strip().lower() == "same":
         values["vision_device"] = None
     threads = values.get("threads") or environ.get("OMP_NUM_THREADS", "").split(",")[0] or "auto"
-    values["threads"] = parse_count("threads", threads, MOST_THREADS)
+    values["threads"] = _parse_count("threads", threads, MOST_THREADS)
     values["existing_text"] = existing_text(values.get("existing_text", Settings.existing_text))
     values["formulas"] = formula_delimiters(values.get("formulas", Settings.formulas))
     settings = Settings(**values)
@@ -135,19 +125,17 @@ def load(
     return settings
 
 
-def parse_slots(text: str) -> int:
-    """How many pages at once: a whole number from 1, or "auto", which is 0.
+def _as_text(name: str, value: Any) -> Any:
+    """A value of the file as flags and the environment give it, if it may be anything but text."""
+    if name in ("slots", "threads") and type(value) is int:
+        return str(value)
+    if name == "strict" and type(value) is bool:
+        return "yes" if value else "no"
+    return value
 
-    Raises `SettingsError` for anything else.
-    """
-    return parse_count("slots", text, MOST_SLOTS)
 
-
-def parse_count(name: str, text: str, most: int) -> int:
-    """A whole number from 1 to `most`, or "auto", which is 0.
-
-    Raises `SettingsError` for anything else.
-    """
+def _parse_count(name: str, text: str, most: int) -> int:
+    """A whole number from 1 to `most`, or "auto", which is 0. Raises `SettingsError`."""
     if text.strip().lower() == "auto":
         return 0
     if not (text.strip().isdecimal() and text.isascii() and 0 < int(text[:9]) <= most):
@@ -162,24 +150,6 @@ def _is_there(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a home folder that is somebody else's
         return False
-
-
-def _from_file(path: Path | None) -> dict[str, str]:
-    chosen = path or default_path()
-    known = {setting.name for setting in fields(Settings)}
-    raw = {name: value for name, value in _read_file(path).items() if name != SERVER}
-    for name, value in raw.items():
-        if name not in known:
-            raise SettingsError(
-                f"{chosen} sets {name!r}, which is no setting; use {', '.join(sorted(known))}."
-            )
-        if name in ("slots", "threads") and type(value) is int:
-            raw[name] = str(value)
-        elif name == "strict" and type(value) is bool:
-            raw[name] = "yes" if value else "no"
-        elif not isinstance(value, str):
-            raise SettingsError(f"{chosen}: {name} must be a string in quotes.")
-    return raw
 
 
 def _read_file(path: Path | None) -> dict[str, Any]:
@@ -266,21 +236,36 @@ def load_server(
     table = _read_file(path).get(SERVER, {})
     if not isinstance(table, dict):
         raise SettingsError(f"{path or default_path()}: [{SERVER}] must be a table.")
-    known = {setting.name: type(setting.default) for setting in fields(ServerSettings)}
+    kinds = {one.name: type(one.default) for one in fields(ServerSettings)}
+    return ServerSettings(**_given(kinds, table, f"{SERVER}.", flags, environ, path))
+
+
+def _given(
+    kinds: Mapping[str, type],
+    table: Mapping[str, Any],
+    before: str,
+    flags: Mapping[str, Any] | None,
+    environ: Mapping[str, str],
+    path: Path | None,
+) -> dict[str, Any]:
+    """What `flags`, then `environ`, then the `table` of the file whose names have `before` in front
+    say of the settings in `kinds`. Raises `SettingsError`."""
     values: dict[str, Any] = {}
+    chosen = path or default_path()
     for name, value in table.items():
-        if name not in known:
+        if name not in kinds:
+            known = ", ".join(sorted(kinds))
             raise SettingsError(
-                f"{path or default_path()} sets {SERVER}.{name}, which is no setting; use "
-                f"{', '.join(known)}."
+                f"{chosen} sets {before + name!r}, which is no setting; use {known}."
             )
-        values[name] = _typed(value, known[name], f"{path or default_path()}: {SERVER}.{name}")
-    for name, kind in known.items():
-        if text := environ.get(PREFIX + name.upper(), "").strip():
-            values[name] = _from_text(text, kind, PREFIX + name.upper())
+        values[name] = _typed(value, kinds[name], f"{chosen}: {before}{name}")
+    for name, kind in kinds.items():
+        variable = PREFIX + name.upper()
+        if text := environ.get(variable, "").strip():
+            values[name] = _from_text(text, kind, variable)
         if (flag := (flags or {}).get(name)) is not None:
             values[name] = flag
-    return ServerSettings(**values)
+    return values
 
 
 def _typed(value: Any, kind: type, where: str) -> Any:

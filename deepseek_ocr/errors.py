@@ -1,20 +1,5 @@
 """Every error this project raises on purpose, as one tree.
 
-    OcrError
-    ├── InputError           what was handed in cannot be used
-    │   ├── ImageError       not an image, damaged, or in a form we cannot open
-    │   │   └── ImageTooLargeError   refused before its pixels were decoded
-    │   ├── DocumentError    a document, or a page of it, that cannot be opened or rendered
-    │   ├── RecordError      a kept page record that is damaged or was edited
-    │   ├── PromptError      a prompt or a reference that the model must not be given
-    │   └── SettingsError    a setting outside its range, or one nobody knows
-    ├── CheckpointError      a model folder that is missing, damaged or of another kind
-    ├── DeviceError          a device or number type that is not available here, or a failed device
-    ├── GenerationError      the network produced numbers that mean nothing, or cannot run
-    ├── OutputError          a document that could not be written in all its formats
-    ├── FileWriteError       a file that cannot be written: full disk, read-only folder
-    └── CancelledError       a page that was given up before it was read
-
 Each message is one or two sentences that end with what to do next.
 """
 

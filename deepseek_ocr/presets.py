@@ -32,9 +32,7 @@ TASKS: dict[str, Task] = {
     ),
     "ocr": Task("Free OCR", "the plain text, without boxes", "<image>\nFree OCR."),
     "figure": Task(
-        "Parse Figure",
-        "the content of a chart, diagram or formula",
-        "<image>\nParse the figure.",
+        "Parse Figure", "the content of a chart, diagram or formula", "<image>\nParse the figure."
     ),
     "locate": Task(
         "Locate Object by Reference",
@@ -60,8 +58,7 @@ PRESETS: dict[str, Preset] = {
     "large": Preset("Large", CropSettings(1280, 1280, crop_mode=False)),
 }
 
-DEFAULT_TASK = "markdown"
-DEFAULT_PRESET = "gundam"
+DEFAULT_TASK, DEFAULT_PRESET = "markdown", "gundam"
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import Any, Self, TextIO, TypeVar
+from typing import Self, TextIO, TypeVar
 
 from deepseek_ocr.console import harmless
 
@@ -28,12 +27,7 @@ class ProgressLines:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
     def say(self, text: str) -> None:
@@ -77,7 +71,7 @@ class ProgressBar(ProgressLines):
         self._bar.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def say(self, text: str) -> None:
@@ -88,11 +82,7 @@ class ProgressBar(ProgressLines):
 
 
 def progress_display(
-    every_s: float = 30.0,
-    program: str = "",
-    *,
-    stream: TextIO | None = None,
-    transient: bool = False,
+    every_s: float = 30.0, program: str = "", stream: TextIO | None = None, transient: bool = False
 ) -> ProgressLines:
     """A bar if `stream` (standard error if None) is a terminal, else plain lines."""
     out = stream or sys.stderr

@@ -44,10 +44,8 @@ class CommandParser(argparse.ArgumentParser):
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add every flag that says which model is loaded, and where."""
     group = parser.add_argument_group("which model and where (also by DEEPSEEK_OCR_MODEL, …)")
-    add_model(group)
-    add_placement(group)
-    add_speed(group)
-    add_config(group)
+    for add in (add_model, add_placement, add_speed, add_config):
+        add(group)
 
 
 def load_settings(flags: argparse.Namespace) -> configuration.Settings:
@@ -65,41 +63,32 @@ def add_model(group: argparse._ActionsContainer) -> None:
     group.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps, npu (default: auto)")
 
 
-def add_placement(group: argparse._ArgumentGroup) -> None:
+def add_placement(group: argparse._ActionsContainer) -> None:
     """Add where models are kept, the device of the encoders, and the type of numbers."""
     group.add_argument("--checkpoints", metavar="FOLDER", help="where named models are kept")
-    group.add_argument(
-        "--vision-device", metavar="DEVICE",
-        help="where the encoders run, for small cards (default: --device)",
-    )  # fmt: skip
+    text = "where the encoders run, for small cards (default: --device)"
+    group.add_argument("--vision-device", metavar="DEVICE", help=text)
     group.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
 
 
-def add_speed(group: argparse._ArgumentGroup) -> None:
+def add_speed(group: argparse._ActionsContainer) -> None:
     """Add the flags that change how fast pages are read."""
+    text = f"how the decoder's weights are held: {', '.join(QUANTS)} (default: none)"
+    group.add_argument("--quant", metavar="NAME", help=text)
+    text = f"fast paths: auto (all, the default), plain (none), {', '.join(choice.NAMES)}"
     group.add_argument(
-        "--quant", metavar="NAME",
-        help=f"how the decoder's weights are held: {', '.join(QUANTS)} (default: none)",
-    )  # fmt: skip
-    group.add_argument(
-        "--kernels", metavar="A,B",
-        help=f"fast paths: auto (all, the default), plain (none), {', '.join(choice.NAMES)}; "
-        "a - leaves one out: auto,-compiled",
-    )  # fmt: skip
-    group.add_argument(
-        "--slots", metavar="N",
-        help="pages that are read at once, or auto, by free memory (default: auto)",
-    )  # fmt: skip
+        "--kernels", metavar="A,B", help=f"{text}; a - leaves one out: auto,-compiled"
+    )
+    text = "pages that are read at once, or auto, by free memory (default: auto)"
+    group.add_argument("--slots", metavar="N", help=text)
 
 
 def add_config(group: argparse._ActionsContainer) -> None:
     """Add the file with settings."""
     path, home = str(configuration.default_path()), os.path.expanduser("~")
     shown = path.replace(home, "~", 1) if path.startswith(home + os.sep) else path
-    group.add_argument(
-        "--config", type=Path, metavar="FILE",
-        help="TOML file with settings (default: " + shown.replace("%", "%%") + ")",
-    )  # fmt: skip
+    text = f"TOML file with settings (default: {shown.replace('%', '%%')})"
+    group.add_argument("--config", type=Path, metavar="FILE", help=text)
 
 
 def named(find: Callable[[str], str]) -> Callable[[str], str]:

@@ -27,12 +27,7 @@ from deepseek_ocr.devices.cpu import use_threads
 from deepseek_ocr.engine.load_options import LoadOptions
 from deepseek_ocr.engine.page_state import PageState
 from deepseek_ocr.engine.request import Handle, OnEvent, failed, wait_for
-from deepseek_ocr.engine.results import (
-    Delta,
-    Failure,
-    Page,
-    Reading,
-)
+from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
 from deepseek_ocr.engine.scheduler import EngineStatus, Scheduler
 from deepseek_ocr.errors import DeviceError, SettingsError
 from deepseek_ocr.images.image_loading import Source

@@ -30,13 +30,7 @@ class PageState:
     embeddings of its prompt, and each token goes in by `take` until it has `ended`.
     """
 
-    def __init__(
-        self,
-        page: Page,
-        codec: prompts.Codec,
-        limits: ImageLimits,
-        context: int,
-    ) -> None:
+    def __init__(self, page: Page, codec: prompts.Codec, limits: ImageLimits, context: int) -> None:
         """Open the picture, cut it, encode the prompt; in any thread.
 
         Raises `ImageError` and `PromptError` (also where the prompt fills the `context`, tokens).

@@ -90,11 +90,7 @@ class _SlotLayer(DynamicLayer):  # type: ignore[misc]
         self._room = room  # [2, heads, capacity, size]
 
     def update(
-        self,
-        key_states: torch.Tensor,
-        value_states: torch.Tensor,
-        *args: object,
-        **kwargs: object,
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keep the prompt's keys and values `[1, heads, L, size]`; the same back."""
         length = key_states.shape[2]
