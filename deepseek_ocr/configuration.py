@@ -280,10 +280,15 @@ def _typed(value: Any, kind: type, where: str) -> Any:
     return value
 
 
+def parts_of(text: str) -> tuple[str, ...]:
+    """What stands between the commas of `text`."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def _from_text(text: str, kind: type, where: str) -> Any:
     """A value of the environment as `kind`; several are parted by commas."""
     if kind is tuple:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        return parts_of(text)
     if kind is bool:
         return parse_switch(where, text)
     try:

@@ -26,13 +26,8 @@ def complain(text: str, program: str = "") -> None:
 
 def tell(text: str, program: str = "") -> None:
     """The same, but only if standard error is a terminal: progress that no log needs."""
-    if is_watched():
+    if sys.stderr is not None and sys.stderr.isatty():
         complain(text, program)
-
-
-def is_watched() -> bool:
-    """True if standard error is a terminal."""
-    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def harmless(text: str) -> str:

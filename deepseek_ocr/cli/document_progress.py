@@ -47,14 +47,9 @@ class PageCounter:
         opened = max(self._inputs - self._unopened, 1)
         return self._known + round(self._unopened * self._known / opened)
 
-    @property
-    def is_guess(self) -> bool:
-        """True while there are documents whose pages are not known."""
-        return self._unopened > 0
-
     def text(self, now: float) -> str:
         """All of it in words."""
-        about = "about " if self.is_guess else ""
+        about = "about " if self._unopened > 0 else ""
         words = [f"{self.done + self.settled} of {about}{self.expected} pages"]
         seconds = max(now - self._began, 1e-6)
         if self.settled:

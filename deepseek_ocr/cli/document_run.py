@@ -161,12 +161,10 @@ def _sum_up(tally: Tally, output: OutputOptions, inputs: list[Input]) -> None:
 
 def _sum_up_existing(tally: Tally) -> None:
     """What became of pages that had text before they were read."""
-    if tally.skipped:
-        pages = _some(tally.skipped, "page")
-        complain(
-            f"{pages} of searchable PDFs kept the text of the original alone (--existing-text)."
-        )
-    if tally.replaced:
-        complain(f"{_some(tally.replaced, 'page')} of searchable PDFs got new text for the old.")
-    if tally.rebuilt:
-        complain(f"{_some(tally.rebuilt, 'page')} of PDFs rebuilt from pictures; see above.")
+    for count, text in (
+        (tally.skipped, "of searchable PDFs kept the text of the original alone (--existing-text)"),
+        (tally.replaced, "of searchable PDFs got new text for the old"),
+        (tally.rebuilt, "of PDFs rebuilt from pictures; see above"),
+    ):
+        if count:
+            complain(f"{_some(count, 'page')} {text}.")

@@ -55,20 +55,16 @@ def understood(line: str) -> list[str] | str:
         return "quit"
     if line == "test":
         return [str(path) for path in sorted(examples_folder().glob("*.png"))]
-    if command == "all" and not _is_there(line):
+    if command == "all" and not os.path.exists(line):
         folder = _path(rest)
         return [folder] if Path(folder).is_dir() else f"{folder or 'all'} is no folder.\n"
     return [_path(line)]
 
 
-def _is_there(text: str) -> bool:
-    return os.path.exists(text)
-
-
 def _path(text: str) -> str:
     """A path as it was typed or dropped into the window: quoted, with escapes, with a ~."""
     text = text.strip()
-    if not _is_there(text):
+    if not os.path.exists(text):
         with suppress(ValueError):  # an odd quote is part of the name
             text = " ".join(shlex.split(text))
     return str(Path(text).expanduser()) if text else ""

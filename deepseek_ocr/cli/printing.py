@@ -127,18 +127,18 @@ def print_inputs(printer: Printer, options: ReadOptions, arguments: list[str]) -
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepseek-ocr-")))
         renderer = stack.enter_context(Renderer(options.render))
-        inputs, several = _inputs(arguments, folder)
+        inputs = _inputs(arguments, folder)
         before, failed = len(printer.pages), printer.failed
         for found in inputs:
             for page in _pages(found, options, renderer):
-                printer.read(page, titled=several or page.count > 1)
+                printer.read(page, titled=len(inputs) > 1 or page.count > 1)
     read, failed = len(printer.pages) - before, printer.failed - failed
     if failed and read > 1:
         complain(f"{failed} of {read} pages failed.")
 
 
-def _inputs(arguments: list[str], folder: Path) -> tuple[list[Input], bool]:
-    """The files that `arguments` name, and whether there may be several."""
+def _inputs(arguments: list[str], folder: Path) -> list[Input]:
+    """The files that `arguments` name."""
     inputs: list[Input] = []
     for argument in arguments:
         if argument == STANDARD_INPUT:
@@ -151,7 +151,7 @@ def _inputs(arguments: list[str], folder: Path) -> tuple[list[Input], bool]:
         if not listing.inputs:
             error = f"{argument} holds no pictures, PDFs or zips; name the files themselves."
             inputs.append(Input(Path(argument), argument, error))
-    return inputs, len(inputs) > 1
+    return inputs
 
 
 def left_out_of(place: str, count: int) -> str:
@@ -161,13 +161,13 @@ def left_out_of(place: str, count: int) -> str:
 
 
 def _standard_input(folder: Path) -> Input:
-    if sys.stdin is None:
-        error = "Standard input is closed; give the path of a picture."
-        return Input(Path(STANDARD_INPUT), STANDARD_INPUT, error, STANDARD_INPUT)
-    try:
-        return spool(sys.stdin.buffer, folder)
-    except OcrError as error:
-        return Input(Path(STANDARD_INPUT), STANDARD_INPUT, str(error), STANDARD_INPUT)
+    problem = "Standard input is closed; give the path of a picture."
+    if sys.stdin is not None:
+        try:
+            return spool(sys.stdin.buffer, folder)
+        except OcrError as error:
+            problem = str(error)
+    return Input(Path(STANDARD_INPUT), STANDARD_INPUT, problem, STANDARD_INPUT)
 
 
 def _pages(found: Input, options: ReadOptions, renderer: Renderer) -> Iterator[PrintedPage]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from deepseek_ocr import presets
 from deepseek_ocr.cli.flags import load_settings
 from deepseek_ocr.cli.read_flags import PRINTED
-from deepseek_ocr.configuration import Settings
+from deepseek_ocr.configuration import Settings, parts_of
 from deepseek_ocr.documents.inputs import PageSelection, Shard, parse_pages, parse_shard
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.formats import find_format
@@ -57,9 +57,8 @@ class ReadOptions:
 def read_options(flags: argparse.Namespace) -> ReadOptions:
     """The run that `flags` ask for. Raises `SettingsError` if they do not go together."""
     if not flags.inputs and (flags.output or flags.stdout or not _is_interactive()):
-        raise SettingsError(
-            "no image given; try: deepseek-ocr read --model pocket examples/invoice.png"
-        )
+        example = "deepseek-ocr read --model pocket examples/invoice.png"
+        raise SettingsError(f"no image given; try: {example}")
     if flags.inputs.count(STANDARD_INPUT) > 1:
         raise SettingsError("- stands for standard input, which can be read once only.")
     settings = load_settings(flags)
@@ -71,9 +70,7 @@ def read_options(flags: argparse.Namespace) -> ReadOptions:
         prompt=_prompt(flags, defaults.task),
         crop=_crop(flags, defaults.preset),
         decode=_decode(flags),
-        render=RenderSettings(
-            dpi=flags.dpi, rotate=None if flags.rotate == "auto" else int(flags.rotate)
-        ),
+        render=RenderSettings(flags.dpi, None if flags.rotate == "auto" else int(flags.rotate)),
         pages=PageSelection() if flags.pages is None else parse_pages(flags.pages),
         password=flags.password,
         format="txt" if output else _printed(flags.format),
@@ -110,7 +107,6 @@ def _output(flags: argparse.Namespace) -> OutputOptions | None:
     if flags.devices and flags.device:
         raise SettingsError("--devices names several devices, --device one; give one of them.")
     names = [find_format(name.strip()).name for name in (flags.format or "md").split(",")]
-    devices = tuple(name.strip() for name in (flags.devices or "").split(",") if name.strip())
     retries = len(presets.RETRIES) if flags.retries is None else flags.retries
     presets.attempts(CropSettings(), DecodeSettings(), retries)  # are there as many?
     return OutputOptions(
@@ -120,7 +116,7 @@ def _output(flags: argparse.Namespace) -> OutputOptions | None:
         overwrite=bool(flags.overwrite),
         retries=retries,
         shard=Shard() if flags.shard is None else parse_shard(flags.shard),
-        devices=devices,
+        devices=parts_of(flags.devices or ""),
     )
 
 
@@ -146,11 +142,8 @@ def _crop(flags: argparse.Namespace, default_resolution: str) -> CropSettings:
     tiled = preset.crop_mode if flags.crop is None else flags.crop
     if flags.base_size is not None and not tiled:
         raise SettingsError("--base-size is for --crop; without tiles --image-size is the view.")
-    return CropSettings(
-        base_size=preset.base_size if flags.base_size is None else flags.base_size,
-        image_size=preset.image_size if flags.image_size is None else flags.image_size,
-        crop_mode=tiled,
-    )
+    given = {"base_size": flags.base_size, "image_size": flags.image_size, "crop_mode": tiled}
+    return replace(preset, **{name: one for name, one in given.items() if one is not None})
 
 
 def _decode(flags: argparse.Namespace) -> DecodeSettings:

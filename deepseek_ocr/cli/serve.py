@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from typing import Any
 
 from deepseek_ocr import configuration
 from deepseek_ocr.cli.flags import Subparsers, add_config, add_speed
@@ -52,22 +53,20 @@ def load_server_settings(flags: argparse.Namespace) -> tuple[Settings, ServerSet
 
     Raises `SettingsError`.
     """
-    given = vars(flags)
+    path = flags.config
+    given = {
+        name: tuple(one) if isinstance(one, list) else one for name, one in vars(flags).items()
+    }
     if flags.model:
-        given = given | {"model": flags.model[0], "models": tuple(flags.model[1:]) or None}
-    return (
-        configuration.load(given, path=flags.config),
-        configuration.load_server(given, path=flags.config),
-    )
+        given |= {"model": flags.model[0], "models": given["model"][1:] or None}
+    return configuration.load(given, path=path), configuration.load_server(given, path=path)
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every setting. One that is not given is None: then the next source counts."""
     add_config(parser.add_argument_group("settings"))
-    parser.add_argument(
-        "--model", action="append", metavar="NAME|FOLDER",
-        help=f"{MEANINGS['model']}; again for {MEANINGS['models']}",
-    )  # fmt: skip
+    text = f"{MEANINGS['model']}; again for {MEANINGS['models']}"
+    parser.add_argument("--model", action="append", metavar="NAME|FOLDER", help=text)
     defaults = Settings()
     for name in ("device", "dtype", "checkpoints", "existing_text", "formulas"):
         _add(parser, name, getattr(defaults, name))
@@ -81,29 +80,13 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
 def _add(parser: argparse.ArgumentParser, name: str, default: object) -> None:
     """The flag of one setting."""
     flag = f"--{_SEVERAL.get(name, name).replace('_', '-')}"
-    text = MEANINGS[name].replace("%", "%%")
+    text, options = MEANINGS[name].replace("%", "%%"), dict[str, Any](dest=name)
     if isinstance(default, bool):
-        parser.add_argument(flag, dest=name, action="store_true", default=None, help=text)
+        options |= {"action": "store_true", "default": None}
     elif isinstance(default, tuple):
-        parser.add_argument(
-            flag, dest=name, action=_Append, metavar="A,B", help=f"{text} (also several times)"
-        )
+        text += " (also several times)"
+        options |= {"action": "extend", "type": configuration.parts_of, "metavar": "A,B"}
     else:
-        shown = f"{text} (default: {default})" if default != "" else text
-        parser.add_argument(
-            flag, dest=name, type=type(default), metavar=name.rsplit("_", 1)[-1].upper(), help=shown
-        )
-
-
-class _Append(argparse.Action):
-    """Gathers values with commas between them, or one after the other, into a tuple."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: object,
-        option_string: str | None = None,
-    ) -> None:
-        added = tuple(part.strip() for part in str(values).split(",") if part.strip())
-        setattr(namespace, self.dest, (getattr(namespace, self.dest) or ()) + added)
+        text += f" (default: {default})" if default != "" else ""
+        options |= {"type": type(default), "metavar": name.rsplit("_", 1)[-1].upper()}
+    parser.add_argument(flag, help=text, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from deepseek_ocr import console
 from deepseek_ocr.console import harmless
@@ -41,11 +42,8 @@ def stdout_failed(error: StdoutError) -> int:
     return SOME_FAILED
 
 
-def tell(text: str) -> None:
-    """Say `text` on standard error if it is a terminal."""
-    console.tell(text, PROGRAM)
+complain = partial(console.complain, program=PROGRAM)
+"""Say something on standard error."""
 
-
-def complain(text: str) -> None:
-    """Say `text` on standard error."""
-    console.complain(text, PROGRAM)
+tell = partial(console.tell, program=PROGRAM)
+"""The same, but only if it is a terminal."""

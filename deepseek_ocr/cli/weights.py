@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deepseek_ocr import configuration
 from deepseek_ocr.cli.flags import Subparsers
-from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
+from deepseek_ocr.cli.terminal import INTERRUPTED, complain
 from deepseek_ocr.console import readable
 from deepseek_ocr.errors import CheckpointError, SettingsError
 from deepseek_ocr.weights import catalog, folders, registry
@@ -17,9 +17,7 @@ from deepseek_ocr.weights.folders import Condition
 DONE, FAILED = 0, 1
 """Exit statuses, beside those that all commands share."""
 
-_DESCRIPTION = """\
-Fetch and check the checkpoints that the other commands know by name.
-"""
+_DESCRIPTION = "Fetch and check the checkpoints that the other commands know by name."
 
 _EPILOG = """\
 examples:
@@ -49,41 +47,31 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser("weights", description=_DESCRIPTION, epilog=_EPILOG)
     actions = parser.add_subparsers(metavar="ACTION", required=True)
 
-    def add_action(name: str, purpose: str, action: _Action) -> argparse.ArgumentParser:
+    def add_action(name: str, purpose: str, action: _Action) -> Callable[..., argparse.Action]:
         one = actions.add_parser(name, help=purpose, description=purpose)
         one.add_argument("--checkpoints", metavar="FOLDER", help="where named checkpoints are kept")
         one.set_defaults(run=run, action=action)
-        return one
+        return one.add_argument
 
     add_action("list", "say which checkpoints are here and whether they are whole", _list)
-    one = add_action("fetch", "download a checkpoint, check it, and put it in place", _fetch)
-    one.add_argument(
-        "name", metavar="NAME", choices=catalog.FETCHED, help=", ".join(catalog.FETCHED)
-    )
-    one.add_argument(
-        "--source", choices=catalog.SOURCE_NAMES, help="where from (default: auto, all)"
-    )
-    one = add_action("verify", "hash the files and compare them with what came", _verify)
-    names = ", ".join(catalog.CHECKPOINTS)
-    one.add_argument("name", metavar="NAME|FOLDER", help=f"{names} or a folder")
-    one = add_action("adopt", "take a checkpoint that was downloaded by other means", _adopt)
-    one.add_argument("folder", type=Path, metavar="FOLDER", help="holds config.json and the rest")
-    one.add_argument(
-        "--name", choices=catalog.FETCHED, default=catalog.FETCHED[0],
-        help="default: %(default)s",
-    )  # fmt: skip
+    names, fetched = ", ".join(catalog.CHECKPOINTS), catalog.FETCHED
+    add = add_action("fetch", "download a checkpoint, check it, and put it in place", _fetch)
+    add("name", metavar="NAME", choices=fetched, help=", ".join(fetched))
+    add("--source", choices=catalog.SOURCE_NAMES, help="where from (default: auto, all)")
+    add = add_action("verify", "hash the files and compare them with what came", _verify)
+    add("name", metavar="NAME|FOLDER", help=f"{names} or a folder")
+    add = add_action("adopt", "take a checkpoint that was downloaded by other means", _adopt)
+    add("folder", type=Path, metavar="FOLDER", help="holds config.json and the rest")
+    add("--name", choices=fetched, default=fetched[0], help="default: %(default)s")
 
 
 def run(flags: argparse.Namespace) -> int:
-    """Do what `flags` say; the exit status is in the help."""
+    """Do what `flags` say; the exit status is in the help. Raises `SettingsError`."""
     try:
         settings = configuration.load(
             {"checkpoints": flags.checkpoints, "source": getattr(flags, "source", None)}
         )
         flags.action(flags, _expanded(settings.checkpoints), settings.source)
-    except SettingsError as error:
-        complain(str(error))
-        return COULD_NOT_START
     except (CheckpointError, OSError) as error:
         complain(str(error))
         return FAILED
