@@ -46,27 +46,18 @@ class Checkpoint:
 
 
 _REPOSITORY = "deepseek-ai/DeepSeek-OCR"
+_REVISION = "9f30c71f441d010e5429c532364a86705536c53a"
 
 _FILES = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "model.safetensors.index.json",
-    "model-00001-of-000001.safetensors",
-)
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "model.safetensors.index.json", "model-00001-of-000001.safetensors",
+)  # fmt: skip
 
 _SOURCES = (
     WeightSource(
         "replicate", "tar", f"https://weights.replicate.delivery/default/{_REPOSITORY}/model.tar"
     ),
-    WeightSource(
-        "huggingface",
-        "huggingface",
-        "https://huggingface.co",
-        _REPOSITORY,
-        "9f30c71f441d010e5429c532364a86705536c53a",
-    ),
+    WeightSource("huggingface", "huggingface", "https://huggingface.co", _REPOSITORY, _REVISION),
     WeightSource("modelscope", "modelscope", "https://www.modelscope.cn", _REPOSITORY, "master"),
 )
 

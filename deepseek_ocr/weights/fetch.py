@@ -76,19 +76,16 @@ def adopt(folder: Path, name: str, target: Path) -> None:
         ready = work / _READY
         ready.mkdir()
         for path in folders.data_files(folder):
-            _link_or_copy(path.resolve(), ready / path.name)
+            source = path.resolve()
+            try:
+                os.link(source, ready / path.name)
+            except OSError:  # another disk, or a file system without links
+                _require_room(ready, source.stat().st_size, f"a copy of {source.name}")
+                shutil.copyfile(source, ready / path.name)
         folders.check_complete(ready, folders.ESSENTIAL)
         complain("computing the sums")
         folders.write_record(ready, folders.make_record(ready, "adopted"))
         _put_in_place(ready, target)
-
-
-def _link_or_copy(path: Path, copy: Path) -> None:
-    try:
-        os.link(path, copy)
-    except OSError:  # another disk, or a file system without links
-        _require_room(copy.parent, path.stat().st_size, f"a copy of {path.name}")
-        shutil.copyfile(path, copy)
 
 
 @contextmanager
@@ -168,8 +165,7 @@ def _fetch_from(source: WeightSource, checkpoint: Checkpoint, work: Path) -> Pat
         raise
     ready = work / _READY
     try:
-        _accept(source, remote, folder, ready)
-        _check_and_record(source, remote, ready, checkpoint.files)
+        _accept(source, remote, folder, checkpoint.files)
     except BaseException:
         shutil.rmtree(ready, ignore_errors=True)
         raise
@@ -209,8 +205,12 @@ def _require_room(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def _accept(source: WeightSource, remote: Sequence[RemoteFile], folder: Path, ready: Path) -> None:
-    """Move what was downloaded into `ready`, if it has the sizes that the source stated."""
+def _accept(
+    source: WeightSource, remote: Sequence[RemoteFile], folder: Path, names: Sequence[str]
+) -> None:
+    """Move what was downloaded to where it is ready and record it, if it has the sizes and the sums
+    that the source stated and is the files `names`."""
+    ready = folder.parent / _READY
     for file in remote:
         size = (folder / file.name).stat().st_size
         if file.size is not None and size != file.size:
@@ -222,12 +222,6 @@ def _accept(source: WeightSource, remote: Sequence[RemoteFile], folder: Path, re
     else:
         for file in remote:
             (folder / file.name).rename(ready / file.name)
-
-
-def _check_and_record(
-    source: WeightSource, remote: Sequence[RemoteFile], ready: Path, names: Sequence[str]
-) -> None:
-    """Record the files in `ready`, if they are `names` and have the sums that the source stated."""
     folders.check_complete(ready, names)
     complain("  computing the sums")
     record = folders.make_record(ready, source.name, source.revision)

@@ -68,25 +68,19 @@ def _huggingface(source: WeightSource) -> Iterable[RemoteFile]:
 
     The library reads HF_TOKEN (or a stored login) itself and sends it to this hub only.
     """
+    from huggingface_hub import HfApi, hf_hub_url
+
+    name, revision, endpoint = source.repository, source.revision, source.url
     try:
-        from huggingface_hub import HfApi, hf_hub_url
-    except ImportError as error:
-        raise CheckpointError("needs the library: pip install huggingface_hub.") from error
-    try:
-        info = HfApi(endpoint=source.url).model_info(
-            source.repository,
-            revision=source.revision,
-            files_metadata=True,
-            timeout=source.timeout_s,
+        info = HfApi(endpoint=endpoint).model_info(
+            name, revision=revision, files_metadata=True, timeout=source.timeout_s
         )
     except Exception as error:  # the library's and its HTTP client's errors have no common base
         answered = getattr(error, "response", None) is not None
-        what = f"does not list {source.repository}" if answered else "cannot be reached"
-        raise CheckpointError(f"{source.url} {what}: {one_line(error)}") from error
+        what = f"does not list {name}" if answered else "cannot be reached"
+        raise CheckpointError(f"{endpoint} {what}: {one_line(error)}") from error
     for file in info.siblings or []:
-        url = hf_hub_url(
-            source.repository, file.rfilename, revision=source.revision, endpoint=source.url
-        )
+        url = hf_hub_url(name, file.rfilename, revision=revision, endpoint=endpoint)
         yield _remote(file.rfilename, url, file.size, file.lfs.sha256 if file.lfs else None)
 
 

@@ -95,13 +95,9 @@ def _with_pget(pget: str, source: WeightSource, files: Sequence[RemoteFile], fol
     environment["PGET_PID_FILE"] = str(folder / "pget.pid")
     try:
         process = subprocess.Popen(
-            [pget, *arguments],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+            [pget, *arguments], cwd=folder, env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     except OSError as error:
         raise CheckpointError(f"{pget} cannot be started: {error.strerror}.") from error
     sizes = [file.size for file in files]
@@ -142,25 +138,16 @@ def _wait(
 
 
 def _with_library(source: WeightSource, file: RemoteFile, folder: Path) -> None:
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils.tqdm import tqdm
-    except ImportError as error:
-        raise CheckpointError(
-            "there is neither the program pget nor the library: pip install huggingface_hub."
-        ) from error
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils.tqdm import tqdm
 
     no_bar: Any = partial(tqdm, disable=True)  # `growth` shows all downloaders alike
     if source.kind == "huggingface":
         hf_hub_download(
-            source.repository,
-            file.name,
-            revision=source.revision,
-            endpoint=source.url,
-            local_dir=folder,
-            tqdm_class=no_bar,
-        )
+            source.repository, file.name, revision=source.revision, endpoint=source.url,
+            local_dir=folder, tqdm_class=no_bar,
+        )  # fmt: skip
         return
     path = folder / file.name
     # Only what has a sum is continued: nothing could tell a tar spliced from two.
