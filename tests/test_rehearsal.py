@@ -493,4 +493,4 @@ def test_every_fast_path_of_a_card_has_a_name(
     assert (TORCH in paths) is (name != "decoder")
     monkeypatch.setattr(vision, "prepare", lambda network, chosen: pytest.fail("not asked for"))
     if name == "vision":
-        assert rehearsal.select(single, chosen).vision == "plain"
+        assert rehearsal.prepare(single, chosen).vision == "plain"

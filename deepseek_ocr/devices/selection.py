@@ -317,8 +317,7 @@ def _name(device: torch.device) -> str:
 
 
 def _types(device: torch.device) -> tuple[str, ...]:
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < AMPERE:
-        return ("float16", "float32")
-    if device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
-        return ("float16", "float32")
-    return ("bfloat16", "float16", "float32")
+    lacking = (device.type == "cuda" and not _is_ampere(device)) or (
+        device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0)
+    )
+    return ("float16", "float32") if lacking else ("bfloat16", "float16", "float32")

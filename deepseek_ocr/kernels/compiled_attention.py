@@ -50,20 +50,11 @@ def attend(
     out = qkv.new_empty(batch, height, width, triple // 3)
     qkv, padding = qkv.contiguous(), padding.contiguous()
     call = _Call(
-        batch=batch,
-        height=height,
-        width=width,
-        side_y=side_y,
-        side_x=side_x,
-        heads=heads,
-        dim=triple // 3 // heads,
-        threads=torch.get_num_threads(),
-        qkv=qkv.data_ptr(),
-        padding=padding.data_ptr(),
-        rows=rows.data_ptr(),
-        columns=columns.data_ptr(),
-        out=out.data_ptr(),
-    )
+        batch=batch, height=height, width=width, side_y=side_y, side_x=side_x,
+        heads=heads, dim=triple // 3 // heads, threads=torch.get_num_threads(),
+        qkv=qkv.data_ptr(), padding=padding.data_ptr(), out=out.data_ptr(),
+        rows=rows.data_ptr(), columns=columns.data_ptr(),
+    )  # fmt: skip
     if library.sam_attention(ctypes.byref(call)):
         raise AssertionError("the compiled kernel refused what it was made for")
     return out

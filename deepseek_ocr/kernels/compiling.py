@@ -81,13 +81,8 @@ def _fingerprint(command: list[str], source: Path) -> str:
     version = subprocess.run(
         [command[0], "--version"], capture_output=True, check=True, timeout=_PATIENCE
     ).stdout
-    parts = [
-        source.read_bytes(),
-        " ".join(command).encode(),
-        version,
-        _processor().encode(),
-        torch.__version__.encode(),
-    ]
+    parts = [source.read_bytes(), " ".join(command).encode(), version]
+    parts += [_processor().encode(), torch.__version__.encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 
@@ -106,11 +101,8 @@ def _compile(command: list[str], source: Path, target: Path) -> None:
     try:
         done = subprocess.run(
             [*command, "-o", name, str(source), *_openmp()],
-            capture_output=True,
-            text=True,
-            timeout=_PATIENCE,
-            check=False,
-        )
+            capture_output=True, text=True, timeout=_PATIENCE, check=False,
+        )  # fmt: skip
         if done.returncode:
             raise CompilingError(f"{command[0]} failed: {done.stderr.strip()[-500:]}.")
         os.replace(name, target)

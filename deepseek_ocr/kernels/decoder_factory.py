@@ -22,8 +22,7 @@ class DecoderFactory:
 
     def __init__(self, network: Network, paths: Sequence[DecodePath], context: int) -> None:
         """`context` is how many tokens a slot holds."""
-        self._network, self._context = network, context
-        self._paths = list(paths)
+        self._network, self._context, self._paths = network, context, list(paths)
 
     @property
     def path(self) -> DecodePath | None:
@@ -72,7 +71,5 @@ def check_graphs(steps: GraphSteps, network: Network) -> None:
             [OutputRow(0, rows, expected[i]) for i in at],
         )
         if disagreement(far, table.weight.dtype):
-            raise RuntimeError(
-                f"the graph of {rows} rows and {span} tokens differs by {far:.2g} from the plain "
-                "class"
-            )
+            graph = f"the graph of {rows} rows and {span} tokens"
+            raise RuntimeError(f"{graph} differs by {far:.2g} from the plain class")

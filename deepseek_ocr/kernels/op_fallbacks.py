@@ -49,7 +49,9 @@ def _grouped_product(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     return product
 
 
-_TRIALS: dict[str, Callable[[torch.device, torch.dtype], torch.Tensor]] = {
+Trial = Callable[[torch.device, torch.dtype], torch.Tensor]
+
+_TRIALS: dict[str, Trial] = {
     "convolution": _convolution,
     "grouped product": _grouped_product,
 }
@@ -67,11 +69,7 @@ def lacking(device: torch.device, dtype: torch.dtype) -> frozenset[str]:
     return frozenset(name for name, trial in _TRIALS.items() if not _works(trial, device, dtype))
 
 
-def _works(
-    trial: Callable[[torch.device, torch.dtype], torch.Tensor],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> bool:
+def _works(trial: Trial, device: torch.device, dtype: torch.dtype) -> bool:
     expected = trial(torch.device("cpu"), torch.float32)
     try:
         with warnings.catch_warnings():
@@ -99,8 +97,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, device: torch.device, strict: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.handed_over: Counter[str] = Counter()
-        self._device = device
-        self._strict = strict
+        self._device, self._strict = device, strict
         self._falls: dict[str, bool] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -110,20 +107,17 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._falls[name]:
             self.handed_over[name] += 1
             if self._strict:
-                raise DeviceError(_refusal(name, self._device))
+                raise DeviceError(
+                    f"Operator {name} has no kernel on {self._device} and would run on the CPU, "
+                    "which strict mode forbids; update the device's software, or leave strict mode "
+                    "(DEEPSEEK_OCR_STRICT=no)."
+                )
         elif "[math kernel]" in _entry(name, self._device.type):  # made of others: look at those
             with self:
                 parts = func.decompose(*args, **(kwargs or {}))
             if parts is not NotImplemented:
                 return parts
         return func(*args, **(kwargs or {}))
-
-
-def _refusal(name: str, device: torch.device) -> str:
-    return (
-        f"Operator {name} has no kernel on {device} and would run on the CPU, which strict mode "
-        "forbids; update the device's software, or leave strict mode (DEEPSEEK_OCR_STRICT=no)."
-    )
 
 
 def falls_back(operator: str, kind: str) -> bool:

@@ -11,7 +11,7 @@ import logging
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -131,30 +131,18 @@ class OutputRow:
     values: torch.Tensor
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A path: its name for people, and what it computes."""
-
-    name: str
-    run: Callable[[], list[OutputRow]]
+Run = Callable[[], list[OutputRow]]
+"""What a path, or the plain class, computes."""
 
 
 def prepare(network: Network, chosen: frozenset[str]) -> PathSelection:
     """Put stand-ins for operators that its devices lack into a loaded network, and those of the
     fast paths `chosen` that work there; which they are. `DecoderFactory` takes their `paths`.
 
-    Raises what `select` raises.
-    """
-    op_fallbacks.fit(network, "unfold" in chosen)
-    return select(network, chosen)
-
-
-def select(network: Network, chosen: frozenset[str]) -> PathSelection:
-    """Put those of the fast paths `chosen` into `network` that work where it is; which they are.
-
     Raises `DeviceError` if the device cannot run the plain class, or fails for good, and what a
     device without memory raises.
     """
+    op_fallbacks.fit(network, "unfold" in chosen)
     encoders, far = _select_vision(network, chosen)
     paths = decoder.paths_for(network, chosen)
     if network.device.type == "cpu":
@@ -181,7 +169,7 @@ def _select_vision(network: Network, chosen: frozenset[str]) -> tuple[str, float
 
 def select_vision(network: Network, chosen: frozenset[str]) -> tuple[str, float | None]:
     """Which attention the encoders have afterwards, "folded" or "plain", and its difference from
-    the class. Raises what `select` raises."""
+    the class. Raises what `prepare` raises."""
     weight = network.model.vision_tower.sam_encoder.patch_embed.projection.weight
 
     def encode(views: Views) -> list[OutputRow]:
@@ -190,8 +178,8 @@ def select_vision(network: Network, chosen: frozenset[str]) -> tuple[str, float 
     with devices.current(weight.device):
         views, expected = _largest(weight.device, encode)
         vision.prepare(network, chosen)
-        candidate = Candidate("the folded attention of the encoders", partial(encode, views))
-        at, far = first_right([candidate], expected, weight)
+        folded = {"the folded attention of the encoders": partial(encode, views)}
+        at, far = first_right(folded, expected, weight)
     if at is None:
         vision.remove_attention(network)
         return "plain", None
@@ -235,7 +223,7 @@ def select_decoder(
     from the first on that is right, and their difference from the class; None if nothing is right,
     or the class itself computes nothing finite, with which nothing can be compared.
 
-    Raises what `select` raises.
+    Raises what `prepare` raises.
     """
     weight = network.get_input_embeddings().weight
     text = network.model.language_model
@@ -256,14 +244,12 @@ def select_decoder(
             )  # fmt: skip
             text.set_attn_implementation(attentions[-1])
             return attentions[-1], paths, None
-        at, far = first_right(
-            [Candidate(name, partial(by_class, name)) for name in attentions], expected, weight
-        )
+        ways = {name: partial(by_class, name) for name in attentions}
+        at, far = first_right(ways, expected, weight)
         attention = "eager" if at is None else attentions[at]
         text.set_attn_implementation(attention)
-        at, farther = first_right(
-            [Candidate(path.name, partial(decode, path)) for path in paths], expected, weight
-        )
+        ways = {path.name: partial(decode, path) for path in paths}
+        at, farther = first_right(ways, expected, weight)
     return attention, () if at is None else paths[at:], _larger(far, farther)
 
 
@@ -312,26 +298,24 @@ def play(one: Decoder, network: Network) -> list[OutputRow]:
 
 
 def first_right(
-    candidates: Sequence[Candidate], expected: Sequence[OutputRow], weight: torch.Tensor
+    candidates: Mapping[str, Run], expected: Sequence[OutputRow], weight: torch.Tensor
 ) -> tuple[int | None, float | None]:
-    """Number of the first candidate that agrees with `expected`, and its difference; None twice if
-    none does. `weight` has the device and the type.
+    """Number of the first of `candidates` (by their names for people) that agrees with `expected`,
+    and its difference; None twice if none does. `weight` has the device and the type.
 
     Raises `DeviceError` if the device fails for good, and what a device without memory raises.
     """
-    for at, candidate in enumerate(candidates):
+    for at, (name, run) in enumerate(candidates.items()):
         try:
-            far, where = difference(candidate.run(), expected)
+            far, where = difference(run(), expected)
         except Exception as error:
             if memory.is_out_of_memory(error):
                 raise
-            give_up(weight.device, candidate.name, reason(error))
+            give_up(weight.device, name, reason(error))
             continue
         if not disagreement(far, weight.dtype):
             return at, far
-        give_up(
-            weight.device, candidate.name, f"differs by {far:.2g} from the plain class ({where})"
-        )
+        give_up(weight.device, name, f"differs by {far:.2g} from the plain class ({where})")
     return None, None
 
 
@@ -371,7 +355,7 @@ def _larger(one: float | None, other: float | None) -> float | None:
     return max((value for value in (one, other) if value is not None), default=None)
 
 
-def _by_class(device: torch.device, run: Callable[[], list[OutputRow]]) -> list[OutputRow]:
+def _by_class(device: torch.device, run: Run) -> list[OutputRow]:
     """What the plain class computes. Raises `DeviceError` if it cannot."""
     try:
         return run()

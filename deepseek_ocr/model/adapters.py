@@ -131,13 +131,9 @@ def _config(folder: Path) -> dict[str, Any]:
                 "where it was made."
             )
     for key in taken.keys() & {"rank_pattern", "alpha_pattern"}:
-        taken[key] = _escaped(taken[key])
+        # peft takes names for patterns: escaped, they are found as they are written.
+        taken[key] = {re.escape(name): value for name, value in taken[key].items()}
     return taken
-
-
-def _escaped(by_name: dict[str, Any]) -> dict[str, Any]:
-    """The same with names that peft, which takes them for patterns, finds as they are written."""
-    return {re.escape(name): value for name, value in by_name.items()}
 
 
 def _is_rank(value: object) -> bool:

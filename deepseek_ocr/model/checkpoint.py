@@ -39,22 +39,11 @@ _LARGEST_SIZE = 1 << 20
 """Bounds on a config's numbers, far above any checkpoint of this kind."""
 
 _COPIED = (
-    "hidden_size",
-    "intermediate_size",
-    "moe_intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "n_routed_experts",
-    "n_shared_experts",
-    "num_experts_per_tok",
-    "vocab_size",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "first_k_dense_replace",
-    "bos_token_id",
-    "eos_token_id",
-)
+    "hidden_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "n_routed_experts", "n_shared_experts",
+    "num_experts_per_tok", "vocab_size", "max_position_embeddings", "rms_norm_eps",
+    "first_k_dense_replace", "bos_token_id", "eos_token_id",
+)  # fmt: skip
 """Keys that the official config and the library's share."""
 
 _IGNORED = re.compile(
@@ -158,11 +147,8 @@ def _described(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
 
 def _from_official(raw: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the library's config class from the official schema."""
-    for key, expected in (
-        ("use_mla", False),
-        ("scoring_func", "softmax"),
-        ("tie_word_embeddings", False),
-    ):
+    fixed = {"use_mla": False, "scoring_func": "softmax", "tie_word_embeddings": False}
+    for key, expected in fixed.items():
         if raw.get(key, expected) != expected:
             raise CheckpointError(f"{key} is {raw[key]!r}; this network has {expected!r}.")
     layers = raw["num_hidden_layers"]
@@ -313,9 +299,8 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or incomplete ({error}); download it again."
-        ) from error
+        damage = f"{path} is damaged or incomplete ({error}); download it again."
+        raise CheckpointError(damage) from error
 
 
 def _tensor_paths(folder: Path) -> list[Path]:

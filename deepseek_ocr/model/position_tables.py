@@ -16,12 +16,6 @@ def keep(network: Network) -> None:
 
     While a table is being trained it is resized anew each time, as the library does.
     """
-    _keep_position_tables(network)
-    for layer in network.model.vision_tower.sam_encoder.layers:
-        layer.attn.get_rel_pos = _RelativeTables(layer.attn.get_rel_pos)
-
-
-def _keep_position_tables(network: Network) -> None:
     sam = network.model.vision_tower.sam_encoder
     clip = network.model.vision_tower.vision_encoder.embeddings
     sam_kept: dict[object, torch.Tensor] = {}
@@ -36,6 +30,8 @@ def _keep_position_tables(network: Network) -> None:
 
     sam.interpolate_pos_encoding = sam_table
     clip.interpolate_pos_encoding = clip_table
+    for layer in sam.layers:
+        layer.attn.get_rel_pos = _RelativeTables(layer.attn.get_rel_pos)
 
 
 class _RelativeTables:
@@ -50,9 +46,8 @@ class _RelativeTables:
         self._tables: dict[object, torch.Tensor] = {}
 
     def __call__(self, q_size: int, k_size: int, table: torch.Tensor) -> torch.Tensor:
-        return kept(
-            self._tables, table, (q_size, k_size), lambda rows, size: self._lay_out(*size, rows)
-        )
+        size = (q_size, k_size)
+        return kept(self._tables, table, size, lambda rows, size: self._lay_out(*size, rows))
 
 
 def kept(
