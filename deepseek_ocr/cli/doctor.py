@@ -30,7 +30,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 OLDEST_PYTHON = (3, 11)
 
-
 DISTRIBUTION = "cog-deepseek-ocr"
 
 _DESCRIPTION = """\
@@ -59,10 +58,8 @@ class Finding:
 def add_parser(commands: Subparsers) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("doctor", description=_DESCRIPTION)
-    parser.add_argument(
-        "--size", type=named(presets.preset_title),
-        help="preset whose memory is looked at (default: gundam; pocket: tiny)",
-    )  # fmt: skip
+    text = "preset whose memory is looked at (default: gundam; pocket: tiny)"
+    parser.add_argument("--size", type=named(presets.preset_title), help=text)
     add_settings(parser)
     parser.set_defaults(run=run)
 
@@ -88,29 +85,25 @@ def examine(settings: Settings, size: str) -> int:
         "reading": _reading(settings),
     }
     for title, check in checks.items():
-        new = list(_run_check(title, check))
-        found += new
-        if title == "torch" and any(finding.bad for finding in new):
+        for finding in _guarded(title, check):
+            write(f"{finding}\n")
+            found.append(finding)
+        if title == "torch" and found[-1].bad:
             break  # nothing further can be looked at
     bad = sum(finding.bad for finding in found)
     write("nothing to fix\n" if not bad else f"to fix: {bad}, marked !!\n")
     return SOME_FAILED if bad else ALL_READ
 
 
-def _run_check(title: str, check: Iterator[Finding]) -> Iterator[Finding]:
-    """The findings of a check, each written when it is known; an error is a finding too."""
+def _guarded(title: str, check: Iterator[Finding]) -> Iterator[Finding]:
+    """The findings of a check, each when it is known; an error is a finding too."""
     try:
-        for finding in check:
-            write(f"{finding}\n")
-            yield finding
-        return
+        yield from check
     except OcrError as error:
-        failed = Finding(title, "not well", str(error), bad=True)
+        yield Finding(title, "not well", str(error), bad=True)
     except Exception as error:  # whatever is wrong is a finding
         fix = ascend.advice(error) or f"{type(error).__name__}: {error}"
-        failed = Finding(title, "fails", fix, bad=True)
-    write(f"{failed}\n")
-    yield failed
+        yield Finding(title, "fails", fix, bad=True)
 
 
 def _python() -> Iterator[Finding]:
@@ -156,11 +149,9 @@ def pins(path: Path) -> dict[str, str]:
 
 def requirements() -> dict[str, str]:
     """Name and versions of every package that the installed distribution needs without extras."""
-    lines = importlib.metadata.requires(DISTRIBUTION) or []
-    found = [Requirement(line) for line in lines]
     return {
         one.name: str(one.specifier)
-        for one in found
+        for one in map(Requirement, importlib.metadata.requires(DISTRIBUTION) or [])
         if one.marker is None or one.marker.evaluate({"extra": ""})
     }
 
@@ -219,10 +210,9 @@ def _reading(settings: Settings) -> Iterator[Finding]:
 
     folder = checkpoint_folder(replace(settings, model="pocket"))
     engine = OcrEngine.from_options(folder, replace(settings.load_options(), slots=1))
+    page, prompt, crop = "fruit.png", presets.prompt_for("ocr"), presets.crop_for("tiny")
     try:
-        reading = engine.read(
-            examples_folder() / "fruit.png", presets.prompt_for("ocr"), presets.crop_for("tiny")
-        )
+        reading = engine.read(examples_folder() / page, prompt, crop)
     finally:
         engine.close()
     seconds = sum(vars(reading.timings).values())

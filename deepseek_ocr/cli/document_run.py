@@ -86,23 +86,21 @@ def write_documents(
         _say_how_to_go_on(watcher, output)
         return INTERRUPTED
     except OSError as error:
-        complain(
-            f"{output.folder} takes nothing more: {error.strerror}. Make room and run the same "
-            "command again to go on."
-        )
+        advice = "Make room and run the same command again to go on."
+        complain(f"{output.folder} takes nothing more: {error.strerror}. {advice}")
         return SOME_FAILED
     _sum_up(tally, output, inputs)
     return SOME_FAILED if tally.failures else ALL_READ
 
 
 def _plan(options: ReadOptions, output: OutputOptions) -> Plan:
+    settings = options.settings
+    checkpoint = checkpoint_digest(checkpoint_folder(settings))
     about: dict[str, Any] = {
-        "model": options.settings.model,
-        "checkpoint": checkpoint_digest(checkpoint_folder(options.settings)),
-        "task": options.task,
-    }
-    if options.settings.quant != "none":
-        about["quant"] = options.settings.quant
+        "model": settings.model, "checkpoint": checkpoint, "task": options.task
+    }  # fmt: skip
+    if settings.quant != "none":
+        about["quant"] = settings.quant
     if options.adapter is not None:
         about["adapter"] = checkpoint_digest(options.adapter)
     return Plan(
@@ -111,9 +109,7 @@ def _plan(options: ReadOptions, output: OutputOptions) -> Plan:
         formats=output.formats,
         pages=options.pages,
         password=options.password,
-        options=WriteOptions(
-            output.join_tables, options.settings.existing_text, options.settings.formulas
-        ),
+        options=WriteOptions(output.join_tables, settings.existing_text, settings.formulas),
         overwrite=output.overwrite,
         about=about,
     )
@@ -142,8 +138,6 @@ def _sum_up(tally: Tally, output: OutputOptions, inputs: list[Input]) -> None:
         words.append(f"{tally.done} read before")
     complain(f"{', '.join(words)}; {_some(tally.documents, 'document')} in {output.folder}.")
     _sum_up_existing(tally)
-    if not tally.failures:
-        return
     failures = [
         text
         for count, text in (
@@ -153,10 +147,9 @@ def _sum_up(tally: Tally, output: OutputOptions, inputs: list[Input]) -> None:
         )
         if count
     ]
-    complain(
-        f"{', '.join(failures)}; the reasons are in the manifest. The same command tries those "
-        "again."
-    )
+    if failures:
+        advice = "the reasons are in the manifest. The same command tries those again."
+        complain(f"{', '.join(failures)}; {advice}")
 
 
 def _sum_up_existing(tally: Tally) -> None:

@@ -52,10 +52,8 @@ CHECKS = (
 def add_parser(commands: Subparsers) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("verify-checkpoint", description=__doc__)
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE", default=Path("checkpoint-report.json"),
-        help="where to write the report (default: %(default)s)",
-    )  # fmt: skip
+    text, default = "where to write the report (default: %(default)s)", "checkpoint-report.json"
+    parser.add_argument("--report", type=Path, metavar="FILE", default=Path(default), help=text)
     add_settings(parser)
     parser.set_defaults(run=run)
 
@@ -88,12 +86,9 @@ def run_check(engine: OcrEngine, check: Check) -> dict[str, Any]:
     """Read one page and say what was found on it; an error is a result too."""
     began = time.perf_counter()
     result: dict[str, Any] = {**asdict(check), "passed": False}
+    prompt, crop = presets.prompt_for(check.task, check.reference), presets.crop_for(check.size)
     try:
-        reading = engine.read(
-            examples_folder() / check.page,
-            presets.prompt_for(check.task, check.reference),
-            presets.crop_for(check.size),
-        )
+        reading = engine.read(examples_folder() / check.page, prompt, crop)
     except Exception as error:  # an error is a result too
         result["error"] = f"{type(error).__name__}: {error}"
         missing: Sequence[str] = check.phrases

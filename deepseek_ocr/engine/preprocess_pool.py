@@ -69,12 +69,11 @@ class PreprocessPool:
         job = self._line.get()
         if job is None:
             return False
-        page, outcome = job.page, None
-        if page is not None:
-            try:
+        outcome: Prepared = None
+        try:
+            if (page := job.page) is not None:
                 outcome = self._prepare(page)
-            except Exception as error:
-                self._done(job, portable(error))
-                return True
+        except Exception as error:
+            outcome = portable(error)
         self._done(job, outcome)
         return True

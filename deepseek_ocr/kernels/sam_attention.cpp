@@ -104,6 +104,17 @@ template <int M, class F> void by_columns(int64_t vectors, F&& f) {
     if (vectors - n == 1) f.template operator()<M, 1>(n);
 }
 
+template <class F> void by_rows(int64_t rows, int64_t vectors, F&& f) {
+    switch (std::min<int64_t>(6, rows)) {
+        case 6: return by_columns<6>(vectors, f);
+        case 5: return by_columns<5>(vectors, f);
+        case 4: return by_columns<4>(vectors, f);
+        case 3: return by_columns<3>(vectors, f);
+        case 2: return by_columns<2>(vectors, f);
+        default: return by_columns<1>(vectors, f);
+    }
+}
+
 void all_scores(const uint32_t* a, int64_t count, int64_t pairs, const uint32_t* b,
                 int64_t vectors, float* out, int64_t stride) {
     for (int64_t n = 0; n < vectors; n += 4) {  // four vectors of keys stay in the nearest cache
@@ -114,14 +125,7 @@ void all_scores(const uint32_t* a, int64_t count, int64_t pairs, const uint32_t*
                 scores<M, N>(a + m * pairs, pairs, b + n * pairs * LANES,
                              out + m * stride + n * LANES, stride);
             };
-            switch (std::min<int64_t>(6, count - m)) {
-                case 6: by_columns<6>(some, run); break;
-                case 5: by_columns<5>(some, run); break;
-                case 4: by_columns<4>(some, run); break;
-                case 3: by_columns<3>(some, run); break;
-                case 2: by_columns<2>(some, run); break;
-                default: by_columns<1>(some, run);
-            }
+            by_rows(count - m, some, run);
         }
     }
 }
@@ -133,14 +137,7 @@ void all_weighed(const uint32_t* p, int64_t p_stride, int64_t count, int64_t pai
             weigh<M, N>(p + m * p_stride, p_stride, pairs, v + n * LANES, vectors * LANES,
                         out + m * vectors * LANES + n * LANES, vectors * LANES);
         };
-        switch (std::min<int64_t>(6, count - m)) {
-            case 6: by_columns<6>(vectors, run); break;
-            case 5: by_columns<5>(vectors, run); break;
-            case 4: by_columns<4>(vectors, run); break;
-            case 3: by_columns<3>(vectors, run); break;
-            case 2: by_columns<2>(vectors, run); break;
-            default: by_columns<1>(vectors, run);
-        }
+        by_rows(count - m, vectors, run);
     }
 }
 

@@ -94,14 +94,13 @@ def _with_attention(module: Any, attention: Attention) -> Callable[..., Any]:
 
 def _compiled_layer(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """`layer.forward` with the compiled attention, which finds windows in the map by itself."""
-    plain = layer.forward
+    plain: Callable[[torch.Tensor], torch.Tensor] = layer.forward
     attn = layer.attn
     positions = Positions(attn)
 
     def forward(hidden_states: torch.Tensor) -> torch.Tensor:
         if _wants_gradients(layer, hidden_states):
-            result: torch.Tensor = plain(hidden_states)
-            return result
+            return plain(hidden_states)
         hidden_states = hidden_states.contiguous()  # the first layer gets the strides of an image
         qkv = attn.qkv(layer.layer_norm1(hidden_states))
         padding = attn.qkv.bias if attn.qkv.bias is not None else qkv.new_zeros(qkv.shape[-1])
@@ -158,12 +157,11 @@ def _hook_linear(linear: nn.Linear) -> None:
 def _hook_mlp(mlp: Any) -> None:
     """Run the two layers of `mlp` over some rows at a time, so that what lies between them stays
     in cache and its memory is used again."""
-    plain = mlp.forward
+    plain: Callable[[torch.Tensor], torch.Tensor] = mlp.forward
 
     def forward(hidden_states: torch.Tensor) -> torch.Tensor:
         if _wants_gradients(mlp, hidden_states):
-            result: torch.Tensor = plain(hidden_states)
-            return result
+            return plain(hidden_states)
         rows = hidden_states.flatten(0, -2)
         output = torch.empty_like(rows)
         for first in range(0, len(rows), _ROWS):
