@@ -84,6 +84,12 @@ class Settings:
         "dollars", "Markdown: what stands around formulas: dollars ($x$), brackets (\\(x\\))"
     )
 
+    def checkpoint_folder(self) -> Path:
+        """The folder of the model, which is not fetched. Raises `CheckpointError`."""
+        from deepseek_ocr.weights import registry  # imports much that most commands do not need
+
+        return registry.ensure(self.model, Path(self.checkpoints), fetch=False)
+
     def load_options(self) -> LoadOptions:
         """How the engine is to load the checkpoint: what `OcrEngine.from_options` takes."""
         shared = {one.name for one in fields(LoadOptions)} & vars(self).keys()
@@ -96,7 +102,7 @@ def default_path() -> Path:
 
 
 def load(
-    flags: Mapping[str, str | None] | None = None,
+    flags: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     path: Path | None = None,
 ) -> Settings:

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import report
 from deepseek_ocr import configuration, presets
-from deepseek_ocr.cli import device_report, doctor, memory_advice
+from deepseek_ocr.cli import device_report, doctor
 from deepseek_ocr.cli.main import main
 from deepseek_ocr.configuration import Settings
 from deepseek_ocr.devices import memory, selection
@@ -65,7 +65,7 @@ def test_too_little_memory_is_told_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(memory, "free_and_total", lambda device: (2 * 10**8, 10**9))
     folder = ROOT / "checkpoints" / "pocket"
-    memory_advice.warn_of_too_little(POCKET, presets.crop_for("large"), folder)
+    device_report.warn_of_too_little(POCKET, presets.crop_for("large"), folder)
     told = capsys.readouterr().err
     assert "may run out of memory" in told
     assert "--size tiny" in told

@@ -237,13 +237,13 @@ def test_the_cache_grows_under_pages_and_shrinks_when_all_are_gone(
     for one in (plain, ours):
         one.prefill(0, prompt(network, BLOCK - 2))
         one.prefill(1, prompt(network, BLOCK))  # full: slot 0's steps must not touch it
-    assert ours.room == BLOCK
+    assert ours._cache.capacity == BLOCK
     assert max(differences(plain, ours, [0], 4)[0]) < FLOAT32
     assert max(differences(plain, ours, [1, 0], 2)[0]) < FLOAT32
-    assert ours.room == 2 * BLOCK
+    assert ours._cache.capacity == 2 * BLOCK
     ours.free(0)
     ours.free(1)
-    assert ours.room == 0
+    assert ours._cache.capacity == 0
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)

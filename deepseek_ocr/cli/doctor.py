@@ -17,7 +17,6 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from deepseek_ocr import __version__, presets
-from deepseek_ocr.cli.engine_loading import checkpoint_folder
 from deepseek_ocr.cli.example_pages import examples_folder
 from deepseek_ocr.cli.flags import Subparsers, add_settings, load_settings, named
 from deepseek_ocr.cli.terminal import ALL_READ, SOME_FAILED, write
@@ -183,11 +182,11 @@ def _devices(settings: Settings) -> Iterator[Finding]:
 
 
 def _checkpoint(settings: Settings) -> Iterator[Finding]:
-    yield Finding("checkpoint", f"{settings.model} in {checkpoint_folder(settings)}")
+    yield Finding("checkpoint", f"{settings.model} in {settings.checkpoint_folder()}")
 
 
 def _memory(settings: Settings, size: str) -> Iterator[Finding]:
-    from deepseek_ocr.cli.memory_advice import memory_advice
+    from deepseek_ocr.cli.device_report import memory_advice
     from deepseek_ocr.devices import memory, selection
     from deepseek_ocr.model.footprint import in_gb
 
@@ -197,7 +196,7 @@ def _memory(settings: Settings, size: str) -> Iterator[Finding]:
         yield Finding("memory", "how much is free is not known")
         return
     try:
-        folder = checkpoint_folder(settings)
+        folder = settings.checkpoint_folder()
     except CheckpointError:
         return  # the checkpoint is a finding of its own
     advice = memory_advice(settings, presets.crop_for(size), folder, free)
@@ -208,7 +207,7 @@ def _reading(settings: Settings) -> Iterator[Finding]:
     """A tiny read with the bundled model, on the chosen device."""
     from deepseek_ocr.engine.ocr_engine import OcrEngine
 
-    folder = checkpoint_folder(replace(settings, model="pocket"))
+    folder = replace(settings, model="pocket").checkpoint_folder()
     engine = OcrEngine.from_options(folder, replace(settings.load_options(), slots=1))
     page, prompt, crop = "fruit.png", presets.prompt_for("ocr"), presets.crop_for("tiny")
     try:

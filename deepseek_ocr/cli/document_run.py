@@ -14,7 +14,6 @@ from typing import Any
 
 from deepseek_ocr import presets
 from deepseek_ocr.cli.document_progress import DocumentProgress
-from deepseek_ocr.cli.engine_loading import checkpoint_folder
 from deepseek_ocr.cli.printing import left_out_of
 from deepseek_ocr.cli.read_options import STANDARD_INPUT, OutputOptions, ReadOptions
 from deepseek_ocr.cli.terminal import ALL_READ, INTERRUPTED, SOME_FAILED, complain
@@ -95,7 +94,7 @@ def write_documents(
 
 def _plan(options: ReadOptions, output: OutputOptions) -> Plan:
     settings = options.settings
-    checkpoint = checkpoint_digest(checkpoint_folder(settings))
+    checkpoint = checkpoint_digest(settings.checkpoint_folder())
     about: dict[str, Any] = {
         "model": settings.model, "checkpoint": checkpoint, "task": options.task
     }  # fmt: skip

@@ -10,24 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepseek_ocr.cli.terminal import tell
-from deepseek_ocr.configuration import Settings
 from deepseek_ocr.devices import ascend
 from deepseek_ocr.errors import DeviceError, OcrError
-from deepseek_ocr.weights import registry
 
 if TYPE_CHECKING:
     from deepseek_ocr.cli.read_options import ReadOptions
     from deepseek_ocr.engine.ocr_engine import OcrEngine
 
 
-def checkpoint_folder(settings: Settings) -> Path:
-    """The folder of the model in `settings`. Raises `CheckpointError` and `SettingsError`."""
-    return registry.ensure(settings.model, Path(settings.checkpoints), fetch=False)
-
-
 def load_engines(options: ReadOptions) -> list[OcrEngine]:
     """An engine for each device of `options`. Raises `OcrError`."""
-    folder = checkpoint_folder(options.settings)
+    folder = options.settings.checkpoint_folder()
     devices = options.output.devices if options.output else ()
     tell(f"loading {folder} …")
     try:
@@ -42,7 +35,7 @@ def load_engines(options: ReadOptions) -> list[OcrEngine]:
 def _load(folder: Path, device: str, options: ReadOptions) -> OcrEngine:
     """An engine on one of the devices, after a warning if it may not fit there."""
     with _without_garbage_collection():  # imports torch: seconds
-        from deepseek_ocr.cli.memory_advice import warn_of_too_little
+        from deepseek_ocr.cli.device_report import warn_of_too_little
         from deepseek_ocr.engine.ocr_engine import OcrEngine
     settings = replace(options.settings, device=device)
     warn_of_too_little(settings, options.crop, folder)

@@ -47,9 +47,9 @@ def _print(options: ReadOptions) -> int:
 
 
 def _write(options: ReadOptions, output: OutputOptions) -> int:
-    from deepseek_ocr.cli.engine_loading import checkpoint_folder, load_engines
+    from deepseek_ocr.cli.engine_loading import load_engines
 
-    checkpoint_folder(options.settings)  # better to fail now than after listing
+    options.settings.checkpoint_folder()  # better to fail now than after listing
     from deepseek_ocr.cli.document_run import prepared, write_documents
 
     with prepared(options, output) as ready:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepseek_ocr import __version__, presets
-from deepseek_ocr.cli.engine_loading import checkpoint_folder
 from deepseek_ocr.cli.example_pages import examples_folder
 from deepseek_ocr.cli.flags import Subparsers, add_settings, load_settings
 from deepseek_ocr.cli.terminal import ALL_READ, COULD_NOT_START, SOME_FAILED, complain
@@ -63,7 +62,7 @@ def run(flags: argparse.Namespace) -> int:
     try:
         flags.report.touch()  # better to fail now than after the reading
         settings = load_settings(flags)
-        folder = checkpoint_folder(settings)
+        folder = settings.checkpoint_folder()
         began = time.perf_counter()
         from deepseek_ocr.engine.ocr_engine import OcrEngine
 

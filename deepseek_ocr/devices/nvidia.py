@@ -61,12 +61,6 @@ def problem() -> str:
     )
 
 
-def expects_card() -> bool:
-    """True if a driver is here and torch was built for CUDA: a machine that was meant to compute
-    on its card."""
-    return torch.version.cuda is not None and driver_version() is not None
-
-
 def card_problem(device: torch.device) -> str | None:
     """Why this torch cannot compute on the card `device`, and what to do; None if it can.
 

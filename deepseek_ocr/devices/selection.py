@@ -77,7 +77,8 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     name = str(name).strip().lower()
     present = available()
     if name == "auto":
-        if present[0] == "cpu" and nvidia.expects_card():
+        # With a driver and a torch for CUDA a machine was meant to compute on its card.
+        if present[0] == "cpu" and torch.version.cuda and nvidia.driver_version() is not None:
             _warn_once(f"reading on the CPU: {nvidia.problem()}")
         return _usable(torch.device(present[0]))
     kind, _, index = name.partition(":")

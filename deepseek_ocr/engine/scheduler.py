@@ -135,10 +135,6 @@ class Scheduler:
         if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join()
 
-    def join_helpers(self) -> None:
-        """Wait for the threads that prepare pages to end what they are at."""
-        self._helpers.join()
-
     def _start(self) -> None:
         """Start the worker. Where Ctrl-C comes in between, nobody can tell whether the thread
         began, and it could not be joined: it is told to leave, and the next page starts another.
@@ -254,4 +250,4 @@ def _end_all() -> None:
     for scheduler in list(_LIVE):
         scheduler.close()
         scheduler.join()
-        scheduler.join_helpers()
+        scheduler._helpers.join()

@@ -47,11 +47,6 @@ class SlotDecoder:
         )  # fmt: skip
         self.steps = path.make_steps(read, self._cache)
 
-    @property
-    def room(self) -> int:
-        """Tokens for which every slot has memory now."""
-        return self._cache.capacity
-
     @torch.inference_mode()
     def prefill(self, slot: int, embeddings: torch.Tensor) -> torch.Tensor:
         """See `Decoder.prefill`. Raises `PromptError` where the prompt exceeds the context."""
