@@ -9,8 +9,6 @@ from deepseek_ocr.cli.commands import COMMANDS, build_parser
 from deepseek_ocr.cli.flags import Subparsers
 from deepseek_ocr.cli.terminal import write
 
-SHELLS = ("bash", "zsh")
-
 _DESCRIPTION = """\
 Print a script that lets a shell complete commands, flags and paths.
 
@@ -22,7 +20,7 @@ Print a script that lets a shell complete commands, flags and paths.
 def add_parser(commands: Subparsers) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("completion", description=_DESCRIPTION)
-    parser.add_argument("shell", choices=SHELLS)
+    parser.add_argument("shell", choices=("bash", "zsh"))
     parser.set_defaults(run=run)
 
 

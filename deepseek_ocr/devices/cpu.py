@@ -57,9 +57,8 @@ def threads(root: Path = Path("/")) -> int:
     container's share is stopped in the middle of work that the others wait for. `root` is where
     `/sys` and `/proc` are.
     """
-    cores = _physical_cores(root)
-    share = _container_share(root)
-    return max(1, cores if share is None else min(cores, int(share)))
+    shares = [share for folder in _groups(root) if (share := _share_of(folder)) is not None]
+    return max(1, min([_physical_cores(root), *map(int, shares)]))
 
 
 def use_threads(count: int = 0) -> int:
@@ -87,12 +86,6 @@ def _physical_cores(root: Path) -> int:
     return len(cores)
 
 
-def _container_share(root: Path) -> float | None:
-    """Processors' worth of time that the container may use; None where nothing limits it."""
-    shares = [share for folder in _groups(root) if (share := _share_of(folder)) is not None]
-    return min(shares, default=None)
-
-
 def _groups(root: Path) -> list[Path]:
     """Folders of the control groups (version 2 and 1) that this process is in, and above."""
     top = root / "sys/fs/cgroup"
@@ -114,6 +107,7 @@ def _groups(root: Path) -> list[Path]:
 
 
 def _share_of(folder: Path) -> float | None:
+    """Processors' worth of time that a control group may use; None where it is not limited."""
     try:
         quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):

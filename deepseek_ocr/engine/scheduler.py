@@ -139,7 +139,8 @@ class Scheduler:
         """Start the worker. Where Ctrl-C comes in between, nobody can tell whether the thread
         began, and it could not be joined: it is told to leave, and the next page starts another.
         """
-        _end_with_the_program(self)
+        _LIVE.add(self)
+        _register_once()
         stay: SimpleQueue[bool] = SimpleQueue()
         worker = threading.Thread(target=self._run, args=(stay,), name="ocr-worker", daemon=True)
         try:
@@ -235,14 +236,9 @@ class Scheduler:
 _LIVE: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 
 
-def _end_with_the_program(scheduler: Scheduler) -> None:
-    """A thread that computes while the interpreter goes down would crash it."""
-    _LIVE.add(scheduler)
-    _register_once()
-
-
 @functools.cache
 def _register_once() -> None:
+    """A thread that computes while the interpreter goes down would crash it."""
     atexit.register(_end_all)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
-
-import torch
 
 from deepseek_ocr.decoding.detokenizer import TextStream
 from deepseek_ocr.decoding.loop_detector import LoopDetector
@@ -63,12 +62,12 @@ class Confidences:
     """Confidence of stretches of text, from the tokens they are made of."""
 
     def __init__(self, tokens: Sequence[TextToken]) -> None:
-        self._starts = torch.tensor([token.start for token in tokens], dtype=torch.long)
+        self._starts = [token.start for token in tokens]
         self._logprobs = [token.logprob for token in tokens]
 
     def of_span(self, start: int, end: int) -> Confidence | None:
         """Over the tokens that begin in `[start, end)`; None where there are none."""
-        first, last = torch.searchsorted(self._starts, torch.tensor([start, end])).tolist()
+        first, last = bisect_left(self._starts, start), bisect_left(self._starts, end)
         chosen = self._logprobs[first:last]
         if not chosen:
             return None

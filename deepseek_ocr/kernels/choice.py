@@ -26,17 +26,16 @@ def parse(text: str) -> frozenset[str]:
 
     Raises `SettingsError` for an unknown name.
     """
-    chosen: set[str] = set()
+    chosen, known = set[str](), NAMES | ON_REQUEST
     for word in text.replace(" ", "").lower().split(","):
         name = word.removeprefix("-")
         if word == "auto":
             chosen |= set(NAMES)
         elif word == "plain":
             chosen.clear()
-        elif name not in NAMES | ON_REQUEST:
+        elif name not in known:
             raise SettingsError(
-                f"There is no fast path called {name!r}; use auto, plain, "
-                f"{', '.join(NAMES | ON_REQUEST)}, "
+                f"There is no fast path called {name!r}; use auto, plain, {', '.join(known)}, "
                 "and - before a name to leave it out, as in auto,-compiled."
             )
         elif word == name:

@@ -35,7 +35,10 @@ def in_float32(network: nn.Module) -> Iterator[None]:
             if not any(True for _ in module.parameters(recurse=False)):
                 continue
             widened = _Widened(module)
-            if type(module).forward is nn.Module.forward or _is_root(network, module):
+            # The two rows beside the vision tokens, which belong to the whole, are used by other
+            # methods than `forward`.
+            is_root = module is network or module is getattr(network, "model", None)
+            if is_root or type(module).forward is nn.Module.forward:
                 widened.enter()  # used by others directly: for as long as this lasts
                 stack.callback(widened.leave)
                 continue
@@ -59,12 +62,6 @@ def _built_in_attention(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         text.set_attn_implementation(before)
-
-
-def _is_root(network: nn.Module, module: nn.Module) -> bool:
-    """Whether methods other than `forward` use the module's own parameters: the two rows beside
-    the vision tokens, which belong to the whole."""
-    return module is network or module is getattr(network, "model", None)
 
 
 class _Widened:

@@ -296,7 +296,10 @@ def explained(error: Exception, device: torch.device, crop: CropSettings) -> Exc
     `GenerationError` that names the preset to try; else `error` itself."""
     if not memory.is_out_of_memory(error):
         return error
-    preset = _smaller_preset(crop)
+    # The largest preset that takes less; tiles take more than the global view alone.
+    side = max(crop.base_size, crop.image_size) + 1 if crop.crop_mode else crop.image_size
+    sides = {"Base": 1024, "Small": 640, "Tiny": 512}
+    preset = next((name for name, size in sides.items() if size < side), None)
     what = (
         f"try the preset {preset}, which takes less"
         if preset
@@ -311,12 +314,3 @@ def _first_words(error: Exception) -> str:
     """What an error says, without advice about the allocator."""
     first = str(error).split("\n", 1)[0].split(" If ", 1)[0].rstrip(". ")
     return first or type(error).__name__
-
-
-def _smaller_preset(crop: CropSettings) -> str | None:
-    """The largest preset that takes less memory than `crop` does; None where there is none."""
-    side = max(crop.base_size, crop.image_size) if crop.crop_mode else crop.image_size
-    if crop.crop_mode:
-        side += 1  # tiles take more than the global view alone
-    presets = {"Base": 1024, "Small": 640, "Tiny": 512}
-    return next((name for name, size in presets.items() if size < side), None)
