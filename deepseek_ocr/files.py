@@ -47,8 +47,8 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    if sync:
-        _sync_folder(path.parent)
+    if sync and os.name != "nt":  # Windows opens no folders
+        sync_path(path.parent)
 
 
 @contextmanager
@@ -157,11 +157,6 @@ def sync_path(path: Path) -> None:
 def _sync_stream(stream: BinaryIO) -> None:
     stream.flush()
     os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "nt":  # Windows opens no folders
-        sync_path(folder)
 
 
 # --- reading ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
@@ -28,8 +29,6 @@ def empty(
     # One page more than needed, so that there is a place in it where one begins.
     held = mmap.mmap(-1, whole + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     start = -torch.frombuffer(held, dtype=torch.uint8).data_ptr() % HUGE_PAGE
-    try:
+    with suppress(OSError):  # a system built without them: ordinary pages do
         held.madvise(mmap.MADV_HUGEPAGE, start, whole)
-    except OSError:
-        pass  # a system built without them: ordinary pages do
     return torch.frombuffer(held, dtype=dtype, count=count, offset=start).view(shape)

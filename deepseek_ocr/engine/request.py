@@ -133,10 +133,8 @@ def wait_for(queue: SimpleQueue[Item]) -> Item:
     """The next item, waited for in short turns: a thread that waits in one go does not hear of an
     interruption on every system, nor of an exception that another thread sends it."""
     while True:
-        try:
+        with suppress(Empty):
             return queue.get(timeout=_TURN)
-        except Empty:
-            pass
 
 
 def result_of(future: Future[Item]) -> Item:

@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -173,11 +173,9 @@ class Scheduler:
 
     def _listen(self) -> None:
         """Do what the messages say; wait for one where there is nothing else to do."""
-        try:
+        with suppress(Empty):
             while self._running:
                 self._inbox.get(block=not (self._pool.active or self._ready))()
-        except Empty:
-            pass
 
     def _take_in(self, job: Request) -> None:
         self._helpers.start()

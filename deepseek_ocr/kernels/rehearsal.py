@@ -331,7 +331,8 @@ def difference(rows: Sequence[OutputRow], expected: Sequence[OutputRow]) -> tupl
     groups: dict[str, list[float]] = defaultdict(list)
     for row, right in zip(rows, expected, strict=True):
         if _is_finite(right):
-            far = _distance(row.values, right.values)
+            far = float((row.values - right.values).norm() / right.values.norm())
+            far = far if math.isfinite(far) else math.inf
             groups[f"slot {row.slot}"].append(far)
             groups[f"{row.rows} rows" if row.rows else "prompts"].append(far)
     if not groups:
@@ -344,11 +345,6 @@ def difference(rows: Sequence[OutputRow], expected: Sequence[OutputRow]) -> tupl
 
 def _is_finite(row: OutputRow) -> bool:
     return bool(torch.isfinite(row.values).all())
-
-
-def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    far = float((ours - theirs).norm() / theirs.norm())
-    return far if math.isfinite(far) else math.inf
 
 
 def _larger(one: float | None, other: float | None) -> float | None:

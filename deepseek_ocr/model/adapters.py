@@ -137,7 +137,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _is_rank(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_RANK
+    return type(value) is int and 0 < value <= LARGEST_RANK
 
 
 def _is_scale(value: object) -> bool:

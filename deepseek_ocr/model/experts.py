@@ -71,7 +71,8 @@ def gathered(
     flat = chosen.flatten()
     inputs = x.repeat_interleave(chosen.shape[1], 0)
     passed = _batched(_gated(_batched(inputs, inner, flat)), outer, flat)
-    return _weighted(passed.view(*chosen.shape, -1), shares)
+    passed = passed.view(*chosen.shape, -1)
+    return (passed * shares[:, :, None].float()).sum(1).to(passed.dtype)
 
 
 def dense(
@@ -107,8 +108,3 @@ def _through_all(x: torch.Tensor, rows: Matrix) -> torch.Tensor:
         return torch.bmm(x, rows.values.transpose(1, 2))
     product = torch.bmm(x / STEPS, rows.values.to(x.dtype).transpose(1, 2))
     return product * (rows.scales[:, None] * STEPS).to(x.dtype)
-
-
-def _weighted(passed: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    """Sum of `passed [n, c, hidden]` by `shares [n, c]`."""
-    return (passed * shares[:, :, None].float()).sum(1).to(passed.dtype)
