@@ -267,11 +267,6 @@ def test_running_out_at_load_says_what_is_taken_and_what_would_fit(tmp_path: Pat
     assert apart.startswith("The system ran out of memory while the model was loaded to 'cuda:1'")
 
 
-def test_other_errors_stay_what_they_are() -> None:
-    error = RuntimeError("shape mismatch")
-    assert explained(error, torch.device("cpu"), CropSettings()) is error
-
-
 def test_the_readme_of_devices_has_the_table(full: Footprint) -> None:
     page = (Path(__file__).parent.parent / "docs/devices.md").read_text(encoding="utf-8")
     for row in table(full, PRESETS):

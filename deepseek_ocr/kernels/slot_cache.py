@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from deepseek_ocr.kernels.decoder_weights import DecoderWeights
+
 BLOCK = 1024
 """Tokens by which the room of every slot grows."""
 
@@ -14,26 +16,18 @@ class SlotCache:
 
     `entries` is `[layers, 2 (keys, values), slots, heads, capacity, head size]`; what it holds is
     kept when it grows, and `capacity` never exceeds `context`. `lengths` is how many tokens each
-    slot holds. Type and device are those of `like`; `zeroed` room can be read before it is filled,
-    any other costs memory only where it is filled. Where `whole`, all room is made at once and
-    never moves.
+    slot holds. Type and device are those of `weights`; `zeroed` room can be read before it is
+    filled, any other costs memory only where it is filled. Where `whole`, all room is made at once
+    and never moves.
     """
 
     def __init__(
-        self,
-        layers: int,
-        slots: int,
-        heads: int,
-        size: int,
-        context: int,
-        like: torch.Tensor,
-        *,
-        zeroed: bool,
-        whole: bool = False,
+        self, weights: DecoderWeights, slots: int, context: int, *, zeroed: bool, whole: bool
     ) -> None:
+        heads, size = weights.heads, weights.cosines.shape[1]
         self.context = context
         self.lengths = [0] * slots
-        self.entries = like.new_empty(layers, 2, slots, heads, 0, size)
+        self.entries = weights.embedding.new_empty(len(weights.layers), 2, slots, heads, 0, size)
         self._zeroed, self._whole = zeroed, whole
         if whole:
             self.reserve(context)

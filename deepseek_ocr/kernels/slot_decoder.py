@@ -41,10 +41,7 @@ class SlotDecoder:
         self._network = network
         experts.use_in_class(network)
         read = decoder_weights.read(network, context)
-        self._cache = SlotCache(
-            len(read.layers), slots, read.heads, read.cosines.shape[1], context, read.embedding,
-            zeroed=path.zeroed, whole=path.whole,
-        )  # fmt: skip
+        self._cache = SlotCache(read, slots, context, zeroed=path.zeroed, whole=path.whole)
         self.steps = path.make_steps(read, self._cache)
 
     @torch.inference_mode()

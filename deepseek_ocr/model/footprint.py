@@ -291,11 +291,9 @@ def refused_at_load(
     )
 
 
-def explained(error: Exception, device: torch.device, crop: CropSettings) -> Exception:
-    """What to raise in place of `error` for a page cut by `crop`: where memory ran out, a
-    `GenerationError` that names the preset to try; else `error` itself."""
-    if not memory.is_out_of_memory(error):
-        return error
+def explained(error: Exception, device: torch.device, crop: CropSettings) -> GenerationError:
+    """What to raise in place of `error`, by which `device` refused memory for a page cut by `crop`:
+    it names the preset to try."""
     # The largest preset that takes less; tiles take more than the global view alone.
     side = max(crop.base_size, crop.image_size) + 1 if crop.crop_mode else crop.image_size
     sides = {"Base": 1024, "Small": 640, "Tiny": 512}
