@@ -184,10 +184,8 @@ def load_reader() -> DocumentReader:
 
 
 def warm_up(reader: DocumentReader, name: str) -> None:
-    """Read a blank page, so that the first prediction does not pay for first-time work.
-
-    Raises `OcrError` if that cannot be done here.
-    """
+    """Read a blank page, so that the first prediction does not pay for first-time work. Raises
+    `OcrError` if that cannot be done here."""
     best = catalog.known_as(name)
     settings = DecodeSettings(max_new_tokens=8)
     attempt = Attempt("warm-up", presets.crop_for(best.preset), settings)
@@ -204,10 +202,8 @@ def warm_up(reader: DocumentReader, name: str) -> None:
 
 
 def file_of(image: Path) -> pathlib.Path:
-    """The file `image`, which Cog has fetched.
-
-    Raises `InputError` for anything else: a plain string would be a path inside the container.
-    """
+    """The file `image`, which Cog has fetched. Raises `InputError` for anything else: a plain
+    string would be a path inside the container."""
     if image is None:
         raise InputError("image is missing; give a file, an http(s) URL or a data URI.")
     if not isinstance(image, pathlib.Path):

@@ -13,11 +13,8 @@ RESOLUTION_SIZES = {preset.title: name for name, preset in presets.PRESETS.items
 
 
 def prompt_for(task_type: str, reference_text: str) -> str:
-    """The prompt of a choice.
-
-    Raises `SettingsError` for no such choice, and `PromptError` if locating lacks a proper
-    reference.
-    """
+    """The prompt of a choice. Raises `SettingsError` for no such choice, and `PromptError` if
+    locating lacks a proper reference."""
     return presets.prompt_for(TASK_TYPES.get(task_type, task_type), reference_text)
 
 

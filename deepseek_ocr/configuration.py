@@ -107,9 +107,7 @@ def load(
     path: Path | None = None,
 ) -> Settings:
     """Settings from `flags` (None is unset), then `environ`, then the file, then the defaults.
-
-    Raises `SettingsError` for an unreadable file and for a name or a value nobody knows.
-    """
+    Raises `SettingsError` for an unreadable file and for a name or a value nobody knows."""
     environ = os.environ if environ is None else environ
     table = {name: _as_text(name, value) for name, value in _read_file(path).items()}
     table.pop(SERVER, None)
@@ -234,10 +232,7 @@ def load_server(
     path: Path | None = None,
 ) -> ServerSettings:
     """The server's settings from `flags` (None is unset), then `environ`, then the table `[server]`
-    of the file, then the defaults.
-
-    Raises `SettingsError` as `load`.
-    """
+    of the file, then the defaults. Raises `SettingsError` as `load`."""
     environ = os.environ if environ is None else environ
     table = _read_file(path).get(SERVER, {})
     if not isinstance(table, dict):
@@ -314,9 +309,7 @@ def as_toml(settings: Settings, server: ServerSettings) -> str:
 
 def write_template(path: Path | None = None) -> Path:
     """Write a file with every setting, its meaning and its default, all commented out; its path.
-
-    Raises `SettingsError` where a file is there already or none can be written.
-    """
+    Raises `SettingsError` where a file is there already or none can be written."""
     chosen = path or default_path()
     text = (
         "# Settings of deepseek-ocr. Flags and DEEPSEEK_OCR_… variables come before them.\n"

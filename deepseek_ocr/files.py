@@ -54,9 +54,7 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
     """Raise an `OSError` of the block as a `FileWriteError` that names `path` and says what to do.
-
-    Raises `FileWriteError`.
-    """
+    Raises `FileWriteError`."""
     try:
         yield
     except OSError as error:
@@ -106,10 +104,8 @@ def json_bytes(value: object) -> bytes:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder that replaces `folder` when the block ends without an error.
-
-    Raises `FileWriteError`; the old content of `folder` then stays.
-    """
+    """An empty folder that replaces `folder` when the block ends without an error. Raises
+    `FileWriteError`; the old content of `folder` then stays."""
     staging, old = part_path(folder), _old_path(folder)
     with explain_write_errors(folder):
         recover_folder(folder)
@@ -163,10 +159,8 @@ def _sync_stream(stream: BinaryIO) -> None:
 
 
 def read_text(path: Path, limit: int = LARGEST_FILE) -> str:
-    """The UTF-8 text of a file of at most `limit` bytes; a byte order mark is dropped.
-
-    Raises `InputError` for a file that is missing, larger, or of another encoding.
-    """
+    """The UTF-8 text of a file of at most `limit` bytes; a byte order mark is dropped. Raises
+    `InputError` for a file that is missing, larger, or of another encoding."""
     try:
         if not path.is_file():  # also keeps out pipes and devices that never end
             raise InputError(f"{path} does not exist or is not a file; check the path.")

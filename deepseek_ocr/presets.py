@@ -99,10 +99,8 @@ _MARKUP = ("<|", "|>", "<｜", "｜>", "<image>", "<td>", "</td>", "<tr>", "</tr
 
 
 def task_name(word: str) -> str:
-    """The key of `TASKS` that `word`, a name or a title in any case, stands for.
-
-    Raises `SettingsError` listing the names.
-    """
+    """The key of `TASKS` that `word`, a name or a title in any case, stands for. Raises
+    `SettingsError` listing the names."""
     return _lookup(word, "task", TASKS)
 
 
@@ -112,10 +110,8 @@ def task_title(word: str) -> str:
 
 
 def preset_name(word: str) -> str:
-    """The key of `PRESETS` that `word`, a name or a title in any case, stands for.
-
-    Raises `SettingsError` listing the names.
-    """
+    """The key of `PRESETS` that `word`, a name or a title in any case, stands for. Raises
+    `SettingsError` listing the names."""
     return _lookup(word, "preset", PRESETS)
 
 
@@ -130,11 +126,9 @@ def crop_for(preset: str) -> CropSettings:
 
 
 def prompt_for(task: str, reference: str = "") -> str:
-    """The prompt of `task` (name or title); only locating uses `reference`.
-
-    Raises `PromptError` if locating lacks a reference or is given one with special tokens in
-    it, which would speak to the model in the program's name; `SettingsError` for no such task.
-    """
+    """The prompt of `task` (name or title); only locating uses `reference`. Raises `PromptError` if
+    locating lacks a reference or is given one with special tokens in it, which would speak to the
+    model in the program's name; `SettingsError` for no such task."""
     prompt = TASKS[task_name(task)].prompt
     if "{reference}" not in prompt:
         return prompt
@@ -159,10 +153,8 @@ def prompt_for(task: str, reference: str = "") -> str:
 def attempts(
     crop: CropSettings, decode: DecodeSettings, retries: int = len(RETRIES)
 ) -> tuple[Attempt, ...]:
-    """How to read a page: as asked, then by the first `retries` of `RETRIES`.
-
-    Raises `SettingsError` if there are not as many.
-    """
+    """How to read a page: as asked, then by the first `retries` of `RETRIES`. Raises
+    `SettingsError` if there are not as many."""
     if not 0 <= retries <= len(RETRIES):
         raise SettingsError(f"retries must lie between 0 and {len(RETRIES)}.")
     ladder = [Attempt("as asked", crop, decode)]

@@ -184,10 +184,8 @@ class RenderSettings:
 
 
 def parse_switch(name: str, text: str) -> bool:
-    """True for yes, on, true and 1 in any case, False for no, off, false and 0.
-
-    Raises `SettingsError` for any other text of the setting `name`.
-    """
+    """True for yes, on, true and 1 in any case, False for no, off, false and 0. Raises
+    `SettingsError` for any other text of the setting `name`."""
     word = text.strip().lower()
     if word not in _SWITCH:
         raise SettingsError(f"{name} must be yes or no (true or false), not {text[:60]!r}.")

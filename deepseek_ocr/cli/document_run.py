@@ -42,10 +42,8 @@ class Prepared:
 
 @contextmanager
 def prepared(options: ReadOptions, output: OutputOptions) -> Iterator[Prepared]:
-    """What a run needs, opened and closed again, so that it fails before a model is loaded.
-
-    Raises `OcrError` if there is nothing to read or nowhere to write.
-    """
+    """What a run needs, opened and closed again, so that it fails before a model is loaded. Raises
+    `OcrError` if there is nothing to read or nowhere to write."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepseek-ocr-")))
         listing = _listing(options, folder)

@@ -49,10 +49,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def load_settings(flags: argparse.Namespace) -> configuration.Settings:
-    """The settings that the flags of `add_settings`, the environment and the file give.
-
-    Raises `SettingsError`.
-    """
+    """The settings that the flags of `add_settings`, the environment and the file give. Raises
+    `SettingsError`."""
     return configuration.load(vars(flags), path=flags.config)
 
 

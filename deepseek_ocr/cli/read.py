@@ -20,10 +20,8 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def run(flags: argparse.Namespace) -> int:
-    """Read what `flags` ask for; the exit status is in the help.
-
-    Raises `OcrError` if nothing could be started.
-    """
+    """Read what `flags` ask for; the exit status is in the help. Raises `OcrError` if nothing could
+    be started."""
     from deepseek_ocr.cli.read_options import read_options
 
     _end_on_interruption(True)  # nothing is there to keep, and imports do not take one well

@@ -49,10 +49,8 @@ def run(flags: argparse.Namespace) -> int:
 
 
 def load_server_settings(flags: argparse.Namespace) -> tuple[Settings, ServerSettings]:
-    """The settings that the flags of `add_server_flags`, the environment and the file give.
-
-    Raises `SettingsError`.
-    """
+    """The settings that the flags of `add_server_flags`, the environment and the file give. Raises
+    `SettingsError`."""
     path = flags.config
     given = {
         name: tuple(one) if isinstance(one, list) else one for name, one in vars(flags).items()

@@ -19,10 +19,7 @@ class StdoutError(Exception):
 
 
 def write(text: str) -> None:
-    """Print at once; a terminal gets no control characters out of a page.
-
-    Raises `StdoutError`.
-    """
+    """Print at once; a terminal gets no control characters out of a page. Raises `StdoutError`."""
     if sys.stdout is None:
         raise StdoutError("it is closed")
     if sys.stdout.isatty():

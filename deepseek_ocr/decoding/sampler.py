@@ -24,9 +24,7 @@ class Token:
 
 def room(context: int, prompt_tokens: int, wanted: int) -> int:
     """How many of the `wanted` new tokens fit into a context of so many tokens behind a prompt.
-
-    Raises `PromptError` where the prompt alone fills it.
-    """
+    Raises `PromptError` where the prompt alone fills it."""
     if prompt_tokens >= context:
         raise PromptError(
             f"The prompt has {prompt_tokens} tokens and the model's context {context}; "
@@ -115,10 +113,8 @@ class Chooser:
         return Token(int(values[0]), values[1])
 
     def accept(self, token: Token) -> Token:
-        """`token`, from now on one of those that were written.
-
-        Raises `GenerationError` where its log-probability is not finite.
-        """
+        """`token`, from now on one of those that were written. Raises `GenerationError` where its
+        log-probability is not finite."""
         if not math.isfinite(token.logprob):
             raise GenerationError(
                 "The network's output is not a finite number; try float32 (or bfloat16 instead of "

@@ -64,10 +64,8 @@ class ModelRunner:
             self._step_one_by_one(slots, problem)
 
     def check_device(self, problem: Exception) -> None:
-        """Find out whether a device failed for good with `problem`.
-
-        Raises `DeviceError` then, which ends the thread, and with it every page.
-        """
+        """Find out whether a device failed for good with `problem`. Raises `DeviceError` then,
+        which ends the thread, and with it every page."""
         if self.failure is None:
             devices = {parameter.device for parameter in self._network.parameters()}
             failure = next(filter(None, map(selection.failure, devices)), None)
@@ -126,10 +124,8 @@ class ModelRunner:
     # --- when something goes wrong --------------------------------------------------------------
 
     def _attempt(self, action: Callable[[], None]) -> Exception | None:
-        """What `action` raises, without the tensors that its frames hold.
-
-        Raises `DeviceError` if a device failed for good.
-        """
+        """What `action` raises, without the tensors that its frames hold. Raises `DeviceError` if a
+        device failed for good."""
         try:
             action()
         except Exception as error:

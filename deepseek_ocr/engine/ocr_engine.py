@@ -93,10 +93,8 @@ class OcrEngine:
         vision_device: str | torch.device | None = None,
         strict: bool = False,
     ) -> OcrEngine:
-        """Load the checkpoint in `folder`; `LoadOptions` says what each parameter is.
-
-        Raises what `from_options` raises.
-        """
+        """Load the checkpoint in `folder`; `LoadOptions` says what each parameter is. Raises what
+        `from_options` raises."""
         return cls.from_options(
             folder,
             LoadOptions(

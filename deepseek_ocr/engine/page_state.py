@@ -31,10 +31,8 @@ class PageState:
     """
 
     def __init__(self, page: Page, codec: prompts.Codec, limits: ImageLimits, context: int) -> None:
-        """Open the picture, cut it, encode the prompt; in any thread.
-
-        Raises `ImageError` and `PromptError` (also where the prompt fills the `context`, tokens).
-        """
+        """Open the picture, cut it, encode the prompt; in any thread. Raises `ImageError` and
+        `PromptError` (also where the prompt fills the `context`, tokens)."""
         began = time.perf_counter()
         picture = open_image(page.image, limits)
         views = make_views(picture, page.crop)

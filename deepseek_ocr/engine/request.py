@@ -79,10 +79,8 @@ class Handle:
         self._job.deltas.put(None)  # for the next who asks
 
     def result(self, timeout: float | None = None) -> Reading:
-        """Wait for the reading, `timeout` seconds at most.
-
-        Raises what the page raised, `CancelledError` after `cancel`, `TimeoutError`.
-        """
+        """Wait for the reading, `timeout` seconds at most. Raises what the page raised,
+        `CancelledError` after `cancel`, `TimeoutError`."""
         return self._job.future.result(timeout)
 
     def outcome(self) -> Reading | Failure:

@@ -92,9 +92,7 @@ class SlotPool:
 
     def ensure_decoder(self) -> None:
         """Make a decoder if there is none, with as many of `slots` slots as there is memory for.
-
-        Raises `GenerationError` if there is none for a single slot.
-        """
+        Raises `GenerationError` if there is none for a single slot."""
         slots = self.slots
         while self._decoder is None:
             try:

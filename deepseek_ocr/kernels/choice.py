@@ -22,10 +22,8 @@ ON_REQUEST = {
 
 def parse(text: str) -> frozenset[str]:
     """Names of the fast paths to use: "auto" is all, "plain" none, "auto,-compiled" all but one,
-    "vision,decoder" just these; "auto,unfold" forces what is otherwise done by need.
-
-    Raises `SettingsError` for an unknown name.
-    """
+    "vision,decoder" just these; "auto,unfold" forces what is otherwise done by need. Raises
+    `SettingsError` for an unknown name."""
     chosen, known = set[str](), NAMES | ON_REQUEST
     for word in text.replace(" ", "").lower().split(","):
         name = word.removeprefix("-")

@@ -17,11 +17,9 @@ from torch.nn import functional
 
 
 def convolve(module: nn.Conv2d, pixels: torch.Tensor) -> torch.Tensor:
-    """What `module` gives for `pixels` `[B, C, H, W]`: `[B, O, H', W']`, without convolving.
-
-    Raises `ValueError` for dilated, grouped or not zero-padded convolutions, of which the network
-    has none.
-    """
+    """What `module` gives for `pixels` `[B, C, H, W]`: `[B, O, H', W']`, without convolving. Raises
+    `ValueError` for dilated, grouped or not zero-padded convolutions, of which the network has
+    none."""
     plain = module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
     if not plain or isinstance(module.padding, str):
         raise ValueError(f"{module} is not a plain convolution.")

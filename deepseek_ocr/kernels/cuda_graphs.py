@@ -70,11 +70,9 @@ class GraphRecorder:
         self._scratch = torch.zeros(1, device=device)
 
     def capture(self, run: Run) -> Run:
-        """`run`, which works in buffers that stay where they are, as one graph.
-
-        Raises `RuntimeError` if `run` waits for the card (found before the capture begins), and
-        what torch raises if a capture fails. The stream and the allocator are usable afterwards.
-        """
+        """`run`, which works in buffers that stay where they are, as one graph. Raises
+        `RuntimeError` if `run` waits for the card (found before the capture begins), and what torch
+        raises if a capture fails. The stream and the allocator are usable afterwards."""
         with _CAPTURING, torch.cuda.device(self._device):
             current = torch.cuda.current_stream()
             self._stream.wait_stream(current)

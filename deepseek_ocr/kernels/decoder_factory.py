@@ -56,9 +56,7 @@ class DecoderFactory:
 def check_graphs(steps: GraphSteps, network: Network) -> None:
     """Give every graph a few first tokens of pages, others than the graph before; what comes out
     must be the plain class's. The rehearsal has few slots and short pages, so it sees few shapes.
-
-    Raises `RuntimeError` for a graph that disagrees.
-    """
+    Raises `RuntimeError` for a graph that disagrees."""
     table = network.get_input_embeddings()
     ids = torch.tensor(FIRST_TOKENS, device=table.weight.device) % len(table.weight)
     plain = PlainDecoder(network)

@@ -183,11 +183,8 @@ def fit(network: model.Network, unfold: bool = False) -> frozenset[str]:
 
 def rehearse(network: model.Network, strict: bool) -> Counter[str]:
     """Send a small empty page with two tiles through the whole network, watched; what ran on the
-    CPU although it was given to the device.
-
-    Raises `DeviceError` with `strict` at the first such operator. Does nothing on the CPU and CUDA,
-    which hand nothing over.
-    """
+    CPU although it was given to the device. Raises `DeviceError` with `strict` at the first such
+    operator. Does nothing on the CPU and CUDA, which hand nothing over."""
     device: torch.device = network.get_input_embeddings().weight.device
     if device.type not in _DISPATCH_KEYS:
         return Counter()

@@ -301,10 +301,8 @@ def first_right(
     candidates: Mapping[str, Run], expected: Sequence[OutputRow], weight: torch.Tensor
 ) -> tuple[int | None, float | None]:
     """Number of the first of `candidates` (by their names for people) that agrees with `expected`,
-    and its difference; None twice if none does. `weight` has the device and the type.
-
-    Raises `DeviceError` if the device fails for good, and what a device without memory raises.
-    """
+    and its difference; None twice if none does. `weight` has the device and the type. Raises
+    `DeviceError` if the device fails for good, and what a device without memory raises."""
     for at, (name, run) in enumerate(candidates.items()):
         try:
             far, where = difference(run(), expected)

@@ -38,10 +38,7 @@ class SlotCache:
         return self.entries.shape[4]
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` in every slot.
-
-        Raises `ValueError` for more than the context.
-        """
+        """Make room for `tokens` in every slot. Raises `ValueError` for more than the context."""
         if tokens > self.context:
             raise ValueError(f"{tokens} tokens do not fit into a context of {self.context}")
         if tokens <= self.capacity:

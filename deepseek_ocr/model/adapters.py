@@ -39,11 +39,9 @@ _MOST_NAMES, _MOST_PATTERNS = 1024, 256
 
 
 def merge_adapter(network: Network, folder: Path) -> Network:
-    """`network` with the adapter in `folder` added to its weights; the same object, changed.
-
-    Raises `CheckpointError` where the adapter is missing, damaged or of another model, or where
-    peft is not installed, and what a device without memory raises.
-    """
+    """`network` with the adapter in `folder` added to its weights; the same object, changed. Raises
+    `CheckpointError` where the adapter is missing, damaged or of another model, or where peft is
+    not installed, and what a device without memory raises."""
     config = _config(folder)
     try:
         from peft import LoraConfig, get_peft_model

@@ -57,10 +57,8 @@ _IGNORED = re.compile(
 
 
 def read_config(folder: Path) -> UnlimitedOcrConfig:
-    """The network's config from `folder/config.json`, in either schema.
-
-    Raises `CheckpointError` naming the file and the key that is missing, mistyped or absurd.
-    """
+    """The network's config from `folder/config.json`, in either schema. Raises `CheckpointError`
+    naming the file and the key that is missing, mistyped or absurd."""
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(
@@ -327,10 +325,8 @@ def _tensor_paths(folder: Path) -> list[Path]:
 
 
 def plan(files: TensorFiles, shapes: dict[str, tuple[int, ...]]) -> dict[str, list[TensorPiece]]:
-    """For every parameter (name → shape) the tensors of `files` that fill it.
-
-    Raises `CheckpointError` naming each missing, unexpected and mis-shaped tensor.
-    """
+    """For every parameter (name → shape) the tensors of `files` that fill it. Raises
+    `CheckpointError` naming each missing, unexpected and mis-shaped tensor."""
     pieces = {
         name: [TensorPiece(name, shape)] if name in files.shapes else official_pieces(name, shape)
         for name, shape in shapes.items()

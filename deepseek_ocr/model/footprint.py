@@ -96,10 +96,8 @@ def load_for(
     slots: int = 0,
     vision_device: str | torch.device | None = None,
 ) -> MemoryLoad:
-    """What these settings of `OcrEngine.load` put on `device`; 0 slots count as one.
-
-    Raises `DeviceError`.
-    """
+    """What these settings of `OcrEngine.load` put on `device`; 0 slots count as one. Raises
+    `DeviceError`."""
     apart = vision_device is not None and selection.choose_device(vision_device) != device
     return MemoryLoad(
         selection.choose_dtype(dtype, device),

@@ -23,10 +23,8 @@ Network: TypeAlias = UnlimitedOcrForConditionalGeneration
 
 
 def empty_network(config: UnlimitedOcrConfig) -> Network:
-    """The network of this config without any memory behind its parameters.
-
-    Raises `CheckpointError` where the sizes contradict each other.
-    """
+    """The network of this config without any memory behind its parameters. Raises `CheckpointError`
+    where the sizes contradict each other."""
     try:
         with torch.device("meta"):
             return UnlimitedOcrForConditionalGeneration(config)
@@ -65,10 +63,8 @@ def vision_tokens(network: Network, views: Views) -> torch.Tensor:
 @torch.inference_mode()
 def embed(network: Network, ids: list[int], rows: torch.Tensor, start: int) -> torch.Tensor:
     """Embeddings of a prompt with the vision `rows` in place of its placeholders from `start` on:
-    `[1, len(ids), hidden]`.
-
-    Raises `InputError` where the placeholders are not exactly as many as the rows.
-    """
+    `[1, len(ids), hidden]`. Raises `InputError` where the placeholders are not exactly as many as
+    the rows."""
     image_id = network.config.image_token_id
     stop = start + len(rows)
     placeholders = [position for position, token in enumerate(ids) if token == image_id]

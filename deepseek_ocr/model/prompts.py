@@ -47,11 +47,9 @@ class Codec:
 
 
 def load_codec(folder: Path, begin_id: int, end_ids: frozenset[int], image_id: int) -> Codec:
-    """The tokenizer of the checkpoint in `folder`, with the ids that its config names.
-
-    Raises `CheckpointError` where `tokenizer.json` is missing, damaged, or disagrees with the
-    config about the image placeholder.
-    """
+    """The tokenizer of the checkpoint in `folder`, with the ids that its config names. Raises
+    `CheckpointError` where `tokenizer.json` is missing, damaged, or disagrees with the config about
+    the image placeholder."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(
@@ -70,10 +68,8 @@ def load_codec(folder: Path, begin_id: int, end_ids: frozenset[int], image_id: i
 
 
 def codec_of(folder: Path, config: Any) -> Codec:
-    """The tokenizer of the checkpoint in `folder`, whose network has this `config`.
-
-    Raises `CheckpointError` as `load_codec`.
-    """
+    """The tokenizer of the checkpoint in `folder`, whose network has this `config`. Raises
+    `CheckpointError` as `load_codec`."""
     text, ends = config.text_config, config.text_config.eos_token_id
     end_ids = frozenset(ends if isinstance(ends, list) else [ends])
     return load_codec(folder, text.bos_token_id, end_ids, config.image_token_id)
@@ -85,10 +81,8 @@ def with_image(prompt: str) -> str:
 
 
 def encode(codec: Codec, prompt: str, image_tokens: int) -> Prompt:
-    """Ids of `begin`, the text before the page, `image_tokens` placeholders, the text after.
-
-    Raises `PromptError` unless `<image>` stands in the prompt exactly once.
-    """
+    """Ids of `begin`, the text before the page, `image_tokens` placeholders, the text after. Raises
+    `PromptError` unless `<image>` stands in the prompt exactly once."""
     before, *after = prompt.split(IMAGE)
     if len(after) != 1:
         raise PromptError(

@@ -31,10 +31,8 @@ _ADVICE = "Try again later, or download its files by hand: deepseek-ocr weights 
 
 
 def fetch(checkpoint: Checkpoint, target: Path, sources: Sequence[WeightSource]) -> None:
-    """Make `target` the complete `checkpoint`; does nothing if it is one already.
-
-    Raises `CheckpointError` listing what went wrong with each source, or what is in the way.
-    """
+    """Make `target` the complete `checkpoint`; does nothing if it is one already. Raises
+    `CheckpointError` listing what went wrong with each source, or what is in the way."""
     with _locked(checkpoint.name, target) as work:
         state = folders.examine(target)
         if state.is_whole:
@@ -177,10 +175,8 @@ def _fetch_from(source: WeightSource, checkpoint: Checkpoint, work: Path) -> Pat
 def _check_room(
     source: WeightSource, remote: Sequence[RemoteFile], folder: Path, about: int
 ) -> int:
-    """The bytes to download, or `about` if the source does not say.
-
-    Raises `CheckpointError` if the disk has too little room for them.
-    """
+    """The bytes to download, or `about` if the source does not say. Raises `CheckpointError` if the
+    disk has too little room for them."""
     sizes = [file.size for file in remote if file.size is not None]
     total = sum(sizes) if len(sizes) == len(remote) else about
     is_tar = source.kind == "tar"

@@ -94,10 +94,8 @@ def examine(folder: Path) -> FolderState:
 
 
 def check_complete(folder: Path, names: Sequence[str]) -> None:
-    """Check that `folder` has `names` and its weights, all of them readable to their end.
-
-    Raises `CheckpointError` naming the first file that is missing or damaged.
-    """
+    """Check that `folder` has `names` and its weights, all of them readable to their end. Raises
+    `CheckpointError` naming the first file that is missing or damaged."""
     for name in names:
         _check_file(folder / name)
     for name in weight_files(folder):
@@ -120,10 +118,8 @@ def _check_file(path: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files of `folder`: those in its index, or all `model*`.
-
-    Raises `CheckpointError` if there are none, or the index points elsewhere.
-    """
+    """Names of the safetensors files of `folder`: those in its index, or all `model*`. Raises
+    `CheckpointError` if there are none, or the index points elsewhere."""
     if not (folder / _INDEX).exists():
         names = sorted(path.name for path in folder.glob("model*.safetensors"))
         if not names:
@@ -159,11 +155,8 @@ def write_record(folder: Path, record: ChecksumRecord) -> None:
 
 
 def read_record(folder: Path) -> ChecksumRecord:
-    """The record of `folder`.
-
-    Raises `CheckpointError` if it is damaged, and `OSError` if it cannot be opened, which is no
-    sign of damage.
-    """
+    """The record of `folder`. Raises `CheckpointError` if it is damaged, and `OSError` if it cannot
+    be opened, which is no sign of damage."""
     (folder / RECORD).open("rb").close()
     raw = _read_json(folder / RECORD)
     try:

@@ -36,10 +36,8 @@ class RemoteFile:
 
 
 def list_files(source: WeightSource, names: Sequence[str]) -> list[RemoteFile]:
-    """What `source` says about the files `names`, or about its tar.
-
-    Raises `CheckpointError` if it does not answer, refuses, or lacks one of the files.
-    """
+    """What `source` says about the files `names`, or about its tar. Raises `CheckpointError` if it
+    does not answer, refuses, or lacks one of the files."""
     if source.kind == "tar":
         return [RemoteFile(TAR_NAME, source.url, _size_by_head(source))]
     entries = _huggingface(source) if source.kind == "huggingface" else _modelscope(source)

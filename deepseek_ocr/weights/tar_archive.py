@@ -25,11 +25,9 @@ _NAMES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME)
 
 
 def copy_out(tar: Path, folder: Path) -> None:
-    """Copy the JSON and safetensors files at the root of `tar` into the empty `folder`.
-
-    Raises `CheckpointError` where the tar is damaged, compressed, or holds what it must not, and
-    `OSError` where the disk is full.
-    """
+    """Copy the JSON and safetensors files at the root of `tar` into the empty `folder`. Raises
+    `CheckpointError` where the tar is damaged, compressed, or holds what it must not, and `OSError`
+    where the disk is full."""
     try:
         places = _check_headers(tar)
         with tarfile.open(tar, "r:") as archive:

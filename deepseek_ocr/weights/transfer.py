@@ -65,10 +65,8 @@ def folder_for(source: WeightSource, work: Path, pget: str | None) -> Path:
 def download(
     source: WeightSource, files: Sequence[RemoteFile], folder: Path, pget: str | None
 ) -> None:
-    """Put `files` of `source` into `folder` under their names. Nothing is checked here.
-
-    Raises `CheckpointError` with what the downloader said, or that it stalled.
-    """
+    """Put `files` of `source` into `folder` under their names. Nothing is checked here. Raises
+    `CheckpointError` with what the downloader said, or that it stalled."""
     if pget:
         _with_pget(pget, source, files, folder)
         return
@@ -117,10 +115,8 @@ def _with_pget(pget: str, source: WeightSource, files: Sequence[RemoteFile], fol
 def _wait(
     process: subprocess.Popen[bytes], folder: Path, stall_s: float, most_bytes: float
 ) -> bytes:
-    """What `process` says until it ends.
-
-    Raises `CheckpointError` once `folder` has stopped growing, or holds over `most_bytes`.
-    """
+    """What `process` says until it ends. Raises `CheckpointError` once `folder` has stopped
+    growing, or holds over `most_bytes`."""
     size, since = -1, time.monotonic()
     while True:
         try:
