@@ -296,7 +296,6 @@ def rendered(records: Sequence[PageRecord], output_format: str) -> str:
         ]
         return json.dumps(document_to_json(pages), ensure_ascii=False)
     if output_format == "Markdown":
-        return PAGE_SPLIT.join(
-            to_markdown(blocks_in(record.parts), parser.figure_name) for record in records
-        )
+        parts = (blocks_in(record.parts) for record in records)
+        return PAGE_SPLIT.join(to_markdown(blocks, parser.figure_name) for blocks in parts)
     return PAGE_SPLIT.join(record.text for record in records)

@@ -252,14 +252,12 @@ def _given(
     """What `flags`, then `environ`, then the `table` of the file whose names have `before` in front
     say of the settings in `kinds`. Raises `SettingsError`."""
     values: dict[str, Any] = {}
-    chosen = path or default_path()
+    file = path or default_path()
     for name, value in table.items():
         if name not in kinds:
             known = ", ".join(sorted(kinds))
-            raise SettingsError(
-                f"{chosen} sets {before + name!r}, which is no setting; use {known}."
-            )
-        values[name] = _typed(value, kinds[name], f"{chosen}: {before}{name}")
+            raise SettingsError(f"{file} sets {before + name!r}, which is no setting; use {known}.")
+        values[name] = _typed(value, kinds[name], f"{file}: {before}{name}")
     for name, kind in kinds.items():
         variable = PREFIX + name.upper()
         if text := environ.get(variable, "").strip():

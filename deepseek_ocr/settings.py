@@ -33,9 +33,8 @@ FormulaDelimiters = Literal["dollars", "brackets"]
 QUANTS = ("none", "int8")
 """How the decoder's weights are held: as they are, or in 8 bits with a scale per output row."""
 
-_SWITCH = dict.fromkeys(("yes", "on", "true", "1"), True) | dict.fromkeys(
-    ("no", "off", "false", "0"), False
-)
+_SWITCH = dict.fromkeys(("yes", "on", "true", "1"), True)
+_SWITCH |= dict.fromkeys(("no", "off", "false", "0"), False)
 
 TABLE_TOKENS = ("<td>", "</td>", "<tr>", "</tr>")
 """Tokens of the official tokenizer that tables, which the model writes in HTML, repeat."""

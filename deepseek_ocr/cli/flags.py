@@ -74,9 +74,8 @@ def add_speed(group: argparse._ActionsContainer) -> None:
     text = f"how the decoder's weights are held: {', '.join(QUANTS)} (default: none)"
     group.add_argument("--quant", metavar="NAME", help=text)
     text = f"fast paths: auto (all, the default), plain (none), {', '.join(choice.NAMES)}"
-    group.add_argument(
-        "--kernels", metavar="A,B", help=f"{text}; a - leaves one out: auto,-compiled"
-    )
+    text += "; a - leaves one out: auto,-compiled"
+    group.add_argument("--kernels", metavar="A,B", help=text)
     text = "pages that are read at once, or auto, by free memory (default: auto)"
     group.add_argument("--slots", metavar="N", help=text)
 

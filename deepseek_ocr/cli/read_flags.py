@@ -61,9 +61,8 @@ def add_read_parser(commands: Subparsers) -> argparse.ArgumentParser:
     for title, meanings in _DECODING.items():
         _add_decoding(parser.add_argument_group(title), meanings)
     advanced = parser.add_argument_group("advanced (also by DEEPSEEK_OCR_DTYPE, …)")
-    advanced.add_argument(
-        "--adapter", type=Path, metavar="FOLDER", help="LoRA adapter of deepseek-ocr train"
-    )
+    text = "LoRA adapter of deepseek-ocr train"
+    advanced.add_argument("--adapter", type=Path, metavar="FOLDER", help=text)
     for add in (add_placement, add_speed, add_config):
         add(advanced)
     return parser

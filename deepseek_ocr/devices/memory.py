@@ -50,9 +50,8 @@ def _available() -> int | None:
 def _allowed(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
     """What a container's bound leaves; None where there is none."""
     try:
-        bound, used = (
-            (folder / name).read_text().strip() for name in ("memory.max", "memory.current")
-        )
+        names = ("memory.max", "memory.current")
+        bound, used = ((folder / name).read_text().strip() for name in names)
         return None if bound == "max" else max(0, int(bound) - int(used))
     except (OSError, ValueError):
         return None

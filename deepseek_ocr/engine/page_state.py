@@ -47,9 +47,8 @@ class PageState:
         self._reference = parser.reference_in(page.prompt)
         self._more_pages = bool(picture.info.get("more_pages"))
         self._timeout = page.decode.timeout or math.inf
-        self.chooser = sampler.Chooser(
-            page.decode, prompt.ids, codec.token_ids(page.decode.exempt_tokens)
-        )
+        exempt = codec.token_ids(page.decode.exempt_tokens)
+        self.chooser = sampler.Chooser(page.decode, prompt.ids, exempt)
         self.output = TextAccumulator(codec, page.decode.stop_on_loop)
         self._written: list[int] = []
         self._seconds = {"vision": 0.0, "prefill": 0.0}
@@ -118,22 +117,18 @@ class PageState:
         """What was read; for a page that has ended and whose output was flushed."""
         output, prompt = self.output, self._prompt
         confidences = Confidences(output.tokens)
-        spent = sum(self._seconds.values())
+        regions = tuple(
+            replace(region, confidence=confidences.of_region(region))
+            for region in parser.parse(output.text)
+        )
+        decode = self._elapsed() - self._preprocess - sum(self._seconds.values())
         return Reading(
             text=output.text,
-            regions=tuple(
-                replace(region, confidence=confidences.of_region(region))
-                for region in parser.parse(output.text)
-            ),
+            regions=regions,
             finish_reason=output.finish_reason,
             confidence=confidences.of_span(0, len(output.text) + 1),
             counts=count(len(prompt.ids), prompt.image_tokens, len(output.tokens), self._valid),
-            timings=Timings(
-                self._preprocess,
-                self._seconds["vision"],
-                self._seconds["prefill"],
-                self._elapsed() - self._preprocess - spent,
-            ),
+            timings=Timings(self._preprocess, **self._seconds, decode=decode),
             tokens=tuple(output.tokens),
             image_size=self._image_size,
             more_pages=self._more_pages,

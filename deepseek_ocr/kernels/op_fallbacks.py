@@ -39,9 +39,8 @@ def _convolution(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
 def _grouped_product(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """The library's product of sorted rows with one matrix a group, and the count before it."""
     ids = torch.tensor([0, 0, 1, 1], device=device)
-    counts = torch.histc(
-        ids.float() if device.type in ("cpu", "mps") else ids.int(), bins=2, min=0, max=1
-    )
+    ids = ids.float() if device.type in ("cpu", "mps") else ids.int()
+    counts = torch.histc(ids, bins=2, min=0, max=1)
     offsets = counts.cumsum(0, dtype=torch.int32)
     rows = torch.linspace(-1, 1, 64).view(4, 16).to(device, dtype)
     weights = torch.linspace(1, -1, 512).view(2, 16, 16).to(device, dtype)

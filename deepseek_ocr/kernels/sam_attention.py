@@ -124,12 +124,8 @@ def by_rows(heads: Heads, positions: Positions) -> torch.Tensor:
     for first in range(0, height * width, step):
         some = slice(first, first + step)
         bias = by_row[:, some, :, None] + by_column[:, some, None, :]
-        parts.append(
-            scaled_dot_product_attention(
-                heads.query[None, :, some],
-                heads.key[None],
-                heads.value[None],
-                attn_mask=bias.flatten(2)[None],
-            )[0]
+        mixed = scaled_dot_product_attention(
+            heads.query[None, :, some], heads.key[None], heads.value[None], bias.flatten(2)[None]
         )
+        parts.append(mixed[0])
     return torch.cat(parts, dim=1)

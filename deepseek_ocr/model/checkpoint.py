@@ -126,9 +126,8 @@ def _from_library(raw: dict[str, Any]) -> dict[str, Any]:
     downloaded and run (`attn_implementation`), or code (`auto_map`).
     """
     vision = raw["vision_config"]
-    text = _described(UnlimitedOcrTextConfig, raw["text_config"])
     return {
-        "text_config": text,
+        "text_config": _described(UnlimitedOcrTextConfig, raw["text_config"]),
         "vision_config": {
             "sam_config": _described(UnlimitedOcrSamVisionConfig, vision["sam_config"]),
             "encoder_config": _described(UnlimitedOcrVisionEncoderConfig, vision["encoder_config"]),
@@ -335,14 +334,12 @@ def plan(files: TensorFiles, shapes: dict[str, tuple[int, ...]]) -> dict[str, li
     found = {name for name in files.shapes if not _IGNORED.fullmatch(name)}
     problems = [*_listed("missing", expected.keys() - found)]
     problems += _listed("unexpected", found - expected.keys())
-    problems += _listed(
-        "of the wrong shape",
-        {
-            f"{name} (is {list(files.shapes[name])}, should be {list(shape)})"
-            for name, shape in expected.items()
-            if name in files.shapes and files.shapes[name] != shape
-        },
-    )
+    wrong = {
+        f"{name} (is {list(files.shapes[name])}, should be {list(shape)})"
+        for name, shape in expected.items()
+        if files.shapes.get(name, shape) != shape
+    }
+    problems += _listed("of the wrong shape", wrong)
     if problems:
         raise CheckpointError(
             f"The tensors do not fit the config: {'; '.join(problems)}. "

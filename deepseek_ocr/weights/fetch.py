@@ -51,9 +51,8 @@ def fetch(checkpoint: Checkpoint, target: Path, sources: Sequence[WeightSource])
             else:
                 _put_in_place(ready, target)
                 return
-        raise CheckpointError(
-            "\n".join([f"{checkpoint.name} could not be fetched:", *failures, _ADVICE])
-        )
+        lines = [f"{checkpoint.name} could not be fetched:", *failures, _ADVICE]
+        raise CheckpointError("\n".join(lines))
 
 
 def adopt(folder: Path, name: str, target: Path) -> None:
@@ -105,7 +104,11 @@ def _locked(name: str, target: Path) -> Iterator[Path]:
             complain(f"{name}: waiting for another process that is fetching it")
             lock.acquire()
         try:
-            _tidy(work)
+            work.mkdir(exist_ok=True)
+            # What killed runs left goes, except downloads that can go on. A pget that outlived its
+            # parent may still be adding files; those stay until next time.
+            for path in (*work.glob(f"{transfer.PGET_PREFIX}*"), work / _READY):
+                shutil.rmtree(path, ignore_errors=True)
             yield work
         finally:
             with suppress(OSError):
@@ -136,14 +139,6 @@ def _require_free_name(target: Path, state: FolderState) -> None:
             f"{target} is a mount point, which no finished folder can replace; mount "
             f"{target.parent} instead."
         )
-
-
-def _tidy(work: Path) -> None:
-    """Remove what killed runs left, except downloads that can go on."""
-    work.mkdir(exist_ok=True)
-    for path in (*work.glob(f"{transfer.PGET_PREFIX}*"), work / _READY):
-        # A pget that outlived its parent may still be adding files; those stay until next time.
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _fetch_from(source: WeightSource, checkpoint: Checkpoint, work: Path) -> Path:

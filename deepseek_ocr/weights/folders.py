@@ -143,9 +143,8 @@ def data_files(folder: Path) -> list[Path]:
 
 def make_record(folder: Path, source: str, revision: str = "") -> ChecksumRecord:
     """A record of the `data_files` of `folder`, hashing them all."""
-    return ChecksumRecord(
-        source, revision, {path.name: _file_sum(path) for path in data_files(folder)}
-    )
+    files = {path.name: _file_sum(path) for path in data_files(folder)}
+    return ChecksumRecord(source, revision, files)
 
 
 def write_record(folder: Path, record: ChecksumRecord) -> None:
