@@ -57,9 +57,9 @@ def test_the_choices_of_cog_are_names_of_the_package() -> None:
         "Base": "base",
         "Large": "large",
     }
-    assert tasks.prompt_for("Free OCR", "not used") == presets.prompt_for("ocr")
+    assert presets.prompt_for("Free OCR", "not used") == presets.prompt_for("ocr")
     with pytest.raises(SettingsError, match="no task"):
-        tasks.prompt_for("translate", "")
+        presets.prompt_for("translate", "")
 
 
 def test_unknown_names_say_what_there_is() -> None:
