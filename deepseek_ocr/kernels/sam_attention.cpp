@@ -48,8 +48,10 @@ int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 struct Buffer {  // aligned to a cache line, as wide loads want it
     float* data;
-    explicit Buffer(int64_t floats)
-        : data(static_cast<float*>(::operator new(floats * 4 + 64, std::align_val_t(64)))) {}
+    explicit Buffer(int64_t floats, bool cleared = false)
+        : data(static_cast<float*>(::operator new(floats * 4 + 64, std::align_val_t(64)))) {
+        if (cleared) std::memset(data, 0, floats * 4);
+    }
     ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
     Buffer(const Buffer&) = delete;
     uint32_t* words() { return reinterpret_cast<uint32_t*>(data); }
@@ -277,19 +279,14 @@ class Window {
           joined(c.side_x % LANES == 8 && c.side_x > LANES && c.side_y % 2 == 0 ? 2 : 1),
           group(up(joined * c.side_x, LANES)), groups(c.side_y / joined),
           block(std::max<int64_t>(1, KEYS / group)), row_terms(up(2 * c.side_y - 1, LANES)),
-          column_terms(up(2 * c.side_x - 1, LANES)), keys(groups * group * pairs),
-          values(groups * group * pairs), row_table(row_terms * pairs),
-          column_table(column_terms * pairs), query(QUERIES * pairs),
+          column_terms(up(2 * c.side_x - 1, LANES)), keys(groups * group * pairs, true),
+          values(groups * group * pairs, true), row_table(row_terms * pairs, true),
+          column_table(column_terms * pairs, true), query(QUERIES * pairs, true),
           by_row(QUERIES * row_terms), by_column(QUERIES * column_terms),
           pattern(QUERIES * group), score(QUERIES * block * group),
           probability(QUERIES * block * group / 2), sums(QUERIES * c.dim) {
-        // Of a tile that is not full the other rows are computed too, from whatever stands there.
-        std::memset(query.data, 0, QUERIES * pairs * 4);
-        std::memset(keys.data, 0, groups * group * pairs * 4);
-        std::memset(values.data, 0, groups * group * pairs * 4);
-        std::memset(row_table.data, 0, row_terms * pairs * 4);
-        std::memset(column_table.data, 0, column_terms * pairs * 4);
-        // Turned round, so that neighbouring keys have neighbouring terms.
+        // Cleared, since of a tile that is not full the other rows are computed too. The tables are
+        // turned round, so that neighbouring keys have neighbouring terms.
         for (int64_t i = 0; i < 2 * c.side_y - 1; ++i)
             lay_row(c.rows + (2 * c.side_y - 2 - i) * c.dim, i, pairs, row_table.words());
         for (int64_t i = 0; i < 2 * c.side_x - 1; ++i)
