@@ -140,14 +140,11 @@ def test_what_is_wrong_is_said_with_status_2(arguments: list[str], message: str)
 @pytest.mark.parametrize(
     ("arguments", "without", "message"),
     [
-        (["serve"], "uvicorn", "serve needs more packages (uvicorn is not installed): pip install "
-         "'cog-deepseek-ocr[serve]'"),
-        (["synth", "--output", "nowhere"], "fontTools", "synth needs more packages (fontTools is "
-         "not installed): pip install 'cog-deepseek-ocr[train]'"),
-        (["completion", "bash"], "shtab", "(shtab is not installed): pip install "
-         "'cog-deepseek-ocr'"),
-        (["read", "--model", "pocket", "examples/invoice.png"], "tokenizers", "(tokenizers is not "
-         "installed): pip install 'cog-deepseek-ocr'"),
+        (["serve"], "uvicorn", "serve needs cog-deepseek-ocr[serve] (uvicorn is not installed);"),
+        (["synth", "--output", "nowhere"], "fontTools", "as in: pip install '.[train]'"),
+        (["completion", "bash"], "shtab", "completion needs shtab, which is not installed: pip"),
+        (["read", "--model", "pocket", "examples/invoice.png"], "tokenizers", "read needs "
+         "tokenizers, which is not installed: pip install tokenizers"),
     ],
 )  # fmt: skip
 def test_a_missing_extra_is_named(arguments: list[str], without: str, message: str) -> None:
@@ -245,22 +242,21 @@ def test_old_spellings_become_new_ones(command: str, old: str, new: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "first"),
+    ("arguments", "first", "now"),
     [
-        (["ocr.py", "--model", "pocket", "examples/invoice.png"], "Invoice"),
-        (["ocr.py", "--print-config"], 'model = "deepseek-ocr"'),
-        (["serve.py", "--port", "1", "--print-config"], 'model = "deepseek-ocr"'),
-        (["serve.py", "--version"], f"deepseek-ocr {__version__}"),
+        (["ocr.py", "--model", "pocket", "examples/invoice.png"], "Invoice", "read"),
+        (["ocr.py", "--print-config"], 'model = "deepseek-ocr"', "config show"),
+        (["serve.py", "--port", "1", "--print-config"], 'model = "deepseek-ocr"', "config show"),
+        (["serve.py", "--version"], f"deepseek-ocr {__version__}", "serve"),
     ],
 )
-def test_the_old_scripts_give_notice_and_go_on(arguments: list[str], first: str) -> None:
+def test_the_old_scripts_give_notice_and_go_on(arguments: list[str], first: str, now: str) -> None:
     done = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True,
         env=os.environ | {"DEEPSEEK_OCR_KERNELS": "plain"},
     )  # fmt: skip
-    name = {"ocr.py": "read", "serve.py": "serve"}[arguments[0]]
     assert done.returncode == 0
     assert done.stdout.splitlines()[0] == first
     assert done.stderr == (
-        f"{arguments[0]} is now: deepseek-ocr {name} …; it goes away in the next release.\n"
+        f"{arguments[0]} is now: deepseek-ocr {now} …; it goes away in the next release.\n"
     )

@@ -133,7 +133,8 @@ def test_without_the_files_of_a_checkout_the_distribution_says_what_it_needs(
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
     missing, other = list(doctor._packages())
     assert str(missing).startswith("!!  packages: missing: nothing-like-this\n")
-    assert "pip install -U cog-deepseek-ocr" in str(missing)
+    assert "pip install 'nothing-like-this>=1'" in str(missing)
+    assert "pip install 'einops>=99'" in str(other)
     assert "not as in cog-deepseek-ocr: einops" in str(other)
     assert "torch" not in str(other)
     assert "fastapi" not in f"{missing}{other}"

@@ -15,7 +15,8 @@ def add_parser(commands: Subparsers) -> None:
     parser = commands.add_parser("config", description="The settings of every command.")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     text = "print the settings that apply, as TOML: flags, variables, the file, defaults"
-    show = actions.add_parser("show", help=text, description=text)
+    usage = "deepseek-ocr config show [options]"
+    show = actions.add_parser("show", usage=usage, help=text, description=f"P{text[1:]}.")
     add_server_flags(show)
     show.set_defaults(run=run_show)
     text = "write a file with every setting, its meaning and its default"

@@ -8,8 +8,9 @@ import importlib.metadata
 import importlib.util
 import platform
 import re
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,10 +120,10 @@ def _packages() -> Iterator[Finding]:
     on_ascend = importlib.util.find_spec("torch_npu") is not None
     name = "requirements/npu.txt" if on_ascend else "requirements/checkout.txt"
     if (ROOT / name).is_file():
-        wanted, source, install = pins(ROOT / name), name, f"python -m pip install -r {name}"
+        wanted, source, all_of_it = pins(ROOT / name), name, f"-r {name}"
     else:
-        wanted, source, install = requirements(), DISTRIBUTION, f"pip install -U {DISTRIBUTION}"
-    missing, other = [], []
+        wanted, source, all_of_it = requirements(), DISTRIBUTION, ""
+    missing, other = [], {}
     for package, versions in wanted.items():
         try:
             have = importlib.metadata.version(package).split("+")[0]
@@ -130,11 +131,17 @@ def _packages() -> Iterator[Finding]:
             missing.append(package)
             continue
         if not SpecifierSet(versions).contains(have, prereleases=True):
-            other.append(f"{package} {have} ({versions})")
+            other[package] = f"{package} {have} ({versions})"
+
+    def install(packages: Iterable[str]) -> str:
+        named = shlex.join(f"{package}{wanted[package]}" for package in packages)
+        return f"python -m pip install {all_of_it or named}"
+
     if missing:
-        yield Finding("packages", f"missing: {', '.join(missing)}", install, bad=True)
+        yield Finding("packages", f"missing: {', '.join(missing)}", install(missing), bad=True)
     if other:
-        yield Finding("packages", f"not as in {source}: {', '.join(other)}", install)
+        found = ", ".join(other.values())
+        yield Finding("packages", f"not as in {source}: {found}", install(other))
     if not missing and not other:
         yield Finding("packages", f"as in {source}")
 

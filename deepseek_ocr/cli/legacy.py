@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from deepseek_ocr.cli.commands import build_parser
+from deepseek_ocr.cli.commands import COMMANDS, build_parser
 from deepseek_ocr.cli.main import main
 from deepseek_ocr.console import complain
 
@@ -21,7 +21,8 @@ def run_script(script: str, command: str) -> int:
     """Do what the arguments of this process meant to `script`, whose successor is `command`; the
     exit status."""
     words = translate(sys.argv[1:], command)
-    complain(f"{script} is now: deepseek-ocr {command} …; it goes away in the next release.")
+    now = " ".join(words[: 2 if words[0] == "config" else 1]) if words[0] in COMMANDS else command
+    complain(f"{script} is now: deepseek-ocr {now} …; it goes away in the next release.")
     sys.argv = [sys.argv[0], *words]
     return main()
 

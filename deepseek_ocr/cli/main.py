@@ -40,7 +40,10 @@ def _run(words: Sequence[str]) -> int:
     parser = build_parser([name])
     if name and name not in COMMANDS:
         parser.error(_unknown(name))
-    flags = parser.parse_args(words)
+    flags, unknown = parser.parse_known_args(words)
+    if unknown:
+        command = f"deepseek-ocr {name}".rstrip()
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; see: {command} --help")
     if not name:
         parser.print_help(sys.stderr)
         return COULD_NOT_START
@@ -79,8 +82,9 @@ def _missing(name: str, error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
     if package in ("", "deepseek_ocr"):
         raise error
-    extra = f"[{COMMANDS[name].extra}]" if COMMANDS[name].extra else ""
+    if not (extra := COMMANDS[name].extra):
+        return f"{name} needs {package}, which is not installed: pip install {package}"
     return (
-        f"{name} needs more packages ({package} is not installed): "
-        f"pip install 'cog-deepseek-ocr{extra}'"
+        f"{name} needs cog-deepseek-ocr[{extra}] ({package} is not installed); install that from "
+        f"where the package came, as in: pip install '.[{extra}]'"
     )

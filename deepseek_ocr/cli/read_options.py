@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from deepseek_ocr import presets
+from deepseek_ocr.cli.example_pages import examples_folder
 from deepseek_ocr.cli.flags import load_settings
 from deepseek_ocr.cli.read_flags import PRINTED
 from deepseek_ocr.configuration import Settings, parts_of
@@ -57,8 +59,8 @@ class ReadOptions:
 def read_options(flags: argparse.Namespace) -> ReadOptions:
     """The run that `flags` ask for. Raises `SettingsError` if they do not go together."""
     if not flags.inputs and (flags.output or flags.stdout or not _is_interactive()):
-        example = "deepseek-ocr read --model pocket examples/invoice.png"
-        raise SettingsError(f"no image given; try: {example}")
+        example = shlex.quote(str(examples_folder() / "invoice.png"))
+        raise SettingsError(f"no image given; try: deepseek-ocr read --model pocket {example}")
     if flags.inputs.count(STANDARD_INPUT) > 1:
         raise SettingsError("- stands for standard input, which can be read once only.")
     settings = load_settings(flags)

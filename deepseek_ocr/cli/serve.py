@@ -27,10 +27,18 @@ exit status: 0 told to stop, 1 the model could not be loaded or a device failed 
 _SEVERAL = {"models": "model", "api_keys": "api-key", "cors": "cors", "devices": "devices"}
 """Settings that hold several values → their flags."""
 
+_METAVARS = {"checkpoints": "FOLDER", "existing_text": "MODE", "formulas": "MARKS"}
+"""What stands for the values of settings whose last word says too little."""
+
 
 def add_parser(commands: Subparsers) -> None:
     """Add the sub-command."""
-    parser = commands.add_parser("serve", description=_DESCRIPTION, epilog=_EPILOG)
+    parser = commands.add_parser(
+        "serve",
+        usage="deepseek-ocr serve [options]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
     add_server_flags(parser)
     parser.set_defaults(run=run)
 
@@ -86,5 +94,7 @@ def _add(parser: argparse.ArgumentParser, name: str, default: object) -> None:
         options |= {"action": "extend", "type": configuration.parts_of, "metavar": "A,B"}
     else:
         text += f" (default: {default})" if default != "" else ""
-        options |= {"type": type(default), "metavar": name.rsplit("_", 1)[-1].upper()}
+        words = {int: "N", float: "SECONDS"}
+        named = _METAVARS.get(name, name.rsplit("_", 1)[-1].upper())
+        options |= {"type": type(default), "metavar": words.get(type(default), named)}
     parser.add_argument(flag, help=text, **options)

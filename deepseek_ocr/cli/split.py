@@ -18,7 +18,7 @@ examples:
   deepseek-ocr split --data_root scans --output_dir data --test_fraction 0.2 --seed 7
 
 Beside NAME.png (or .jpg, .webp, .tif, …) lies NAME.json, an object such as {"text": "Invoice 498"};
-training/README.md describes all of it. The same folder and seed always give the same split.
+deepseek_ocr/training/README.md describes all of it. The same folder and seed give the same split.
 
 exit status: 0 all pairs are used, 1 some were rejected (see rejected.json), 2 nothing was written,
 130 interrupted

@@ -21,14 +21,14 @@ def add_parser(commands: Subparsers) -> None:
     """Add the sub-command."""
     parser = commands.add_parser(
         "synth",
-        description="Make synthetic pages with exact annotations for every task: plain text, "
+        description="Make synthetic pages with exact annotations for every task: plain text,\n"
         "regions with boxes, a line to locate, a chart's content.",
         epilog="Example: deepseek-ocr synth --output build/pages --pages 1000 --seed 1.\n"
         "Exit status: 0 all pages were made, 2 it could not start or write, 130 interrupted.",
     )
     add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR")
-    add("--pages", type=positive, default=100, metavar="N")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the pages")
+    add("--pages", type=positive, default=100, metavar="N", help="how many (default: 100)")
     add("--seed", type=int, default=0, help="same seed and fonts, same pages")
     kinds = ", ".join(MIXED.kinds)
     add("--kinds", nargs="+", choices=DRAWN_KINDS, help=f"default: {kinds}, in shares")
@@ -37,7 +37,8 @@ def add_parser(commands: Subparsers) -> None:
     add("--size", type=_size, default=(512, 512), metavar="WxH", help="px")
     add("--font-sizes", type=positive, nargs=2, default=(24, 48), metavar=("MIN", "MAX"), help="px")
     add("--fonts", choices=("train", "held-out", "all"), default="train", help="default: train")
-    add("--processes", type=positive, default=os.cpu_count() or 1, metavar="N")
+    text = "that draw at once (default: one for each core)"
+    add("--processes", type=positive, default=os.cpu_count() or 1, metavar="N", help=text)
     parser.set_defaults(run=run)
 
 

@@ -112,7 +112,7 @@ def _fetch(flags: argparse.Namespace, checkpoints: Path, source: str) -> None:
 def _verify(flags: argparse.Namespace, checkpoints: Path, source: str) -> None:
     record = registry.verify(flags.name, checkpoints)
     if record is None:
-        print(f"{flags.name} is whole; it is bundled without sums of its own (git has them)")
+        print(f"{flags.name} is whole; it is bundled, without sums to compare with")
     else:
         count = len(record.files)
         print(f"{flags.name}: all {count} files are as they came from {record.source}")

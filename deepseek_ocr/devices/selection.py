@@ -36,8 +36,8 @@ def _npu_problem() -> str | None:
     """Why there is no Ascend device to use, and what to do; None where there is one."""
     if importlib.util.find_spec("torch_npu") is None:
         return (
-            "torch-npu is not installed; pip install -r requirements/npu.txt on the machine with "
-            "the NPU (see docs/devices.md)."
+            "torch-npu is not installed; on the machine with the NPU install cog-deepseek-ocr[npu] "
+            "from where the package came, as in: pip install '.[npu]'"
         )
     try:
         importlib.import_module("torch_npu")  # registers torch.npu

@@ -29,7 +29,7 @@ _PLAIN_SPREAD = 24
 
 
 class Engine(Protocol):
-    """What is needed of an engine: `engine.OcrEngine`, or whatever reads pages in order."""
+    """What is needed of an engine: `ocr_engine.OcrEngine`, or whatever reads pages in order."""
 
     @property
     def is_running(self) -> bool:

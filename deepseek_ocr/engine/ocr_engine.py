@@ -160,7 +160,7 @@ class OcrEngine:
     @property
     def is_running(self) -> bool:
         """False when no page can be read any more: the engine was closed, its thread ended, or a
-        device failed for good (`devices.failure`), which closes the engine."""
+        device failed for good (`selection.failure`), which closes the engine."""
         return self._scheduler.is_running
 
     @property

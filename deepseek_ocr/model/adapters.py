@@ -47,8 +47,8 @@ def merge_adapter(network: Network, folder: Path) -> Network:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise CheckpointError(
-            "Adapters need the package peft: pip install peft. Or merge the adapter into a "
-            "checkpoint where peft is at hand (deepseek-ocr train --merge)."
+            "Adapters need peft, of cog-deepseek-ocr[train]: pip install peft. Or merge the "
+            "adapter into a checkpoint where peft is at hand (deepseek-ocr train --merge)."
         ) from error
     try:
         # On the meta device nothing is allocated: a config may claim any rank.

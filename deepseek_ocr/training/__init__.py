@@ -1,1 +1,1 @@
-"""Data, training, synthetic pages and evaluation. See `training/README.md`."""
+"""Data, training, synthetic pages and evaluation. See `deepseek_ocr/training/README.md`."""

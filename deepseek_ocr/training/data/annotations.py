@@ -1,8 +1,9 @@
 """Annotations of pages: the published schema, read strictly.
 
-`NAME.json` beside `NAME.png` (or `.jpg`, …) holds one object; `training/README.md` describes it.
-Files are data from outside: types, ranges and sizes are checked, the model's special tokens are
-refused inside texts, and no path leaves the data folder.
+`NAME.json` beside `NAME.png` (or `.jpg`, …) holds one object, which
+`deepseek_ocr/training/README.md` describes. Files are data from outside: types, ranges and sizes
+are checked, the model's special tokens are refused inside texts, and no path leaves the data
+folder.
 """
 
 from __future__ import annotations

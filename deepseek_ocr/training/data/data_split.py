@@ -78,7 +78,7 @@ def split_folder(data_root: Path, output_dir: Path, test_fraction: float, seed: 
     if not found.samples:
         raise InputError(
             f"{data_root} holds no usable pair of a picture and its annotation; "
-            "training/README.md describes them."
+            "deepseek_ocr/training/README.md describes them."
         )
     train, test = split(found.samples, test_fraction, seed)
     write_files(

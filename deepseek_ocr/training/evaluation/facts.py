@@ -1,8 +1,8 @@
 """Facts about pages that a reading has to get right, in the style of olmOCR-bench.
 
-One JSON object a line, as `training/README.md` shows. The names are those of the published
-benchmark, so its files can be used; its types that need a browser or look at formatting (math,
-format, …) are told and not run.
+One JSON object a line, as `deepseek_ocr/training/README.md` shows. The names are those of the
+published benchmark, so its files can be used; its types that need a browser or look at formatting
+(math, format, …) are told and not run.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def typefaces(which: FontSet = "all") -> tuple[Typeface, ...]:
             others = "draw with those that are installed (deepseek-ocr synth --fonts all), or "
         raise InputError(
             f"No {which} fonts were found under {', '.join(FOLDERS)}; {others}install some of the "
-            "packages that training/README.md names under Synthetic pages, for example: "
+            "packages that deepseek_ocr/training/README.md names under Synthetic pages: "
             "apt install fonts-dejavu-core fonts-crosextra-carlito."
         )
     return tuple(found)
