@@ -99,7 +99,7 @@ def test_what_is_wrong_is_marked_with_what_to_do(
     assert "!!  packages: missing: einops" in out
     assert "pip install -r requirements/checkout.txt" in out
     assert "?   packages: not as in requirements/checkout.txt: nh3 0.1 (==" in out
-    assert "requirements/npu.txt" in out
+    assert "cog-deepseek-ocr[npu]" in out
     assert "deepseek-ocr weights fetch deepseek-ocr" in out
     assert "marked !!" in out
 
