@@ -22,7 +22,7 @@ from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from deepseek_ocr.training.finetune import lora
 from deepseek_ocr.training.finetune.objective import Objective, hidden_states
-from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper
+from deepseek_ocr.training.finetune.optimizer import Stepper
 from tests.conftest import POCKET
 from tests.test_quantized import assert_same
 from tests.test_training import pocket_batch
@@ -70,7 +70,7 @@ def test_a_merged_adapter_is_the_adapter(
     if vision:
         lora.train_vision(network)
     batch = pocket_batch(codec, ["one", "another"])
-    stepper = Stepper(Objective(network), OptimiserSettings(), Accelerator(cpu=True))
+    stepper = Stepper(Objective(network), Accelerator(cpu=True))
     for _ in range(3):
         stepper.step([batch], 1e-2)
     lora.save_adapter(adapted, tmp_path / "adapter")

@@ -16,9 +16,9 @@ from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.model.network import Network
 from deepseek_ocr.model.prompts import Codec
 from deepseek_ocr.settings import CropSettings
-from deepseek_ocr.training.data.batches import IGNORED, collate, encode_example
+from deepseek_ocr.training.data.batches import IGNORED, Batch, collate, encode_example
 from deepseek_ocr.training.finetune import objective
-from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper
+from deepseek_ocr.training.finetune.optimizer import Stepper
 from deepseek_ocr.training.pocket import auxiliary, curriculum, page_pools
 from deepseek_ocr.training.pocket.auxiliary import AuxiliaryObjective, Lessons
 from deepseek_ocr.training.synthetic import synthetic_pages
@@ -42,7 +42,8 @@ def test_a_page_meets_the_network_as_it_does_when_it_is_read(
     nowhere = torch.full((*batch.ids.shape, 2), IGNORED)
     slots = torch.zeros(1, view // 16, view // 8, dtype=torch.long)
     taught = AuxiliaryObjective(network, torch.float32)
-    taught(Lessons(batch.ids, batch.labels, pixels, slots, nowhere))
+    known = vars(batch) | {"global_views": pixels, "slots": slots, "places": nowhere}
+    taught(Lessons(**known))
     assert taught.parts["text"] == pytest.approx(expected.item(), rel=1e-3)
 
 
@@ -50,11 +51,15 @@ def test_a_page_meets_the_network_as_it_does_when_it_is_read(
 def test_patches_and_cells_lie_where_the_page_does(network: Network, x: int, y: int) -> None:
     """What is changed on the page changes SAM's features most in the patch that shows it."""
     taught = AuxiliaryObjective(network, torch.float32)
-    page = torch.full((1, 3, 512, 512), 1.0)
+    page = torch.full((1, 3, 512, 512), 255, dtype=torch.uint8)
     marked = page.clone()
-    marked[:, :, y * 64 + 20 : y * 64 + 28, x * 64 + 20 : x * 64 + 28] = -1.0
+    ids = torch.empty(1, 0, dtype=torch.long)
+    marked[:, :, y * 64 + 20 : y * 64 + 28, x * 64 + 20 : x * 64 + 28] = 0
     with torch.no_grad():
-        before, after = (taught._encoded(one)[1] for one in (page, marked))
+        before, after = (
+            taught._encoded(Batch(ids, ids, one, None, (0,), ((1, 1),)))[1]
+            for one in (page, marked)
+        )
     change = (after - before).abs().sum(-1)[0]
     row, column = divmod(int(change.argmax()), change.shape[1])
     assert (column // 4, row // 4) == (x, y)
@@ -155,8 +160,8 @@ def test_empty_pages_alone_have_a_loss(network: Network, codec: Codec) -> None:
 def test_pages_that_are_not_read_are_for_the_encoders_alone(codec: Codec) -> None:
     read = curriculum.PageSource(Recipe(), 512)
     stage = replace(curriculum.STAGES[4], sources=(read, replace(read, reads=False)), batch=1)
-    pools = page_pools.PagePools(stage, codec, 2, 1)
-    lengths = [batch.ids.shape[1] for number in range(6) for batch in pools[number]]
+    pools = [page_pools.pool(stage, codec, 2, 1, number) for number in range(6)]
+    lengths = [batch.ids.shape[1] for batches in pools for batch in batches]
     assert 0 < lengths.count(0) < len(lengths)
 
 
@@ -169,9 +174,9 @@ def test_every_part_of_the_loss_falls(codec: Codec, number: int, losses: set[str
     torch.manual_seed(0)
     network = load_network(POCKET, "cpu", torch.float32).train().requires_grad_(True)
     taught = AuxiliaryObjective(network, torch.float32)
-    stepper = Stepper(taught, OptimiserSettings(orthogonal=True), Accelerator())
+    stepper = Stepper(taught, Accelerator(), orthogonal=True)
     stage = replace(curriculum.STAGES[number], pages=4, batch=1)
-    lessons: Lessons = page_pools.PagePools(stage, codec, 2, 1)[0][0]
+    lessons: Lessons = page_pools.pool(stage, codec, 2, 1, 0)[0]
     parts = []
     for _ in range(16):
         stepper.step([lessons], 2e-3)

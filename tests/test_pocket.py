@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -90,9 +89,7 @@ def test_a_stage_of_its_training_leaves_a_model_that_loads_and_a_log_of_losses(
 ) -> None:
     first = curriculum.STAGES[1]
     monkeypatch.setattr(train_pocket, "STAGES", (replace(first, pages=16, batch=2, warmup=1),))
-    monkeypatch.setattr(
-        train_pocket.StageLog, "__init__", partialmethod(train_pocket.StageLog.__init__, every=1)
-    )
+    monkeypatch.setattr(train_pocket, "TELL_EVERY", 1)
     assert train_pocket.main(["--output", str(tmp_path / "out"), "--workers", "0"]) == 0
     log = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
     losses = [json.loads(line)["text"] for line in log]

@@ -28,7 +28,7 @@ from deepseek_ocr.training.finetune.objective import (
     hidden_states,
     route_in_float32,
 )
-from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper, cosine
+from deepseek_ocr.training.finetune.optimizer import Stepper, cosine
 from deepseek_ocr.training.finetune.saved_checkpoints import (
     official_tensors,
     save_checkpoint,
@@ -152,8 +152,7 @@ def test_eight_pages_are_learnt_by_heart_in_two_hundred_steps(
 ) -> None:
     texts = [f"page {at} says {at * 37 % 101}" for at in range(8)]
     batch = pocket_batch(codec, texts)
-    settings = OptimiserSettings(weight_decay=0.0)
-    stepper = Stepper(Objective(network), settings, Accelerator(cpu=True))
+    stepper = Stepper(Objective(network), Accelerator(cpu=True), weight_decay=0.0)
     for step in range(200):
         result = stepper.step([batch], 1e-3 * min(1.0, (step + 1) / 20))
         if result.loss < 0.05:
@@ -164,7 +163,7 @@ def test_eight_pages_are_learnt_by_heart_in_two_hundred_steps(
 def test_a_loss_that_is_no_number_stops_training(network: Network, codec: Codec) -> None:
     with torch.no_grad():
         network.lm_head.weight.fill_(float("nan"))
-    stepper = Stepper(Objective(network), OptimiserSettings(), Accelerator(cpu=True))
+    stepper = Stepper(Objective(network), Accelerator(cpu=True))
     with pytest.raises(GenerationError, match="not a number"):
         stepper.step([pocket_batch(codec, ["one"])], 1e-3)
 
@@ -178,7 +177,7 @@ def test_micro_batches_of_unlike_length_weigh_every_token_alike(
     grown: list[dict[str, torch.Tensor]] = []
     for parts in ([texts], [texts[:1], texts[1:3], texts[3:]]):
         network = load_network(tmp_path, "cpu", "float32").train().requires_grad_(True)
-        stepper = Stepper(Objective(network), OptimiserSettings(), Accelerator(cpu=True))
+        stepper = Stepper(Objective(network), Accelerator(cpu=True))
         views = {text: at for at, text in enumerate(texts)}
         batches = [
             collate([encode_example(codec, view(views[t]), PROMPT, t, 500) for t in part], 2)
@@ -197,8 +196,8 @@ def test_what_only_keeps_step_moves_nothing(codec: Codec, tmp_path: Path) -> Non
     grown: list[dict[str, torch.Tensor]] = []
     for batches in ([batch], [batch, filler]):
         network = load_network(tmp_path, "cpu", "float32").train().requires_grad_(True)
-        settings = OptimiserSettings(balance=0.5)
-        stepper = Stepper(Objective(network, balance=True), settings, Accelerator(cpu=True))
+        objective = Objective(network, balance=True)
+        stepper = Stepper(objective, Accelerator(cpu=True), balance=0.5)
         stepper.step(batches, 1e-3)
         grown.append(dict(network.named_parameters()))
     for name, value in grown[0].items():
@@ -318,7 +317,7 @@ def test_a_processor_without_bfloat16_takes_the_same_orthogonal_steps(
     for has_bfloat16 in (True, False):
         monkeypatch.setattr(cpu, "has_bfloat16", lambda has=has_bfloat16: has)
         pulled = Pulled()
-        stepper = Stepper(pulled, OptimiserSettings(orthogonal=True), Accelerator(cpu=True))
+        stepper = Stepper(pulled, Accelerator(cpu=True), orthogonal=True)
         before = pulled.matrix.detach().clone()
         for number in range(3):
             stepper.step([Weight(number + 1)], 0.1)
@@ -331,7 +330,7 @@ def test_a_processor_without_bfloat16_takes_the_same_orthogonal_steps(
 
 def test_a_gradient_that_runs_over_moves_nothing(codec: Codec) -> None:
     network = load_network(POCKET, "cpu", "float32").requires_grad_(True)
-    stepper = Stepper(Objective(network), OptimiserSettings(), Accelerator(cpu=True))
+    stepper = Stepper(Objective(network), Accelerator(cpu=True))
     before = network.lm_head.weight.detach().clone()
     network.lm_head.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(GenerationError, match="not a number"):

@@ -7,11 +7,11 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import Dataset
 
 from deepseek_ocr.errors import GenerationError, InputError
 from deepseek_ocr.settings import CropSettings
@@ -174,28 +174,24 @@ def test_want_of_memory_says_what_to_do(
     assert "--batch_size 1" in capsys.readouterr().err
 
 
-class Killed(Dataset[Batch]):
+def killed(item: int) -> Batch:
     """Ends the process that prepares its batches, as the system does for want of memory."""
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, at: int) -> Batch:
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
 def test_a_process_that_was_killed_is_an_error_that_helps() -> None:
     with pytest.raises(GenerationError, match="--workers"):
-        list(dataset.in_order(dataset.loader(Killed(), 1)))
+        list(dataset.in_order(dataset.loader([0], killed, 1)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_picture_that_is_gone_while_training_is_named(tmp_path: Path, workers: int) -> None:
     encoding = dataset.Encoding(small_codec(), CropSettings(512, 512, False), 4096, 2)
     examples = [Example(tmp_path / "gone.png", "Free OCR", PROMPT, "text", "the page")]
-    batches = dataset.Batches(examples, encoding, [dataset.MicroBatch((0,))])
+    make = partial(dataset.batch_of, examples, encoding)
+    batches = dataset.loader([dataset.MicroBatch((0,))], make, workers)
     with pytest.raises(InputError) as caught:
-        list(dataset.in_order(dataset.loader(batches, workers)))
+        list(dataset.in_order(batches))
     assert str(caught.value).startswith("the page: ")
     assert "Traceback" not in str(caught.value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -54,7 +54,7 @@ class Batch:
         """Positions that teach, in tokens."""
         return int((self.labels[:, 1:] != IGNORED).sum())
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> Self:
         """The same batch on `device`."""
         tensors = {name: one for name, one in vars(self).items() if isinstance(one, torch.Tensor)}
         moved: dict[str, Any] = {name: one.to(device) for name, one in tensors.items()}

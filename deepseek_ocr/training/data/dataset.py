@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -26,6 +27,7 @@ from deepseek_ocr.training.data.batches import (
 from deepseek_ocr.training.data.samples import Example, Rejection
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -52,55 +54,35 @@ class MicroBatch:
     counts: bool = True
 
 
-@dataclass(frozen=True)
-class Batches(Dataset[Batch]):
-    """Micro-batches as tensors, made in the loader's processes."""
-
-    examples: Sequence[Example]
-    encoding: Encoding
-    plan: Sequence[MicroBatch]
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def __getitem__(self, at: int) -> Batch:
-        planned = self.plan[at]
-        encoded = [self._encoded(self.examples[number]) for number in planned.numbers]
-        batch = collate(encoded, self.encoding.pad_id)
-        if planned.counts:
-            return batch
-        return replace(batch, labels=torch.full_like(batch.labels, IGNORED))
-
-    def _encoded(self, example: Example) -> EncodedExample:
+def batch_of(examples: Sequence[Example], encoding: Encoding, planned: MicroBatch) -> Batch:
+    """A micro-batch as tensors. Raises `InputError` if a page cannot be read any more."""
+    encoded: list[EncodedExample] = []
+    for example in (examples[number] for number in planned.numbers):
         try:
-            return self.encoding(example)
+            encoded.append(encoding(example))
         except OcrError as error:  # it was checked before, so it has changed since
             raise InputError(f"{example.name}: {error}") from error
+    batch = collate(encoded, encoding.pad_id)
+    if planned.counts:
+        return batch
+    return replace(batch, labels=torch.full_like(batch.labels, IGNORED))
 
 
-@dataclass(frozen=True)
-class _Checks(Dataset[str]):
-    """For each example the reason why it cannot be used, or nothing."""
-
-    examples: Sequence[Example]
-    encoding: Encoding
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, at: int) -> str:
-        try:
-            self.encoding(self.examples[at])
-        except (OcrError, OSError) as error:
-            return str(error) or type(error).__name__
-        return ""
+def _reason(encoding: Encoding, example: Example) -> str:
+    """Why an example cannot be used, or nothing."""
+    try:
+        encoding(example)
+    except (OcrError, OSError) as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
-def loader(data: Dataset[Item], workers: int) -> DataLoader[Item]:
-    """The items of `data` in order, prepared ahead by `workers` processes (0: by this one)."""
+def loader(items: Sequence[Item], make: Callable[[Item], Made], workers: int) -> Iterable[Made]:
+    """What `make` makes of each item, in order, ahead by `workers` processes (0: by this one)."""
     return DataLoader(
-        data,
+        cast(Dataset[Item], items),
         batch_size=None,
+        collate_fn=make,
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
         worker_init_fn=_one_thread if workers else None,
@@ -134,7 +116,7 @@ def check(
     examples: Sequence[Example], encoding: Encoding, workers: int
 ) -> Iterator[Rejection | None]:
     """Open and encode every example as training will: None, or why it cannot be used."""
-    reasons = loader(_Checks(examples, encoding), workers)
+    reasons = loader(examples, partial(_reason, encoding), workers)
     for example, reason in zip(examples, reasons, strict=True):
         yield Rejection(example.page, reason) if reason else None
 

@@ -44,7 +44,7 @@ def fine_tune(options: TrainOptions) -> int:
     _check_usable(options, train, validation)
     from deepseek_ocr.training.finetune.training_run import TrainingRun  # imports torch: seconds
 
-    run = TrainingRun.prepare(options, folder)
+    run = TrainingRun(options, folder)
     examples, more = run.checked(train.examples)
     rejections = [*train.rejections, *more]
     run.report_rejections(rejections, len(examples), train.entries, validation.rejections)

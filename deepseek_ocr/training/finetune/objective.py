@@ -81,24 +81,29 @@ class Objective(nn.Module):
 
 def hidden_states(network: Network, batch: Batch) -> torch.Tensor:
     """The decoder's last hidden states `[B, T, hidden]` for a batch, with gradients."""
+    embeddings = embedded(network, batch.ids, torch.cat(vision_tokens(network, batch)))
+    output = network.model.language_model(inputs_embeds=embeddings, use_cache=False)
+    hidden: torch.Tensor = output.last_hidden_state
+    return hidden
+
+
+def vision_tokens(network: Network, batch: Batch) -> list[torch.Tensor]:
+    """The vision tokens of each page of a batch `[tokens, hidden]`, with gradients."""
     features = network.get_image_features(
         pixel_values=batch.global_views,
         pixel_values_local=batch.tiles,
         num_local_patches=list(batch.tile_counts),
         patches_grid=[list(grid) for grid in batch.grids],
     )
-    embeddings = embedded(network, batch.ids, torch.cat(list(features.pooler_output)))
-    output = network.model.language_model(inputs_embeds=embeddings, use_cache=False)
-    hidden: torch.Tensor = output.last_hidden_state
-    return hidden
+    return list(features.pooler_output)
 
 
-def embedded(network: Network, ids: torch.Tensor, vision_tokens: torch.Tensor) -> torch.Tensor:
-    """The embeddings `[B, T, hidden]` of token ids, the pages' `vision_tokens` `[N, hidden]` in
-    their places."""
+def embedded(network: Network, ids: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """The embeddings `[B, T, hidden]` of token ids, with `seen` `[N, hidden]` where the vision
+    tokens are."""
     embeddings = network.get_input_embeddings()(ids)
     places = (ids == network.config.image_token_id).nonzero(as_tuple=True)
-    filled: torch.Tensor = embeddings.index_put(places, vision_tokens.to(embeddings.dtype))
+    filled: torch.Tensor = embeddings.index_put(places, seen.to(embeddings.dtype))
     return filled
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,21 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from deepseek_ocr.devices import cpu
 from deepseek_ocr.errors import GenerationError
-
-
-@dataclass(frozen=True)
-class OptimiserSettings:
-    """How weights are moved.
-
-    - `weight_decay`: on matrices only
-    - `balance`: weight of the routers' auxiliary loss, 0 for none
-    - `orthogonal`: matrices are moved by Muon instead of AdamW, which takes fewer pages to train
-      a small network from nothing
-    """
-
-    weight_decay: float = 0.01
-    balance: float = 0.0
-    orthogonal: bool = False
+from deepseek_ocr.training.data.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -42,32 +28,34 @@ class StepResult:
     lr: float
 
 
-class Taught(Protocol):
-    """A batch of any kind, with its number of positions that teach."""
-
-    @property
-    def taught(self) -> int:
-        """Positions that teach, in tokens."""
-
-
 class Stepper:
     """Moves the trainable weights of an objective, one call a step.
 
     The objective takes a batch and gives the sum of its tokens' losses (nats), and the routers'
     balance loss.
+
+    - `weight_decay`: on matrices only; `balance`: weight of the balance loss, 0 for none
+    - `orthogonal`: matrices are moved by Muon instead of AdamW, which takes fewer pages to train
+      a small network from nothing
     """
 
     def __init__(
-        self, objective: nn.Module, settings: OptimiserSettings, accelerator: Accelerator
+        self,
+        objective: nn.Module,
+        accelerator: Accelerator,
+        weight_decay: float = 0.01,
+        balance: float = 0.0,
+        orthogonal: bool = False,
     ) -> None:
-        self.settings = settings
         self.accelerator = accelerator
-        self.optimisers = make_optimisers(objective, settings, accelerator.device)
+        self.balance = balance
+        device = accelerator.device
+        self.optimisers = make_optimisers(objective, weight_decay, orthogonal, device)
         prepared = accelerator.prepare(objective, *self.optimisers)
         self.objective: nn.Module = prepared[0]
         self._prepared = prepared[1:]
 
-    def step(self, batches: Sequence[Taught], lr: float) -> StepResult:
+    def step(self, batches: Sequence[Batch], lr: float) -> StepResult:
         """One step over `batches` (this process's micro-batches), every token counting the same
         wherever it lies; the balance of a micro-batch counts by its tokens.
 
@@ -86,7 +74,7 @@ class Stepper:
             with nullcontext() if last else self.accelerator.no_sync(self.objective):
                 loss, balance = self.objective(batch)
                 # Gradients are averaged over processes; this makes it a mean over tokens.
-                share = loss + self.settings.balance * balance * batch.taught
+                share = loss + self.balance * balance * batch.taught
                 self.accelerator.backward(share * processes / max(tokens, 1))
             total += float(loss.detach())
         mean = self._summed(total) / max(tokens, 1)
@@ -138,20 +126,19 @@ _ADAMW_SHARE = 0.3
 
 
 def make_optimisers(
-    module: nn.Module, settings: OptimiserSettings, device: torch.device
+    module: nn.Module, weight_decay: float, orthogonal: bool, device: torch.device
 ) -> list[torch.optim.Optimizer]:
     """AdamW over all that is trainable, or beside Muon over what is not a matrix; their learning
     rates are given with each step."""
-    groups = parameter_groups(module, settings.weight_decay)
+    groups = parameter_groups(module, weight_decay)
     optimisers: list[torch.optim.Optimizer] = []
-    if settings.orthogonal:
+    if orthogonal:
         names = {id(p): name for name, p in module.named_parameters()}
         decayed = [p for group in groups[:1] for p in group["params"]]
         matrices = [p for p in decayed if p.ndim == 2 and "lm_head" not in names[id(p)]]
         moved = {id(p) for p in matrices}
-        decay = settings.weight_decay
-        muon = torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        optimisers.append(muon)
+        rule = "match_rms_adamw"
+        optimisers = [torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn=rule)]
         for group in groups:
             group["params"] = [p for p in group["params"] if id(p) not in moved]
             group["share"] = _ADAMW_SHARE
@@ -161,18 +148,13 @@ def make_optimisers(
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters as two groups: matrices, which decay, and all else, which does not."""
-    trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    decayed = [p for n, p in trainable if p.ndim >= 2 and not _is_table(n)]
-    rest = [p for n, p in trainable if p.ndim < 2 or _is_table(n)]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def _is_table(name: str) -> bool:
-    return any(part in name for part in ("embed", "rel_pos", "position"))
+    decayed: dict[str, Any] = {"params": [], "weight_decay": weight_decay}
+    rest: dict[str, Any] = {"params": [], "weight_decay": 0.0}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            table = any(part in name for part in ("embed", "rel_pos", "position"))
+            (decayed if parameter.ndim >= 2 and not table else rest)["params"].append(parameter)
+    return [group for group in (decayed, rest) if group["params"]]
 
 
 def cosine(warmup: int, total: int, floor: float = 0.05) -> Callable[[int], float]:

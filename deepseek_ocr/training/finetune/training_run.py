@@ -8,8 +8,9 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from deepseek_ocr.model.adapters import merge_adapter
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.model.network import Network
-from deepseek_ocr.model.prompts import Codec, codec_of
+from deepseek_ocr.model.prompts import codec_of
 from deepseek_ocr.progress import track
 from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.training.data import dataset
@@ -40,55 +41,42 @@ from deepseek_ocr.training.experiment_log import ExperimentLog
 from deepseek_ocr.training.finetune import lora, run_state
 from deepseek_ocr.training.finetune.loss_curve import write_curve
 from deepseek_ocr.training.finetune.objective import Objective, route_in_float32
-from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper, StepResult, cosine
+from deepseek_ocr.training.finetune.optimizer import Stepper, StepResult, cosine
 from deepseek_ocr.training.finetune.saved_checkpoints import save_checkpoint, stored_dtype
 from deepseek_ocr.training.finetune.train_options import STATE, TrainOptions, check_output
 
 
-@dataclass
 class TrainingRun:
-    """Everything a run holds. Made by `prepare`."""
+    """Everything a run holds: the checkpoint `source`, what is to be trained in it trainable, and
+    where an earlier run stopped if it is to go on.
 
-    options: TrainOptions
-    source: Path
-    accelerator: Accelerator
-    network: Network
-    adapted: PeftModel | None
-    codec: Codec
-    encoding: dataset.Encoding
-    stepper: Stepper
-    log: ExperimentLog
-    progress: run_state.TrainingProgress
+    Raises `CheckpointError`, `DeviceError`, `SettingsError` and `FileWriteError`.
+    """
 
-    @classmethod
-    def prepare(cls, options: TrainOptions, source: Path) -> TrainingRun:
-        """Load the checkpoint `source`, make what is to be trained trainable, resume if asked.
-
-        Raises `CheckpointError`, `DeviceError`, `SettingsError` and `FileWriteError`.
-        """
+    def __init__(self, options: TrainOptions, source: Path) -> None:
         with explain_write_errors(options.output_dir):
             for name in (STATE, "best"):
                 recover_folder(options.output_dir / name)
         check_output(options)
-        accelerator, dtype = _accelerator(options)
+        self.options, self.source = options, source
+        self.accelerator, dtype = _accelerator(options)
         set_seed(options.seed)
-        network, adapted = _trainable_network(options, source, accelerator.device, dtype)
+        device = self.accelerator.device
+        self.network, self.adapted = _trainable_network(options, source, device, dtype)
         config = read_config(source)
         text = config.text_config
-        codec = codec_of(source, config)
-        pad = text.pad_token_id if text.pad_token_id is not None else min(codec.end_ids)
+        self.codec = codec_of(source, config)
+        pad = text.pad_token_id if text.pad_token_id is not None else min(self.codec.end_ids)
         longest = min(options.max_tokens, text.max_position_embeddings)
-        encoding = dataset.Encoding(codec, presets.crop_for(options.resolution), longest, pad)
-        settings = OptimiserSettings(weight_decay=options.weight_decay, balance=options.balance)
-        stepper = Stepper(Objective(network, options.balance > 0), settings, accelerator)
-        log = ExperimentLog(options.output_dir)
-        fixed = _fixed(options, source, dtype, accelerator.num_processes)
-        progress = run_state.TrainingProgress(fixed)
-        run = cls(
-            options, source, accelerator, network, adapted, codec, encoding, stepper, log, progress
-        )
-        run._begin(dtype)
-        return run
+        crop = presets.crop_for(options.resolution)
+        self.encoding = dataset.Encoding(self.codec, crop, longest, pad)
+        objective = Objective(self.network, options.balance > 0)
+        decay, balance = options.weight_decay, options.balance
+        self.stepper = Stepper(objective, self.accelerator, weight_decay=decay, balance=balance)
+        self.log = ExperimentLog(options.output_dir)
+        fixed = _fixed(options, source, dtype, self.accelerator.num_processes)
+        self.progress = run_state.TrainingProgress(fixed)
+        self._begin(dtype)
 
     def _begin(self, dtype: torch.dtype) -> None:
         if self.options.resume:
@@ -138,11 +126,7 @@ class TrainingRun:
         return good, list(dict.fromkeys(reason for reason in rejected if reason is not None))
 
     def report_rejections(
-        self,
-        rejections: Sequence[Rejection],
-        usable: int,
-        entries: int,
-        unread: Sequence[Rejection],
+        self, rejections: list[Rejection], usable: int, entries: int, unread: list[Rejection]
     ) -> None:
         """Name what cannot be used in `rejected.json` and the log, `unread` of the validation file;
         stop if it is too many of the `entries` to train on the `usable` examples of the rest.
@@ -197,8 +181,8 @@ class TrainingRun:
     def _steps(self, examples: Sequence[Example], plan: Any, shares: Any) -> Iterator[StepResult]:
         rank = self.accelerator.process_index
         mine = [micro for step in plan for micro in step[rank]]
-        data = dataset.Batches(examples, self.encoding, mine)
-        batches = dataset.in_order(dataset.loader(data, self.options.workers))
+        make = partial(dataset.batch_of, examples, self.encoding)
+        batches = dataset.in_order(dataset.loader(mine, make, self.options.workers))
         self.network.train()
         for step in plan:
             taken = [next(batches).to(self.accelerator.device) for _ in step[rank]]
@@ -254,10 +238,9 @@ class TrainingRun:
         with closing(OcrEngine(network, self.codec, slots=1, within=within)) as engine:
             pairs = [self._read(engine, example) for example in validation[rank::world]]
         everyone: list[tuple[str, str | None]] = gather_object(pairs) if world > 1 else pairs
-        references = [reference for reference, _ in everyone]
-        answers = [answer or "" for _, answer in everyone]
-        failed = sum(answer is None for _, answer in everyone)
-        return text_metrics.character_error_rate(references, answers), failed
+        references, answers = zip(*everyone, strict=True)
+        rate = text_metrics.character_error_rate(references, [one or "" for one in answers])
+        return rate, answers.count(None)
 
     def _read(self, engine: OcrEngine, example: Example) -> tuple[str, str | None]:
         longest = len(self.codec.encode_text(example.answer)) * 2 + 32

@@ -26,8 +26,8 @@ from deepseek_ocr.files import write_bytes
 from deepseek_ocr.grounding.parser import SCALE
 from deepseek_ocr.model.network import Network
 from deepseek_ocr.settings import CELL
-from deepseek_ocr.training.data.batches import IGNORED
-from deepseek_ocr.training.finetune.objective import embedded
+from deepseek_ocr.training.data.batches import IGNORED, Batch
+from deepseek_ocr.training.finetune.objective import embedded, vision_tokens
 from deepseek_ocr.training.synthetic.layouts import Glyph
 from deepseek_ocr.training.synthetic.phrases import CHARACTERS
 
@@ -59,19 +59,15 @@ _CLASS = {character: at for at, character in enumerate(CHARACTERS, 1)}
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """Pages to train on, with what stands where.
+class Lessons(Batch):
+    """Pages to train on, with what stands where. There are no ids if only the encoders learn; views
+    have no tiles and are bytes.
 
-    - `ids`, `labels`: `[B, T]`, as in `Batch`; T is 0 if only the encoders learn
-    - `views`: square views without tiles, bytes `[B, 3, S, S]`
     - `slots`: class of each slot of the page `[B, S / 16, S / 8]`
     - `places`: where the character that a position's label stands for is, in parts of the page
       across and down `[B, T, 2]`; `IGNORED` if that is not known
     """
 
-    ids: Tensor
-    labels: Tensor
-    views: Tensor
     slots: Tensor
     places: Tensor
 
@@ -80,12 +76,7 @@ class Lessons:
         """Positions that teach, in tokens; characters, if only the encoders learn."""
         if self.ids.shape[1] == 0:
             return int((self.slots != NOTHING).sum())
-        return int((self.labels[:, 1:] != IGNORED).sum())
-
-    def to(self, device: torch.device) -> Lessons:
-        """The same on `device`."""
-        moved = {name: value.to(device) for name, value in vars(self).items()}
-        return replace(self, **moved)
+        return super().taught
 
 
 def slots_of(lines: Sequence[Sequence[Glyph]], size: tuple[int, int], view: int) -> Tensor:
@@ -164,11 +155,11 @@ class AuxiliaryObjective(nn.Module):
         `parts` then holds the mean of each: `text`, `here` and `next` a token, `cells` and
         `patches` a slot.
         """
-        device = lessons.views.device.type
+        device = lessons.ids.device.type
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
-            rows, patches = self._encoded(_normalised(lessons.views))
+            rows, patches = self._encoded(lessons)
             # The last of each row is the line break, the last of all the end of the page.
-            side = lessons.views.shape[-1] // CELL
+            side = lessons.global_views.shape[-1] // CELL
             cells = rearrange(rows[:, :-1], "b (y x) c -> b y x c", y=side)[:, :, :-1]
             parts = {
                 "cells": _slot_loss(self.cell_head, cells, lessons.slots, CELL),
@@ -199,22 +190,17 @@ class AuxiliaryObjective(nn.Module):
     def _heads(self) -> list[tuple[str, nn.Parameter]]:
         return [(n, p) for n, p in self.named_parameters() if not n.startswith("network.")]
 
-    def _encoded(self, views: Tensor) -> tuple[Tensor, Tensor]:
+    def _encoded(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The vision tokens of each page `[B, tokens, hidden]`, line breaks and the end included,
         and SAM's features of each patch before they are merged `[B, S / 16, S / 16, C]`."""
         patches: list[Tensor] = []
         neck = self.network.model.vision_tower.sam_encoder.neck
         handle = neck.register_forward_hook(lambda module, given, made: patches.append(made))
         try:
-            features = self.network.get_image_features(
-                pixel_values=views,
-                pixel_values_local=None,
-                num_local_patches=[0] * len(views),
-                patches_grid=[[1, 1]] * len(views),
-            )
+            views = batch.global_views.float().div_(127.5).sub_(1)  # as `make_views` does it
+            tokens = torch.stack(vision_tokens(self.network, replace(batch, global_views=views)))
         finally:
             handle.remove()
-        tokens = torch.stack(list(features.pooler_output))
         return tokens, rearrange(patches[0], "b c y x -> b y x c")
 
     def _reading(self, lessons: Lessons, rows: Tensor) -> dict[str, Tensor]:
@@ -260,11 +246,6 @@ def _slot_loss(head: nn.Linear, features: Tensor, slots: Tensor, side: int) -> T
     scores = _head(head, rearrange(features, "b y x c -> (b y x) c")[used])
     scores = rearrange(scores, "n (slot k) -> n slot k", slot=rows * columns)
     return functional.cross_entropy(scores[place, slot].float(), wanted[at, slot])
-
-
-def _normalised(pixels: Tensor) -> Tensor:
-    """Bytes as numbers in [-1, 1], as `make_views` does it."""
-    return pixels.float().div_(127.5).sub_(1)
 
 
 def _head(head: nn.Linear, x: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from deepseek_ocr import presets
 from deepseek_ocr.images.views import Views
@@ -40,32 +39,26 @@ class TaughtPage:
     places: Tensor
 
 
-@dataclass(frozen=True)
-class PagePools(Dataset[list[Lessons]]):
-    """Synthetic pages of one stage as pools of batches; pool `i` is always the same."""
+def pool_count(stage: Stage) -> int:
+    """How many pools of batches the pages of a stage make."""
+    return max(1, stage.pages // (stage.batch * POOL))
 
-    stage: Stage
-    codec: Codec
-    pad_id: int
-    seed: int
 
-    def __len__(self) -> int:
-        return max(1, self.stage.pages // (self.stage.batch * POOL))
-
-    def __getitem__(self, number: int) -> list[Lessons]:
-        rng = Random(f"{self.seed}:{self.stage.name}:{number}")
-        source = rng.choices(self.stage.sources, [s.weight for s in self.stage.sources])[0]
-        size = max(1, round(self.stage.batch * (512 / source.view) ** 2))
-        pages: list[TaughtPage] = []
-        while len(pages) < size * POOL:
-            drawn = make_page(source.recipe, rng.getrandbits(64))
-            wanted = self.stage.tasks
-            task = rng.choices(list(wanted), list(wanted.values()))[0] if source.reads else None
-            pages += pages_of(drawn, task, source.view, self.codec)
-        pages = sorted(pages[: size * POOL], key=lambda page: len(page.example.ids))
-        parts = [pages[at : at + size] for at in range(0, len(pages), size)]
-        rng.shuffle(parts)
-        return [lessons_of(part, self.pad_id) for part in parts]
+def pool(stage: Stage, codec: Codec, pad_id: int, seed: int, number: int) -> list[Lessons]:
+    """The batches of pool `number` of a stage, always the same."""
+    rng = Random(f"{seed}:{stage.name}:{number}")
+    source = rng.choices(stage.sources, [s.weight for s in stage.sources])[0]
+    size = max(1, round(stage.batch * (512 / source.view) ** 2))
+    pages: list[TaughtPage] = []
+    while len(pages) < size * POOL:
+        drawn = make_page(source.recipe, rng.getrandbits(64))
+        wanted = stage.tasks
+        task = rng.choices(list(wanted), list(wanted.values()))[0] if source.reads else None
+        pages += pages_of(drawn, task, source.view, codec)
+    pages = sorted(pages[: size * POOL], key=lambda page: len(page.example.ids))
+    parts = [pages[at : at + size] for at in range(0, len(pages), size)]
+    rng.shuffle(parts)
+    return [lessons_of(part, pad_id) for part in parts]
 
 
 def pages_of(drawn: SynthPage, task: str | None, view: int, codec: Codec) -> list[TaughtPage]:
@@ -111,10 +104,5 @@ def lessons_of(pages: Sequence[TaughtPage], pad_id: int) -> Lessons:
     """One batch of `pages`, padded with `pad_id`."""
     batch = collate([page.example for page in pages], pad_id)
     padded = torch.nn.utils.rnn.pad_sequence
-    return Lessons(
-        batch.ids,
-        batch.labels,
-        batch.global_views,
-        torch.stack([page.slots for page in pages]),
-        padded([page.places for page in pages], batch_first=True, padding_value=IGNORED),
-    )
+    places = padded([page.places for page in pages], batch_first=True, padding_value=IGNORED)
+    return Lessons(**vars(batch), slots=torch.stack([page.slots for page in pages]), places=places)

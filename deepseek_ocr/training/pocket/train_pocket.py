@@ -14,13 +14,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import cast
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from deepseek_ocr.devices import selection
 from deepseek_ocr.errors import OcrError
@@ -30,29 +31,12 @@ from deepseek_ocr.model.loader import load_network
 from deepseek_ocr.model.prompts import codec_of
 from deepseek_ocr.training.experiment_log import append_line
 from deepseek_ocr.training.finetune.objective import route_in_float32
-from deepseek_ocr.training.finetune.optimizer import OptimiserSettings, Stepper, StepResult, cosine
+from deepseek_ocr.training.finetune.optimizer import Stepper, StepResult, cosine
 from deepseek_ocr.training.finetune.saved_checkpoints import save_checkpoint
 from deepseek_ocr.training.pocket.auxiliary import AuxiliaryObjective, Lessons
 from deepseek_ocr.training.pocket.curriculum import STAGES, Stage
-from deepseek_ocr.training.pocket.page_pools import POOL, PagePools
+from deepseek_ocr.training.pocket.page_pools import POOL, pool, pool_count
 from deepseek_ocr.training.pocket.untrained import write_untrained
-
-
-@dataclass(frozen=True)
-class StageOptions:
-    """One run of stage `stage` (from 1) into `output`, which gets `model`, `log.jsonl` and `HEADS`.
-
-    It goes on from the checkpoint `start` and the `heads` of the stage before; without, from
-    nothing. `seed` is that of weights and pages, `workers` how many processes draw pages.
-    """
-
-    output: Path
-    stage: int = 1
-    start: Path | None = None
-    heads: Path | None = None
-    seed: int = 1
-    workers: int = 1
-
 
 HEADS = "heads.safetensors"
 """Where a stage leaves the heads of its auxiliary losses, which are no part of the model."""
@@ -60,74 +44,61 @@ HEADS = "heads.safetensors"
 SAVE_EVERY_S = 300.0
 """Seconds after which the weights are saved in the middle of a stage."""
 
+TELL_EVERY = 25
+"""Steps after which losses are told."""
+
 
 def run(
     stage: Stage,
     stepper: Stepper,
     objective: AuxiliaryObjective,
     data: DataLoader[list[Lessons]],
-    log: StageLog,
+    log: Path,
     save: Callable[[], None],
 ) -> None:
     """Take a step for every batch of `data`; `save` is called every `SAVE_EVERY_S` seconds and at
-    the end."""
-    total = len(data) * POOL
-    share = cosine(stage.warmup, total, floor=0.05 if stage.decays else 1.0)
-    taken, saved = 0, time.monotonic()
-    for pool in data:
-        for batch in pool:
+    the end. Losses are told now and then, on the screen and as JSON lines in the file `log`.
+
+    Raises `FileWriteError`.
+    """
+    share = cosine(stage.warmup, len(data) * POOL, floor=0.05 if stage.decays else 1.0)
+    taken = pages = 0
+    parts: dict[str, list[float]] = {}
+    start = saved = time.monotonic()
+    for batches in data:
+        for batch in batches:
             moved = batch.to(stepper.accelerator.device)
             result = stepper.step([moved], stage.lr * share(taken))
-            log.step(stage.name, len(batch.ids), result, objective.parts)
-            taken += 1
+            taken, pages = taken + 1, pages + len(batch.ids)
+            for part, value in objective.parts.items():
+                parts.setdefault(part, []).append(value)
+            if taken % TELL_EVERY == 0:
+                entry = {
+                    "stage": stage.name,
+                    "taken": taken,
+                    "pages": pages,
+                    **_told(parts, result),
+                }
+                entry["seconds"] = round(time.monotonic() - start, 1)
+                parts.clear()
+                append_line(log, json.dumps(entry))
+                print(json.dumps(entry), flush=True)
         if time.monotonic() - saved > SAVE_EVERY_S:
             save()
             saved = time.monotonic()
     save()
 
 
-class StageLog:
-    """Losses as they come, on screen now and then and as JSON lines in a file."""
-
-    def __init__(self, file: Path, every: int = 25) -> None:
-        self._file = file
-        self._every = every
-        self._start = time.monotonic()
-        self._pages = 0
-        self._taken = 0
-        self._parts: dict[str, list[float]] = {}
-
-    def step(self, name: str, pages: int, result: StepResult, parts: dict[str, float]) -> None:
-        """Note one optimiser step of `pages` pages and the parts of its loss.
-
-        Raises `FileWriteError`.
-        """
-        self._pages += pages
-        self._taken += 1
-        for part, value in parts.items():
-            self._parts.setdefault(part, []).append(value)
-        if self._taken % self._every:
-            return
-        seconds = time.monotonic() - self._start
-        entry = {
-            "stage": name,
-            "taken": self._taken,
-            "pages": self._pages,
-            **{part: round(fmean(values), 4) for part, values in self._parts.items()},
-            "lr": round(result.lr, 6),
-            "gradient_norm": round(result.gradient_norm, 3),
-            "seconds": round(seconds, 1),
-        }
-        self._parts.clear()
-        append_line(self._file, json.dumps(entry))
-        print(json.dumps(entry), flush=True)
+def _told(parts: dict[str, list[float]], last: StepResult) -> dict[str, float]:
+    means = {part: round(fmean(values), 4) for part, values in parts.items()}
+    return means | {"lr": round(last.lr, 6), "gradient_norm": round(last.gradient_norm, 3)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train one stage; exit status 0, 2 if it could not, 130 if it was interrupted."""
     given = _parser().parse_args(arguments)
     try:
-        train_stage(StageOptions(**vars(given)))
+        train_stage(**vars(given))
     except OcrError as error:
         print(f"pocket: {error}", file=sys.stderr)
         return 2
@@ -143,43 +114,50 @@ def _dtype(device: torch.device) -> torch.dtype:
     return selection.choose_dtype("auto", device) if device.type == "cpu" else torch.bfloat16
 
 
-def train_stage(options: StageOptions) -> None:
-    """Train one stage; the last weights are saved every few minutes.
+def train_stage(
+    output: Path, stage: int, start: Path | None, heads: Path | None, seed: int, workers: int
+) -> None:
+    """Train stage `stage` (from 1) into `output`, which gets `model`, `log.jsonl` and `HEADS`; the
+    last weights are saved every few minutes.
+
+    It goes on from the checkpoint `start` and the `heads` of the stage before; without, from
+    nothing. `seed` is that of weights and pages, `workers` how many processes draw pages.
 
     Raises `CheckpointError` and `FileWriteError`.
     """
-    output, stage = options.output, STAGES[options.stage - 1]
     with explain_write_errors(output):
         output.mkdir(parents=True, exist_ok=True)
-    start = options.start or output / "untrained"
-    if options.start is None:
-        write_untrained(start, options.seed)
+    source = start or output / "untrained"
+    if start is None:
+        write_untrained(source, seed)
     accelerator = Accelerator(mixed_precision="no")
     network = load_network(start, accelerator.device, torch.float32).train().requires_grad_(True)
     route_in_float32(network)
-    torch.manual_seed(options.seed)
+    torch.manual_seed(seed)
     objective = AuxiliaryObjective(network, _dtype(accelerator.device)).to(accelerator.device)
-    stepper = Stepper(objective, OptimiserSettings(orthogonal=True), accelerator)
-    if options.heads is not None:
-        objective.load_heads(options.heads)
+    stepper = Stepper(objective, accelerator, orthogonal=True)
+    if heads is not None:
+        objective.load_heads(heads)
 
     def save() -> None:
-        save_checkpoint(network, start, output / "model")
+        save_checkpoint(network, source, output / "model")
         objective.save_heads(output / HEADS)
 
-    data = _pools(stage, start, options)
-    run(stage, stepper, objective, data, StageLog(output / "log.jsonl"), save)
+    taught = STAGES[stage - 1]
+    data = _pools(taught, source, seed, workers)
+    run(taught, stepper, objective, data, output / "log.jsonl", save)
 
 
-def _pools(stage: Stage, start: Path, options: StageOptions) -> DataLoader[list[Lessons]]:
+def _pools(stage: Stage, start: Path, seed: int, workers: int) -> DataLoader[list[Lessons]]:
     """The pages of a stage as the tokenizer of the checkpoint `start` spells them."""
     config = read_config(start)
-    pad_id = config.text_config.pad_token_id
+    codec, pad_id = codec_of(start, config), config.text_config.pad_token_id
     return DataLoader(
-        PagePools(stage, codec_of(start, config), pad_id, options.seed),
+        cast(Dataset[list[Lessons]], range(pool_count(stage))),
         batch_size=None,
-        num_workers=options.workers,
-        prefetch_factor=3 if options.workers else None,
+        collate_fn=partial(pool, stage, codec, pad_id, seed),
+        num_workers=workers,
+        prefetch_factor=3 if workers else None,
     )
 
 
