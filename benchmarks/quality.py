@@ -141,8 +141,8 @@ def synthetic(folder: Path, count: int = 20) -> tuple[Measure, Figures]:
     Raises `ImportError` for a package of training and `InputError` for fonts that are missing.
     """
     from deepseek_ocr.training.data.samples import Example, Sample, examples_of
-    from deepseek_ocr.training.evaluation.predictions import model_reader
-    from deepseek_ocr.training.evaluation.scoring import evaluate, summarise
+    from deepseek_ocr.training.evaluation.predictions import read_examples
+    from deepseek_ocr.training.evaluation.scoring import score, summarise
     from deepseek_ocr.training.synthetic import fonts, recipes, synthetic_pages
 
     which: recipes.FontSet = "held-out"
@@ -162,8 +162,9 @@ def synthetic(folder: Path, count: int = 20) -> tuple[Measure, Figures]:
     families = {face.family for face in fonts.typefaces(which)}
 
     def measure(engine: OcrEngine) -> Figures:
-        read = model_reader(engine, presets.crop_for("tiny"), DecodeSettings(max_new_tokens=512))
-        found = summarise(evaluate(examples, read))
+        decode = DecodeSettings(max_new_tokens=512)
+        read = read_examples(engine, examples, presets.crop_for("tiny"), decode)
+        found = summarise(list(map(score, examples, read)))
         ocr, markdown, locate = (found[task] for task in wanted)
         return {
             "cer": ocr["cer"].value,

@@ -16,8 +16,8 @@ from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.training.data.samples import Example, Sample, examples_of
 from deepseek_ocr.training.evaluation.bootstrap import Estimate
-from deepseek_ocr.training.evaluation.predictions import model_reader
-from deepseek_ocr.training.evaluation.scoring import evaluate, summarise
+from deepseek_ocr.training.evaluation.predictions import read_examples
+from deepseek_ocr.training.evaluation.scoring import score, summarise
 from deepseek_ocr.training.pocket import curriculum, train_pocket
 from deepseek_ocr.training.synthetic import fonts, recipes, synthetic_pages
 from tests.conftest import POCKET
@@ -79,8 +79,9 @@ def measured(
     ):
         page = synthetic_pages.make_page(recipe, synthetic_pages.page_seed(SEED, number))
         examples += examples_of(Sample(path, page.annotation, path.stem), [task])
-    read = model_reader(engine, presets.crop_for(size), DecodeSettings(max_new_tokens=512))
-    return summarise(evaluate(examples, read))[task]
+    decode = DecodeSettings(max_new_tokens=512)
+    read = read_examples(engine, examples, presets.crop_for(size), decode)
+    return summarise(list(map(score, examples, read)))[task]
 
 
 @pytest.mark.usefixtures("own_accelerator")

@@ -9,7 +9,6 @@ import pytest
 from deepseek_ocr.training.data.samples import Example
 from deepseek_ocr.training.evaluation.predictions import (
     extra_texts,
-    folder_reader,
     read_prediction,
     sole_names,
 )
@@ -66,9 +65,8 @@ def test_texts_made_elsewhere(
 def test_one_text_is_never_taken_for_two_pages(made: Path) -> None:
     put_texts(made, {"001.md": "whose?", "002.md": "mine"})
     names = ("2023/001", "2024/001", "2024/002")
-    read = folder_reader(made, sole_names({name: (name,) for name in names}))
-    pages = [Example(Path(), OCR, "", "x", name) for name in names]
-    assert [prediction.text for prediction in read(pages)] == ["", "", "mine"]
+    known = sole_names({name: (name,) for name in names})
+    assert [read_prediction(made, known[name]).text for name in names] == ["", "", "mine"]
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from deepseek_ocr.training.evaluation.journal import Journal, Stamp, key_of, sta
 from deepseek_ocr.training.evaluation.predictions import (
     Names,
     extra_texts,
-    folder_reader,
-    model_reader,
+    read_examples,
+    read_prediction,
     sole_names,
 )
 from deepseek_ocr.training.evaluation.scoring import Prediction, Score, score
@@ -139,20 +139,23 @@ def _read_all(
     judge: Callable[[Example, Prediction], Score],
 ) -> list[Score]:
     """Read what an earlier run has not, a line in the journal each; all scores, in order."""
+    settings, texts = options.settings, options.predictions
     folder: Path | None = None
-    read = folder_reader(options.predictions, names) if options.predictions else None
-    settings = options.settings
-    if read is None:
+    if texts is None:
         folder = registry.ensure(settings.model, Path(settings.checkpoints), fetch=False)
-    journal = Journal(options.output_dir, _identity(options, folder), resume=read is None)
+    elif not os.path.isdir(texts):
+        raise InputError(f"{texts} is not a folder; give the one that holds the predictions.")
+    journal = Journal(options.output_dir, _identity(options, folder), resume=texts is None)
     before = journal.take_up(examples)
     waiting = [example for example in examples if key_of(example) not in before]
-    used = "no model"
-    if folder is not None and waiting:
+    used, read = "no model", iter(())
+    if texts is not None:
+        read = (read_prediction(texts, names[example.name]) for example in waiting)
+    elif folder is not None and waiting:
         engine = load_engine(folder, options.adapter, settings)
         used = f"{engine.device}, {engine.dtype}"
         decode = DecodeSettings(max_new_tokens=options.max_tokens)
-        read = model_reader(engine, presets.crop_for(options.size), decode)
+        read = read_examples(engine, waiting, presets.crop_for(options.size), decode)
     journal.begin()
     log = ExperimentLog(options.output_dir)
     log.start("training.evaluate", _settings(options))
@@ -160,8 +163,7 @@ def _read_all(
     log.line(f"examples {len(examples)}, read before {len(before)}")
     known = {key_of(one): one for one in examples}
     scores = {key: judge(known[key], prediction) for key, prediction in before.items()}
-    predictions = track(read(waiting) if read else iter(()), len(waiting), "reading")
-    for example, prediction in zip(waiting, predictions, strict=True):
+    for example, prediction in zip(waiting, track(read, len(waiting), "reading"), strict=True):
         found = scores[key_of(example)] = judge(example, prediction)
         journal.add(found, options.data_root)
         if prediction.error is not None:

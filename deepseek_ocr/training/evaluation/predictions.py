@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import islice, tee
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -15,11 +15,10 @@ from deepseek_ocr.errors import InputError
 from deepseek_ocr.files import read_text
 from deepseek_ocr.settings import CropSettings, DecodeSettings
 from deepseek_ocr.training.data.samples import Example
-from deepseek_ocr.training.evaluation.scoring import Prediction, Read, comparable
+from deepseek_ocr.training.evaluation.scoring import Prediction, comparable
 
 if TYPE_CHECKING:
     from deepseek_ocr.engine.ocr_engine import OcrEngine
-    from deepseek_ocr.engine.results import Reading
 
 TEXT_SUFFIXES = (".md", ".mmd", ".txt")
 """Of texts made elsewhere, in the order in which they are looked for."""
@@ -34,48 +33,25 @@ Names = Mapping[str, tuple[str, ...]]
 """For each page what its text may be called: paths in the folder of texts, without a suffix."""
 
 
-def model_reader(engine: OcrEngine, crop: CropSettings, decode: DecodeSettings) -> Read:
-    """Reads with `engine`; a page that fails becomes a prediction that says why."""
+def read_examples(
+    engine: OcrEngine, examples: Sequence[Example], crop: CropSettings, decode: DecodeSettings
+) -> Iterator[Prediction]:
+    """What `engine` reads of each example; a page that fails becomes a prediction that says why."""
     from deepseek_ocr.engine.results import Failure, Page
 
-    def read(examples: Iterable[Example]) -> Iterator[Prediction]:
-        asked, known = tee(examples)
-        pages = (Page(example.image, example.prompt, crop, decode) for example in asked)
-        for outcome, example in zip(engine.read_many(pages), known, strict=True):
-            if isinstance(outcome, Failure):
-                yield Prediction("", error=str(outcome))
-            else:
-                yield _prediction(engine, example, outcome)
-
-    return read
-
-
-def _prediction(engine: OcrEngine, example: Example, reading: Reading) -> Prediction:
-    reference = comparable(example.answer, presets.task_name(example.task))
-    return Prediction(
-        reading.text,
-        finish_reason=reading.finish_reason,
-        text_tokens=len(engine.codec.encode_text(reference)),
-        vision_tokens=reading.counts.valid_vision,
-        seconds=sum(asdict(reading.timings).values()),
-    )
-
-
-def folder_reader(folder: Path, names: Names) -> Read:
-    """Takes predictions from `folder`, that of an example by what `names` has for its name.
-
-    A text that is not there is a prediction that says so.
-
-    Raises `InputError` if there is no such folder.
-    """
-    if not os.path.isdir(folder):
-        raise InputError(f"{folder} is not a folder; give the one that holds the predictions.")
-
-    def read(examples: Iterable[Example]) -> Iterator[Prediction]:
-        for example in examples:
-            yield read_prediction(folder, names[example.name])
-
-    return read
+    pages = (Page(example.image, example.prompt, crop, decode) for example in examples)
+    for outcome, example in zip(engine.read_many(pages), examples, strict=True):
+        if isinstance(outcome, Failure):
+            yield Prediction("", error=str(outcome))
+            continue
+        reference = comparable(example.answer, presets.task_name(example.task))
+        yield Prediction(
+            outcome.text,
+            finish_reason=outcome.finish_reason,
+            text_tokens=len(engine.codec.encode_text(reference)),
+            vision_tokens=outcome.counts.valid_vision,
+            seconds=sum(asdict(outcome.timings).values()),
+        )
 
 
 def sole_names(names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:

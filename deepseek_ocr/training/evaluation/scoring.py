@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepseek_ocr import presets
@@ -40,10 +40,6 @@ class Prediction:
     seconds: float | None = None
 
 
-Read = Callable[[Iterable[Example]], Iterator[Prediction]]
-"""Reads examples and yields a prediction for each, in order."""
-
-
 @dataclass(frozen=True)
 class Score:
     """An example, what was read of it, and its part in every figure that applies to it.
@@ -72,12 +68,6 @@ class Band:
     ratio: float
     text_tokens: tuple[int, int] = (0, 0)
     interval: tuple[float, float] | None = None
-
-
-def evaluate(examples: Sequence[Example], read: Read) -> list[Score]:
-    """Read and score every example, in order."""
-    pairs = zip(examples, read(examples), strict=True)
-    return [score(example, prediction) for example, prediction in pairs]
 
 
 def score(example: Example, prediction: Prediction) -> Score:
