@@ -46,17 +46,18 @@ def run(flags: argparse.Namespace) -> int:
     from deepseek_ocr.training.data.data_split import split_folder
 
     try:
-        result = split_folder(flags.data_root, flags.output_dir, flags.test_fraction, flags.seed)
+        found, train, test = split_folder(
+            flags.data_root, flags.output_dir, flags.test_fraction, flags.seed
+        )
     except OSError as error:  # a folder that is not the user's
         complain(f"{error.filename} cannot be read: {error.strerror}.")
         return COULD_NOT_START
     except KeyboardInterrupt:
         complain("interrupted; nothing was written.")
         return INTERRUPTED
-    rejections, twins = result.found.rejections, result.found.twins
     print(
-        f"{len(result.train)} samples in train.json, {len(result.test)} in test.json, "
-        f"{len(rejections)} rejected (rejected.json), {twins} of a picture that is there already "
-        "(kept on one side)"
+        f"{len(train)} samples in train.json, {len(test)} in test.json, "
+        f"{len(found.rejections)} rejected (rejected.json), {found.twins} of a picture that is "
+        "there already (kept on one side)"
     )
-    return SOME_REJECTED if rejections else ALL_USED
+    return SOME_REJECTED if found.rejections else ALL_USED

@@ -55,18 +55,11 @@ class FoundPairs:
         self.rejections.append(Rejection(path.relative_to(self.root).as_posix(), reason))
 
 
-@dataclass(frozen=True)
-class DataSplit:
-    """What was found in a folder, and how its samples were divided."""
-
-    found: FoundPairs
-    train: list[Sample]
-    test: list[Sample]
-
-
-def split_folder(data_root: Path, output_dir: Path, test_fraction: float, seed: int) -> DataSplit:
+def split_folder(
+    data_root: Path, output_dir: Path, test_fraction: float, seed: int
+) -> tuple[FoundPairs, list[Sample], list[Sample]]:
     """Write train.json, test.json and rejected.json for the pictures in `data_root`, and warn of
-    what was not used.
+    what was not used; gives what was found, and what of it is in train.json and test.json.
 
     Raises `InputError` if there is no usable pair, `FileWriteError` if the disk is full.
     """
@@ -92,7 +85,7 @@ def split_folder(data_root: Path, output_dir: Path, test_fraction: float, seed: 
         warn(describe_unknown(found.unknown_keys))
     if found.more_pages:
         warn(f"{found.more_pages} pictures hold further pages, which are not used; split them.")
-    return DataSplit(found, train, test)
+    return found, train, test
 
 
 def gather(data_root: Path, output_dir: Path) -> FoundPairs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -148,7 +148,8 @@ def _read_all(
     journal = Journal(options.output_dir, _identity(options, folder), resume=texts is None)
     before = journal.take_up(examples)
     waiting = [example for example in examples if key_of(example) not in before]
-    used, read = "no model", iter(())
+    used = "no model"
+    read: Iterator[Prediction] = iter(())
     if texts is not None:
         read = (read_prediction(texts, names[example.name]) for example in waiting)
     elif folder is not None and waiting:

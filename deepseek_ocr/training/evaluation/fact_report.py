@@ -108,14 +108,10 @@ def verdicts(facts: Sequence[Fact], readings: Mapping[str, Prediction]) -> list[
         on_page.setdefault(name_of(fact.page), []).append(at)
     found: dict[int, Verdict] = {}
     for name, places in on_page.items():  # a page is made ready once, and only one is held
-        reading = readings[name]
-        text = PageText(reading.text)
+        text, error = PageText(readings[name].text), readings[name].error
         for at in places:
-            if reading.error is not None:
-                reason = f"the page was not read: {reading.error}"
-                found[at] = Verdict(facts[at], False, reason)
-            else:
-                found[at] = check(facts[at], text)
+            unread = Verdict(facts[at], False, f"the page was not read: {error}")
+            found[at] = check(facts[at], text) if error is None else unread
     return [found[at] for at in range(len(facts))]
 
 

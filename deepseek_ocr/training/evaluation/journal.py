@@ -7,10 +7,9 @@ picture changed; with other settings it is refused, or two runs would be mixed.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,26 +99,23 @@ class Journal:
         write_text(self.path, "".join(f"{line}\n" for line in lines))
 
     def _line(self, score: Score, data_root: Path) -> str:
-        picture = self._pictures.get(key_of(score.example))
-        return json.dumps(to_json(score, data_root, picture), ensure_ascii=False)
-
-
-def to_json(score: Score, data_root: Path, picture: Stamp | None = None) -> dict[str, Any]:
-    """A line of samples.jsonl; `figures` holds each figure of this page alone."""
-    example, read = score.example, asdict(score.prediction)
-    size, changed = picture or (None, None)
-    return {
-        "name": example.name,
-        "task": example.task,
-        "image": example.image.relative_to(data_root).as_posix(),
-        "image_bytes": size,
-        "image_mtime_ns": changed,
-        "reference": example.answer,
-        "prediction": read.pop("text"),
-        **read,
-        "figures": {name: above / below for name, (above, below) in score.shares.items() if below},
-        "notes": list(score.notes),
-    }
+        """A line of samples.jsonl; `figures` holds each figure of this page alone."""
+        example, read = score.example, asdict(score.prediction)
+        size, changed = self._pictures.get(key_of(example)) or (None, None)
+        shares = score.shares.items()
+        values = {
+            "name": example.name,
+            "task": example.task,
+            "image": example.image.relative_to(data_root).as_posix(),
+            "image_bytes": size,
+            "image_mtime_ns": changed,
+            "reference": example.answer,
+            "prediction": read.pop("text"),
+            **read,
+            "figures": {name: above / below for name, (above, below) in shares if below},
+            "notes": list(score.notes),
+        }
+        return json.dumps(values, ensure_ascii=False)
 
 
 def key_of(example: Example) -> Key:
@@ -149,15 +145,6 @@ def _lines_in(path: Path) -> dict[Key, _Line]:
     """What was read, without failures and without a line cut off by a crash; the last line on a
     page counts. Raises `InputError`."""
     found: dict[Key, _Line] = {}
-    for text in _texts_in(path):
-        parsed = _from_line(text)
-        if parsed and parsed[1].prediction.error is None:
-            found[parsed[0]] = parsed[1]
-    return found
-
-
-def _texts_in(path: Path) -> Iterator[str]:
-    """The lines of a file; one that ends in the middle of a character is left out."""
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise InputError(
@@ -165,35 +152,33 @@ def _texts_in(path: Path) -> Iterator[str]:
             )
         with path.open("rb") as file:
             for line in file:
-                with contextlib.suppress(UnicodeDecodeError):
-                    yield line.decode("utf-8").rstrip("\r\n")
+                parsed = _from_line(line)
+                if parsed and parsed[1].prediction.error is None:
+                    found[parsed[0]] = parsed[1]
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror}; choose another --output_dir."
         ) from error
+    return found
 
 
 _LINE: dict[str, tuple[type, ...]] = {
-    "task": (str,),
-    "name": (str,),
-    "prediction": (str,),
-    "error": (str, type(None)),
-    "finish_reason": (str, type(None)),
-    "text_tokens": (int, float, type(None)),
-    "vision_tokens": (int, float, type(None)),
-    "seconds": (int, float, type(None)),
+    **dict.fromkeys(("task", "name", "prediction"), (str,)),
+    **dict.fromkeys(("error", "finish_reason"), (str, type(None))),
+    **dict.fromkeys(("text_tokens", "vision_tokens", "seconds"), (int, float, type(None))),
 }
 """What a whole line holds at least."""
 
 
-def _from_line(line: str) -> tuple[Key, _Line] | None:
+def _from_line(line: bytes) -> tuple[Key, _Line] | None:
     """The example and what the line holds of it; None if the line is not whole."""
     try:
-        values = json.loads(line)
+        text = line.decode("utf-8").rstrip("\r\n")
+        values = json.loads(text)
         if not all(isinstance(values[key], kinds) for key, kinds in _LINE.items()):
             return None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     task, name, *rest = (values[key] for key in _LINE)
     picture = values.get("image_bytes"), values.get("image_mtime_ns")  # older lines have none
-    return (task, name), _Line(Prediction(*rest), picture, line)
+    return (task, name), _Line(Prediction(*rest), picture, text)

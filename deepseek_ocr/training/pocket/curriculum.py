@@ -68,59 +68,42 @@ _TALL = replace(_CLEAN, smallest=36, largest=68, longest=14)
 
 _FULL = replace(_LINES, kinds={"full": 1.0})
 
+_FULL_LARGE = replace(_FULL, smallest=44, largest=104)
+
+
+def _seen(view: int, *shares: tuple[Recipe, float], reads: bool = True) -> tuple[PageSource, ...]:
+    return tuple(PageSource(recipe, view, weight, reads) for recipe, weight in shares)
+
+
 STAGES = (
-    Stage(
-        "glyphs",
-        (
-            PageSource(_FULL, 512, 0.8, reads=False),
-            PageSource(replace(_FULL, smallest=44, largest=104), 512, 0.2, reads=False),
-        ),
-        40_000,
-        batch=24,
-    ),
+    Stage("glyphs", _seen(512, (_FULL, 0.8), (_FULL_LARGE, 0.2), reads=False), 40_000, batch=24),
     Stage(
         "short lines",
-        (PageSource(_SHORT, 256, 0.8), PageSource(_FEW, 512, 0.2)),
+        _seen(256, (_SHORT, 0.8)) + _seen(512, (_FEW, 0.2)),
         50_000,
         tasks={"ocr": 0.95, "locate": 0.05},
     ),
     Stage(
         "lines",
-        (
-            PageSource(_LINES, 512, 0.45),
-            PageSource(_FEW, 512, 0.25),
-            PageSource(_LARGE, 512, 0.15),
-            PageSource(_SHORT, 256, 0.15),
-        ),
+        _seen(512, (_LINES, 0.45), (_FEW, 0.25), (_LARGE, 0.15)) + _seen(256, (_SHORT, 0.15)),
         60_000,
         tasks={"ocr": 0.88, "markdown": 0.05, "locate": 0.07},
     ),
     Stage(
         "pages",
-        (
-            PageSource(_LINES, 512, 0.38),
-            PageSource(_FEW, 512, 0.12),
-            PageSource(_LARGE, 512, 0.08),
-            PageSource(_KINDS, 512, 0.1),
-            PageSource(_LINES, 640, 0.12),
-            PageSource(_LINES, 1024, 0.2),
-        ),
+        _seen(512, (_LINES, 0.38), (_FEW, 0.12), (_LARGE, 0.08), (_KINDS, 0.1))
+        + _seen(640, (_LINES, 0.12))
+        + _seen(1024, (_LINES, 0.2)),
         45_000,
         tasks={"ocr": 0.45, "markdown": 0.3, "locate": 0.23, "figure": 0.02},
     ),
     Stage(
         "clean pages",
-        (
-            PageSource(_SMALL, 512, 0.28),
-            PageSource(_CLEAN, 512, 0.16),
-            PageSource(replace(_FULL, largest=36), 512, 0.25, reads=False),
-            PageSource(_LINES, 512, 0.02),
-            PageSource(_LARGE, 512, 0.02),
-            PageSource(_KINDS, 512, 0.04),
-            PageSource(_CLEAN, 640, 0.06),
-            PageSource(_CLEAN, 1024, 0.12),
-            PageSource(_TALL, 1024, 0.05),
-        ),
+        _seen(512, (_SMALL, 0.28), (_CLEAN, 0.16))
+        + _seen(512, (replace(_FULL, largest=36), 0.25), reads=False)
+        + _seen(512, (_LINES, 0.02), (_LARGE, 0.02), (_KINDS, 0.04))
+        + _seen(640, (_CLEAN, 0.06))
+        + _seen(1024, (_CLEAN, 0.12), (_TALL, 0.05)),
         108_000,
         tasks={"ocr": 0.62, "markdown": 0.2, "locate": 0.16, "figure": 0.02},
         lr=2e-3,
