@@ -60,10 +60,7 @@ def run(flags: argparse.Namespace) -> int:
 def evaluation_options(flags: argparse.Namespace) -> EvaluationOptions:
     """The evaluation that `flags` ask for. Raises `SettingsError`."""
     _check(flags)
-    names = ("device", "dtype", "quant", "kernels", "slots")
-    settings = configuration.load(
-        {"model": flags.model_path} | {name: getattr(flags, name) for name in names}
-    )
+    settings = configuration.load(vars(flags) | {"model": flags.model_path})
     chosen = flags.task or ["markdown" if flags.facts else "ocr"]
     values = vars(flags) | {
         "data_root": flags.data_root or Path(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from deepseek_ocr import configuration, presets
@@ -43,7 +43,8 @@ def add_parser(commands: Subparsers) -> None:
     _add_weights(parser.add_argument_group("what is trained"))
     _add_optimization(parser.add_argument_group("how"))
     _add_run(parser.add_argument_group("the run"))
-    parser.set_defaults(run=run, train_vision=False)
+    given = {one.name: one.default for one in fields(TrainOptions) if one.default is not MISSING}
+    parser.set_defaults(run=run, **given)
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -80,11 +81,8 @@ def train_options(flags: argparse.Namespace) -> TrainOptions:
     if flags.lora_experts and flags.lora_dropout:
         raise SettingsError("--lora_dropout cannot be had with --lora_experts; leave one out.")
     DecodeSettings(max_new_tokens=flags.max_tokens)  # raises if that is out of range
-    settings = configuration.load(
-        {"model": flags.model_path, "device": flags.device, "dtype": flags.dtype}
-    )
     values = vars(flags) | {
-        "settings": settings,
+        "settings": configuration.load(vars(flags) | {"model": flags.model_path}),
         "lora": not flags.full,
         "tasks": tuple(dict.fromkeys(presets.task_title(name) for name in flags.task)),
         "resolution": presets.preset_title(flags.resolution),
@@ -99,15 +97,19 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         help="train.json (deepseek-ocr split)")  # fmt: skip
     add("--val_file", type=Path, metavar="FILE",
         help="test.json: read after each epoch for its CER")  # fmt: skip
-    add("--val_pages", type=positive, default=50, metavar="N",
-        help="the first so many pages of it (default: 50)")  # fmt: skip
+    add(
+        "--val_pages",
+        type=positive,
+        metavar="N",
+        help="the first so many pages of it (default: 50)",
+    )
     tasks = ", ".join(presets.TASKS)
     add("--task", nargs="+", default=["ocr"], metavar="TASK", help=f"{tasks} (default: ocr)")
     sizes = ", ".join(presets.PRESETS)
     add("--resolution", default="base", metavar="PRESET", help=f"{sizes} (default: base)")
-    add("--max_tokens", type=positive, default=4096, metavar="N",
+    add("--max_tokens", type=positive, metavar="N",
         help="longest page, prompt and answer together (default: 4096)")  # fmt: skip
-    add("--max_rejected", type=share, default=0.05, metavar="SHARE",
+    add("--max_rejected", type=share, metavar="SHARE",
         help="stop if more samples than this cannot be used (default: 0.05)")  # fmt: skip
 
 
@@ -117,9 +119,9 @@ def _add_weights(group: argparse._ArgumentGroup) -> None:
     how = group.add_mutually_exclusive_group()
     how.add_argument("--lora", action="store_true", help="adapters on the decoder (default)")
     how.add_argument("--full", action="store_true", help="every weight of the decoder, in float32")
-    add("--lora_rank", type=positive, default=16, metavar="R", help="default: 16")
-    add("--lora_alpha", type=positive, default=32, metavar="A", help="default: 32")
-    add("--lora_dropout", type=share, default=0.0, metavar="SHARE", help="default: 0")
+    add("--lora_rank", type=positive, metavar="R", help="default: 16")
+    add("--lora_alpha", type=positive, metavar="A", help="default: 32")
+    add("--lora_dropout", type=share, metavar="SHARE", help="default: 0")
     add("--lora_experts", action="store_true", help="adapters on the routed experts too")
     vision = group.add_mutually_exclusive_group()
     vision.add_argument("--freeze_vision", dest="train_vision", action="store_false",
@@ -131,14 +133,13 @@ def _add_weights(group: argparse._ArgumentGroup) -> None:
 
 def _add_optimization(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--epochs", type=positive, default=1, metavar="N", help="default: 1")
-    add("--batch_size", type=positive, default=1, metavar="N", help="pages at once on a device")
-    add("--grad_accum", type=positive, default=1, metavar="N", help="batches to one step")
-    add("--lr", type=between(1e-9, 1.0), default=1e-4, metavar="RATE",
-        help="highest learning rate (1e-4)")  # fmt: skip
-    add("--warmup", type=share, default=0.05, metavar="SHARE", help="of all steps (0.05)")
-    add("--weight_decay", type=share, default=0.01, metavar="W", help="of matrices (0.01)")
-    add("--balance", type=share, default=0.0, metavar="W",
+    add("--epochs", type=positive, metavar="N", help="default: 1")
+    add("--batch_size", type=positive, metavar="N", help="pages at once on a device")
+    add("--grad_accum", type=positive, metavar="N", help="batches to one step")
+    add("--lr", type=between(1e-9, 1.0), metavar="RATE", help="highest learning rate (1e-4)")
+    add("--warmup", type=share, metavar="SHARE", help="of all steps (0.05)")
+    add("--weight_decay", type=share, metavar="W", help="of matrices (0.01)")
+    add("--balance", type=share, metavar="W",
         help="weight of the routers' auxiliary loss (default: 0, none)")  # fmt: skip
     add("--no_checkpointing", dest="checkpointing", action="store_false",
         help="keep activations instead of computing them twice: faster, more memory")  # fmt: skip
@@ -148,9 +149,9 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--output_dir", type=Path, required=True, metavar="DIR", help="where results go")
     add("--resume", action="store_true", help="go on after the last finished epoch in --output_dir")
-    add("--keep", type=positive, default=3, metavar="N", help="epochs whose checkpoint stays (3)")
-    add("--seed", type=whole, default=0, help="of order and adapters (default: 0)")
-    add("--workers", type=whole, default=2, metavar="N",
+    add("--keep", type=positive, metavar="N", help="epochs whose checkpoint stays (3)")
+    add("--seed", type=whole, help="of order and adapters (default: 0)")
+    add("--workers", type=whole, metavar="N",
         help="processes that prepare pages (default: 2; 0: this one)")  # fmt: skip
     add("--device", help="auto, cpu, cuda, mps, npu (default: DEEPSEEK_OCR_DEVICE, auto)")
     add("--dtype", help="auto, bfloat16, float16, float32: the type computed in (default: auto); "

@@ -32,7 +32,6 @@ from deepseek_ocr.training.evaluation.scoring import Prediction, Score, score
 from deepseek_ocr.training.experiment_log import NAME as LOG
 from deepseek_ocr.training.experiment_log import ExperimentLog
 from deepseek_ocr.training.messages import warn
-from deepseek_ocr.weights import registry
 
 if TYPE_CHECKING:
     from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -142,7 +141,7 @@ def _read_all(
     settings, texts = options.settings, options.predictions
     folder: Path | None = None
     if texts is None:
-        folder = registry.ensure(settings.model, Path(settings.checkpoints), fetch=False)
+        folder = settings.checkpoint_folder()
     elif not os.path.isdir(texts):
         raise InputError(f"{texts} is not a folder; give the one that holds the predictions.")
     journal = Journal(options.output_dir, _identity(options, folder), resume=texts is None)

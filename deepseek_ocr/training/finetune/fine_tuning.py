@@ -16,7 +16,6 @@ from deepseek_ocr.training.data.samples import (
 )
 from deepseek_ocr.training.finetune.train_options import TrainOptions, check_output
 from deepseek_ocr.training.messages import warn
-from deepseek_ocr.weights import registry
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,7 @@ def fine_tune(options: TrainOptions) -> int:
 
     Raises the errors of `errors.py`; what was finished before one stays in the output folder.
     """
-    settings = options.settings
-    folder = registry.ensure(settings.model, Path(settings.checkpoints), fetch=False)
+    folder = options.settings.checkpoint_folder()
     check_output(options)
     train = usable_examples(options, options.train_file)
     validation = UsableExamples([], [], 0)
