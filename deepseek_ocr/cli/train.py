@@ -97,12 +97,8 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         help="train.json (deepseek-ocr split)")  # fmt: skip
     add("--val_file", type=Path, metavar="FILE",
         help="test.json: read after each epoch for its CER")  # fmt: skip
-    add(
-        "--val_pages",
-        type=positive,
-        metavar="N",
-        help="the first so many pages of it (default: 50)",
-    )
+    add("--val_pages", type=positive, metavar="N",
+        help="the first so many pages of it (default: 50)")  # fmt: skip
     tasks = ", ".join(presets.TASKS)
     add("--task", nargs="+", default=["ocr"], metavar="TASK", help=f"{tasks} (default: ocr)")
     sizes = ", ".join(presets.PRESETS)

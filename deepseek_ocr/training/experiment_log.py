@@ -21,10 +21,8 @@ LIBRARIES = (
 
 
 class ExperimentLog:
-    """Appends lines with the time to `experiment_logs.txt` in a folder.
-
-    Every line is on its way to the disk when the call returns. Raises `FileWriteError`.
-    """
+    """Appends lines with the time to `experiment_logs.txt` in a folder. Every line is on its way to
+    the disk when the call returns. Raises `FileWriteError`."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
@@ -46,10 +44,8 @@ class ExperimentLog:
 
 
 def append_line(path: Path, text: str) -> None:
-    """Add a line to a file; it is with the system when the call returns.
-
-    Raises `FileWriteError`.
-    """
+    """Add a line to a file; it is with the system when the call returns. Raises
+    `FileWriteError`."""
     with explain_write_errors(path), path.open("a", encoding="utf-8", errors="replace") as file:
         file.write(f"{text}\n")
 

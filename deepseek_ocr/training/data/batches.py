@@ -64,11 +64,9 @@ class Batch:
 def encode_example(
     codec: Codec, views: Views, prompt: str, answer: str, max_tokens: int
 ) -> EncodedExample:
-    """The prompt, the answer and an end token as ids, the answer and the end token as labels.
-
-    The answer of an empty page is empty. Raises `ExampleError` if the whole has more than
-    `max_tokens`.
-    """
+    """The prompt, the answer and an end token as ids, the answer and the end token as labels. The
+    answer of an empty page is empty. Raises `ExampleError` if the whole has more than
+    `max_tokens`."""
     encoded = prompts.encode(codec, prompts.with_image(prompt), views.token_count)
     taught = [*codec.encode_text(answer), min(codec.end_ids)]
     length = len(encoded.ids) + len(taught)
@@ -83,10 +81,8 @@ def encode_example(
 
 
 def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
-    """One batch; shorter examples are padded on the right with `pad_id`, unlabelled.
-
-    Padding comes after all that teaches, and attention looks back only, so no mask is needed.
-    """
+    """One batch; shorter examples are padded on the right with `pad_id`, unlabelled. Padding comes
+    after all that teaches, and attention looks back only, so no mask is needed."""
     sequences = torch.nn.utils.rnn.pad_sequence
     tiles = [example.views.tiles for example in examples if len(example.views.tiles)]
     return Batch(

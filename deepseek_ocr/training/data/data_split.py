@@ -59,10 +59,8 @@ def split_folder(
     data_root: Path, output_dir: Path, test_fraction: float, seed: int
 ) -> tuple[FoundPairs, list[Sample], list[Sample]]:
     """Write train.json, test.json and rejected.json for the pictures in `data_root`, and warn of
-    what was not used; gives what was found, and what of it is in train.json and test.json.
-
-    Raises `InputError` if there is no usable pair, `FileWriteError` if the disk is full.
-    """
+    what was not used; gives what was found, and what of it is in train.json and test.json. Raises
+    `InputError` if there is no usable pair, `FileWriteError` if the disk is full."""
     found = gather(data_root, output_dir)
     for rejection in found.rejections[:MOST_SHOWN]:
         warn(f"rejected {rejection.name}: {rejection.reason}")
@@ -90,11 +88,8 @@ def split_folder(
 
 def gather(data_root: Path, output_dir: Path) -> FoundPairs:
     """Check every picture and annotation below `data_root`; what `output_dir` holds of an earlier
-    split is passed over, and so is what begins with a dot.
-
-    Raises `InputError` if there is no such folder, or if a split would be written over an
-    annotation.
-    """
+    split is passed over, and so is what begins with a dot. Raises `InputError` if there is no such
+    folder, or if a split would be written over an annotation."""
     if not data_root.is_dir():
         raise InputError(f"{data_root} is not a folder; give the one that holds the pictures.")
     pictures: dict[Path, list[Path]] = defaultdict(list)
@@ -143,10 +138,8 @@ def split(
 
 
 def pixel_hash(image_path: Path) -> tuple[str, bool]:
-    """Hash of the decoded pixels, and whether the file holds further pages.
-
-    Raises `ImageError` if the picture cannot be opened.
-    """
+    """Hash of the decoded pixels, and whether the file holds further pages. Raises `ImageError` if
+    the picture cannot be opened."""
     from deepseek_ocr.images.image_loading import open_image  # imports torch: seconds
 
     image = open_image(image_path)

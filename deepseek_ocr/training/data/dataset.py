@@ -90,11 +90,9 @@ def loader(items: Sequence[Item], make: Callable[[Item], Made], workers: int) ->
 
 
 def in_order(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches of a loader, whose processes' errors become those of this project.
-
-    Raises `InputError` if a page cannot be read any more, and `GenerationError` if a process
-    was killed.
-    """
+    """The batches of a loader, whose processes' errors become those of this project. Raises
+    `InputError` if a page cannot be read any more, and `GenerationError` if a process was
+    killed."""
     try:
         yield from batches
     except OcrError as error:
@@ -124,11 +122,9 @@ def check(
 def plan_epoch(
     count: int, seed: int, epoch: int, batch_size: int, grad_accum: int, processes: int
 ) -> list[list[list[MicroBatch]]]:
-    """`plan[step][process]`: the micro-batches of each process in each step of an epoch.
-
-    All `count` examples appear once, in an order that `seed` and `epoch` decide. Which examples
-    share a step depends on the effective batch alone, not on how it is spread.
-    """
+    """`plan[step][process]`: the micro-batches of each process in each step of an epoch. All
+    `count` examples appear once, in an order that `seed` and `epoch` decide. Which examples share a
+    step depends on the effective batch alone, not on how it is spread."""
     order = list(range(count))
     Random(f"{seed}:{epoch}").shuffle(order)
     effective = batch_size * grad_accum * processes

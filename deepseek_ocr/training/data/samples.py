@@ -90,19 +90,15 @@ def load_samples(
 
 
 def write_rejections(folder: Path, rejections: Mapping[str, Sequence[Rejection]]) -> None:
-    """Name in `rejected.json` what cannot be used of each file ("train", "validation").
-
-    Raises `FileWriteError`.
-    """
+    """Name in `rejected.json` what cannot be used of each file ("train", "validation"). Raises
+    `FileWriteError`."""
     rows = [{"file": file, **asdict(one)} for file, some in rejections.items() for one in some]
     write_json(folder / "rejected.json", rows)
 
 
 def samples_to_json(data_root: Path, samples: Sequence[Sample]) -> bytes:
-    """`samples` as a JSON array in UTF-8, one sample a line.
-
-    Raises `ValueError` for a picture outside `data_root`.
-    """
+    """`samples` as a JSON array in UTF-8, one sample a line. Raises `ValueError` for a picture
+    outside `data_root`."""
 
     def entry(sample: Sample) -> dict[str, Any]:
         image = sample.image.relative_to(data_root).as_posix()

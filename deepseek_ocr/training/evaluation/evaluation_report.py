@@ -46,11 +46,9 @@ FIGURES: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """What a report is made of.
-
-    `rejections` are entries of the test file that cannot be used, `unsupported` the samples that
-    have no answer for any of the tasks asked for, `extra` texts made elsewhere that no page used.
-    """
+    """What a report is made of. `rejections` are entries of the test file that cannot be used,
+    `unsupported` the samples that have no answer for any of the tasks asked for, `extra` texts made
+    elsewhere that no page used."""
 
     settings: Mapping[str, Any]
     scores: Sequence[Score]

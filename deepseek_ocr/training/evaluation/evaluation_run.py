@@ -43,10 +43,8 @@ FIRST_NAMED = 5
 
 
 def load_engine(folder: Path, adapter: Path | None, settings: configuration.Settings) -> OcrEngine:
-    """The engine of a checkpoint, an adapter merged into it.
-
-    Raises `CheckpointError` and `DeviceError`.
-    """
+    """The engine of a checkpoint, an adapter merged into it. Raises `CheckpointError` and
+    `DeviceError`."""
     from deepseek_ocr.engine.ocr_engine import OcrEngine  # imports torch: seconds
 
     try:
@@ -58,11 +56,9 @@ def load_engine(folder: Path, adapter: Path | None, settings: configuration.Sett
 
 
 def evaluate(options: EvaluationOptions) -> int:
-    """Read what `options` name, compare, and write the report.
-
-    Returns 0, or 1 if a page was not read or an entry cannot be used; both are named on standard
-    error. Raises `OcrError`, and `OSError` for a file that changed meanwhile.
-    """
+    """Read what `options` name, compare, and write the report. Returns 0, or 1 if a page was not
+    read or an entry cannot be used; both are named on standard error. Raises `OcrError`, and
+    `OSError` for a file that changed meanwhile."""
     return _evaluate_facts(options) if options.facts else _evaluate_samples(options)
 
 
@@ -116,10 +112,8 @@ def _evaluate_facts(options: EvaluationOptions) -> int:
 def _names(
     options: EvaluationOptions, samples: Sequence[Sample], rejections: Sequence[Rejection]
 ) -> Names:
-    """What a text made elsewhere may be called, for every page that the test file names.
-
-    Also for those that are not compared now: their texts are no other page's.
-    """
+    """What a text made elsewhere may be called, for every page that the test file names. Also for
+    those that are not compared now: their texts are no other page's."""
     if options.predictions is None:
         return {}
     known: list[str] = []
@@ -238,10 +232,8 @@ def _settings(options: EvaluationOptions) -> dict[str, Any]:
 
 
 def _identity(options: EvaluationOptions, folder: Path | None) -> dict[str, Any]:
-    """What must be equal for one run to go on with another's pages.
-
-    Of the model and the adapter also sizes and times of their files, which change in training.
-    """
+    """What must be equal for one run to go on with another's pages. Of the model and the adapter
+    also sizes and times of their files, which change in training."""
     known = _settings(options)
     del known["tasks"], known["limit"]
     source = options.test_file or options.facts

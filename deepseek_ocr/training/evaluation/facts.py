@@ -101,10 +101,8 @@ class FactPage:
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact: `texts` holds the strings of its type (text; before, after; cell, up, …).
-
-    At most `max_diffs` characters may be inserted, missing or different.
-    """
+    """One fact: `texts` holds the strings of its type (text; before, after; cell, up, …). At most
+    `max_diffs` characters may be inserted, missing or different."""
 
     id: str
     page: FactPage
@@ -127,10 +125,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class PageText:
-    """The text of a page, as a model or a program wrote it, and what facts need of it.
-
-    Each part is made when the first fact asks for it, and kept for the others.
-    """
+    """The text of a page, as a model or a program wrote it, and what facts need of it. Each part is
+    made when the first fact asks for it, and kept for the others."""
 
     text: str
 
@@ -152,10 +148,8 @@ class PageText:
 
 
 def load_facts(file: Path) -> tuple[list[Fact], list[Rejection]]:
-    """The facts in `file`, and the lines that cannot be used, with reasons.
-
-    Raises `InputError` if the file cannot be read.
-    """
+    """The facts in `file`, and the lines that cannot be used, with reasons. Raises `InputError` if
+    the file cannot be read."""
     facts: list[Fact] = []
     rejections: list[Rejection] = []
     for number, line in enumerate(read_text(file).split("\n"), start=1):
@@ -218,11 +212,9 @@ def plain(text: str) -> str:
 
 
 def starts(pattern: str, text: str, most: int) -> list[int]:
-    """Where in `text` something begins that is at most `most` edits away from `pattern`.
-
-    Of neighbouring places the best one counts. Time is the product of both lengths, whatever
-    they hold (libraries for this take minutes over text that goes in circles).
-    """
+    """Where in `text` something begins that is at most `most` edits away from `pattern`. Of
+    neighbouring places the best one counts. Time is the product of both lengths, whatever they hold
+    (libraries for this take minutes over text that goes in circles)."""
     if most == 0:
         return [match.start() for match in re.finditer(f"(?={re.escape(pattern)})", text)]
     distances = _distances_from(pattern, text)
@@ -233,9 +225,7 @@ def starts(pattern: str, text: str, most: int) -> list[int]:
 
 def _distances_from(pattern: str, text: str) -> np.ndarray:
     """`[len(text) + 1]` edits between `pattern` and the best stretch that begins at each place.
-
-    Sellers' algorithm from the back, a row of the table at a time.
-    """
+    Sellers' algorithm from the back, a row of the table at a time."""
     signs = np.frombuffer(text[::-1].encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     places = np.arange(len(text) + 1, dtype=np.int32)
     row = np.zeros(len(text) + 1, dtype=np.int32)

@@ -39,14 +39,9 @@ class _Line:
 
 
 class Journal:
-    """The record of one run in `folder`.
-
-    `resume` is for texts that do not change meanwhile; without it the record begins anew.
-    Nothing is written before `begin`.
-
-    Raises `SettingsError` if the folder holds a run with other settings, `InputError` if
-    its record cannot be read.
-    """
+    """The record of one run in `folder`. `resume` is for texts that do not change meanwhile;
+    without it the record begins anew. Nothing is written before `begin`. Raises `SettingsError` if
+    the folder holds a run with other settings, `InputError` if its record cannot be read."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], resume: bool = True) -> None:
         self.path = folder / SAMPLES

@@ -56,10 +56,8 @@ def read_examples(
 
 def sole_names(names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     """For each page what it may be called, and behind that the last parts of these paths that no
-    other page has: `2023/001` and `2024/001` are never both `001`.
-
-    `names` must hold every page that is known, also those that are not read now.
-    """
+    other page has: `2023/001` and `2024/001` are never both `001`. `names` must hold every page
+    that is known, also those that are not read now."""
     last = {page: [PurePosixPath(name).name for name in some] for page, some in names.items()}
     owners = Counter(part for parts in last.values() for part in set(parts))
     sole = {page: [part for part in parts if owners[part] == 1] for page, parts in last.items()}
@@ -67,10 +65,8 @@ def sole_names(names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]
 
 
 def find_text(folder: Path, names: Iterable[str]) -> Path | None:
-    """The first text in `folder` under one of `names`, None if there is none.
-
-    Names never lead out of the folder; a link there may.
-    """
+    """The first text in `folder` under one of `names`, None if there is none. Names never lead out
+    of the folder; a link there may."""
     for name in names:
         if ".." in PurePosixPath(name).parts:
             continue
@@ -99,11 +95,8 @@ def read_prediction(folder: Path, names: Sequence[str]) -> Prediction:
 
 
 def extra_texts(folder: Path, names: Names) -> list[str]:
-    """Paths in `folder`, sorted, of the texts that are of none of the pages in `names`.
-
-    The second of two texts of one page is one of them. Of the first `MOST_FILES` files and
-    folders.
-    """
+    """Paths in `folder`, sorted, of the texts that are of none of the pages in `names`. The second
+    of two texts of one page is one of them. Of the first `MOST_FILES` files and folders."""
     used = {find_text(folder, some) for some in names.values()}
     below = (  # what links lead to is not looked into
         Path(parent, name)

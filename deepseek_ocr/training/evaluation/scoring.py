@@ -42,10 +42,8 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Score:
-    """An example, what was read of it, and its part in every figure that applies to it.
-
-    `notes` says what could not be compared.
-    """
+    """An example, what was read of it, and its part in every figure that applies to it. `notes`
+    says what could not be compared."""
 
     example: Example
     prediction: Prediction
@@ -55,11 +53,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Band:
-    """Pages of one band of compression: text tokens per vision token in [low, high).
-
-    `precision` is 1 less the normalised edit distance, on average, and `interval` its 95 % interval
-    (None of fewer than two pages); `ratio` is the mean ratio.
-    """
+    """Pages of one band of compression: text tokens per vision token in [low, high). `precision` is
+    1 less the normalised edit distance, on average, and `interval` its 95 % interval (None of fewer
+    than two pages); `ratio` is the mean ratio."""
 
     low: float
     high: float | None
@@ -111,9 +107,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, dict[str, Estimate]]:
 
 def precision_by_ratio(scores: Sequence[Score]) -> list[Band]:
     """Precision by compression, after the table in the model's paper: empty bands are left out.
-
-    Pages that failed are in none: nobody knows their vision tokens.
-    """
+    Pages that failed are in none: nobody knows their vision tokens."""
     bands: list[Band] = []
     known = [score for score in scores if "compression" in score.shares]
     for low, high in zip(RATIO_BANDS, (*RATIO_BANDS[1:], None), strict=True):

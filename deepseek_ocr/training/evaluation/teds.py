@@ -86,10 +86,8 @@ def html_tables(text: str) -> list[Rows]:
 
 
 def markdown_tables(text: str) -> list[Rows]:
-    """The pipe tables in `text`: a row, a rule of dashes, further rows.
-
-    Of one page `MOST_CELLS` cells at most, all tables together; what is beyond is left out.
-    """
+    """The pipe tables in `text`: a row, a rule of dashes, further rows. Of one page `MOST_CELLS`
+    cells at most, all tables together; what is beyond is left out."""
     tables: list[Rows] = []
     lines = text.splitlines()
     at, left = 1, MOST_CELLS
@@ -133,11 +131,9 @@ def node_count(rows: Rows) -> int:
 
 
 def teds(truth: Rows, predicted: Rows) -> float:
-    """Similarity of two tables, 0 to 1 (equal).
-
-    Raises `ValueError` if the true table has more than `MOST_NODES` nodes. A predicted one
-    that has scores 0: it is no reading of a table within bounds.
-    """
+    """Similarity of two tables, 0 to 1 (equal). Raises `ValueError` if the true table has more than
+    `MOST_NODES` nodes. A predicted one that has scores 0: it is no reading of a table within
+    bounds."""
     if node_count(truth) > MOST_NODES:
         raise ValueError(f"A table has more than {MOST_NODES} rows and cells and is not compared.")
     if node_count(predicted) > MOST_NODES:
@@ -149,10 +145,8 @@ def teds(truth: Rows, predicted: Rows) -> float:
 
 def table_scores(truth: Sequence[Rows], predicted: Sequence[Rows]) -> list[float | None]:
     """TEDS of each true table with the predicted one it is paired with; None if it is too large.
-
-    Each table is in one pair at most; pairs are chosen so that their texts are as alike as can
-    be. A table without a partner scores 0.
-    """
+    Each table is in one pair at most; pairs are chosen so that their texts are as alike as can be.
+    A table without a partner scores 0."""
     scores: list[float | None] = [0.0] * len(truth)
     partners: dict[int, int] = {}
     if truth and predicted:
@@ -202,10 +196,8 @@ def _parse(source: str) -> Rows:
 
 
 def _own_rows(table: html.HtmlElement) -> Iterator[list[html.HtmlElement]]:
-    """The cells of each row of `table` itself, not of tables in its cells.
-
-    Cells that the model put between rows make up a row.
-    """
+    """The cells of each row of `table` itself, not of tables in its cells. Cells that the model put
+    between rows make up a row."""
     stray: list[html.HtmlElement] = []
     for element in table.xpath("(. | thead | tbody | tfoot)/*"):  # in the order of the text
         if element.tag in ("td", "th"):

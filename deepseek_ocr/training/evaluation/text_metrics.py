@@ -73,11 +73,9 @@ def word_errors(reference: str, prediction: str) -> Errors:
 
 
 def character_error_rate(references: Sequence[str], predictions: Sequence[str]) -> float:
-    """CER of a corpus: all edits over all characters of the references; 0 is perfect.
-
-    Raises `ValueError` if there are not as many predictions as references, or if all
-    references are empty.
-    """
+    """CER of a corpus: all edits over all characters of the references; 0 is perfect. Raises
+    `ValueError` if there are not as many predictions as references, or if all references are
+    empty."""
     errors = [character_errors(*pair) for pair in zip(references, predictions, strict=True)]
     length = sum(error.length for error in errors)
     if not length:
@@ -86,10 +84,8 @@ def character_error_rate(references: Sequence[str], predictions: Sequence[str]) 
 
 
 def normalised_edit_distance(reference: str, prediction: str) -> float:
-    """Edits over the length of the longer text, 0 (equal) to 1, as OmniDocBench defines it.
-
-    Two empty texts have distance 0.
-    """
+    """Edits over the length of the longer text, 0 (equal) to 1, as OmniDocBench defines it. Two
+    empty texts have distance 0."""
     reference, prediction = normalise(reference), normalise(prediction)
     return float(Levenshtein.normalized_distance(reference, prediction))
 
@@ -100,11 +96,9 @@ def exact_match(reference: str, prediction: str) -> bool:
 
 
 def matched_ious(truth: Sequence[Box], predicted: Sequence[Box]) -> list[float]:
-    """For each true box the IoU with the predicted box it is paired with, 0 if it has none.
-
-    Each box is in one pair at most; the pairing is the one with the largest sum. Only the first
-    `MOST_BOXES` on either side take part, further true boxes count 0.
-    """
+    """For each true box the IoU with the predicted box it is paired with, 0 if it has none. Each
+    box is in one pair at most; the pairing is the one with the largest sum. Only the first
+    `MOST_BOXES` on either side take part, further true boxes count 0."""
     found = [0.0] * len(truth)
     if truth and predicted:
         ious = _all_ious(truth[:MOST_BOXES], predicted[:MOST_BOXES])

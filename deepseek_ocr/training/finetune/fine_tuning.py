@@ -29,9 +29,7 @@ class UsableExamples:
 
 def fine_tune(options: TrainOptions) -> int:
     """Train, and return how many entries could not be used; 0 if there are several processes.
-
-    Raises the errors of `errors.py`; what was finished before one stays in the output folder.
-    """
+    Raises the errors of `errors.py`; what was finished before one stays in the output folder."""
     folder = options.settings.checkpoint_folder()
     check_output(options)
     train = usable_examples(options, options.train_file)
@@ -53,10 +51,8 @@ def fine_tune(options: TrainOptions) -> int:
 
 
 def usable_examples(options: TrainOptions, file: Path) -> UsableExamples:
-    """What the samples listed in `file` teach for the tasks of `options`.
-
-    Raises `InputError` if `file` is not such a list.
-    """
+    """What the samples listed in `file` teach for the tasks of `options`. Raises `InputError` if
+    `file` is not such a list."""
     samples, rejections = load_samples(options.data_root, file, warn)
     entries = len(samples) + len(rejections)
     names = ", ".join(presets.task_name(task) for task in options.tasks)

@@ -19,10 +19,8 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 
 def target_modules(network: Network) -> list[str]:
-    """Full paths of the decoder's attention, dense and shared projections, in order.
-
-    Full paths, because CLIP has a `q_proj` too: by short name it would be caught.
-    """
+    """Full paths of the decoder's attention, dense and shared projections, in order. Full paths,
+    because CLIP has a `q_proj` too: by short name it would be caught."""
     return [
         name
         for name, module in network.named_modules()
@@ -41,10 +39,8 @@ def target_parameters(network: Network) -> list[str]:
 def add_lora(
     network: Network, rank: int = 16, alpha: int = 32, dropout: float = 0.0, experts: bool = False
 ) -> PeftModel:
-    """`network` with untrained adapters in place (float32), everything else frozen.
-
-    Their scale is alpha / rank; with `experts` the routed experts have some too.
-    """
+    """`network` with untrained adapters in place (float32), everything else frozen. Their scale is
+    alpha / rank; with `experts` the routed experts have some too."""
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -77,10 +73,8 @@ def is_vision(name: str) -> bool:
 
 
 def save_adapter(wrapped: PeftModel, folder: Path) -> None:
-    """Write the adapter as peft does, and what was trained whole beside it; all or nothing.
-
-    Raises `FileWriteError`.
-    """
+    """Write the adapter as peft does, and what was trained whole beside it; all or nothing. Raises
+    `FileWriteError`."""
     config = wrapped.peft_config["default"].to_dict()
     config = {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()}
     config |= {"base_model_name_or_path": None, "inference_mode": True}

@@ -14,10 +14,8 @@ from deepseek_ocr.files import write_bytes
 def write_curve(
     path: Path, losses: Sequence[float], validation: Sequence[Mapping[str, float]]
 ) -> None:
-    """Loss by step (nats a token), smoothed beside raw, and CER by epoch, as PNG.
-
-    Raises `FileWriteError`.
-    """
+    """Loss by step (nats a token), smoothed beside raw, and CER by epoch, as PNG. Raises
+    `FileWriteError`."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     steps = range(1, len(losses) + 1)

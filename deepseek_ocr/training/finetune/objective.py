@@ -30,9 +30,7 @@ def _without_autocast(forward: Callable[[torch.Tensor], Any]) -> Callable[[torch
 
 class Objective(nn.Module):
     """The network with its loss as one module, so that it can be wrapped for several processes.
-
-    `balance` adds the routers' auxiliary loss (see `balance_loss`) to what is returned.
-    """
+    `balance` adds the routers' auxiliary loss (see `balance_loss`) to what is returned."""
 
     def __init__(self, network: Network, balance: bool = False) -> None:
         super().__init__()

@@ -21,11 +21,9 @@ COUNTERS, TENSORS = "state.json", "state.safetensors"
 
 @dataclass
 class TrainingProgress:
-    """Where a run is: finished epochs, steps, and what was measured on the way.
-
-    `settings` is what must not change between a run and its resumption, `scaler` the state of
-    float16's loss scaling.
-    """
+    """Where a run is: finished epochs, steps, and what was measured on the way. `settings` is what
+    must not change between a run and its resumption, `scaler` the state of float16's loss
+    scaling."""
 
     settings: dict[str, object]
     epoch: int = 0
@@ -39,10 +37,8 @@ class TrainingProgress:
 def save_state(
     folder: Path, progress: TrainingProgress, network: nn.Module, optimiser: torch.optim.Optimizer
 ) -> None:
-    """Write counters, trainable weights (exactly) and the optimiser's averages.
-
-    Raises `FileWriteError`.
-    """
+    """Write counters, trainable weights (exactly) and the optimiser's averages. Raises
+    `FileWriteError`."""
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in _trainable(network):
         tensors[f"weight:{name}"] = parameter.detach()
@@ -70,10 +66,8 @@ def read_progress(folder: Path) -> TrainingProgress:
 
 @torch.no_grad()
 def restore(folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Put weights and averages back where `save_state` found them.
-
-    Raises `CheckpointError` if they do not fit.
-    """
+    """Put weights and averages back where `save_state` found them. Raises `CheckpointError` if they
+    do not fit."""
     path = folder / STATE / TENSORS
     try:
         tensors = load_file(path)

@@ -40,11 +40,9 @@ def official_tensors(
 def save_checkpoint(
     network: Network, source: Path, folder: Path, dtype: torch.dtype = torch.bfloat16
 ) -> None:
-    """Write the network into `folder` in the official format, whole or not at all.
-
-    Config and tokenizer are those of the checkpoint `source` it came from; `dtype` is the type of
-    the file. Raises `FileWriteError` if it cannot be written.
-    """
+    """Write the network into `folder` in the official format, whole or not at all. Config and
+    tokenizer are those of the checkpoint `source` it came from; `dtype` is the type of the file.
+    Raises `FileWriteError` if it cannot be written."""
     with replace_folder(folder) as staging:
         for name in COMPANIONS:
             if (source / name).is_file():

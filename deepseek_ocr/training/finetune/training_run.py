@@ -48,10 +48,8 @@ from deepseek_ocr.training.finetune.train_options import STATE, TrainOptions, ch
 
 class TrainingRun:
     """Everything a run holds: the checkpoint `source`, what is to be trained in it trainable, and
-    where an earlier run stopped if it is to go on.
-
-    Raises `CheckpointError`, `DeviceError`, `SettingsError` and `FileWriteError`.
-    """
+    where an earlier run stopped if it is to go on. Raises `CheckpointError`, `DeviceError`,
+    `SettingsError` and `FileWriteError`."""
 
     def __init__(self, options: TrainOptions, source: Path) -> None:
         with explain_write_errors(options.output_dir):
@@ -130,9 +128,7 @@ class TrainingRun:
     ) -> None:
         """Name what cannot be used in `rejected.json` and the log, `unread` of the validation file;
         stop if it is too many of the `entries` to train on the `usable` examples of the rest.
-
-        Raises `InputError`.
-        """
+        Raises `InputError`."""
         if self.accelerator.is_main_process:
             write_rejections(self.options.output_dir, {"train": rejections, "validation": unread})
             self.log.line(f"data: {usable} examples, {len(rejections)} rejected")
@@ -228,11 +224,9 @@ class TrainingRun:
         self.accelerator.wait_for_everyone()
 
     def _validate(self, validation: Sequence[Example]) -> tuple[float, int]:
-        """CER over all validation examples, each process reading its share, of what
-        `deepseek-ocr evaluate` would compare; and how many failed.
-
-        A page that cannot be read counts as an empty answer.
-        """
+        """CER over all validation examples, each process reading its share, of what `deepseek-ocr
+        evaluate` would compare; and how many failed. A page that cannot be read counts as an empty
+        answer."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         network, within = self.network.eval(), self.accelerator.autocast
         with closing(OcrEngine(network, self.codec, slots=1, within=within)) as engine:

@@ -81,9 +81,7 @@ class Lessons(Batch):
 
 def slots_of(lines: Sequence[Sequence[Glyph]], size: tuple[int, int], view: int) -> Tensor:
     """Classes of the slots `[view / 16, view / 8]` of a square page of `size` px seen as `view` px.
-
-    Of two characters in one slot the first stays; spaces are nothing.
-    """
+    Of two characters in one slot the first stays; spaces are nothing."""
     slots = np.full((view // SLOT[1], view // SLOT[0]), NOTHING)
     for character, x, y in (glyph for line in lines for glyph in line):
         column = int(x * view / size[0] / SLOT[0])
@@ -150,11 +148,9 @@ class AuxiliaryObjective(nn.Module):
         self.parts: dict[str, float] = {}
 
     def forward(self, lessons: Lessons) -> tuple[Tensor, Tensor]:
-        """The sum over the tokens of all losses (nats), and 0 for the routers' balance.
-
-        `parts` then holds the mean of each: `text`, `here` and `next` a token, `cells` and
-        `patches` a slot.
-        """
+        """The sum over the tokens of all losses (nats), and 0 for the routers' balance. `parts`
+        then holds the mean of each: `text`, `here` and `next` a token, `cells` and `patches` a
+        slot."""
         device = lessons.ids.device.type
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
             rows, patches = self._encoded(lessons)

@@ -57,10 +57,8 @@ def run(
     save: Callable[[], None],
 ) -> None:
     """Take a step for every batch of `data`; `save` is called every `SAVE_EVERY_S` seconds and at
-    the end. Losses are told now and then, on the screen and as JSON lines in the file `log`.
-
-    Raises `FileWriteError`.
-    """
+    the end. Losses are told now and then, on the screen and as JSON lines in the file `log`. Raises
+    `FileWriteError`."""
     share = cosine(stage.warmup, len(data) * POOL, floor=0.05 if stage.decays else 1.0)
     taken = pages = 0
     parts: dict[str, list[float]] = {}

@@ -25,10 +25,8 @@ _INTO_RESIDUAL = (
 
 
 def write_untrained(folder: Path, seed: int) -> None:
-    """A checkpoint of random weights with the bundled model's tokenizer and config.
-
-    Raises `CheckpointError` if there is no bundled model, and `FileWriteError`.
-    """
+    """A checkpoint of random weights with the bundled model's tokenizer and config. Raises
+    `CheckpointError` if there is no bundled model, and `FileWriteError`."""
     bundled = bundled_folder("pocket")
     torch.manual_seed(seed)
     network = Network(read_config(bundled))
@@ -37,11 +35,9 @@ def write_untrained(folder: Path, seed: int) -> None:
 
 
 def initialise(network: Network) -> None:
-    """Random weights that keep the size of what passes through them.
-
-    The library's class leaves SAM's weights at 1e-10, which suits a class that is only ever
-    filled from a file: nothing of the picture would reach the decoder, and no gradient the eye.
-    """
+    """Random weights that keep the size of what passes through them. The library's class leaves
+    SAM's weights at 1e-10, which suits a class that is only ever filled from a file: nothing of the
+    picture would reach the decoder, and no gradient the eye."""
     for name, parameter in network.named_parameters():
         if parameter.ndim < 2:
             continue

@@ -47,10 +47,8 @@ class Typeface:
 
 
 def typefaces(which: FontSet = "all") -> tuple[Typeface, ...]:
-    """Typefaces that have every character of `phrases.CHARACTERS`, sorted by family.
-
-    Raises `InputError` if there are none.
-    """
+    """Typefaces that have every character of `phrases.CHARACTERS`, sorted by family. Raises
+    `InputError` if there are none."""
     faces, asked = _installed(), which == "held-out"
     found = [one for one in faces if which == "all" or one.family.startswith(HELD_OUT) == asked]
     if not found:

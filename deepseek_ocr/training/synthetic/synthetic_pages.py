@@ -141,9 +141,7 @@ def _with_effects(
 
 def _angle_that_fits(angle: float, blocks: list[Block], size: tuple[int, int]) -> float:
     """As much of a turn by `angle` degrees as leaves all print on the page: long pages take less.
-
-    Halved and not drawn again, so that what is drawn after it stays the same.
-    """
+    Halved and not drawn again, so that what is drawn after it stays the same."""
     boxes = [box for block in blocks for box in (block.box, *(box for _, box in block.lines))]
     for _ in range(8):
         turned = [_turned_box(box, angle, size) for box in boxes]
@@ -214,11 +212,9 @@ def to_thousandths(box: PixelBox, size: tuple[int, int]) -> tuple[int, int, int,
 def write_pages(
     folder: Path, recipe: Recipe, numbers: Sequence[int], seed: int, processes: int
 ) -> Iterator[Path]:
-    """Write page after page into `folder` as `000001.png` and `.json`; yields each picture.
-
-    Raises `SettingsError` if no text fits, `InputError` if there are no fonts, `FileWriteError` if
-    a page cannot be written, and `BrokenProcessPool` if one of several processes died.
-    """
+    """Write page after page into `folder` as `000001.png` and `.json`; yields each picture. Raises
+    `SettingsError` if no text fits, `InputError` if there are no fonts, `FileWriteError` if a page
+    cannot be written, and `BrokenProcessPool` if one of several processes died."""
     write = partial(_write_page, folder, recipe, seed)
     if processes == 1:
         yield from map(write, numbers)
