@@ -44,8 +44,7 @@ class ExperimentLog:
 
 
 def append_line(path: Path, text: str) -> None:
-    """Add a line to a file; it is with the system when the call returns. Raises
-    `FileWriteError`."""
+    """Add a line to a file, with the system on return. Raises `FileWriteError`."""
     with explain_write_errors(path), path.open("a", encoding="utf-8", errors="replace") as file:
         file.write(f"{text}\n")
 

@@ -64,9 +64,8 @@ class Batch:
 def encode_example(
     codec: Codec, views: Views, prompt: str, answer: str, max_tokens: int
 ) -> EncodedExample:
-    """The prompt, the answer and an end token as ids, the answer and the end token as labels. The
-    answer of an empty page is empty. Raises `ExampleError` if the whole has more than
-    `max_tokens`."""
+    """Prompt, answer (of an empty page empty) and an end token as ids, the last two as labels too.
+    Raises `ExampleError` if the whole has more than `max_tokens`."""
     encoded = prompts.encode(codec, prompts.with_image(prompt), views.token_count)
     taught = [*codec.encode_text(answer), min(codec.end_ids)]
     length = len(encoded.ids) + len(taught)

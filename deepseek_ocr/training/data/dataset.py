@@ -90,9 +90,8 @@ def loader(items: Sequence[Item], make: Callable[[Item], Made], workers: int) ->
 
 
 def in_order(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches of a loader, whose processes' errors become those of this project. Raises
-    `InputError` if a page cannot be read any more, and `GenerationError` if a process was
-    killed."""
+    """The batches of a loader, whose processes' errors become those of this project: `InputError`
+    for a page that cannot be read any more, `GenerationError` for a process that was killed."""
     try:
         yield from batches
     except OcrError as error:

@@ -131,9 +131,8 @@ def node_count(rows: Rows) -> int:
 
 
 def teds(truth: Rows, predicted: Rows) -> float:
-    """Similarity of two tables, 0 to 1 (equal). Raises `ValueError` if the true table has more than
-    `MOST_NODES` nodes. A predicted one that has scores 0: it is no reading of a table within
-    bounds."""
+    """Similarity of two tables, 0 to 1 (equal). A predicted one of more than `MOST_NODES` nodes
+    scores 0: it is no reading of a table within bounds. Raises `ValueError` if the true one has."""
     if node_count(truth) > MOST_NODES:
         raise ValueError(f"A table has more than {MOST_NODES} rows and cells and is not compared.")
     if node_count(predicted) > MOST_NODES:

@@ -74,8 +74,7 @@ def word_errors(reference: str, prediction: str) -> Errors:
 
 def character_error_rate(references: Sequence[str], predictions: Sequence[str]) -> float:
     """CER of a corpus: all edits over all characters of the references; 0 is perfect. Raises
-    `ValueError` if there are not as many predictions as references, or if all references are
-    empty."""
+    `ValueError` if there are not as many predictions as references, or no text in these."""
     errors = [character_errors(*pair) for pair in zip(references, predictions, strict=True)]
     length = sum(error.length for error in errors)
     if not length:

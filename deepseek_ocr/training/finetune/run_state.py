@@ -21,9 +21,8 @@ COUNTERS, TENSORS = "state.json", "state.safetensors"
 
 @dataclass
 class TrainingProgress:
-    """Where a run is: finished epochs, steps, and what was measured on the way. `settings` is what
-    must not change between a run and its resumption, `scaler` the state of float16's loss
-    scaling."""
+    """Where a run is: finished epochs, steps, what was measured on the way. `settings` is what must
+    not change when it is resumed, `scaler` the state of float16's loss scaling."""
 
     settings: dict[str, object]
     epoch: int = 0

@@ -225,8 +225,7 @@ class TrainingRun:
 
     def _validate(self, validation: Sequence[Example]) -> tuple[float, int]:
         """CER over all validation examples, each process reading its share, of what `deepseek-ocr
-        evaluate` would compare; and how many failed. A page that cannot be read counts as an empty
-        answer."""
+        evaluate` would compare; and how many failed, which count as empty answers."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         network, within = self.network.eval(), self.accelerator.autocast
         with closing(OcrEngine(network, self.codec, slots=1, within=within)) as engine:

@@ -148,9 +148,8 @@ class AuxiliaryObjective(nn.Module):
         self.parts: dict[str, float] = {}
 
     def forward(self, lessons: Lessons) -> tuple[Tensor, Tensor]:
-        """The sum over the tokens of all losses (nats), and 0 for the routers' balance. `parts`
-        then holds the mean of each: `text`, `here` and `next` a token, `cells` and `patches` a
-        slot."""
+        """The sum over the tokens of all losses (nats), and 0 for the routers' balance. The means
+        are then in `parts`: `text`, `here`, `next` of a token, `cells` and `patches` of a slot."""
         device = lessons.ids.device.type
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
             rows, patches = self._encoded(lessons)
