@@ -88,17 +88,15 @@ def _check(flags: argparse.Namespace) -> None:
 
 
 def _add_inputs(group: argparse._ArgumentGroup) -> None:
-    for flag, metavar, text in (
-        ("data_root", "DIR", "folder that holds the pictures"),
-        ("test_file", "FILE", "test.json of deepseek-ocr split"),
-        ("facts", "FILE", "instead of --test_file: facts about pages, a JSON object a line"),
-        ("predictions", "DIR", "instead of --model_path: texts made elsewhere, NAME.md, NAME.mmd "
-         "or NAME.txt a page"),
-    ):  # fmt: skip
-        group.add_argument(f"--{flag}", type=Path, metavar=metavar, help=text)
-    group.add_argument("--model_path", metavar="NAME|DIR", help="model that reads the pages")
-    group.add_argument("--output_dir", type=Path, required=True, metavar="DIR",
-                       help="where results go")  # fmt: skip
+    add = group.add_argument
+    add("--data_root", type=Path, metavar="DIR", help="folder that holds the pictures")
+    add("--test_file", type=Path, metavar="FILE", help="test.json of deepseek-ocr split")
+    text = "instead of --test_file: facts about pages, a JSON object a line"
+    add("--facts", type=Path, metavar="FILE", help=text)
+    text = "instead of --model_path: texts made elsewhere, NAME.md, NAME.mmd or NAME.txt a page"
+    add("--predictions", type=Path, metavar="DIR", help=text)
+    add("--model_path", metavar="NAME|DIR", help="model that reads the pages")
+    add("--output_dir", type=Path, required=True, metavar="DIR", help="where results go")
 
 
 def _add_reading(group: argparse._ArgumentGroup) -> None:

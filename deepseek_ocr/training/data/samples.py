@@ -119,11 +119,16 @@ def examples_of(sample: Sample, task_names: Sequence[str]) -> list[Example]:
     examples: list[Example] = []
     for name in task_names:
         task = presets.task_title(name)
+        asked: list[tuple[str, str, str]] = []  # prompt, answer, name
         if presets.task_name(task) == "locate":
-            examples += _locate_examples(sample, task)
-        elif answer := _answer(sample.annotation, presets.task_name(task)):
-            prompt = presets.prompt_for(task)
-            examples.append(Example(sample.image, task, prompt, answer, sample.name))
+            for number, one in enumerate(sample.annotation.reference, start=1):
+                answer = _tagged(one.text, one.boxes)
+                asked.append(
+                    (presets.prompt_for(task, one.text), answer, f"{sample.name}#{number}")
+                )
+        elif known := _answer(sample.annotation, presets.task_name(task)):
+            asked.append((presets.prompt_for(task), known, sample.name))
+        examples += [Example(sample.image, task, *one) for one in asked]
     return examples
 
 
@@ -148,14 +153,6 @@ def _answer(annotation: Annotation, short: str) -> str | None:
     if short == "figure" and (annotation.figure or annotation.regions):
         return annotation.figure
     return annotation.markdown
-
-
-def _locate_examples(sample: Sample, task: str) -> list[Example]:
-    examples: list[Example] = []
-    for number, asked in enumerate(sample.annotation.reference, start=1):
-        prompt, answer = presets.prompt_for(task, asked.text), _tagged(asked.text, asked.boxes)
-        examples.append(Example(sample.image, task, prompt, answer, f"{sample.name}#{number}"))
-    return examples
 
 
 def _sample(data_root: Path, entry: object) -> Sample:

@@ -77,14 +77,14 @@ def restore(folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer) 
         if stored is None or stored.shape != parameter.shape:
             raise CheckpointError(f"{path} does not hold {name}; the run trained other weights.")
         parameter.copy_(stored)
+        device = parameter.device
+        counter = device if device.type == "cuda" else "cpu"  # where the fused optimiser counts
         state = {
-            key: tensors[f"{key}:{name}"].to(parameter.device if key != "step" else "cpu")
+            key: tensors[f"{key}:{name}"].to(counter if key == "step" else device)
             for key in ("step", "exp_avg", "exp_avg_sq")
             if f"{key}:{name}" in tensors
         }
         if state:
-            if parameter.device.type == "cuda":  # the fused optimiser counts on the device
-                state["step"] = state["step"].to(parameter.device)
             optimiser.state[parameter] = state
 
 

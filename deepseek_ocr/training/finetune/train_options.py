@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deepseek_ocr.configuration import Settings
 from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.files import explain_write_errors, recover_folder
 
 STATE = "state"
 """Folder in a run's output from which it can go on."""
@@ -49,7 +50,11 @@ class TrainOptions:
 
 
 def check_output(options: TrainOptions) -> None:
-    """Raises `SettingsError` if the output folder holds a run that is not to be resumed."""
+    """Put back the folders that a run left half renamed. Raises `SettingsError` if there is a run
+    that is not to be resumed, and `FileWriteError`."""
+    with explain_write_errors(options.output_dir):
+        for name in (STATE, "best"):
+            recover_folder(options.output_dir / name)
     if not options.resume and (options.output_dir / STATE).exists():
         raise SettingsError(
             f"{options.output_dir} holds a run already; add --resume to go on with it, or choose "

@@ -25,7 +25,7 @@ from deepseek_ocr.devices import selection
 from deepseek_ocr.documents.run_store import checkpoint_digest, file_digest
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.errors import DeviceError, InputError, OcrError, SettingsError
-from deepseek_ocr.files import explain_write_errors, recover_folder, replace_folder
+from deepseek_ocr.files import replace_folder
 from deepseek_ocr.model.adapters import merge_adapter
 from deepseek_ocr.model.checkpoint import read_config
 from deepseek_ocr.model.loader import load_network
@@ -43,7 +43,7 @@ from deepseek_ocr.training.finetune.loss_curve import write_curve
 from deepseek_ocr.training.finetune.objective import Objective, route_in_float32
 from deepseek_ocr.training.finetune.optimizer import Stepper, StepResult, cosine
 from deepseek_ocr.training.finetune.saved_checkpoints import save_checkpoint, stored_dtype
-from deepseek_ocr.training.finetune.train_options import STATE, TrainOptions, check_output
+from deepseek_ocr.training.finetune.train_options import TrainOptions
 
 
 class TrainingRun:
@@ -52,10 +52,6 @@ class TrainingRun:
     `SettingsError` and `FileWriteError`."""
 
     def __init__(self, options: TrainOptions, source: Path) -> None:
-        with explain_write_errors(options.output_dir):
-            for name in (STATE, "best"):
-                recover_folder(options.output_dir / name)
-        check_output(options)
         self.options, self.source = options, source
         self.accelerator, dtype = _accelerator(options)
         set_seed(options.seed)

@@ -38,12 +38,11 @@ _UNSUITED = (
 
 @dataclass(frozen=True, order=True)
 class Typeface:
-    """One font file (the `index`-th face in it) and its family and style."""
+    """One font file and its family and style."""
 
     family: str
     style: str
     path: Path
-    index: int = 0
 
 
 def typefaces(which: FontSet = "all") -> tuple[Typeface, ...]:
@@ -66,9 +65,7 @@ def typefaces(which: FontSet = "all") -> tuple[Typeface, ...]:
 @lru_cache(maxsize=512)  # a megabyte or more each
 def sized(face: Typeface, size: int) -> ImageFont.FreeTypeFont:
     """`face` at `size` px to the em."""
-    return ImageFont.truetype(
-        str(face.path), size, index=face.index, layout_engine=ImageFont.Layout.BASIC
-    )
+    return ImageFont.truetype(str(face.path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 @cache

@@ -78,11 +78,6 @@ def height_of(font: ImageFont.FreeTypeFont) -> int:
     return int(below - above)
 
 
-def typeface(rng: Random, faces: dict[str, list[fonts.Typeface]]) -> fonts.Typeface:
-    """A typeface, every family as likely as any other."""
-    return rng.choice(faces[rng.choice(list(faces))])
-
-
 def fitting(font: ImageFont.FreeTypeFont, text: str, width: int) -> str:
     """As much of the beginning of `text` as is at most `width` px wide."""
     while text and font.getlength(text) > width:
@@ -208,10 +203,7 @@ def chart(
 ) -> tuple[list[Block], str | None]:
     """A bar chart of two to four bars with a name below and a value above each, and its content
     as a Markdown table; nothing if there is no room."""
-    size = rng.randint(
-        recipe.smallest, max(recipe.smallest, (recipe.smallest + recipe.largest) // 2)
-    )
-    font = fonts.sized(face, size)
+    font = fonts.sized(face, rng.randint(recipe.smallest, (recipe.smallest + recipe.largest) // 2))
     count = rng.randint(2, 4)
     tall = height_of(font)
     left, top, right, bottom = canvas.margin, canvas.top, canvas.right, canvas.bottom

@@ -67,7 +67,8 @@ def _attempt(recipe: Recipe, rng: Random) -> SynthPage | None:
         ground, ink = ink, ground
     margin = max(4, min(recipe.size) // rng.randint(16, 40))
     canvas = Canvas(recipe.size, ink, ground, margin)
-    face = layouts.typeface(rng, _families(recipe.font_set))
+    families = _families(recipe.font_set)
+    face = rng.choice(families[rng.choice(list(families))])  # every family as likely as any other
     kind = rng.choices(list(recipe.kinds), list(recipe.kinds.values()))[0]
     blocks, figure = _filled(canvas, rng, face, kind, recipe)
     if kind != "blank" and not any(block.text or block.lines for block in blocks):
@@ -91,14 +92,11 @@ def _families(which: FontSet) -> dict[str, list[fonts.Typeface]]:
 def _filled(
     canvas: Canvas, rng: Random, face: fonts.Typeface, kind: str, recipe: Recipe
 ) -> tuple[list[Block], str | None]:
-    if kind == "lines":
-        return layouts.lines(canvas, rng, face, recipe), None
+    plain = {"lines": layouts.lines, "full": layouts.full, "article": layouts.article}
+    if kind in plain:
+        return plain[kind](canvas, rng, face, recipe), None
     if kind == "blank":
         return [], None
-    if kind == "full":
-        return layouts.full(canvas, rng, face, recipe), None
-    if kind == "article":
-        return layouts.article(canvas, rng, face, recipe), None
     heading = None
     if rng.random() < 0.5:
         font = fonts.sized(face, rng.randint(recipe.smallest, recipe.largest))
