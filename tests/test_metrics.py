@@ -244,7 +244,7 @@ def test_hostile_tables_end_as_small_ones(hostile: str) -> None:
     found = html_tables(hostile)
     assert len(found) <= tables.MOST_TABLES
     for rows in found:
-        assert len(grid(rows).cells) <= tables.MOST_CELLS
+        assert len(grid(rows)) <= tables.MOST_CELLS
     assert all(0 <= score <= 1 for score in table_scores(html_tables(SQUARE), found) if score)
 
 
@@ -269,7 +269,7 @@ def test_a_table_in_a_cell_is_its_text() -> None:
 
 def test_spans_are_laid_out() -> None:
     rows = only("<table><tr><td rowspan=2>a<td colspan=2>b</tr><tr><td>c<td>d</tr></table>")
-    seen = {at: cell.text for at, cell in grid(rows).cells.items()}
+    seen = {at: cell.text for at, cell in grid(rows).items()}
     assert seen == {(0, 0): "a", (0, 1): "b", (0, 2): "b", (1, 0): "a", (1, 1): "c", (1, 2): "d"}
 
 

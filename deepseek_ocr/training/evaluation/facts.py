@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -44,15 +45,16 @@ LAST_PAGE = 100_000
 Place = tuple[int, int]
 """Row and column of a table, from 0; also a step."""
 
-RELATIONS: dict[str, tuple[Callable[[Grid, Place, Place], GridCell | None], Place]] = {
-    "up": (Grid.neighbour, (-1, 0)),
-    "down": (Grid.neighbour, (1, 0)),
-    "left": (Grid.neighbour, (0, -1)),
-    "right": (Grid.neighbour, (0, 1)),
-    "top_heading": (Grid.heading, (-1, 0)),
-    "left_heading": (Grid.heading, (0, -1)),
+RELATIONS: dict[str, tuple[Place, bool]] = {
+    "up": ((-1, 0), False),
+    "down": ((1, 0), False),
+    "left": ((0, -1), False),
+    "right": ((0, 1), False),
+    "top_heading": ((-1, 0), True),
+    "left_heading": ((0, -1), True),
 }
-"""What a table fact may say of a cell: how the other cell is found, and in which direction."""
+"""What a table fact may say of a cell: in which direction the other cell lies, and whether it is
+the outermost one with text there or the next one."""
 
 _ASCII = str.maketrans(
     {"‘": "'", "’": "'", "‚": "'", "“": '"', "”": '"', "„": '"', "＿": "_"}
@@ -62,9 +64,7 @@ _ASCII = str.maketrans(
 _Rule = tuple[Callable[[Any], bool], str]
 _COUNT: _Rule = (lambda one: type(one) is int and one >= 0, "a whole number, 0 or more")
 _VALUES: dict[str, _Rule] = {
-    "max_diffs": _COUNT,
-    "first_n": _COUNT,
-    "last_n": _COUNT,
+    **dict.fromkeys(("max_diffs", "first_n", "last_n"), _COUNT),
     "case_sensitive": (lambda one: type(one) is bool, "true or false"),
     "page": (
         lambda one: type(one) is int and 1 <= one <= LAST_PAGE,
@@ -253,12 +253,12 @@ def _plain_rows(rows: Rows) -> Rows:
 
 
 def _check_table(fact: Fact, grids: Sequence[Grid]) -> Verdict:
-    if not any(one.cells for one in grids):
+    if not any(grids):
         return Verdict(fact, False, "there is no table.")
     reason = f"no cell says {fact.texts['cell'][:80]!r}."
     for one in grids:
         places: dict[int, list[Place]] = {}
-        for at, cell in one.cells.items():
+        for at, cell in one.items():
             if _alike(fact, fact.texts["cell"], cell):
                 places.setdefault(id(cell), []).append(at)
         for spots in places.values():
@@ -272,9 +272,21 @@ def _check_table(fact: Fact, grids: Sequence[Grid]) -> Verdict:
 
 def _related(fact: Fact, table: Grid, spots: list[Place], name: str) -> bool:
     """Whether what fact says of relation `name` holds from one of the places of a cell."""
-    find, step = RELATIONS[name]
-    others = (find(table, spot, step) for spot in spots)
-    return any(other and _alike(fact, fact.texts[name], other) for other in others)
+    step, outermost = RELATIONS[name]
+    for others in (_others(table, spot, step) for spot in spots):
+        chosen = [one for one in others if one.text][-1:] if outermost else islice(others, 1)
+        if any(_alike(fact, fact.texts[name], one) for one in chosen):
+            return True
+    return False
+
+
+def _others(table: Grid, at: Place, step: Place) -> Iterator[GridCell]:
+    """The other cells from `at` in direction `step`."""
+    row, column = at
+    while found := table.get((row, column)):
+        if found is not table[at]:
+            yield found
+        row, column = row + step[0], column + step[1]
 
 
 def _alike(fact: Fact, wanted: str, cell: GridCell) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from apted import APTED, Config
@@ -55,29 +55,8 @@ Rows = tuple[tuple[GridCell, ...], ...]
 """A table as it is written: its rows, each with the cells that begin in it."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table as it is seen: which cell lies at (row, column); a spanning cell lies at several."""
-
-    cells: dict[tuple[int, int], GridCell] = field(default_factory=dict)
-
-    def neighbour(self, at: tuple[int, int], step: tuple[int, int]) -> GridCell | None:
-        """The first other cell from `at` in direction `step` (rows, columns)."""
-        here = self.cells[at]
-        row, column = at
-        while (found := self.cells.get((row, column))) is here:
-            row, column = row + step[0], column + step[1]
-        return found
-
-    def heading(self, at: tuple[int, int], step: tuple[int, int]) -> GridCell | None:
-        """The outermost other cell with text from `at` in direction `step`."""
-        here = self.cells[at]
-        last: GridCell | None = None
-        row, column = at
-        while found := self.cells.get((row, column)):
-            last = found if found is not here and found.text else last
-            row, column = row + step[0], column + step[1]
-        return last
+Grid = dict[tuple[int, int], GridCell]
+"""A table as it is seen: which cell lies at (row, column); a spanning cell lies at several."""
 
 
 def html_tables(text: str) -> list[Rows]:
@@ -110,7 +89,7 @@ def markdown_tables(text: str) -> list[Rows]:
 
 def grid(rows: Rows) -> Grid:
     """`rows` with their spans laid out, as a browser does; beyond `MOST_CELLS` it is cut off."""
-    cells: dict[tuple[int, int], GridCell] = {}
+    cells: Grid = {}
     for row, line in enumerate(rows):
         column = 0
         for cell in line:
@@ -119,10 +98,10 @@ def grid(rows: Rows) -> Grid:
             for down in range(min(cell.rowspan, len(rows) - row)):
                 for right in range(cell.colspan):
                     if len(cells) >= MOST_CELLS:
-                        return Grid(cells)
+                        return cells
                     cells.setdefault((row + down, column + right), cell)
             column += cell.colspan
-    return Grid(cells)
+    return cells
 
 
 def node_count(rows: Rows) -> int:

@@ -52,17 +52,14 @@ def add_lora(
         return get_peft_model(network, config)
 
 
-def train_vision(network: Network) -> list[str]:
-    """Make the vision encoder and what joins it to the decoder trainable, in float32; names."""
-    names: list[str] = []
+def train_vision(network: Network) -> None:
+    """Make the vision encoder and what joins it to the decoder trainable, in float32."""
     # CLIP's own patch embedding is never used: SAM's map takes its place.
     unused = "vision_encoder.embeddings.patch_embedding"
     for name, parameter in network.named_parameters():
         if is_vision(name) and unused not in name:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-            names.append(name)
-    return names
 
 
 def is_vision(name: str) -> bool:
