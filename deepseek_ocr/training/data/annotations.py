@@ -1,9 +1,7 @@
-"""Annotations of pages: the published schema, read strictly.
+"""Annotations of pages, read strictly by the schema in `deepseek_ocr/training/README.md`.
 
-`NAME.json` beside `NAME.png` (or `.jpg`, …) holds one object, which
-`deepseek_ocr/training/README.md` describes. Files are data from outside: types, ranges and sizes
-are checked, the model's special tokens are refused inside texts, and no path leaves the data
-folder.
+Types, ranges and sizes are checked, the model's special tokens are refused inside texts, and no
+path leaves the data folder.
 """
 
 from __future__ import annotations
@@ -104,18 +102,14 @@ def describe_unknown(counts: Mapping[str, int]) -> str:
 
 def annotation_to_json(annotation: Annotation) -> dict[str, Any]:
     """The object that `parse_annotation` reads back; what is not known is left out."""
-    values: dict[str, Any] = {
-        "text": annotation.text,
-        "markdown": annotation.markdown,
+    values = vars(annotation) | {
         "regions": [
-            {"label": region.label, **_boxes_to_json(region.boxes), "text": region.text}
-            for region in annotation.regions
+            {"label": one.label, **_boxes_to_json(one.boxes), "text": one.text}
+            for one in annotation.regions
         ],
         "reference": [
-            {"text": reference.text, **_boxes_to_json(reference.boxes)}
-            for reference in annotation.reference
+            {"text": one.text, **_boxes_to_json(one.boxes)} for one in annotation.reference
         ],
-        "figure": annotation.figure,
     }
     return {key: value for key, value in values.items() if value}
 

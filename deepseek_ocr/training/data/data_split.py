@@ -1,8 +1,7 @@
 """Divide a folder of annotated pictures into train.json and test.json.
 
-Every picture (`NAME.png`, `.jpg`, …) goes with `NAME.json` beside it. Each pair is checked and the
-picture opened; what cannot be used is listed with its reason in rejected.json. The same picture
-twice, whatever its name and format, is always on one side.
+Each pair is checked and the picture opened. The same picture twice, whatever its name and format,
+is always on one side.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, cast
 
-import numpy as np
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -265,9 +264,8 @@ def _plots(run: EvaluationRun) -> dict[str, bytes]:
 def _histogram(errors: Sequence[float], label: str) -> bytes:
     drawing = Figure(figsize=(6, 3.5), layout="constrained")
     axes = drawing.add_subplot()
-    counts_, _, bars = axes.hist(errors, bins=20, range=(0, 1))
-    labels = [f"{count:.0f}" if count else "" for count in np.atleast_1d(counts_)]
-    axes.bar_label(cast(BarContainer, bars), labels=labels, fontsize=7)
+    *_, bars = axes.hist(errors, bins=20, range=(0, 1))
+    axes.bar_label(cast(BarContainer, bars), fmt=lambda n: f"{n:.0f}" if n else "", fontsize=7)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel=f"{label} of a page (0 is perfect)", ylabel="pages")
     return _png(drawing)
