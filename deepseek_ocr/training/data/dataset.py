@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -26,7 +26,6 @@ from deepseek_ocr.training.data.batches import (
 )
 from deepseek_ocr.training.data.samples import Example, Rejection
 
-Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
@@ -77,10 +76,10 @@ def _reason(encoding: Encoding, example: Example) -> str:
     return ""
 
 
-def loader(items: Sequence[Item], make: Callable[[Item], Made], workers: int) -> Iterable[Made]:
+def loader(items: Sequence[Any], make: Callable[[Any], Made], workers: int) -> Iterable[Made]:
     """What `make` makes of each item, in order, ahead by `workers` processes (0: by this one)."""
     return DataLoader(
-        cast(Dataset[Item], items),
+        cast(Dataset[Any], items),
         batch_size=None,
         collate_fn=make,
         num_workers=workers,

@@ -129,7 +129,7 @@ def train_stage(
     if start is None:
         write_untrained(source, seed)
     accelerator = Accelerator(mixed_precision="no")
-    network = load_network(start, accelerator.device, torch.float32).train().requires_grad_(True)
+    network = load_network(source, accelerator.device, torch.float32).train().requires_grad_(True)
     route_in_float32(network)
     torch.manual_seed(seed)
     objective = AuxiliaryObjective(network, _dtype(accelerator.device)).to(accelerator.device)
