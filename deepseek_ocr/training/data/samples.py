@@ -117,18 +117,15 @@ def examples_of(sample: Sample, task_names: Sequence[str]) -> list[Example]:
     Raises `SettingsError` for a task nobody knows.
     """
     examples: list[Example] = []
-    for name in task_names:
-        task = presets.task_title(name)
-        asked: list[tuple[str, str, str]] = []  # prompt, answer, name
+    for task in map(presets.task_title, task_names):
         if presets.task_name(task) == "locate":
             for number, one in enumerate(sample.annotation.reference, start=1):
-                answer = _tagged(one.text, one.boxes)
-                asked.append(
-                    (presets.prompt_for(task, one.text), answer, f"{sample.name}#{number}")
-                )
+                prompt, answer = presets.prompt_for(task, one.text), _tagged(one.text, one.boxes)
+                name = f"{sample.name}#{number}"
+                examples.append(Example(sample.image, task, prompt, answer, name))
         elif known := _answer(sample.annotation, presets.task_name(task)):
-            asked.append((presets.prompt_for(task), known, sample.name))
-        examples += [Example(sample.image, task, *one) for one in asked]
+            prompt = presets.prompt_for(task)
+            examples.append(Example(sample.image, task, prompt, known, sample.name))
     return examples
 
 

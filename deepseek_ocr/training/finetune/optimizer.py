@@ -128,33 +128,30 @@ _ADAMW_SHARE = 0.3
 def make_optimisers(
     module: nn.Module, weight_decay: float, orthogonal: bool, device: torch.device
 ) -> list[torch.optim.Optimizer]:
-    """AdamW over all that is trainable, or beside Muon over what is not a matrix; their learning
-    rates are given with each step."""
-    groups = parameter_groups(module, weight_decay)
-    optimisers: list[torch.optim.Optimizer] = []
-    if orthogonal:
-        names = {id(p): name for name, p in module.named_parameters()}
-        decayed = [p for group in groups[:1] for p in group["params"]]
-        matrices = [p for p in decayed if p.ndim == 2 and "lm_head" not in names[id(p)]]
-        moved = {id(p) for p in matrices}
-        rule = "match_rms_adamw"
-        optimisers = [torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn=rule)]
-        for group in groups:
-            group["params"] = [p for p in group["params"] if id(p) not in moved]
-            group["share"] = _ADAMW_SHARE
-    fused = device.type in ("cpu", "cuda")
-    return [*optimisers, torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=fused)]
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters as two groups: matrices, which decay, and all else, which does not."""
-    decayed: dict[str, Any] = {"params": [], "weight_decay": weight_decay}
-    rest: dict[str, Any] = {"params": [], "weight_decay": 0.0}
+    """AdamW over all that is trainable, or beside Muon over what is not a matrix; tables are none,
+    and matrices alone decay. The learning rates are given with each step."""
+    moved: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             table = any(part in name for part in ("embed", "rel_pos", "position"))
-            (decayed if parameter.ndim >= 2 and not table else rest)["params"].append(parameter)
-    return [group for group in (decayed, rest) if group["params"]]
+            if parameter.ndim < 2 or table:
+                rest.append(parameter)
+            else:
+                by_muon = orthogonal and parameter.ndim == 2 and "lm_head" not in name
+                (moved if by_muon else decayed).append(parameter)
+    optimisers: list[torch.optim.Optimizer] = []
+    if orthogonal:
+        rule = "match_rms_adamw"
+        optimisers = [torch.optim.Muon(moved, weight_decay=weight_decay, adjust_lr_fn=rule)]
+    shared = {"share": _ADAMW_SHARE} if orthogonal else {}
+    groups: list[dict[str, Any]] = [
+        {"params": some, "weight_decay": decay, **shared}
+        for some, decay in ((decayed, weight_decay), (rest, 0.0))
+    ]
+    fused = device.type in ("cpu", "cuda")
+    return [*optimisers, torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=fused)]
 
 
 def cosine(warmup: int, total: int, floor: float = 0.05) -> Callable[[int], float]:
