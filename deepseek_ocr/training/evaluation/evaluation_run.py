@@ -133,11 +133,9 @@ def _read_all(
 ) -> list[Score]:
     """Read what an earlier run has not, a line in the journal each; all scores, in order."""
     settings, texts = options.settings, options.predictions
-    folder: Path | None = None
-    if texts is None:
-        folder = settings.checkpoint_folder()
-    elif not os.path.isdir(texts):
+    if texts is not None and not os.path.isdir(texts):
         raise InputError(f"{texts} is not a folder; give the one that holds the predictions.")
+    folder = settings.checkpoint_folder() if texts is None else None
     journal = Journal(options.output_dir, _identity(options, folder), resume=texts is None)
     before = journal.take_up(examples)
     waiting = [example for example in examples if key_of(example) not in before]

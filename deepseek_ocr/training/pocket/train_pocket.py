@@ -71,16 +71,11 @@ def run(
             for part, value in objective.parts.items():
                 parts.setdefault(part, []).append(value)
             if taken % TELL_EVERY == 0:
-                entry = {
-                    "stage": stage.name,
-                    "taken": taken,
-                    "pages": pages,
-                    **_told(parts, result),
-                }
-                entry["seconds"] = round(time.monotonic() - start, 1)
+                row = {"stage": stage.name, "taken": taken, "pages": pages, **_told(parts, result)}
+                row["seconds"] = round(time.monotonic() - start, 1)
                 parts.clear()
-                append_line(log, json.dumps(entry))
-                print(json.dumps(entry), flush=True)
+                append_line(log, json.dumps(row))
+                print(json.dumps(row), flush=True)
         if time.monotonic() - saved > SAVE_EVERY_S:
             save()
             saved = time.monotonic()
