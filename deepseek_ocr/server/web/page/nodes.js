@@ -124,39 +124,32 @@ function scroller(parent, name, ...classes) {
 }
 
 function addFormula(parent, attributes, children, depth) {
-  const formula = newMath("math", attributes);
-  addMath(formula, children, depth + 1);
   const home = attributes.display === "block" ? scroller(parent, "span", "math", "display") : parent;
-  home.append(formula);
+  addMath(newMath(home, "math", attributes), children, depth + 1);
 }
 
 function addMath(parent, nodes, depth) {
   for (const node of nodes) {
     const [name, attributes, children] = typeof node === "string" ? [] : node;
-    const known = (TOKENS.has(name) || LAYOUTS.has(name)) && !TOKENS.has(parent.localName);
-    if (!known || depth > DEEPEST) {
-      addMathText(parent, textOf([node]));
+    const inToken = TOKENS.has(parent.localName);
+    const known = (TOKENS.has(name) || LAYOUTS.has(name)) && !inToken;
+    if (known && depth <= DEEPEST) {
+      addMath(newMath(parent, name, attributes), children, depth + 1);
       continue;
     }
-    const element = newMath(name, attributes);
-    addMath(element, children, depth + 1);
-    parent.append(element);
+    const text = textOf([node]); // it stands in tokens alone: elsewhere it would not be seen
+    (inToken || !text.trim() ? parent : newMath(parent, "mtext", {})).append(text);
   }
 }
 
-/** Text stands in tokens alone: anywhere else in a formula it would not be seen. */
-function addMathText(parent, text) {
-  const home = TOKENS.has(parent.localName) || !text.trim() ? parent : newMath("mtext", {});
-  home.append(text);
-  if (home !== parent) parent.append(home);
-}
-
-function newMath(name, attributes) {
+/** A new element of a formula at the end of `parent`. */
+function newMath(parent, name, attributes) {
   const element = document.createElementNS(MATHML, name);
   for (const [key, value] of Object.entries(attributes)) {
     if (ATTRIBUTES.get(key)?.test(value)) element.setAttribute(key, value);
   }
   if (STYLED.has(name)) for (const [key, value] of stylesOf(attributes.style ?? "")) element.style.setProperty(key, value);
+  parent.append(element);
   return element;
 }
 

@@ -11,6 +11,7 @@ function emptyPage(number) {
 /** One job: takes its events, shows the page that is looked at. */
 export class Work {
   ended = false;
+  leaving = new AbortController(); // aborted when no more events are wanted
   #pages = new Map();
   #current = 0;
   #following = true;
@@ -51,13 +52,14 @@ export class Work {
       case "page.delta": return page && this.#delta(page, event);
       case "page.done": return page && this.#done(page, event.result);
       case "document.done": return this.#end(event);
-      default: return undefined; // a newer server may say more
+      default: // a newer server may say more
     }
   }
 
   /** No more events will come, and that is not its end. */
   giveUp(words = "It was not read to its end.") {
     this.ended = true;
+    this.leaving.abort();
     this.#hideStop();
     this.say(words);
     for (const page of this.#pages.values()) if (page.state === "reading") page.state = "waiting";
@@ -68,6 +70,7 @@ export class Work {
   close() {
     this.#closed = true;
     this.ended = true;
+    this.leaving.abort();
     for (const page of this.#pages.values()) {
       page.picture?.then((image) => URL.revokeObjectURL(image.src)).catch(() => {});
     }
@@ -79,6 +82,7 @@ export class Work {
     const before = this.#pages;
     const again = (number) => ({ ...emptyPage(number), picture: before.get(number)?.picture ?? null });
     this.#pages = new Map(event.pages.map((number) => [number, again(number)]));
+    $("work-name").textContent = event.name;
     $("page-nav").hidden = event.pages.length < 2;
     $("page-list").replaceChildren(...event.pages.map((number) => this.#item(number)));
     this.#current = 0;
@@ -116,15 +120,14 @@ export class Work {
   #done(page, result) {
     const failed = result.error !== undefined;
     const parts = failed ? [] : partsOf(result);
-    const isShown = page.parts.length > 0 && JSON.stringify(page.parts.map(placeOf)) === JSON.stringify(parts.map(placeOf));
+    const isShown = page.parts.length > 0 && placesOf(page.parts) === placesOf(parts);
     const { width, height, error = "", finish_reason: finish = "" } = result;
     Object.assign(page, { state: failed ? "failed" : "done", width, height, error, finish, parts });
-    if (page.number === this.#current) {
-      if (isShown) { // what is pointed at stays
-        for (const part of parts) this.#text.write(part);
-        this.#text.settle(page);
-        this.#fill(page);
-      } else this.#redraw(page);
+    if (page.number === this.#current && !isShown) this.#redraw(page);
+    else if (page.number === this.#current) { // what is pointed at stays
+      for (const part of parts) this.#text.write(part);
+      this.#text.settle(page);
+      this.#fill(page);
     }
     this.#count();
   }
@@ -137,10 +140,9 @@ export class Work {
     const { total, failed } = event.pages;
     const read = total - failed;
     this.#allow(event.status === "done");
-    if (event.status !== "done") return this.say(event.error || "It was cancelled.");
     const trouble = failed ? `, ${failed} could not be read` : "";
-    this.say(`${read} ${read === 1 ? "page" : "pages"} read${trouble} · ${seconds} s`);
-    return undefined;
+    const done = `${read} ${read === 1 ? "page" : "pages"} read${trouble} · ${seconds} s`;
+    this.say(event.status === "done" ? done : event.error || "It was cancelled.");
   }
 
   // --- looking --------------------------------------------------------------------------------
@@ -195,20 +197,16 @@ export class Work {
   }
 
   #list() {
-    for (const button of $("page-list").querySelectorAll("button")) {
+    const list = $("page-list");
+    for (const button of list.querySelectorAll("button")) {
       const page = this.#pages.get(Number(button.dataset.page));
-      const state = page.state === "failed" ? "could not be read" : page.state;
+      const failed = page.state === "failed";
+      const isCurrent = page.number === this.#current;
       button.dataset.state = page.state;
-      button.textContent = page.state === "failed" ? `${page.number} !` : page.number;
-      button.setAttribute("aria-label", `Page ${page.number}, ${state}`);
-      button.toggleAttribute("aria-current", false);
-      if (page.number === this.#current) {
-        button.setAttribute("aria-current", "page");
-        if (this.#following) {
-          const list = $("page-list");
-          list.scrollLeft = button.offsetLeft - list.offsetLeft - list.clientWidth / 2;
-        }
-      }
+      button.textContent = failed ? `${page.number} !` : page.number;
+      button.ariaLabel = `Page ${page.number}, ${failed ? "could not be read" : page.state}`;
+      button.ariaCurrent = isCurrent ? "page" : null;
+      if (isCurrent && this.#following) list.scrollLeft = button.offsetLeft - list.offsetLeft - list.clientWidth / 2;
     }
   }
 
@@ -242,7 +240,8 @@ async function imageOf(job, number) {
   return image;
 }
 
-const placeOf = ({ order, label, boxes }) => [order, label, boxes];
+/** Where the parts of a page are, in words that can be compared. */
+const placesOf = (parts) => JSON.stringify(parts.map(({ order, label, boxes }) => [order, label, boxes]));
 
 /**
  * The parts of a page that is read, raw: text before its regions (order 0), then the regions. Text
