@@ -108,12 +108,9 @@ class ServerState:
         name, _, preset = model.partition(":")
         if not self.serves(model):
             raise ApiError(
-                404,
-                f"There is no such model here. There are: {', '.join(self.names)}, each also with "
-                f"a preset, as {next(iter(self.names))}:tiny.",
-                "model_not_found",
-                "model",
-            )
+                404, f"There is no such model here. There are: {', '.join(self.names)}, each also "
+                f"with a preset, as {next(iter(self.names))}:tiny.", "model_not_found", "model",
+            )  # fmt: skip
         return name, preset
 
     def pool_for(self, model: str) -> tuple[ModelPool, str]:

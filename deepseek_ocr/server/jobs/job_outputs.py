@@ -28,15 +28,12 @@ def status_of(jobs: JobManager, job: OcrJob, pages: Mapping[str, int]) -> dict[s
     """How a job stands, of which so many `pages` are read, as its client is told."""
     begun = pages["read"] + pages["failed"] > 0 or jobs.queue.is_being_read(job.id)
     return {
-        "id": job.id,
-        "object": "ocr.job",
+        "id": job.id, "object": "ocr.job",
         "status": "running" if job.status == "queued" and begun else job.status,
-        "name": job.file,
-        "created_at": int(job.created),
+        "name": job.file, "created_at": int(job.created),
         "expires_at": int(job.created + jobs.limits.hours * 3600),
-        "pages": dict(pages),
-        "error": job.error,
-    }
+        "pages": dict(pages), "error": job.error,
+    }  # fmt: skip
 
 
 async def events_of(jobs: JobManager, job: OcrJob) -> AsyncIterator[JobEvent]:
@@ -141,9 +138,6 @@ def _write(jobs: JobManager, job: OcrJob, output: str) -> Path:
 
 def _document(jobs: JobManager, job: OcrJob, plan: DocumentPlan) -> DocumentRecord:
     return DocumentRecord(
-        name=Path(job.file).stem,
-        source=jobs.store.upload(job),
-        kind=job.kind,
-        pages=jobs.store.pages(job),
-        settings=settings_data(plan.plan, plan.render),
-    )
+        name=Path(job.file).stem, source=jobs.store.upload(job), kind=job.kind,
+        pages=jobs.store.pages(job), settings=settings_data(plan.plan, plan.render),
+    )  # fmt: skip

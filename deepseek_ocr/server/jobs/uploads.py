@@ -62,11 +62,9 @@ async def received(request: Request) -> AsyncIterator[Upload]:
         yield _from_json(await request.body())
     else:
         raise ApiError(
-            415,
-            "Send the document as the field file of a form (multipart/form-data), or as base64 in "
-            "the field file of a JSON object.",
-            "unsupported_media_type",
-        )
+            415, "Send the document as the field file of a form (multipart/form-data), or as "
+            "base64 in the field file of a JSON object.", "unsupported_media_type",
+        )  # fmt: skip
 
 
 def safe_file_name(name: str) -> str:

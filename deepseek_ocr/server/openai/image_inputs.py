@@ -54,19 +54,13 @@ def _is_http(url: str) -> bool:
 def _not_fetched(url: str, param: str) -> ApiError:
     if _is_http(url):
         return ApiError(
-            400,
-            "Addresses are not fetched by this server (it runs without --allow-urls); send "
-            "the picture itself as data:image/jpeg;base64,…",
-            "url_not_allowed",
-            param,
-        )
+            400, "Addresses are not fetched by this server (it runs without --allow-urls); send "
+            "the picture itself as data:image/jpeg;base64,…", "url_not_allowed", param,
+        )  # fmt: skip
     return ApiError(
-        400,
-        "A picture must be a data URI (data:image/jpeg;base64,…); paths and other addresses "
-        "are refused.",
-        "invalid_image",
-        param,
-    )
+        400, "A picture must be a data URI (data:image/jpeg;base64,…); paths and other addresses "
+        "are refused.", "invalid_image", param,
+    )  # fmt: skip
 
 
 async def _away(size: int, work: Callable[P, Made], *args: P.args, **named: P.kwargs) -> Made:

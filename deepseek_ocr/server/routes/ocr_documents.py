@@ -36,11 +36,9 @@ async def _jobs_of(request: Request) -> JobManager:
     found = request.app.state.documents
     if not isinstance(found, JobManager):
         raise ApiError(
-            503,
-            "Documents are not read here now. Send pictures to /v1/chat/completions, or ask "
-            "whoever runs the server: its log says why.",
-            "no_documents",
-        )
+            503, "Documents are not read here now. Send pictures to /v1/chat/completions, or ask "
+            "whoever runs the server: its log says why.", "no_documents",
+        )  # fmt: skip
     return found
 
 
