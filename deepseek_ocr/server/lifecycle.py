@@ -118,15 +118,11 @@ def run(state: ServerState, listener: socket.socket) -> int:
     fails; the exit status."""
     config = uvicorn.Config(
         create_app(state, lambda: _leave(server, state)),
-        http=BoundedHeads,
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
+        http=BoundedHeads, ws="none", log_config=None, access_log=False, server_header=False,
         proxy_headers=False,  # anybody could claim any address
         timeout_keep_alive=30,
         timeout_graceful_shutdown=round(state.server.shutdown_seconds) + _LEAVING_SECONDS,
-    )
+    )  # fmt: skip
     server = _Server(config)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_serve(server, state, listener))

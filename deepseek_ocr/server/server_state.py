@@ -84,7 +84,7 @@ class ServerState:
             places = [engine.slots + AHEAD for engine in group]
             admission = Admission(places, self.server.max_waiting)
             known = catalog.known_as(self.names[name])
-            self.pools[name] = ModelPool(name, known, group, admission)
+            self.pools[name] = ModelPool(name, known, group, admission, self.metrics)
 
     def close_queues(self) -> None:
         """Refuse what waits and what comes; pages being read go on. Belongs to the event loop."""

@@ -73,7 +73,7 @@ async def events_of(jobs: JobManager, job: OcrJob) -> AsyncIterator[JobEvent]:
 async def _end_of_silent(jobs: JobManager, job: OcrJob) -> JobEvent | None:
     """The last event of a job of which nothing more is told."""
     found = await jobs.database.find(job.id, job.client)
-    if found is not None and found.ended:
+    if found is not None and found.status in ("done", "failed"):
         return job_events.ended(found.status, await jobs.counts(found), found.error)
     if found is not None and not jobs.state.serves(found.model):
         return job_events.not_served(found)

@@ -76,11 +76,6 @@ class OcrJob:
     numbers: tuple[int, ...]
     fields: Mapping[str, str]
 
-    @property
-    def ended(self) -> bool:
-        """True when no more pages will be read."""
-        return self.status in ("done", "failed")
-
 
 class JobStore:
     """The folder of jobs; any thread may call. Raises `SettingsError` where the folder cannot be

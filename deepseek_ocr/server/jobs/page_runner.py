@@ -90,7 +90,7 @@ class PageRunner:
         while True:
             splitter = Splitter()
             try:
-                with stream_pages(self.state.metrics, pool, client, [page]) as (stream,):
+                with stream_pages(pool, client, [page]) as (stream,):
                     async for event in stream.events():
                         if isinstance(event, Reading):
                             for rest in splitter.finish():

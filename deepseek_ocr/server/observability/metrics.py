@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import prometheus_client as prometheus
 from prometheus_client.registry import Collector
@@ -21,21 +22,18 @@ class Metrics:
         prometheus.ProcessCollector(registry=registry)
         prometheus.PlatformCollector(registry=registry)
         prometheus.GCCollector(registry=registry)
-        counter = partial(prometheus.Counter, namespace="deepseek_ocr", registry=registry)
-        histogram = partial(
-            prometheus.Histogram, namespace="deepseek_ocr", registry=registry, buckets=_SECONDS
-        )
+        ours: dict[str, Any] = {"namespace": "deepseek_ocr", "registry": registry}
+        counter = partial(prometheus.Counter, **ours)
+        histogram = partial(prometheus.Histogram, **ours, buckets=_SECONDS)
         self._requests = counter("requests", "Requests answered", ("route", "status"))
         self._request_seconds = histogram(
             "request_seconds", "Seconds from a request to the end of its answer", ("route",)
         )
         self._pages = counter("pages", "Pages by how they ended", ("model", "finish_reason"))
-        self._tokens = counter(
-            "tokens", "Tokens in (vision included), of vision, out", ("model", "kind")
-        )
-        self._stages = histogram(
-            "stage_seconds", "Seconds of a page in each stage", ("model", "stage")
-        )
+        of_tokens = "Tokens in (vision included), of vision, out"
+        self._tokens = counter("tokens", of_tokens, ("model", "kind"))
+        of_stages = "Seconds of a page in each stage"
+        self._stages = histogram("stage_seconds", of_stages, ("model", "stage"))
         self._waits = histogram("wait_seconds", "Seconds a page waited for its turn", ("model",))
 
     def watch(self, gauges: Collector) -> None:

@@ -16,7 +16,6 @@ from deepseek_ocr.formats.markdown import PAGE_SPLIT
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.markup import blocks_in, settled_parts, to_markdown
 from deepseek_ocr.server.api_errors import ApiError
-from deepseek_ocr.server.observability.metrics import Metrics
 from deepseek_ocr.server.openai import request_parsing
 from deepseek_ocr.server.openai.event_streams import unless_hung_up
 from deepseek_ocr.server.openai.image_inputs import pictures
@@ -42,7 +41,6 @@ class Answer:
     """An answer in the making: what is to be read for `client`, by which model, and what is to
     come of it. `model` is the name the client gave; `readings` grows as pages end."""
 
-    metrics: Metrics
     client: str
     model: str
     pool: ModelPool
@@ -53,7 +51,7 @@ class Answer:
 
     async def pieces(self) -> AsyncIterator[TextPiece]:
         """The text, piece by piece, pages in order. Raises what reading raises."""
-        with stream_pages(self.metrics, self.pool, self.client, self.pages) as streams:
+        with stream_pages(self.pool, self.client, self.pages) as streams:
             for number, stream in enumerate(streams):
                 writer = writer_for(self.form, number, self.pages)
                 async for event in stream.events():
@@ -121,8 +119,7 @@ async def begin_answer(
     pages = [Page(data, prompt, crop, decode) for data in found]
     logged = {"model": asked.model, "pages": len(pages), "stream": bool(asked.stream)}
     request.scope["deepseek_ocr.log"] = logged
-    logprobs = options.logprobs
-    return Answer(state.metrics, caller.client, asked.model, pool, pages, form, logprobs)
+    return Answer(caller.client, asked.model, pool, pages, form, options.logprobs)
 
 
 def logprob_entries(tokens: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.server.observability.metrics import Metrics
 from deepseek_ocr.server.queueing.admission import Admission
 from deepseek_ocr.weights.catalog import Checkpoint
 
@@ -34,12 +35,14 @@ class ModelPool:
 
     - `name`: as clients say it; `known`: the task and preset it is best at
     - `engines`: one a device; a turn of `admission` says which of them
+    - `metrics`: are told of its pages
     """
 
     name: str
     known: Checkpoint
     engines: tuple[OcrEngine, ...]
     admission: Admission
+    metrics: Metrics
 
 
 class PoolGauges(Collector):

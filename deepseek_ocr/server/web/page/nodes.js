@@ -7,33 +7,27 @@ import { make } from "./dom.js";
 const MATHML = "http://www.w3.org/1998/Math/MathML";
 const DEEPEST = 300; // a formula has up to 100 levels, some of which take two elements
 
+const words = (text) => text.split(/\s+/);
+
 // --- HTML --------------------------------------------------------------------------------------
 
-const ELEMENTS = new Set([
-  "table", "thead", "tbody", "tfoot", "tr", "td", "th", "caption", "br", "hr", "p", "b", "i", "u",
-  "s", "em", "strong", "sup", "sub", "ul", "ol", "li", "h1", "h2", "h3", "h4", "h5", "h6", "pre",
-  "code", "blockquote", "span", "div", "center",
-]);
-const NUMBERS = new Set(["colspan", "rowspan", "start"]);
-const CLASSES = new Set(["math", "inline", "display", "wide", "list", "formula"]);
+const ELEMENTS = new Set(words(`table thead tbody tfoot tr td th caption br hr p b i u s em strong sup sub
+  ul ol li h1 h2 h3 h4 h5 h6 pre code blockquote span div center`));
+const NUMBERS = new Set(words("colspan rowspan start"));
+const CLASSES = new Set(words("math inline display wide list formula"));
 const FIGURE = /^figure (\d{1,4})$/;
 
 // --- MathML ------------------------------------------------------------------------------------
 
 /** Elements that hold text and nothing else. */
-const TOKENS = new Set(["mi", "mn", "mo", "mtext", "ms", "annotation"]);
+const TOKENS = new Set(words("mi mn mo mtext ms annotation"));
 
 /** Elements that hold elements. */
-const LAYOUTS = new Set([
-  "mspace", "mrow", "mfrac", "msqrt", "mroot", "mstyle", "mpadded", "mphantom", "menclose", "msub",
-  "msup", "msubsup", "munder", "mover", "munderover", "mmultiscripts", "mprescripts", "none",
-  "mtable", "mtr", "mtd", "semantics",
-]);
+const LAYOUTS = new Set(words(`mspace mrow mfrac msqrt mroot mstyle mpadded mphantom menclose msub msup
+  msubsup munder mover munderover mmultiscripts mprescripts none mtable mtr mtd semantics`));
 
 const SIZE = String.raw`(?:\d{1,3}(?:\.\d{1,12})?|\.\d{1,12})(?:em|ex|px|pt|pc|cm|mm|in|%)?`;
-const YES_OR_NO = /^(?:true|false)$/;
-const LENGTH = new RegExp(`^[+-]?${SIZE}$`);
-const SPAN = /^\d{1,3}$/;
+const all = (names, values) => words(names).map((name) => [name, values]);
 
 const ATTRIBUTES = new Map([
   ["display", /^(?:block|inline)$/],
@@ -43,13 +37,9 @@ const ATTRIBUTES = new Map([
   ["scriptlevel", /^[+-]?\d$/],
   ["linethickness", new RegExp(`^(?:thin|medium|thick|${SIZE})$`)],
   ["columnalign", /^(?:left|center|right)(?: (?:left|center|right)){0,99}$/],
-  ["columnspan", SPAN],
-  ["rowspan", SPAN],
-  ...["lspace", "rspace", "minsize", "maxsize", "width", "height", "depth", "voffset"].map((name) => [name, LENGTH]),
-  ...[
-    "stretchy", "fence", "separator", "accent", "accentunder", "displaystyle", "movablelimits",
-    "symmetric", "largeop",
-  ].map((name) => [name, YES_OR_NO]),
+  ...all("columnspan rowspan", /^\d{1,3}$/),
+  ...all("lspace rspace minsize maxsize width height depth voffset", new RegExp(`^[+-]?${SIZE}$`)),
+  ...all("stretchy fence separator accent accentunder displaystyle movablelimits symmetric largeop", /^(?:true|false)$/),
 ]);
 
 /** Elements that may have some style of their own: it is set property by property. */
