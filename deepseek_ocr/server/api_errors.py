@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -140,7 +140,5 @@ async def _answer(request: Request, error: Exception) -> Response:
     return json_response(found)
 
 
-def add_handlers(app: FastAPI) -> None:
-    """Have `app` answer every error in OpenAI's shape."""
-    for kind in (OcrError, HTTPException, RequestValidationError):
-        app.add_exception_handler(kind, _answer)
+HANDLERS: dict[Any, Any] = dict.fromkeys((OcrError, HTTPException, RequestValidationError), _answer)
+"""What has an application answer every error in OpenAI's shape."""

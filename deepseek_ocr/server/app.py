@@ -42,11 +42,11 @@ def create_app(state: ServerState, on_failure: Callable[[], None] = lambda: None
 
     app = FastAPI(
         title="DeepSeek-OCR", version=__version__, lifespan=lifespan, redoc_url=None,
+        exception_handlers=api_errors.HANDLERS,
         docs_url=None,  # its page would load scripts from elsewhere
     )  # fmt: skip
     app.state.server = state
     state.metrics.watch(PoolGauges(state.pools))
-    api_errors.add_handlers(app)
     for part in (health, models, chat, responses, ocr_documents, web_page):
         app.include_router(part.router)
     app.add_middleware(Guard, state=state)

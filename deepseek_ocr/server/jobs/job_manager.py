@@ -1,8 +1,6 @@
 """The jobs of a server, from the first page to the last: begun, followed, forgotten.
 
-A job waits with its pages; as many are taken up at once as the engines hold and one more. Every
-page is kept as it ends, so a restart goes on with what was in flight.
-
+A job waits with its pages; as many are taken up at once as the engines hold and one more.
 Everything here belongs to the event loop, unless it says otherwise.
 """
 

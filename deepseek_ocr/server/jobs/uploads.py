@@ -24,16 +24,12 @@ _FILES = {
     "multipart/form-data": {"type": "string", "format": "binary"},
     "application/json": {"type": "string", "description": "base64, or a data URI with it"},
 }
-_SCHEMAS = {
-    kind: {"type": "object", "required": ["file"], "properties": {"file": file, **_TEXTS}}
+_SCHEMA = {"type": "object", "required": ["file"]}
+_CONTENT = {
+    kind: {"schema": {**_SCHEMA, "properties": {"file": file, **_TEXTS}}}
     for kind, file in _FILES.items()
 }
-OPENAPI: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {kind: {"schema": schema} for kind, schema in _SCHEMAS.items()},
-    }
-}
+OPENAPI: dict[str, Any] = {"requestBody": {"required": True, "content": _CONTENT}}
 """What the routes that take documents say of their bodies."""
 
 

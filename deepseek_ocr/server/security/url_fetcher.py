@@ -125,11 +125,9 @@ class Fetcher:
         """The body, or where it redirects to."""
         addresses = await self._addresses(url)
         headers = {
-            "host": url.netloc.decode("ascii"),
-            "accept": "image/*",
-            "accept-encoding": "identity",
-            "user-agent": "deepseek-ocr",
-        }
+            "host": url.netloc.decode("ascii"), "accept": "image/*",
+            "accept-encoding": "identity", "user-agent": "deepseek-ocr",
+        }  # fmt: skip
         target, extensions = url.copy_with(host=str(addresses[0])), {"sni_hostname": url.host}
         async with (
             httpx.AsyncClient(

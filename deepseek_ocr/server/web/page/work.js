@@ -58,9 +58,7 @@ export class Work {
 
   /** No more events will come, and that is not its end. */
   giveUp(words = "It was not read to its end.") {
-    this.ended = true;
-    this.leaving.abort();
-    this.#hideStop();
+    this.#over();
     this.say(words);
     for (const page of this.#pages.values()) if (page.state === "reading") page.state = "waiting";
     this.#list();
@@ -133,8 +131,7 @@ export class Work {
   }
 
   #end(event) {
-    this.ended = true;
-    this.#hideStop();
+    this.#over();
     $("progress").hidden = true;
     const seconds = Math.max(1, Math.round((performance.now() - this.#began) / 1000));
     const { total, failed } = event.pages;
@@ -221,7 +218,9 @@ export class Work {
   }
 
   /** Nothing is left to stop. The focus would vanish with the button; it goes to the heading. */
-  #hideStop() {
+  #over() {
+    this.ended = true;
+    this.leaving.abort();
     const focused = document.activeElement === $("cancel");
     $("cancel").hidden = true;
     if (focused) $("work-name").focus({ preventScroll: true });
