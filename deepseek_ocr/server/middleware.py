@@ -72,7 +72,9 @@ class Guard:
         except Exception as error:  # whatever it was, the client gets a sentence and no trace
             if not isinstance(error, ApiError):
                 logs.failure("request failed", error, request_id=exchange.id)
-            await exchange.fail(api_errors.api_error(error))
+            if not exchange.status:  # no answer has begun
+                answer = api_errors.json_response(api_errors.api_error(error))
+                await answer(scope, receive, exchange.send)
         finally:
             exchange.done(self._state)
 
@@ -112,11 +114,6 @@ class _Exchange:
                 headers.setdefault(name, value)
         await self._send(message)
 
-    async def fail(self, error: ApiError) -> None:
-        """Answer with `error`, if no answer has begun."""
-        if not self.status:
-            await api_errors.json_response(error)(self._scope, _nothing, self.send)
-
     def done(self, state: ServerState) -> None:
         """Count and log it."""
         route = getattr(self._scope.get("route"), "path", "unknown")
@@ -130,10 +127,6 @@ class _Exchange:
             client=self._scope.get("deepseek_ocr.client"),
             **self._scope.get("deepseek_ocr.log", {}),
         )  # fmt: skip
-
-
-async def _nothing() -> Message:
-    return {"type": "http.disconnect"}
 
 
 class _Body:

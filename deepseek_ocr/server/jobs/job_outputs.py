@@ -26,7 +26,8 @@ _LONGEST_SIDE = 2000
 
 def status_of(jobs: JobManager, job: OcrJob, pages: Mapping[str, int]) -> dict[str, Any]:
     """How a job stands, of which so many `pages` are read, as its client is told."""
-    begun = pages["read"] + pages["failed"] > 0 or jobs.queue.is_being_read(job.id)
+    live = jobs.queue.jobs.get(job.id)
+    begun = pages["read"] + pages["failed"] > 0 or (live is not None and live.reading)
     return {
         "id": job.id, "object": "ocr.job",
         "status": "running" if job.status == "queued" and begun else job.status,

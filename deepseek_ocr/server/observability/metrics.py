@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import prometheus_client as prometheus
 from prometheus_client.registry import Collector
@@ -22,9 +21,10 @@ class Metrics:
         prometheus.ProcessCollector(registry=registry)
         prometheus.PlatformCollector(registry=registry)
         prometheus.GCCollector(registry=registry)
-        ours: dict[str, Any] = {"namespace": "deepseek_ocr", "registry": registry}
-        counter = partial(prometheus.Counter, **ours)
-        histogram = partial(prometheus.Histogram, **ours, buckets=_SECONDS)
+        counter = partial(prometheus.Counter, namespace="deepseek_ocr", registry=registry)
+        histogram = partial(
+            prometheus.Histogram, namespace="deepseek_ocr", registry=registry, buckets=_SECONDS
+        )
         self._requests = counter("requests", "Requests answered", ("route", "status"))
         self._request_seconds = histogram(
             "request_seconds", "Seconds from a request to the end of its answer", ("route",)
@@ -51,7 +51,7 @@ class Metrics:
 
     def page(self, model: str, reading: Reading) -> None:
         """A page was read."""
-        self._pages.labels(model, reading.finish_reason).inc()
+        self.page_ended(model, reading.finish_reason)
         for kind in ("prompt", "vision", "output"):
             self._tokens.labels(model, kind).inc(getattr(reading.counts, kind))
         for stage in ("preprocess", "vision", "prefill", "decode"):

@@ -57,7 +57,13 @@ export class TextView {
     this.#home.querySelector(":scope > .note")?.remove();
     const block = make("section", { className: "block" });
     const tail = document.createTextNode(part.text.trim());
-    if (part.order) this.#link(block, part);
+    if (part.order) {
+      const tabIndex = this.#home.querySelector("[data-region]") ? -1 : 0;
+      Object.assign(block, { id: blockId(part.order), tabIndex, ariaLabel: regionName(part) });
+      block.dataset.region = part.order;
+      block.style.setProperty("--hue", hueOf(part.label));
+      block.append(make("span", { className: "label" }, shownLabel(part.label)));
+    }
     block.append(bodyOf("plain", tail));
     this.#home.append(block);
     this.#blocks.set(part.order, { block, tail, isFormatted: false });
@@ -81,16 +87,6 @@ export class TextView {
       found.block.append(bodyOf("formatted", build(nodes, figure)));
       if (!found.tail.data && textOf(nodes).trim()) found.block.classList.add("label-shown");
     }
-  }
-
-  /** Make a block one that is linked to the picture, and say what it is. */
-  #link(block, part) {
-    block.id = blockId(part.order);
-    block.dataset.region = part.order;
-    block.tabIndex = this.#home.querySelector("[data-region]") ? -1 : 0;
-    block.style.setProperty("--hue", hueOf(part.label));
-    block.ariaLabel = regionName(part);
-    block.append(make("span", { className: "label" }, shownLabel(part.label)));
   }
 }
 
