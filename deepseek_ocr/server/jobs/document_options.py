@@ -19,7 +19,7 @@ from deepseek_ocr.formats.writing import WriteOptions
 from deepseek_ocr.weights.catalog import Checkpoint
 
 DECODE = {
-    field.name: type(getattr(settings.DecodeSettings(), field.name))
+    field.name: type(field.default)
     for field in fields(settings.DecodeSettings)
     if field.name != "exempt_tokens"
 }
@@ -96,7 +96,7 @@ def document_plan(given: Mapping[str, str], server: configuration.ServerSettings
     )  # fmt: skip
     render = settings.RenderSettings(
         dpi=_whole(given, "dpi", settings.RenderSettings.dpi),
-        rotate=None if rotate == "auto" else _whole(given, "rotate", 0),
+        rotate=None if rotate == "auto" else _whole(given, "rotate"),
         max_pixels=min(settings.RenderSettings.max_pixels, server.max_pixels),
         max_picture_pixels=server.max_pixels,
     )

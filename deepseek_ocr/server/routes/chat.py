@@ -74,9 +74,7 @@ def _choice(
 
 
 def _logprobs(answer: Answer, tokens: Iterable[tuple[str, float]]) -> dict[str, Any] | None:
-    if not answer.logprobs:
-        return None
-    return {"content": logprob_entries(tokens), "refusal": None}
+    return {"content": logprob_entries(tokens), "refusal": None} if answer.logprobs else None
 
 
 def _head(answer: Answer, kind: str) -> dict[str, Any]:
