@@ -45,11 +45,11 @@ class ModelPool:
     metrics: Metrics
 
 
+@dataclass(frozen=True, eq=False)
 class PoolGauges(Collector):
     """Gauges of the queues and slots of `pools`, which may grow; read when they are asked for."""
 
-    def __init__(self, pools: Mapping[str, ModelPool]) -> None:
-        self._pools = pools
+    pools: Mapping[str, ModelPool]
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """The gauges as they stand, for Prometheus."""
@@ -57,7 +57,7 @@ class PoolGauges(Collector):
             GaugeMetricFamily(f"deepseek_ocr_{name}", meaning, labels=labels)
             for name, meaning, labels in _GAUGES
         ]
-        for pool in list(self._pools.values()):
+        for pool in list(self.pools.values()):
             waiting.add_metric([pool.name], pool.admission.waiting)
             active.add_metric([pool.name], pool.admission.active)
             for number, engine in enumerate(pool.engines):

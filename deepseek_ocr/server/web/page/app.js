@@ -7,7 +7,6 @@ import { Start } from "./start.js";
 import { TextView } from "./text.js";
 import { Work } from "./work.js";
 
-const RAW = "raw";
 const PATIENCE_MS = [500, 1000, 2000, 4000, 8000, 8000, 8000];
 
 let work = null;
@@ -63,7 +62,7 @@ async function busy(button, task) {
 
 /** Show the raw text of pages or the formatted one, also of the pages that come. */
 function showRaw(raw) {
-  api.view.set(raw ? RAW : "");
+  api.view.set(raw ? "raw" : "");
   $("text").classList.toggle("raw", raw);
   $("raw").ariaPressed = String(raw);
 }
@@ -192,7 +191,7 @@ $("copy").addEventListener("click", () => busy($("copy"), copy));
 for (const button of document.querySelectorAll(".download")) {
   button.addEventListener("click", () => busy(button, () => download(button.dataset.format)));
 }
-showRaw(api.view.get() === RAW);
+showRaw(api.view.get() === "raw");
 
 try {
   const offered = await api.options();

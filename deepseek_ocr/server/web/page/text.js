@@ -64,7 +64,7 @@ export class TextView {
       block.style.setProperty("--hue", hueOf(part.label));
       block.append(make("span", { className: "label" }, shownLabel(part.label)));
     }
-    block.append(bodyOf("plain", tail));
+    block.append(make("div", { className: "body plain", dir: "auto" }, tail));
     this.#home.append(block);
     this.#blocks.set(part.order, { block, tail, isFormatted: false });
   }
@@ -84,14 +84,10 @@ export class TextView {
       const found = this.#blocks.get(region);
       if (!found || found.isFormatted || !nodes.length) continue;
       found.isFormatted = true;
-      found.block.append(bodyOf("formatted", build(nodes, figure)));
+      found.block.append(make("div", { className: "body formatted", dir: "auto" }, build(nodes, figure)));
       if (!found.tail.data && textOf(nodes).trim()) found.block.classList.add("label-shown");
     }
   }
-}
-
-function bodyOf(kind, content) {
-  return make("div", { className: `body ${kind}`, dir: "auto" }, content);
 }
 
 /** What is to be said of a page besides its text, if anything. */
