@@ -25,7 +25,6 @@ from deepseek_ocr.server.openai.answers import writer_for
 from deepseek_ocr.server.queueing.model_pools import Engines
 from deepseek_ocr.server.security.api_keys import Keys
 from deepseek_ocr.server.server_state import ServerState
-from deepseek_ocr.server.startup import ServerStart
 from tests.cog_server import copy_image
 from tests.command_line import flags_of
 from tests.conftest import ROOT
@@ -106,8 +105,8 @@ def test_the_file_is_written_and_shown(tmp_path: Path) -> None:
     assert "there already" in done.stderr
 
 
-def start_of(*arguments: str) -> ServerStart:
-    return ServerStart(*load_server_settings(flags_of("serve", *arguments)), keys=())
+def start_of(*arguments: str) -> tuple[Settings, ServerSettings]:
+    return load_server_settings(flags_of("serve", *arguments))
 
 
 def test_every_setting_has_a_flag_and_a_meaning() -> None:
@@ -120,13 +119,13 @@ def test_every_setting_has_a_flag_and_a_meaning() -> None:
 
 def test_several_models_and_devices() -> None:
     start = start_of("--model", "pocket", "--model", "/x/mine:v2/", "--devices", "cpu,cuda:1")
-    assert (start.settings.model, start.server.models) == ("pocket", ("/x/mine:v2/",))
-    assert devices_of(start) == ("cpu", "cuda:1")
+    assert (start[0].model, start[1].models) == ("pocket", ("/x/mine:v2/",))
+    assert devices_of(*start) == ("cpu", "cuda:1")
     assert [name_of(name) for name in ("pocket", "/x/mine:v2/")] == ["pocket", "mine-v2"]
-    assert devices_of(start_of("--workers", "2", "--device", "cuda")) == ("cuda:0", "cuda:1")
-    assert devices_of(start_of("--workers", "2", "--device", "npu")) == ("npu:0", "npu:1")
-    assert devices_of(start_of("--workers", "2", "--device", "cpu")) == ("cpu", "cpu")
-    assert devices_of(start_of("--workers", "2", "--device", "cuda:1")) == ("cuda:1", "cuda:1")
+    assert devices_of(*start_of("--workers", "2", "--device", "cuda")) == ("cuda:0", "cuda:1")
+    assert devices_of(*start_of("--workers", "2", "--device", "npu")) == ("npu:0", "npu:1")
+    assert devices_of(*start_of("--workers", "2", "--device", "cpu")) == ("cpu", "cpu")
+    assert devices_of(*start_of("--workers", "2", "--device", "cuda:1")) == ("cuda:1", "cuda:1")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +140,7 @@ def test_workers_take_the_devices_that_are_here(
     monkeypatch: pytest.MonkeyPatch, here: list[str], wanted: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr("deepseek_ocr.server.lifecycle.available", lambda: here)
-    assert devices_of(start_of("--workers", "2", "--device", "auto")) == wanted
+    assert devices_of(*start_of("--workers", "2", "--device", "auto")) == wanted
 
 
 def state(load: Any = dict) -> ServerState:

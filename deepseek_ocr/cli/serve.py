@@ -47,13 +47,13 @@ def run(flags: argparse.Namespace) -> int:
     """Serve until told to stop; the exit status is in the help. Raises `OcrError` if the server
     cannot start."""
     settings, server = load_server_settings(flags)
-    from deepseek_ocr.server.startup import ServerStart, check_binding, read_keys
+    from deepseek_ocr.server.startup import check_binding, read_keys
 
     keys = read_keys(server.api_keys, server.api_key_file)
     check_binding(server.host, bool(keys), server.no_auth)
     from deepseek_ocr.server.lifecycle import main  # imports torch: seconds
 
-    return main(ServerStart(settings, server, keys))
+    return main(settings, server, keys)
 
 
 def load_server_settings(flags: argparse.Namespace) -> tuple[Settings, ServerSettings]:

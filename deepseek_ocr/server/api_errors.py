@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -20,11 +20,8 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 RETRY_AFTER = 2
 """Seconds after which a client that met a full queue may ask again."""
 
-_HEADERS = {
-    401: {"www-authenticate": "Bearer"},
-    429: {"retry-after": str(RETRY_AFTER)},
-    503: {"retry-after": str(RETRY_AFTER)},
-}
+_HEADERS = {status: {"retry-after": str(RETRY_AFTER)} for status in (429, 503)}
+_HEADERS[401] = {"www-authenticate": "Bearer"}
 
 
 class ApiError(HTTPException):
@@ -76,10 +73,9 @@ class EngineFailedError(ClosingError):
     """An engine reads no more pages, so the server ends and has to be started again."""
 
     says = (
-        503,
-        "The server can read no more pages and ends; its log says why. Try again when it is back.",
-        "engine_failed",
-    )
+        503, "The server can read no more pages and ends; its log says why. Try again when it is "
+        "back.", "engine_failed",
+    )  # fmt: skip
 
 
 class NotReadyError(_FixedError):
@@ -144,7 +140,5 @@ async def _answer(request: Request, error: Exception) -> Response:
     return json_response(found)
 
 
-def add_handlers(app: FastAPI) -> None:
-    """Have `app` answer every error in OpenAI's shape."""
-    for kind in (OcrError, HTTPException, RequestValidationError):
-        app.add_exception_handler(kind, _answer)
+HANDLERS: dict[Any, Any] = dict.fromkeys((OcrError, HTTPException, RequestValidationError), _answer)
+"""What has an application answer every error in OpenAI's shape."""

@@ -41,15 +41,12 @@ def create_app(state: ServerState, on_failure: Callable[[], None] = lambda: None
             await asyncio.to_thread(engine.close)
 
     app = FastAPI(
-        title="DeepSeek-OCR",
-        version=__version__,
-        lifespan=lifespan,
+        title="DeepSeek-OCR", version=__version__, lifespan=lifespan, redoc_url=None,
+        exception_handlers=api_errors.HANDLERS,
         docs_url=None,  # its page would load scripts from elsewhere
-        redoc_url=None,
-    )
+    )  # fmt: skip
     app.state.server = state
     state.metrics.watch(PoolGauges(state.pools))
-    api_errors.add_handlers(app)
     for part in (health, models, chat, responses, ocr_documents, web_page):
         app.include_router(part.router)
     app.add_middleware(Guard, state=state)

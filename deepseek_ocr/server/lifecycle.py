@@ -14,6 +14,7 @@ from pathlib import Path
 
 import uvicorn
 
+from deepseek_ocr.configuration import ServerSettings, Settings
 from deepseek_ocr.console import complain
 from deepseek_ocr.devices.selection import available
 from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -25,7 +26,6 @@ from deepseek_ocr.server.security.api_keys import Keys
 from deepseek_ocr.server.security.request_heads import BoundedHeads
 from deepseek_ocr.server.security.url_fetcher import Fetcher
 from deepseek_ocr.server.server_state import ServerState
-from deepseek_ocr.server.startup import ServerStart
 from deepseek_ocr.weights import registry
 
 ENDED, FAILED, COULD_NOT_START = 0, 1, 2
@@ -38,11 +38,12 @@ _LEAVING_SECONDS = 5
 """For answers to reach their clients after the last page is read or given up."""
 
 
-def main(start: ServerStart) -> int:
-    """Serve until told to stop; the exit status is in the help text."""
+def main(settings: Settings, server: ServerSettings, keys: tuple[str, ...]) -> int:
+    """Serve until told to stop; the exit status is in the help text. `keys` are all there are,
+    those of the file included."""
     try:
-        state = make_state(start)
-        listener = listen(start.server.host, start.server.port)
+        state = make_state(settings, server, keys)
+        listener = listen(server.host, server.port)
     except (OcrError, OSError) as error:
         complain(str(error), "deepseek-ocr")
         return COULD_NOT_START
@@ -50,10 +51,9 @@ def main(start: ServerStart) -> int:
     return run(state, listener)
 
 
-def make_state(start: ServerStart) -> ServerState:
+def make_state(settings: Settings, server: ServerSettings, keys: tuple[str, ...]) -> ServerState:
     """The server's state before anything is loaded. Raises `CheckpointError` where a model is not
     there, so that it is said before the port opens."""
-    settings, server = start.settings, start.server
     names = {name_of(model): model for model in (settings.model, *server.models)}
     folders = {
         name: registry.ensure(model, Path(settings.checkpoints), fetch=False)
@@ -65,13 +65,13 @@ def make_state(start: ServerStart) -> ServerState:
         return {
             name: tuple(
                 OcrEngine.from_options(folder, replace(options, device=device))
-                for device in devices_of(start)
+                for device in devices_of(settings, server)
             )
             for name, folder in folders.items()
         }
 
     fetcher = Fetcher(server.max_body_mb * 2**20) if server.allow_urls else None
-    state = ServerState(settings, server, Keys(start.keys), names, load, fetcher)
+    state = ServerState(settings, server, Keys(keys), names, load, fetcher)
     return state
 
 
@@ -80,10 +80,10 @@ def name_of(model: str) -> str:
     return Path(model).expanduser().resolve().name.replace(":", "-") or "model"
 
 
-def devices_of(start: ServerStart) -> tuple[str, ...]:
+def devices_of(settings: Settings, server: ServerSettings) -> tuple[str, ...]:
     """Where to load: the devices named, else `--workers` of the kind that is configured, or of the
     kind that this machine has where that is left to it."""
-    server, device = start.server, start.settings.device.strip().lower()
+    device = settings.device.strip().lower()
     if server.devices:
         return server.devices
     if server.workers > 1 and device == "auto":
@@ -118,15 +118,11 @@ def run(state: ServerState, listener: socket.socket) -> int:
     fails; the exit status."""
     config = uvicorn.Config(
         create_app(state, lambda: _leave(server, state)),
-        http=BoundedHeads,
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
+        http=BoundedHeads, ws="none", log_config=None, access_log=False, server_header=False,
         proxy_headers=False,  # anybody could claim any address
         timeout_keep_alive=30,
         timeout_graceful_shutdown=round(state.server.shutdown_seconds) + _LEAVING_SECONDS,
-    )
+    )  # fmt: skip
     server = _Server(config)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_serve(server, state, listener))

@@ -17,13 +17,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deepseek_ocr.server.api_errors import (
-    ApiError,
-    ClosingError,
-    QueueFullError,
-    api_error,
-    json_response,
-)
+from deepseek_ocr.server import api_errors
+from deepseek_ocr.server.api_errors import ApiError, ClosingError, QueueFullError
 from deepseek_ocr.server.observability import logs
 from deepseek_ocr.server.security.api_keys import identify
 from deepseek_ocr.server.server_state import ServerState
@@ -77,7 +72,9 @@ class Guard:
         except Exception as error:  # whatever it was, the client gets a sentence and no trace
             if not isinstance(error, ApiError):
                 logs.failure("request failed", error, request_id=exchange.id)
-            await exchange.fail(api_error(error))
+            if not exchange.status:  # no answer has begun
+                answer = api_errors.json_response(api_errors.api_error(error))
+                await answer(scope, receive, exchange.send)
         finally:
             exchange.done(self._state)
 
@@ -117,11 +114,6 @@ class _Exchange:
                 headers.setdefault(name, value)
         await self._send(message)
 
-    async def fail(self, error: ApiError) -> None:
-        """Answer with `error`, if no answer has begun."""
-        if not self.status:
-            await json_response(error)(self._scope, _nothing, self.send)
-
     def done(self, state: ServerState) -> None:
         """Count and log it."""
         route = getattr(self._scope.get("route"), "path", "unknown")
@@ -130,19 +122,11 @@ class _Exchange:
             self.status = 499  # as nginx has it: the client left before there was an answer
         state.metrics.request(route, self.status, seconds)
         logs.event(
-            "request",
-            request_id=self.id,
-            method=self._scope["method"],
-            route=route,
-            status=self.status,
-            seconds=round(seconds, 4),
+            "request", request_id=self.id, method=self._scope["method"], route=route,
+            status=self.status, seconds=round(seconds, 4),
             client=self._scope.get("deepseek_ocr.client"),
             **self._scope.get("deepseek_ocr.log", {}),
-        )
-
-
-async def _nothing() -> Message:
-    return {"type": "http.disconnect"}
+        )  # fmt: skip
 
 
 class _Body:
@@ -199,11 +183,9 @@ class _Body:
 
     def _too_large(self) -> ApiError:
         return ApiError(
-            413,
-            f"The request is larger than the {self._most // 2**20} MiB allowed; send fewer or "
-            "smaller pictures.",
-            "request_too_large",
-        )
+            413, f"The request is larger than the {self._most // 2**20} MiB allowed; send fewer or "
+            "smaller pictures.", "request_too_large",
+        )  # fmt: skip
 
 
 def check_origin(headers: Headers, scope: Scope, state: ServerState) -> None:
@@ -218,19 +200,15 @@ def check_origin(headers: Headers, scope: Scope, state: ServerState) -> None:
     allowed = state.server.cors
     if origin and "*" not in allowed and origin not in allowed and _parts(origin).netloc != host:
         raise ApiError(
-            403,
-            "Web pages of other origins may not ask here; start the server with --cors ORIGIN to "
-            "let one in.",
-            "origin_not_allowed",
-        )
+            403, "Web pages of other origins may not ask here; start the server with --cors ORIGIN "
+            "to let one in.", "origin_not_allowed",
+        )  # fmt: skip
     name = _parts(f"//{host}").hostname or ""
     if not state.keys and not state.server.no_auth and not is_loopback(name):
         raise ApiError(
-            403,
-            "This server has no key and answers to localhost alone; ask it by that name, or start "
-            "it with --api-key.",
-            "host_not_allowed",
-        )
+            403, "This server has no key and answers to localhost alone; ask it by that name, or "
+            "start it with --api-key.", "host_not_allowed",
+        )  # fmt: skip
 
 
 def _parts(address: str) -> SplitResult:

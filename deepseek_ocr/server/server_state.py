@@ -84,7 +84,7 @@ class ServerState:
             places = [engine.slots + AHEAD for engine in group]
             admission = Admission(places, self.server.max_waiting)
             known = catalog.known_as(self.names[name])
-            self.pools[name] = ModelPool(name, known, group, admission)
+            self.pools[name] = ModelPool(name, known, group, admission, self.metrics)
 
     def close_queues(self) -> None:
         """Refuse what waits and what comes; pages being read go on. Belongs to the event loop."""
@@ -108,12 +108,9 @@ class ServerState:
         name, _, preset = model.partition(":")
         if not self.serves(model):
             raise ApiError(
-                404,
-                f"There is no such model here. There are: {', '.join(self.names)}, each also with "
-                f"a preset, as {next(iter(self.names))}:tiny.",
-                "model_not_found",
-                "model",
-            )
+                404, f"There is no such model here. There are: {', '.join(self.names)}, each also "
+                f"with a preset, as {next(iter(self.names))}:tiny.", "model_not_found", "model",
+            )  # fmt: skip
         return name, preset
 
     def pool_for(self, model: str) -> tuple[ModelPool, str]:

@@ -1,25 +1,14 @@
-"""What a server starts with, and whether it may; imports neither torch nor FastAPI."""
+"""With which keys a server starts, and whether it may; imports neither torch nor FastAPI."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-from deepseek_ocr.configuration import ServerSettings, Settings
 from deepseek_ocr.errors import SettingsError
 
 _SHORTEST_KEY = 8
-
-
-@dataclass(frozen=True)
-class ServerStart:
-    """What a server starts with; `keys` are all there are, those of the file included."""
-
-    settings: Settings
-    server: ServerSettings
-    keys: tuple[str, ...]
 
 
 def read_keys(given: Iterable[str], file: str) -> tuple[str, ...]:

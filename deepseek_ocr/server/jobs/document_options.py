@@ -5,7 +5,8 @@ The names are those of the command line's flags and of the chat routes' extra fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from deepseek_ocr.formats.writing import WriteOptions
 from deepseek_ocr.weights.catalog import Checkpoint
 
 DECODE = {
-    field.name: type(getattr(settings.DecodeSettings(), field.name))
+    field.name: type(field.default)
     for field in fields(settings.DecodeSettings)
     if field.name != "exempt_tokens"
 }
@@ -32,6 +33,9 @@ KNOWN = (
 
 LONGEST_FIELD = 20_000
 """Characters of a field."""
+
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""What cannot be kept and sent: JSON may escape halves of characters."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +57,10 @@ def as_fields(data: Mapping[str, Any]) -> dict[str, str]:
         if not isinstance(value, (str, int, float)):
             raise SettingsError(f"{name} must be text, a number, true or false.")
         text = str(value).lower() if isinstance(value, bool) else str(value)
-        if len(text) > LONGEST_FIELD or not _is_text(text):
+        if len(text) > LONGEST_FIELD or _NO_TEXT.search(text):
             raise SettingsError(f"{name} is too long, or holds what is no text.")
         found[name] = text
     return found
-
-
-def _is_text(text: str) -> bool:
-    """True where `text` can be kept and sent: JSON may escape halves of characters."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
 
 
 def with_defaults(given: Mapping[str, str], known: Checkpoint) -> dict[str, str]:
@@ -78,34 +73,30 @@ def with_defaults(given: Mapping[str, str], known: Checkpoint) -> dict[str, str]
 def document_plan(given: Mapping[str, str], server: configuration.ServerSettings) -> DocumentPlan:
     """The plan that the fields `given` ask for, within the bounds of `server`. Raises
     `SettingsError` and `PromptError`."""
-    task = (
-        None if "prompt" in given else presets.task_title(given.get("task", presets.DEFAULT_TASK))
-    )
+    task = None
+    if "prompt" not in given:
+        task = presets.task_title(given.get("task", presets.DEFAULT_TASK))
     resolution = presets.preset_title(given.get("resolution", presets.DEFAULT_PRESET))
     rotate = given.get("rotate", "auto")
+    prompt = _prompt(given, task)
+    decode = _decode(given, server.page_timeout)
+    retries = _whole(given, "retries", len(presets.RETRIES))
+    existing_text = given.get("existing_text", WriteOptions.existing_text)
+    options = WriteOptions(
+        join_tables=flag(given, "join_tables", True),
+        existing_text=settings.existing_text(existing_text),
+        formulas=settings.formula_delimiters(given.get("formulas", WriteOptions.formulas)),
+    )
     plan = Plan(
-        prompt=_prompt(given, task),
-        attempts=presets.attempts(
-            presets.crop_for(resolution),
-            _decode(given, server.page_timeout),
-            _whole(given, "retries", len(presets.RETRIES)),
-        ),
-        formats=(output_format(given),),
+        prompt=prompt, formats=(output_format(given),), options=options,
+        attempts=presets.attempts(presets.crop_for(resolution), decode, retries),
         pages=parse_pages(given["pages"]) if "pages" in given else PageSelection(),
         password=given.get("password"),
-        options=WriteOptions(
-            join_tables=flag(given, "join_tables", True),
-            existing_text=settings.existing_text(
-                given.get("existing_text", WriteOptions.existing_text)
-            ),
-            formulas=settings.formula_delimiters(given.get("formulas", WriteOptions.formulas)),
-        ),
         about={"model": given.get("model", ""), "task": task, "resolution": resolution},
-    )
-    dpi = _whole(given, "dpi", settings.RenderSettings.dpi)
+    )  # fmt: skip
     render = settings.RenderSettings(
-        dpi=dpi,
-        rotate=None if rotate == "auto" else _whole(given, "rotate", 0),
+        dpi=_whole(given, "dpi", settings.RenderSettings.dpi),
+        rotate=None if rotate == "auto" else _whole(given, "rotate"),
         max_pixels=min(settings.RenderSettings.max_pixels, server.max_pixels),
         max_picture_pixels=server.max_pixels,
     )
@@ -119,7 +110,7 @@ def output_format(given: Mapping[str, str]) -> str:
     return find_format(name).name
 
 
-def flag(given: Mapping[str, str], name: str, default: bool) -> bool:
+def flag(given: Mapping[str, str], name: str, default: bool = False) -> bool:
     """A field that is true or false. Raises `SettingsError`."""
     return settings.parse_switch(name, given.get(name, str(default)))
 
@@ -140,17 +131,13 @@ def _prompt(given: Mapping[str, str], task: str | None) -> str:
 
 
 def _decode(given: Mapping[str, str], timeout: float) -> settings.DecodeSettings:
-    values: dict[str, Any] = {}
-    for name, kind in DECODE.items():
-        if name in given and kind is bool:
-            values[name] = flag(given, name, False)
-        elif name in given:
-            values[name] = _whole(given, name, 0) if kind is int else _number(given, name)
+    parse: dict[type, Callable[..., Any]] = {bool: flag, int: _whole, float: _number}
+    values = {name: parse[kind](given, name) for name, kind in DECODE.items() if name in given}
     decode = settings.DecodeSettings(**values)
     return replace(decode, timeout=min(decode.timeout or timeout, timeout))
 
 
-def _whole(given: Mapping[str, str], name: str, default: int) -> int:
+def _whole(given: Mapping[str, str], name: str, default: int = 0) -> int:
     text = given.get(name, str(default)).strip()
     if not (text.removeprefix("-").isdecimal() and len(text) < 20):
         raise SettingsError(f"{name} must be a whole number, not {text[:60]!r}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from deepseek_ocr.formats.json_document import page_data
 from deepseek_ocr.formats.records import PageRecord
@@ -20,30 +21,24 @@ begins, which makes void what was told before."""
 def reason_of(error: BaseException) -> str:
     """Why a job failed, as its client may see it."""
     if isinstance(error, (OSError, sqlite3.Error)):
-        return (
-            "What was read could not be kept; the server's disk may be full. Hand the document in "
-            "again when there is room."
-        )
+        full = "What was read could not be kept; the server's disk may be full."
+        return f"{full} Hand the document in again when there is room."
     return str(api_error(error))
 
 
 def not_served(job: OcrJob) -> JobEvent:
     """Why nothing more is told of a job whose model is not there."""
     error = ApiError(
-        503,
-        f"The model {job.model} is not served now; the document waits until it is. DELETE it, or "
-        "hand it in for another model.",
-        "model_not_served",
-    )
+        503, f"The model {job.model} is not served now; the document waits until it is. DELETE "
+        "it, or hand it in for another model.", "model_not_served",
+    )  # fmt: skip
     return {"type": "error", **error.body()}
 
 
 def opened(job: OcrJob) -> JobEvent:
     """The first event of a job."""
-    pages = list(job.numbers)
-    return {
-        "type": "document.opened", "id": job.id, "name": job.file, "kind": job.kind, "pages": pages,
-    }  # fmt: skip
+    said = {"id": job.id, "name": job.file, "kind": job.kind, "pages": [*job.numbers]}
+    return {"type": "document.opened", **said}
 
 
 def ended(status: str, pages: Mapping[str, int], error: str | None = None) -> JobEvent:
@@ -58,15 +53,10 @@ def started(number: int, size: tuple[int, int]) -> JobEvent:
 
 def update(number: int, found: PageUpdate) -> JobEvent:
     """What was found on page `number` while it is read."""
-    if isinstance(found, RegionFound):
-        boxes = [list(box) for box in found.boxes]
-        return {
-            "type": "page.region", "page": number, "order": found.order, "label": found.label,
-            "boxes": boxes,
-        }  # fmt: skip
-    if isinstance(found, RegionText):
-        return {"type": "page.delta", "page": number, "order": found.order, "text": found.text}
-    return {"type": "page.retried", "page": number, "try": found}
+    if isinstance(found, int):
+        return {"type": "page.retried", "page": number, "try": found}
+    kind = "page.region" if isinstance(found, RegionFound) else "page.delta"
+    return {"type": kind, "page": number, **asdict(found)}
 
 
 def done(record: PageRecord) -> JobEvent:

@@ -46,11 +46,8 @@ async def take_in(jobs: JobManager, client: str, upload: Upload, kept: bool) -> 
         await asyncio.shield(jobs.forget(job.id))
         if isinstance(error, (OSError, sqlite3.Error)):
             logs.failure("a document could not be kept; look at the disk", error, job=job.id)
-            raise ApiError(
-                503,
-                "The document could not be kept; the server's disk may be full. Try again later.",
-                "not_kept",
-            ) from error
+            full = "The document could not be kept; the server's disk may be full."
+            raise ApiError(503, f"{full} Try again later.", "not_kept") from error
         raise
 
 
@@ -70,11 +67,9 @@ async def _check_room(jobs: JobManager, client: str) -> None:
         return
     waiting = f"{own} of your documents" if too_many_own else f"{everybody} documents"
     error = ApiError(
-        429,
-        f"{waiting} wait here to be read, and no more may. Try again after the seconds in "
-        "Retry-After, or DELETE one of yours.",
-        "too_many_documents",
-    )
+        429, f"{waiting} wait here to be read, and no more may. Try again after the seconds in "
+        "Retry-After, or DELETE one of yours.", "too_many_documents",
+    )  # fmt: skip
     seconds = jobs.queue.seconds_to_room(client if too_many_own else None, jobs.in_flight)
     error.headers = {"retry-after": str(seconds)}
     raise error

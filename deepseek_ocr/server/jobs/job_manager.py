@@ -1,8 +1,6 @@
 """The jobs of a server, from the first page to the last: begun, followed, forgotten.
 
-A job waits with its pages; as many are taken up at once as the engines hold and one more. Every
-page is kept as it ends, so a restart goes on with what was in flight.
-
+A job waits with its pages; as many are taken up at once as the engines hold and one more.
 Everything here belongs to the event loop, unless it says otherwise.
 """
 
@@ -44,21 +42,15 @@ _LEAVING_S = 5.0
 
 @dataclass(frozen=True)
 class JobLimits:
-    """What is too much.
+    """What is too much. As many documents that ended are kept as may wait or be read at once
+    (`per_client`, `total`), the newest."""
 
-    - `request_pages`, `request_seconds`: of a document read within one request
-    - `pages`: of a job
-    - `per_client`, `total`: documents that wait or are read at once; as many that ended are kept
-      beside them, the newest
-    - `hours`: after which a job that ended is forgotten
-    """
-
-    request_pages: int = 100
+    request_pages: int = 100  # of a document read within one request
     request_seconds: float = 1800.0
-    pages: int = 2000
+    pages: int = 2000  # of a job
     per_client: int = 50
     total: int = 200
-    hours: float = 24.0
+    hours: float = 24.0  # after which a job that ended is forgotten
 
     def oldest(self) -> float:
         """Seconds since 1970: what ended and came before is forgotten."""

@@ -26,17 +26,15 @@ _LONGEST_SIDE = 2000
 
 def status_of(jobs: JobManager, job: OcrJob, pages: Mapping[str, int]) -> dict[str, Any]:
     """How a job stands, of which so many `pages` are read, as its client is told."""
-    begun = pages["read"] + pages["failed"] > 0 or jobs.queue.is_being_read(job.id)
+    live = jobs.queue.jobs.get(job.id)
+    begun = pages["read"] + pages["failed"] > 0 or (live is not None and live.reading)
     return {
-        "id": job.id,
-        "object": "ocr.job",
+        "id": job.id, "object": "ocr.job",
         "status": "running" if job.status == "queued" and begun else job.status,
-        "name": job.file,
-        "created_at": int(job.created),
+        "name": job.file, "created_at": int(job.created),
         "expires_at": int(job.created + jobs.limits.hours * 3600),
-        "pages": dict(pages),
-        "error": job.error,
-    }
+        "pages": dict(pages), "error": job.error,
+    }  # fmt: skip
 
 
 async def events_of(jobs: JobManager, job: OcrJob) -> AsyncIterator[JobEvent]:
@@ -76,7 +74,7 @@ async def events_of(jobs: JobManager, job: OcrJob) -> AsyncIterator[JobEvent]:
 async def _end_of_silent(jobs: JobManager, job: OcrJob) -> JobEvent | None:
     """The last event of a job of which nothing more is told."""
     found = await jobs.database.find(job.id, job.client)
-    if found is not None and found.ended:
+    if found is not None and found.status in ("done", "failed"):
         return job_events.ended(found.status, await jobs.counts(found), found.error)
     if found is not None and not jobs.state.serves(found.model):
         return job_events.not_served(found)
@@ -141,9 +139,6 @@ def _write(jobs: JobManager, job: OcrJob, output: str) -> Path:
 
 def _document(jobs: JobManager, job: OcrJob, plan: DocumentPlan) -> DocumentRecord:
     return DocumentRecord(
-        name=Path(job.file).stem,
-        source=jobs.store.upload(job),
-        kind=job.kind,
-        pages=jobs.store.pages(job),
-        settings=settings_data(plan.plan, plan.render),
-    )
+        name=Path(job.file).stem, source=jobs.store.upload(job), kind=job.kind,
+        pages=jobs.store.pages(job), settings=settings_data(plan.plan, plan.render),
+    )  # fmt: skip

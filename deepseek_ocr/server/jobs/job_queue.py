@@ -86,10 +86,6 @@ class JobQueue:
         self.jobs[live.job.id] = live
         self._clients.setdefault(live.job.client, deque()).append(live.job.id)
 
-    def is_being_read(self, job: str) -> bool:
-        """True while a page of it is."""
-        return job in self.jobs and bool(self.jobs[job].reading)
-
     def next_page(self) -> tuple[LiveJob, int] | None:
         """The page whose turn it is; its client, and its job among theirs, come last then."""
         while self._clients:

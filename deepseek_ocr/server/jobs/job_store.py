@@ -76,11 +76,6 @@ class OcrJob:
     numbers: tuple[int, ...]
     fields: Mapping[str, str]
 
-    @property
-    def ended(self) -> bool:
-        """True when no more pages will be read."""
-        return self.status in ("done", "failed")
-
 
 class JobStore:
     """The folder of jobs; any thread may call. Raises `SettingsError` where the folder cannot be
@@ -98,13 +93,11 @@ class JobStore:
             )
             self._database.executescript(_SCHEMA)
         except Timeout as error:
-            raise SettingsError(
-                f"Another server keeps its jobs in {folder}; give this one a folder of its own."
-            ) from error
+            why = f"Another server keeps its jobs in {folder}; give this one a folder of its own."
+            raise SettingsError(why) from error
         except (OSError, sqlite3.Error) as error:
-            raise SettingsError(
-                f"Jobs cannot be kept in {folder} ({error}); choose another folder."
-            ) from error
+            why = f"Jobs cannot be kept in {folder} ({error}); choose another folder."
+            raise SettingsError(why) from error
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -146,10 +139,8 @@ class JobStore:
 
     def unfinished(self) -> list[OcrJob]:
         """Jobs of which pages are still to be read, oldest first."""
-        rows = self._run(
-            "SELECT * FROM jobs WHERE status IN ('queued', 'running') ORDER BY created"
-        )
-        return [_job(row) for row in rows]
+        unread = "SELECT * FROM jobs WHERE status IN ('queued', 'running') ORDER BY created"
+        return [_job(row) for row in self._run(unread)]
 
     def has(self, job: str) -> bool:
         """True until a job is forgotten."""
@@ -169,12 +160,11 @@ class JobStore:
 
     def unread(self, client: str) -> tuple[int, int]:
         """How many jobs have not ended: all, and those of `client`."""
-        row = self._run(
+        everybody, own = self._run(
             "SELECT count(*), coalesce(sum(client = ?), 0) FROM jobs "
-            "WHERE status IN ('queued', 'running')",
-            (client,),
-        )[0]
-        return int(row[0]), int(row[1])
+            "WHERE status IN ('queued', 'running')", (client,),
+        )[0]  # fmt: skip
+        return everybody, own
 
     def set_status(self, job: str, status: Status, error: str | None = None) -> None:
         """How a job stands."""

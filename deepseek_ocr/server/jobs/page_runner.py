@@ -58,9 +58,8 @@ class PageRunner:
         pool, _ = self.state.pool_for(job.model)
         plan = self.plan(job)
         if job.deadline is not None and time.time() > job.deadline:
-            return PageRecord(
-                number, error="The time for the document was over; hand it in as a job instead."
-            )
+            late = "The time for the document was over; hand it in as a job instead."
+            return PageRecord(number, error=late)
         try:
             rendered = await self.threads.run(
                 job.id, lambda: self.render(job, plan, number), self.threads.rendering
@@ -90,7 +89,7 @@ class PageRunner:
         while True:
             splitter = Splitter()
             try:
-                with stream_pages(self.state.metrics, pool, client, [page]) as (stream,):
+                with stream_pages(pool, client, [page]) as (stream,):
                     async for event in stream.events():
                         if isinstance(event, Reading):
                             for rest in splitter.finish():

@@ -24,16 +24,12 @@ _FILES = {
     "multipart/form-data": {"type": "string", "format": "binary"},
     "application/json": {"type": "string", "description": "base64, or a data URI with it"},
 }
-_SCHEMAS = {
-    kind: {"type": "object", "required": ["file"], "properties": {"file": file, **_TEXTS}}
+_SCHEMA = {"type": "object", "required": ["file"]}
+_CONTENT = {
+    kind: {"schema": {**_SCHEMA, "properties": {"file": file, **_TEXTS}}}
     for kind, file in _FILES.items()
 }
-OPENAPI: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {kind: {"schema": schema} for kind, schema in _SCHEMAS.items()},
-    }
-}
+OPENAPI: dict[str, Any] = {"requestBody": {"required": True, "content": _CONTENT}}
 """What the routes that take documents say of their bodies."""
 
 
@@ -62,11 +58,9 @@ async def received(request: Request) -> AsyncIterator[Upload]:
         yield _from_json(await request.body())
     else:
         raise ApiError(
-            415,
-            "Send the document as the field file of a form (multipart/form-data), or as base64 in "
-            "the field file of a JSON object.",
-            "unsupported_media_type",
-        )
+            415, "Send the document as the field file of a form (multipart/form-data), or as "
+            "base64 in the field file of a JSON object.", "unsupported_media_type",
+        )  # fmt: skip
 
 
 def safe_file_name(name: str) -> str:

@@ -30,12 +30,10 @@ class Metrics:
             "request_seconds", "Seconds from a request to the end of its answer", ("route",)
         )
         self._pages = counter("pages", "Pages by how they ended", ("model", "finish_reason"))
-        self._tokens = counter(
-            "tokens", "Tokens in (vision included), of vision, out", ("model", "kind")
-        )
-        self._stages = histogram(
-            "stage_seconds", "Seconds of a page in each stage", ("model", "stage")
-        )
+        of_tokens = "Tokens in (vision included), of vision, out"
+        self._tokens = counter("tokens", of_tokens, ("model", "kind"))
+        of_stages = "Seconds of a page in each stage"
+        self._stages = histogram("stage_seconds", of_stages, ("model", "stage"))
         self._waits = histogram("wait_seconds", "Seconds a page waited for its turn", ("model",))
 
     def watch(self, gauges: Collector) -> None:
@@ -53,7 +51,7 @@ class Metrics:
 
     def page(self, model: str, reading: Reading) -> None:
         """A page was read."""
-        self._pages.labels(model, reading.finish_reason).inc()
+        self.page_ended(model, reading.finish_reason)
         for kind in ("prompt", "vision", "output"):
             self._tokens.labels(model, kind).inc(getattr(reading.counts, kind))
         for stage in ("preprocess", "vision", "prefill", "decode"):

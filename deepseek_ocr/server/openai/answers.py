@@ -16,8 +16,8 @@ from deepseek_ocr.formats.markdown import PAGE_SPLIT
 from deepseek_ocr.grounding import parser
 from deepseek_ocr.markup import blocks_in, settled_parts, to_markdown
 from deepseek_ocr.server.api_errors import ApiError
-from deepseek_ocr.server.observability.metrics import Metrics
 from deepseek_ocr.server.openai import request_parsing
+from deepseek_ocr.server.openai.event_streams import unless_hung_up
 from deepseek_ocr.server.openai.image_inputs import pictures
 from deepseek_ocr.server.openai.request_schemas import CommonFields, OutputFormat
 from deepseek_ocr.server.queueing.model_pools import ModelPool
@@ -41,7 +41,6 @@ class Answer:
     """An answer in the making: what is to be read for `client`, by which model, and what is to
     come of it. `model` is the name the client gave; `readings` grows as pages end."""
 
-    metrics: Metrics
     client: str
     model: str
     pool: ModelPool
@@ -52,7 +51,7 @@ class Answer:
 
     async def pieces(self) -> AsyncIterator[TextPiece]:
         """The text, piece by piece, pages in order. Raises what reading raises."""
-        with stream_pages(self.metrics, self.pool, self.client, self.pages) as streams:
+        with stream_pages(self.pool, self.client, self.pages) as streams:
             for number, stream in enumerate(streams):
                 writer = writer_for(self.form, number, self.pages)
                 async for event in stream.events():
@@ -75,33 +74,29 @@ class Answer:
     @property
     def usage(self) -> tuple[int, int]:
         """Tokens that went in, vision tokens included, and that came out."""
-        return (
-            sum(page.counts.prompt for page in self.readings),
-            sum(page.counts.output for page in self.readings),
-        )
+        counts = [page.counts for page in self.readings]
+        return sum(one.prompt for one in counts), sum(one.output for one in counts)
 
     @property
     def details(self) -> dict[str, Any]:
         """What OpenAI's API has no place for: how each page ended and how sure the model was."""
-        return {
-            "pages": [
-                {
-                    "finish_reason": page.finish_reason,
-                    "confidence": None if page.confidence is None else page.confidence.mean,
-                    "vision_tokens": page.counts.vision,
-                    "output_tokens": page.counts.output,
-                    "more_pages": page.more_pages,
-                }
-                for page in self.readings
-            ]
-        }
+        pages = [
+            {
+                "finish_reason": page.finish_reason,
+                "confidence": None if page.confidence is None else page.confidence.mean,
+                "vision_tokens": page.counts.vision, "output_tokens": page.counts.output,
+                "more_pages": page.more_pages,
+            }
+            for page in self.readings
+        ]  # fmt: skip
+        return {"pages": pages}
 
 
 async def begin_answer(
     request: Request, caller: Caller, asked: CommonFields, options: request_parsing.RequestOptions
 ) -> Answer:
     """The answer to what was `asked`, of which nothing is read yet. Raises `ApiError`, and the
-    errors of settings, prompts and pictures, which are answered 400."""
+    errors of settings, prompts and pictures, which are answered 400; `HungUpError` too."""
     state = caller.state
     request_parsing.refuse_unsupported(asked)
     pool, preset = state.pool_for(asked.model)
@@ -112,35 +107,30 @@ async def begin_answer(
     images = options.turn.images
     if not images:
         raise ApiError(
-            400,
-            f"There is no picture in {options.turn_param}; add a part of type image_url "
-            "(input_image in /v1/responses) with a data URI.",
-            "missing_image",
-            options.turn_param,
-        )
+            400, f"There is no picture in {options.turn_param}; add a part of type image_url "
+            "(input_image in /v1/responses) with a data URI.", "missing_image", options.turn_param,
+        )  # fmt: skip
     if len(images) > state.server.max_pages:
         raise ApiError(
             413, f"These are {len(images)} pictures; {state.server.max_pages} are the most a "
             "request may have.", "too_many_pages",
         )  # fmt: skip
-    pages = [Page(data, prompt, crop, decode) for data in await pictures(caller, images)]
+    found = await unless_hung_up(request.receive, pictures(caller, images))
+    pages = [Page(data, prompt, crop, decode) for data in found]
     logged = {"model": asked.model, "pages": len(pages), "stream": bool(asked.stream)}
     request.scope["deepseek_ocr.log"] = logged
-    logprobs = options.logprobs
-    return Answer(state.metrics, caller.client, asked.model, pool, pages, form, logprobs)
+    return Answer(caller.client, asked.model, pool, pages, form, options.logprobs)
 
 
 def logprob_entries(tokens: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
     """Tokens and their log-probabilities as OpenAI has them."""
     return [
         {
-            "token": text,
-            "logprob": logprob,
-            "bytes": list(text.encode("utf-8", "replace")),
+            "token": text, "logprob": logprob, "bytes": [*text.encode("utf-8", "replace")],
             "top_logprobs": [],
         }
         for text, logprob in tokens
-    ]
+    ]  # fmt: skip
 
 
 def writer_for(

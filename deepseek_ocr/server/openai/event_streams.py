@@ -1,8 +1,4 @@
-"""Answers on their way to a client that may hang up: whole, or as server-sent events.
-
-No event is sent before the first is there, so that whatever goes wrong until then (a picture that
-is none, a full queue) is answered with its proper status.
-"""
+"""Answers on their way to a client that may hang up: whole, or as server-sent events."""
 
 from __future__ import annotations
 
@@ -49,7 +45,8 @@ def as_event(data: object, name: str | None = None) -> bytes:
 
 
 class EventStream(Response):
-    """Server-sent events; `on_error` makes the last of them where something goes wrong midway."""
+    """Server-sent events; `on_error` makes the last of them where something goes wrong midway. What
+    goes wrong before the first is there is answered with its proper status."""
 
     def __init__(
         self, events: AsyncGenerator[bytes, None], on_error: Callable[[ApiError], bytes]

@@ -36,37 +36,24 @@ async def pictures(caller: Caller, images: Sequence[tuple[str, str]]) -> list[by
     allowance = fetcher.allowance(caller.hold) if fetcher else None
     found = []
     for url, param in images:
-        if url[:5].lower() == "data:":
+        scheme = url[:8].lower()
+        if scheme.startswith("data:"):
             data = await _away(len(url), _from_data_uri, url, param)
-        elif fetcher and allowance and _is_http(url):
-            data = await fetcher.fetch(url, param, allowance)
+        elif not scheme.startswith(("http://", "https://")):
+            raise ApiError(
+                400, "A picture must be a data URI (data:image/jpeg;base64,…); paths and other "
+                "addresses are refused.", "invalid_image", param,
+            )  # fmt: skip
+        elif fetcher is None or allowance is None:
+            raise ApiError(
+                400, "Addresses are not fetched by this server (it runs without --allow-urls); "
+                "send the picture itself as data:image/jpeg;base64,…", "url_not_allowed", param,
+            )  # fmt: skip
         else:
-            raise _not_fetched(url, param)
+            data = await fetcher.fetch(url, param, allowance)
         await _away(len(data), _check_head, data, caller.state.limits)
         found.append(data)
     return found
-
-
-def _is_http(url: str) -> bool:
-    return url[:8].lower().startswith(("http://", "https://"))
-
-
-def _not_fetched(url: str, param: str) -> ApiError:
-    if _is_http(url):
-        return ApiError(
-            400,
-            "Addresses are not fetched by this server (it runs without --allow-urls); send "
-            "the picture itself as data:image/jpeg;base64,…",
-            "url_not_allowed",
-            param,
-        )
-    return ApiError(
-        400,
-        "A picture must be a data URI (data:image/jpeg;base64,…); paths and other addresses "
-        "are refused.",
-        "invalid_image",
-        param,
-    )
 
 
 async def _away(size: int, work: Callable[P, Made], *args: P.args, **named: P.kwargs) -> Made:

@@ -84,12 +84,9 @@ def _turn(message: Message, param: str, strict: bool = True) -> UserTurn:
             images.append((url, f"{at}.image_url"))
         elif strict:
             raise ApiError(
-                400,
-                f"A part of type {part.type!r} cannot be read; use text and image_url (documents "
-                "go to /v1/ocr).",
-                "unsupported_part",
-                at,
-            )
+                400, f"A part of type {part.type!r} cannot be read; use text and image_url "
+                "(documents go to /v1/ocr).", "unsupported_part", at,
+            )  # fmt: skip
     return UserTurn("\n".join(text for text in texts if text), tuple(images))
 
 
@@ -152,12 +149,9 @@ def form_of(asked: CommonFields, options: RequestOptions) -> OutputFormat:
         schema = wanted.get("json_schema", wanted)
         if not (isinstance(schema, dict) and is_ours(schema.get("schema"))):
             raise ApiError(
-                400,
-                "Readings come in one schema, which is at /document.schema.json; send that one, or "
-                "ask for json_object.",
-                "unsupported_schema",
-                options.format_param,
-            )
+                400, "Readings come in one schema, which is at /document.schema.json; send that "
+                "one, or ask for json_object.", "unsupported_schema", options.format_param,
+            )  # fmt: skip
     if kind in ("json_object", "json_schema"):
         form = "json"
     elif kind != "text":

@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from deepseek_ocr.engine.ocr_engine import OcrEngine
+from deepseek_ocr.server.observability.metrics import Metrics
 from deepseek_ocr.server.queueing.admission import Admission
 from deepseek_ocr.weights.catalog import Checkpoint
 
@@ -34,19 +35,21 @@ class ModelPool:
 
     - `name`: as clients say it; `known`: the task and preset it is best at
     - `engines`: one a device; a turn of `admission` says which of them
+    - `metrics`: are told of its pages
     """
 
     name: str
     known: Checkpoint
     engines: tuple[OcrEngine, ...]
     admission: Admission
+    metrics: Metrics
 
 
+@dataclass(frozen=True, eq=False)
 class PoolGauges(Collector):
     """Gauges of the queues and slots of `pools`, which may grow; read when they are asked for."""
 
-    def __init__(self, pools: Mapping[str, ModelPool]) -> None:
-        self._pools = pools
+    pools: Mapping[str, ModelPool]
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """The gauges as they stand, for Prometheus."""
@@ -54,7 +57,7 @@ class PoolGauges(Collector):
             GaugeMetricFamily(f"deepseek_ocr_{name}", meaning, labels=labels)
             for name, meaning, labels in _GAUGES
         ]
-        for pool in list(self._pools.values()):
+        for pool in list(self.pools.values()):
             waiting.add_metric([pool.name], pool.admission.waiting)
             active.add_metric([pool.name], pool.admission.active)
             for number, engine in enumerate(pool.engines):

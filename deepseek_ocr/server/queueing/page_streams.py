@@ -1,6 +1,6 @@
 """Pages through the queue and an engine, their events on the event loop.
 
-    with stream_pages(metrics, pool, client, pages) as streams:
+    with stream_pages(pool, client, pages) as streams:
         for stream in streams:
             async for event in stream.events():
                 …
@@ -21,7 +21,6 @@ from deepseek_ocr.engine.request import Handle
 from deepseek_ocr.engine.results import Delta, Failure, Page, Reading
 from deepseek_ocr.errors import DeviceError
 from deepseek_ocr.server.api_errors import EngineFailedError
-from deepseek_ocr.server.observability.metrics import Metrics
 from deepseek_ocr.server.queueing.admission import Visit
 from deepseek_ocr.server.queueing.model_pools import ModelPool
 
@@ -35,10 +34,7 @@ second at most; the first of a page never waits."""
 class PageStream:
     """One page on its way; belongs to the event loop it was made on."""
 
-    def __init__(
-        self, metrics: Metrics, pool: ModelPool, visit: Visit, number: int, page: Page
-    ) -> None:
-        self._metrics = metrics
+    def __init__(self, pool: ModelPool, visit: Visit, number: int, page: Page) -> None:
         self._pool = pool
         self._visit = visit
         self._number = number
@@ -70,7 +66,7 @@ class PageStream:
         self._ended = True
         if self._handle is not None:
             self._handle.cancel()
-            self._metrics.page_ended(self._pool.name, "cancelled")
+            self._pool.metrics.page_ended(self._pool.name, "cancelled")
 
     def _begin(self, turn: asyncio.Future[int]) -> None:
         if self._ended:
@@ -80,7 +76,7 @@ class PageStream:
             self._ended = True
             self._arrived.put_nowait(Failure(error))
             return
-        self._metrics.waited(self._pool.name, time.perf_counter() - self._entered)
+        self._pool.metrics.waited(self._pool.name, time.perf_counter() - self._entered)
         engine = self._pool.engines[turn.result()]
         try:
             self._handle = engine.submit(self._page, self._from_worker)
@@ -129,9 +125,9 @@ class PageStream:
         self._ended = True
         self._visit.release(self._number)
         if isinstance(event, Reading):
-            self._metrics.page(self._pool.name, event)
+            self._pool.metrics.page(self._pool.name, event)
         else:
-            self._metrics.page_ended(self._pool.name, "failed")
+            self._pool.metrics.page_ended(self._pool.name, "failed")
         self._arrived.put_nowait(event)
 
 
@@ -142,14 +138,12 @@ def _joined(deltas: Sequence[Delta]) -> Delta:
 
 @contextmanager
 def stream_pages(
-    metrics: Metrics, pool: ModelPool, client: str, pages: Sequence[Page]
+    pool: ModelPool, client: str, pages: Sequence[Page]
 ) -> Iterator[tuple[PageStream, ...]]:
     """Put the pages of one request into the queue, all or none; their streams, in order. Raises
     `QueueFullError` and `ClosingError`."""
     with pool.admission.enter(client, len(pages)) as visit:
-        streams = tuple(
-            PageStream(metrics, pool, visit, number, page) for number, page in enumerate(pages)
-        )
+        streams = tuple(PageStream(pool, visit, number, page) for number, page in enumerate(pages))
         try:
             yield streams
         finally:

@@ -23,19 +23,12 @@ router = APIRouter(prefix="/v1")
 @router.post("/chat/completions", response_class=Response)
 async def complete(request: Request, asked: ChatRequest, caller: CurrentCaller) -> Response:
     """Read the pictures of the last user turn, or else the latest that were sent."""
-
-    async def begin() -> Answer:
-        return await begin_answer(request, caller, asked, _options(asked))
-
-    async def whole() -> dict[str, Any]:
-        answer = await begin()
-        return _completion(answer, *await answer.text())
-
+    answer = await begin_answer(request, caller, asked, _options(asked))
     if asked.stream:
         usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        answer = await unless_hung_up(request.receive, begin())
         return EventStream(_chunks(answer, usage), _last_event)
-    return json_answer(await unless_hung_up(request.receive, whole()))
+    text, tokens = await unless_hung_up(request.receive, answer.text())
+    return json_answer(_completion(answer, text, tokens))
 
 
 def _options(asked: ChatRequest) -> RequestOptions:
@@ -43,13 +36,10 @@ def _options(asked: ChatRequest) -> RequestOptions:
     refuse(asked.stop, "Stop sequences are not supported; leave out stop.", "stop")
     limit = asked.max_completion_tokens
     return RequestOptions(
-        turn=last_turn(asked.messages, "messages"),
-        turn_param="messages",
-        max_tokens=asked.max_tokens if limit is None else limit,
-        format=asked.response_format,
-        format_param="response_format",
-        logprobs=bool(asked.logprobs),
-    )
+        turn=last_turn(asked.messages, "messages"), turn_param="messages",
+        max_tokens=asked.max_tokens if limit is None else limit, logprobs=bool(asked.logprobs),
+        format=asked.response_format, format_param="response_format",
+    )  # fmt: skip
 
 
 def _completion(answer: Answer, text: str, tokens: list[tuple[str, float]]) -> dict[str, Any]:
@@ -84,18 +74,12 @@ def _choice(
 
 
 def _logprobs(answer: Answer, tokens: Iterable[tuple[str, float]]) -> dict[str, Any] | None:
-    if not answer.logprobs:
-        return None
-    return {"content": logprob_entries(tokens), "refusal": None}
+    return {"content": logprob_entries(tokens), "refusal": None} if answer.logprobs else None
 
 
 def _head(answer: Answer, kind: str) -> dict[str, Any]:
-    return {
-        "id": f"chatcmpl-{secrets.token_hex(12)}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": answer.model,
-    }
+    id_ = f"chatcmpl-{secrets.token_hex(12)}"
+    return {"id": id_, "object": kind, "created": int(time.time()), "model": answer.model}
 
 
 def _usage(answer: Answer) -> dict[str, int]:

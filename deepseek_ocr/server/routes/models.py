@@ -14,8 +14,6 @@ from deepseek_ocr.server.server_state import CurrentState
 
 router = APIRouter()
 
-_OWNER = "deepseek-ai"
-
 
 @router.get("/v1/models")
 async def list_models(state: CurrentState) -> dict[str, Any]:
@@ -40,4 +38,4 @@ async def show_schema() -> JSONResponse:
 
 
 def _entry(name: str, state: CurrentState) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": state.started, "owned_by": _OWNER}
+    return {"id": name, "object": "model", "created": state.started, "owned_by": "deepseek-ai"}

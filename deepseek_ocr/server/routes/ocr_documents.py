@@ -36,11 +36,9 @@ async def _jobs_of(request: Request) -> JobManager:
     found = request.app.state.documents
     if not isinstance(found, JobManager):
         raise ApiError(
-            503,
-            "Documents are not read here now. Send pictures to /v1/chat/completions, or ask "
-            "whoever runs the server: its log says why.",
-            "no_documents",
-        )
+            503, "Documents are not read here now. Send pictures to /v1/chat/completions, or ask "
+            "whoever runs the server: its log says why.", "no_documents",
+        )  # fmt: skip
     return found
 
 
@@ -65,7 +63,7 @@ async def read_document(request: Request, jobs: Jobs, caller: CurrentCaller) -> 
     `Accept: application/x-ndjson`, its events line by line as they happen."""
     async with received(request) as upload:
         accepted = request.headers.get("accept", "")
-        streamed = flag(upload.fields, "stream", False) or NDJSON in accepted
+        streamed = flag(upload.fields, "stream") or NDJSON in accepted
         format_ = output_format(upload.fields)
         job = await take_in(jobs, caller.client, upload, kept=False)
     if streamed:
@@ -77,10 +75,9 @@ async def read_document(request: Request, jobs: Jobs, caller: CurrentCaller) -> 
         jobs.spawn(jobs.forget(job.id))
         raise
     name = None if format_ == "json" else path.name
+    kind = FORMATS[format_].media_type
     gone = BackgroundTask(jobs.forget, job.id)
-    return FileResponse(
-        path, media_type=FORMATS[format_].media_type, filename=name, background=gone
-    )
+    return FileResponse(path, media_type=kind, filename=name, background=gone)
 
 
 @router.post("/jobs", status_code=202, openapi_extra=OPENAPI)

@@ -25,19 +25,11 @@ _WITH_LOGPROBS = "message.output_text.logprobs"
 @router.post("/responses", response_class=Response)
 async def respond(request: Request, asked: ResponsesRequest, caller: CurrentCaller) -> Response:
     """Read the pictures of the last user turn, or else the latest that were sent."""
-
-    async def begin() -> _Report:
-        return _Report(asked, await begin_answer(request, caller, asked, _options(asked)))
-
-    async def whole() -> dict[str, Any]:
-        report = await begin()
-        text, tokens = await report.answer.text()
-        return report.response(report.status, [report.item("completed", text, tokens)])
-
+    report = _Report(asked, await begin_answer(request, caller, asked, _options(asked)))
     if asked.stream:
-        report = await unless_hung_up(request.receive, begin())
         return EventStream(report.events(), report.last_event)
-    return json_answer(await unless_hung_up(request.receive, whole()))
+    text, tokens = await unless_hung_up(request.receive, report.answer.text())
+    return json_answer(report.response(report.status, [report.item("completed", text, tokens)]))
 
 
 def _options(asked: ResponsesRequest) -> RequestOptions:
@@ -46,13 +38,10 @@ def _options(asked: ResponsesRequest) -> RequestOptions:
     refuse(follows, message, "previous_response_id")
     refuse(asked.background, "Use /v1/ocr for work in the background.", "background")
     return RequestOptions(
-        turn=last_turn(asked.input, "input"),
-        turn_param="input",
-        max_tokens=asked.max_output_tokens,
-        format=asked.text.format if asked.text else None,
-        format_param="text.format",
-        logprobs=_WITH_LOGPROBS in (asked.include or ()),
-    )
+        turn=last_turn(asked.input, "input"), turn_param="input",
+        max_tokens=asked.max_output_tokens, logprobs=_WITH_LOGPROBS in (asked.include or ()),
+        format=asked.text.format if asked.text else None, format_param="text.format",
+    )  # fmt: skip
 
 
 class _Report:
@@ -76,29 +65,19 @@ class _Report:
         asked = self._asked
         cut = status == "incomplete"
         return {
-            "id": self._id,
-            "object": "response",
-            "created_at": self._created,
-            "status": status,
+            "id": self._id, "object": "response", "created_at": self._created, "status": status,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "instructions": asked.instructions,
-            "max_output_tokens": asked.max_output_tokens,
-            "metadata": asked.metadata or {},
-            "model": asked.model,
-            "output": output,
-            "parallel_tool_calls": False,
-            "previous_response_id": None,
-            "store": False,
+            "instructions": asked.instructions, "max_output_tokens": asked.max_output_tokens,
+            "metadata": asked.metadata or {}, "model": asked.model, "output": output,
+            "parallel_tool_calls": False, "previous_response_id": None, "store": False,
             "temperature": asked.temperature or 0.0,
             "text": {"format": (asked.text and asked.text.format) or {"type": "text"}},
-            "tool_choice": asked.tool_choice or "auto",
-            "tools": [],
-            "top_p": 1.0 if asked.top_p is None else asked.top_p,
-            "truncation": "disabled",
+            "tool_choice": asked.tool_choice or "auto", "tools": [],
+            "top_p": 1.0 if asked.top_p is None else asked.top_p, "truncation": "disabled",
             "usage": None if status == "in_progress" else self._usage(),
             "deepseek_ocr": self.answer.details,
-        }
+        }  # fmt: skip
 
     def item(
         self, status: str, text: str | None = None, tokens: Sequence[tuple[str, float]] = ()
@@ -166,9 +145,7 @@ class _Report:
     def _usage(self) -> dict[str, Any]:
         prompt, output = self.answer.usage
         return {
-            "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": output,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "input_tokens": prompt, "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": output, "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": prompt + output,
-        }
+        }  # fmt: skip

@@ -20,14 +20,9 @@ router = APIRouter(include_in_schema=False)
 
 FOLDER = Path(web.__file__).with_name("page")
 
-FILES = {
-    "style.css": "text/css",
-    "icon.svg": "image/svg+xml",
-    **dict.fromkeys(
-        ("app.js", "api.js", "dom.js", "nodes.js", "sheet.js", "start.js", "text.js", "work.js"),
-        "text/javascript",
-    ),
-}
+_MODULES = ("app", "api", "dom", "nodes", "sheet", "start", "text", "work")
+FILES = {"style.css": "text/css", "icon.svg": "image/svg+xml"}
+FILES |= {f"{name}.js": "text/javascript" for name in _MODULES}
 """Everything the page is made of beside index.html; no other file is ever opened."""
 
 POLICY = (
@@ -53,14 +48,17 @@ def options(state: CurrentState) -> dict[str, Any]:
         "task": presets.task_title(known.task),
         "preset": presets.preset_title(known.preset),
         "tasks": [
-            {"name": task.title, "purpose": _sentence(task.purpose), "reference": name == "locate"}
+            {
+                "name": task.title, "purpose": task.purpose[0].upper() + task.purpose[1:],
+                "reference": name == "locate",
+            }
             for name, task in presets.TASKS.items()
         ],
         "presets": [
             {"name": preset.title, "purpose": _purpose(preset.crop)}
             for preset in presets.PRESETS.values()
         ],
-    }
+    }  # fmt: skip
 
 
 @router.api_route("/page/{name}", methods=["GET", "HEAD"])
@@ -88,7 +86,3 @@ def _purpose(crop: CropSettings) -> str:
             "for dense pages and small type."
         )
     return f"The whole page at {crop.image_size} px in one look."
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]

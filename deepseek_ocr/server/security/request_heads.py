@@ -89,11 +89,9 @@ class BoundedHeads(HttpToolsProtocol):
 
 def _too_large(most_bytes: int) -> bytes:
     error = ApiError(
-        431,
-        f"The request's head is larger than {most_bytes // 1024} KiB; send fewer or shorter "
-        "headers, and what is long in the body.",
-        "head_too_large",
-    )
+        431, f"The request's head is larger than {most_bytes // 1024} KiB; send fewer or shorter "
+        "headers, and what is long in the body.", "head_too_large",
+    )  # fmt: skip
     body = json.dumps(error.body()).encode()
     return (
         b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"

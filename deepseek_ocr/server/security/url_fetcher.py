@@ -31,15 +31,12 @@ _LOOKUPS = ThreadPoolExecutor(8, "names")
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_NOT_FOR_US = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "168.63.129.16/32",  # a cloud's own services, at a public address
-        "192.0.0.0/24",  # for protocols; another cloud's services
-        "64:ff9b:1::/48",  # translated to IPv4 by local rules
-        "fec0::/10",  # site-local, from before there were private addresses
-        "::/96",  # IPv4 in an old disguise
-    )
+_NOT_FOR_US = (
+    ipaddress.ip_network("168.63.129.16/32"),  # a cloud's own services, at a public address
+    ipaddress.ip_network("192.0.0.0/24"),  # for protocols; another cloud's services
+    ipaddress.ip_network("64:ff9b:1::/48"),  # translated to IPv4 by local rules
+    ipaddress.ip_network("fec0::/10"),  # site-local, from before there were private addresses
+    ipaddress.ip_network("::/96"),  # IPv4 in an old disguise
 )
 
 
@@ -125,11 +122,9 @@ class Fetcher:
         """The body, or where it redirects to."""
         addresses = await self._addresses(url)
         headers = {
-            "host": url.netloc.decode("ascii"),
-            "accept": "image/*",
-            "accept-encoding": "identity",
-            "user-agent": "deepseek-ocr",
-        }
+            "host": url.netloc.decode("ascii"), "accept": "image/*",
+            "accept-encoding": "identity", "user-agent": "deepseek-ocr",
+        }  # fmt: skip
         target, extensions = url.copy_with(host=str(addresses[0])), {"sni_hostname": url.host}
         async with (
             httpx.AsyncClient(

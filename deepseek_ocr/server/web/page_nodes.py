@@ -18,14 +18,12 @@ def page_blocks(record: PageRecord) -> list[dict[str, Any]]:
     """The text of a page that was read, formatted: `{"region": order, "nodes": [...]}` for each
     region, and for the text in front of them (order 0). Figures are spans of the class `figure n`.
     """
-    blocks = []
-    order = 0
+    blocks, order = [], 0
     for part in record.parts:
         order += part.region is not None
-        number = order if part.region is not None else 0
         if part.blocks:
             nodes = nodes_of(safe_html.blocks_html(part.blocks))
-            blocks.append({"region": number, "nodes": nodes})
+            blocks.append({"region": 0 if part.region is None else order, "nodes": nodes})
     return blocks
 
 

@@ -25,10 +25,7 @@ function remembered(name) {
       try { return sessionStorage.getItem(name) ?? ""; } catch { return ""; }
     },
     set(value) {
-      try {
-        if (value) sessionStorage.setItem(name, value);
-        else sessionStorage.removeItem(name);
-      } catch { /* it lasts as long as this page then */ }
+      try { sessionStorage.setItem(name, value); } catch { /* then it is not remembered */ }
     },
   };
 }
@@ -37,25 +34,21 @@ export const key = remembered("deepseek-ocr-key");
 export const lastJob = remembered("deepseek-ocr-job");
 export const view = remembered("deepseek-ocr-view");
 
+/** What to do with an error that is no answer: say so in `words`, unless it was us who stopped. */
+const failing = (words) => (error) => { throw error.name === "AbortError" ? error : new Problem(words); };
+
 async function request(path, options = {}) {
-  const headers = new Headers(options.headers);
-  if (key.get()) headers.set("Authorization", `Bearer ${key.get()}`);
-  let answer;
-  try {
-    answer = await fetch(path, { ...options, headers, cache: "no-store" });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Problem("The server cannot be reached. Check that it is running, then try again.");
-  }
+  const headers = new Headers(key.get() ? { Authorization: `Bearer ${key.get()}` } : {});
+  const answer = await fetch(path, { ...options, headers, cache: "no-store" })
+    .catch(failing("The server cannot be reached. Check that it is running, then try again."));
   if (!answer.ok) throw new Problem(await reasonOf(answer), answer.status);
   return answer;
 }
 
 async function reasonOf(answer) {
-  try {
-    const { message } = (await answer.json()).error;
-    if (typeof message === "string" && message) return message;
-  } catch { /* not the server's own words */ }
+  const said = await answer.json().catch(() => null); // it may come from a proxy
+  const message = said?.error?.message;
+  if (typeof message === "string" && message) return message;
   return PLAIN[answer.status] ?? `The server answered ${answer.status}. Try again, or look into its log.`;
 }
 
@@ -83,15 +76,9 @@ export async function* events(job, signal) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    let piece;
-    try {
-      piece = await reader.read();
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
-      throw new Problem("The connection to the server was lost.");
-    }
-    if (piece.done) return;
-    const lines = (rest + piece.value).split("\n");
+    const { done, value } = await reader.read().catch(failing("The connection to the server was lost."));
+    if (done) return;
+    const lines = (rest + value).split("\n");
     rest = lines.pop();
     for (const line of lines) if (line.trim()) yield JSON.parse(line);
   }

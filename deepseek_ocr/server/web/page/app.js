@@ -7,11 +7,9 @@ import { Start } from "./start.js";
 import { TextView } from "./text.js";
 import { Work } from "./work.js";
 
-const RAW = "raw";
 const PATIENCE_MS = [500, 1000, 2000, 4000, 8000, 8000, 8000];
 
 let work = null;
-let stop = null;
 
 const sheet = new Sheet();
 const text = new TextView();
@@ -26,12 +24,8 @@ function complain(message) {
   $("problem").scrollIntoView({ block: "nearest" });
 }
 
-function calm() {
-  $("problem").hidden = true;
-}
-
 function dismiss() {
-  calm();
+  $("problem").hidden = true;
   ($("work").hidden ? $("file") : $("work-name")).focus({ preventScroll: true });
 }
 
@@ -54,23 +48,23 @@ function askForKey() {
 
 /** Let a button do its task, once at a time. Unlike `disabled`, `aria-disabled` leaves it the focus. */
 async function busy(button, task) {
-  if (button.getAttribute("aria-disabled") === "true") return;
-  button.setAttribute("aria-disabled", "true");
-  calm();
+  if (button.ariaDisabled) return;
+  button.ariaDisabled = "true";
+  $("problem").hidden = true;
   try {
     await task();
   } catch (error) {
     report(error);
   } finally {
-    button.removeAttribute("aria-disabled");
+    button.ariaDisabled = null;
   }
 }
 
 /** Show the raw text of pages or the formatted one, also of the pages that come. */
 function showRaw(raw) {
-  api.view.set(raw ? RAW : "");
-  text.showRaw(raw);
-  $("raw").setAttribute("aria-pressed", String(raw));
+  api.view.set(raw ? "raw" : "");
+  $("text").classList.toggle("raw", raw);
+  $("raw").ariaPressed = String(raw);
 }
 
 // --- a document --------------------------------------------------------------------------------
@@ -91,33 +85,32 @@ async function read(file, fields) {
 function open(job, name) {
   work?.close();
   unpin();
-  stop = new AbortController();
   work = new Work({ job, sheet, text });
   document.title = `${name} · DeepSeek-OCR`;
   $("work-name").textContent = name;
   show("work");
   scrollTo(0, 0);
   $("work-name").focus({ preventScroll: true });
-  follow(job, work, stop.signal);
+  follow(work);
 }
 
-async function follow(job, mine, signal) {
+async function follow(mine) {
   let failures = 0;
-  while (!signal.aborted && !mine.ended) {
+  while (!mine.ended) {
     try {
-      for await (const event of api.events(job, signal)) {
+      for await (const event of api.events(mine.job, mine.leaving.signal)) {
         failures = 0;
-        if (event.type === "document.opened") $("work-name").textContent = event.name;
         mine.take(event);
       }
       if (!mine.ended) throw new api.Problem("The connection to the server was lost.");
     } catch (error) {
-      if (signal.aborted) return undefined; // stopped, or left for another document
+      if (mine.leaving.signal.aborted) return; // stopped, or left for another document
       const lost = error instanceof api.Problem && [0, 502, 503].includes(error.status);
       if (!lost || failures === PATIENCE_MS.length) {
         mine.giveUp();
         if (error.status === 404) api.lastJob.set("");
-        return report(error);
+        report(error);
+        return;
       }
       mine.say("The connection was lost; trying again …");
       await new Promise((done) => { setTimeout(done, PATIENCE_MS[failures]); });
@@ -127,20 +120,19 @@ async function follow(job, mine, signal) {
 }
 
 function leave() {
-  stop?.abort();
   work?.close();
   const job = api.lastJob.get();
   api.lastJob.set("");
   if (job) api.forget(job).catch(() => {}); // it grows old on the server otherwise
   work = null;
   document.title = "DeepSeek-OCR";
+  $("problem").hidden = true;
   show("start");
   $("file").focus();
 }
 
 async function cancel() {
   const job = api.lastJob.get();
-  stop?.abort();
   work?.giveUp("Stopped. What was read so far stays here until you leave.");
   try {
     if (job) await api.forget(job);
@@ -192,14 +184,14 @@ async function download(format) {
 // --- begin -------------------------------------------------------------------------------------
 
 $("problem-close").addEventListener("click", dismiss);
-$("again").addEventListener("click", () => { calm(); leave(); });
+$("again").addEventListener("click", leave);
 $("cancel").addEventListener("click", cancel);
-$("raw").addEventListener("click", () => showRaw($("raw").getAttribute("aria-pressed") !== "true"));
+$("raw").addEventListener("click", () => showRaw($("raw").ariaPressed !== "true"));
 $("copy").addEventListener("click", () => busy($("copy"), copy));
 for (const button of document.querySelectorAll(".download")) {
   button.addEventListener("click", () => busy(button, () => download(button.dataset.format)));
 }
-showRaw(api.view.get() === RAW);
+showRaw(api.view.get() === "raw");
 
 try {
   const offered = await api.options();

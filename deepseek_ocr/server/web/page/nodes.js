@@ -7,33 +7,27 @@ import { make } from "./dom.js";
 const MATHML = "http://www.w3.org/1998/Math/MathML";
 const DEEPEST = 300; // a formula has up to 100 levels, some of which take two elements
 
+const words = (text) => text.split(/\s+/);
+
 // --- HTML --------------------------------------------------------------------------------------
 
-const ELEMENTS = new Set([
-  "table", "thead", "tbody", "tfoot", "tr", "td", "th", "caption", "br", "hr", "p", "b", "i", "u",
-  "s", "em", "strong", "sup", "sub", "ul", "ol", "li", "h1", "h2", "h3", "h4", "h5", "h6", "pre",
-  "code", "blockquote", "span", "div", "center",
-]);
-const NUMBERS = new Set(["colspan", "rowspan", "start"]);
-const CLASSES = new Set(["math", "inline", "display", "wide", "list", "formula"]);
+const ELEMENTS = new Set(words(`table thead tbody tfoot tr td th caption br hr p b i u s em strong sup sub
+  ul ol li h1 h2 h3 h4 h5 h6 pre code blockquote span div center`));
+const NUMBERS = new Set(words("colspan rowspan start"));
+const CLASSES = new Set(words("math inline display wide list formula"));
 const FIGURE = /^figure (\d{1,4})$/;
 
 // --- MathML ------------------------------------------------------------------------------------
 
 /** Elements that hold text and nothing else. */
-const TOKENS = new Set(["mi", "mn", "mo", "mtext", "ms", "annotation"]);
+const TOKENS = new Set(words("mi mn mo mtext ms annotation"));
 
 /** Elements that hold elements. */
-const LAYOUTS = new Set([
-  "mspace", "mrow", "mfrac", "msqrt", "mroot", "mstyle", "mpadded", "mphantom", "menclose", "msub",
-  "msup", "msubsup", "munder", "mover", "munderover", "mmultiscripts", "mprescripts", "none",
-  "mtable", "mtr", "mtd", "semantics",
-]);
+const LAYOUTS = new Set(words(`mspace mrow mfrac msqrt mroot mstyle mpadded mphantom menclose msub msup
+  msubsup munder mover munderover mmultiscripts mprescripts none mtable mtr mtd semantics`));
 
 const SIZE = String.raw`(?:\d{1,3}(?:\.\d{1,12})?|\.\d{1,12})(?:em|ex|px|pt|pc|cm|mm|in|%)?`;
-const YES_OR_NO = /^(?:true|false)$/;
-const LENGTH = new RegExp(`^[+-]?${SIZE}$`);
-const SPAN = /^\d{1,3}$/;
+const all = (names, values) => words(names).map((name) => [name, values]);
 
 const ATTRIBUTES = new Map([
   ["display", /^(?:block|inline)$/],
@@ -43,13 +37,9 @@ const ATTRIBUTES = new Map([
   ["scriptlevel", /^[+-]?\d$/],
   ["linethickness", new RegExp(`^(?:thin|medium|thick|${SIZE})$`)],
   ["columnalign", /^(?:left|center|right)(?: (?:left|center|right)){0,99}$/],
-  ["columnspan", SPAN],
-  ["rowspan", SPAN],
-  ...["lspace", "rspace", "minsize", "maxsize", "width", "height", "depth", "voffset"].map((name) => [name, LENGTH]),
-  ...[
-    "stretchy", "fence", "separator", "accent", "accentunder", "displaystyle", "movablelimits",
-    "symmetric", "largeop",
-  ].map((name) => [name, YES_OR_NO]),
+  ...all("columnspan rowspan", /^\d{1,3}$/),
+  ...all("lspace rspace minsize maxsize width height depth voffset", new RegExp(`^[+-]?${SIZE}$`)),
+  ...all("stretchy fence separator accent accentunder displaystyle movablelimits symmetric largeop", /^(?:true|false)$/),
 ]);
 
 /** Elements that may have some style of their own: it is set property by property. */
@@ -124,39 +114,32 @@ function scroller(parent, name, ...classes) {
 }
 
 function addFormula(parent, attributes, children, depth) {
-  const formula = newMath("math", attributes);
-  addMath(formula, children, depth + 1);
   const home = attributes.display === "block" ? scroller(parent, "span", "math", "display") : parent;
-  home.append(formula);
+  addMath(newMath(home, "math", attributes), children, depth + 1);
 }
 
 function addMath(parent, nodes, depth) {
   for (const node of nodes) {
     const [name, attributes, children] = typeof node === "string" ? [] : node;
-    const known = (TOKENS.has(name) || LAYOUTS.has(name)) && !TOKENS.has(parent.localName);
-    if (!known || depth > DEEPEST) {
-      addMathText(parent, textOf([node]));
+    const inToken = TOKENS.has(parent.localName);
+    const known = (TOKENS.has(name) || LAYOUTS.has(name)) && !inToken;
+    if (known && depth <= DEEPEST) {
+      addMath(newMath(parent, name, attributes), children, depth + 1);
       continue;
     }
-    const element = newMath(name, attributes);
-    addMath(element, children, depth + 1);
-    parent.append(element);
+    const text = textOf([node]); // it stands in tokens alone: elsewhere it would not be seen
+    (inToken || !text.trim() ? parent : newMath(parent, "mtext", {})).append(text);
   }
 }
 
-/** Text stands in tokens alone: anywhere else in a formula it would not be seen. */
-function addMathText(parent, text) {
-  const home = TOKENS.has(parent.localName) || !text.trim() ? parent : newMath("mtext", {});
-  home.append(text);
-  if (home !== parent) parent.append(home);
-}
-
-function newMath(name, attributes) {
+/** A new element of a formula at the end of `parent`. */
+function newMath(parent, name, attributes) {
   const element = document.createElementNS(MATHML, name);
   for (const [key, value] of Object.entries(attributes)) {
     if (ATTRIBUTES.get(key)?.test(value)) element.setAttribute(key, value);
   }
   if (STYLED.has(name)) for (const [key, value] of stylesOf(attributes.style ?? "")) element.style.setProperty(key, value);
+  parent.append(element);
   return element;
 }
 

@@ -5,8 +5,7 @@ import { $, make } from "./dom.js";
 /** The form, filled with what the server offers. `onRead(file, fields)` when it is sent. */
 export class Start {
   #file = null;
-  #tasks = [];
-  #presets = [];
+  #offered = { tasks: [], presets: [] };
   #form = $("start");
 
   constructor({ onRead, onProblem }) {
@@ -18,24 +17,22 @@ export class Start {
       onProblem(message);
       field.focus();
     });
-    $("file").addEventListener("change", (event) => this.choose(event.target.files[0]));
-    $("tasks").addEventListener("change", () => this.#refresh());
-    $("preset").addEventListener("change", () => this.#refresh());
+    $("file").addEventListener("change", (event) => this.#choose(event.target.files[0]));
+    this.#form.addEventListener("change", () => this.#refresh());
     this.#takeDrops();
   }
 
   /** Offer what there is. */
-  offer({ tasks, presets, task, preset }) {
-    this.#tasks = tasks;
-    this.#presets = presets;
+  offer(offered) {
+    const { tasks, presets, task, preset } = this.#offered = offered;
     $("tasks").replaceChildren(...tasks.map((one) => taskCard(one, one.name === task)));
     $("preset").replaceChildren(...presets.map((one) => new Option(one.name, one.name, false, one.name === preset)));
     this.#refresh();
   }
 
-  /** Take a file, whichever way it came. */
-  choose(file) {
-    if (!file) return;
+  /** Take a file, whichever way it came, while the form is there. */
+  #choose(file) {
+    if (!file || this.#form.hidden) return;
     this.#file = file;
     $("file-name").textContent = file.name || "Pasted picture";
     $("file-hint").textContent = `${sizeOf(file.size)} · choose, drop or paste another to replace it`;
@@ -59,8 +56,8 @@ export class Start {
   }
 
   #refresh() {
-    const task = this.#tasks.find((one) => one.name === this.#form.elements.task.value);
-    const preset = this.#presets.find((one) => one.name === $("preset").value);
+    const task = this.#offered.tasks.find((one) => one.name === this.#form.elements.task.value);
+    const preset = this.#offered.presets.find((one) => one.name === $("preset").value);
     $("reference-field").hidden = !task?.reference;
     $("preset-hint").textContent = preset?.purpose ?? "";
   }
@@ -69,25 +66,19 @@ export class Start {
     const drop = $("drop");
     const carries = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
     const over = (on) => drop.classList.toggle("over", on);
-    for (const kind of ["dragenter", "dragover"]) {
+    for (const kind of ["dragenter", "dragover", "drop"]) {
       addEventListener(kind, (event) => {
         if (!carries(event)) return;
         event.preventDefault(); // else the browser would open the file in place of this page
-        over(!this.#form.hidden);
+        over(kind !== "drop" && !this.#form.hidden);
+        if (kind === "drop") this.#choose(event.dataTransfer.files[0]);
       });
     }
     addEventListener("dragleave", (event) => { if (!event.relatedTarget) over(false); });
-    addEventListener("drop", (event) => {
-      if (!carries(event)) return;
-      event.preventDefault();
-      over(false);
-      if (!this.#form.hidden) this.choose(event.dataTransfer.files[0]);
-    });
     addEventListener("paste", (event) => {
       const file = event.clipboardData?.files[0];
-      if (!file || this.#form.hidden) return;
-      event.preventDefault();
-      this.choose(file);
+      if (file) event.preventDefault();
+      this.#choose(file);
     });
   }
 }

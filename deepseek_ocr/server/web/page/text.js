@@ -32,7 +32,6 @@ export const blockId = (order) => `region-${order}`;
 /** The blocks of the page that is looked at. */
 export class TextView {
   #home = $("text");
-  #raw = false;
   #blocks = new Map();
 
   /** Show `page` from the beginning: what is known of its text so far. */
@@ -47,7 +46,7 @@ export class TextView {
   settle(page) {
     const reading = page.state === "reading";
     this.#home.classList.toggle("reading", reading);
-    this.#home.setAttribute("aria-busy", String(reading));
+    this.#home.ariaBusy = String(reading);
     this.#home.querySelector(":scope > .note, :scope > .failed")?.remove();
     const words = noteOn(page);
     if (words) this.#home.append(make("p", { className: page.state === "failed" ? "failed" : "note" }, words));
@@ -58,11 +57,16 @@ export class TextView {
     this.#home.querySelector(":scope > .note")?.remove();
     const block = make("section", { className: "block" });
     const tail = document.createTextNode(part.text.trim());
-    const plain = bodyOf("plain", tail);
-    if (part.order) this.#link(block, part);
-    block.append(plain);
+    if (part.order) {
+      const tabIndex = this.#home.querySelector("[data-region]") ? -1 : 0;
+      Object.assign(block, { id: blockId(part.order), tabIndex, ariaLabel: regionName(part) });
+      block.dataset.region = part.order;
+      block.style.setProperty("--hue", hueOf(part.label));
+      block.append(make("span", { className: "label" }, shownLabel(part.label)));
+    }
+    block.append(make("div", { className: "body plain", dir: "auto" }, tail));
     this.#home.append(block);
-    this.#blocks.set(part.order, { block, tail, plain, formatted: null });
+    this.#blocks.set(part.order, { block, tail, isFormatted: false });
   }
 
   /** What the text of a part is by now; blank ends are not shown. */
@@ -74,43 +78,16 @@ export class TextView {
     else tail.data = shown;
   }
 
-  /** The formatted text of the page, to be seen unless the raw one is chosen. */
+  /** The formatted text of the page; whether it or the plain one is seen, the style says. */
   format(blocks, figure) {
     for (const { region, nodes } of blocks) {
       const found = this.#blocks.get(region);
-      if (!found || found.formatted || !nodes.length) continue;
-      found.formatted = bodyOf("formatted", build(nodes, figure));
-      if (!found.tail.data && textOf(nodes).trim()) found.formatted.classList.add("label-shown");
-      this.#arrange(found);
+      if (!found || found.isFormatted || !nodes.length) continue;
+      found.isFormatted = true;
+      found.block.append(make("div", { className: "body formatted", dir: "auto" }, build(nodes, figure)));
+      if (!found.tail.data && textOf(nodes).trim()) found.block.classList.add("label-shown");
     }
   }
-
-  /** Show the raw text, or the formatted one as far as there is one. */
-  showRaw(raw) {
-    this.#raw = raw;
-    this.#home.classList.toggle("raw", raw);
-    for (const found of this.#blocks.values()) this.#arrange(found);
-  }
-
-  /** Put the body that is to be seen into a block. */
-  #arrange({ block, plain, formatted }) {
-    const body = this.#raw ? plain : formatted ?? plain;
-    if (block.lastElementChild !== body) block.lastElementChild.replaceWith(body);
-  }
-
-  /** Make a block one that is linked to the picture, and say what it is. */
-  #link(block, part) {
-    block.id = blockId(part.order);
-    block.dataset.region = part.order;
-    block.tabIndex = this.#home.querySelector("[data-region]") ? -1 : 0;
-    block.style.setProperty("--hue", hueOf(part.label));
-    block.setAttribute("aria-label", regionName(part));
-    block.append(make("span", { className: "label" }, shownLabel(part.label)));
-  }
-}
-
-function bodyOf(kind, content) {
-  return make("div", { className: `body ${kind}`, dir: "auto" }, content);
 }
 
 /** What is to be said of a page besides its text, if anything. */

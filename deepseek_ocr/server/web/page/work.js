@@ -11,6 +11,7 @@ function emptyPage(number) {
 /** One job: takes its events, shows the page that is looked at. */
 export class Work {
   ended = false;
+  leaving = new AbortController(); // aborted when no more events are wanted
   #pages = new Map();
   #current = 0;
   #following = true;
@@ -51,14 +52,13 @@ export class Work {
       case "page.delta": return page && this.#delta(page, event);
       case "page.done": return page && this.#done(page, event.result);
       case "document.done": return this.#end(event);
-      default: return undefined; // a newer server may say more
+      default: // a newer server may say more
     }
   }
 
   /** No more events will come, and that is not its end. */
   giveUp(words = "It was not read to its end.") {
-    this.ended = true;
-    this.#hideStop();
+    this.#over();
     this.say(words);
     for (const page of this.#pages.values()) if (page.state === "reading") page.state = "waiting";
     this.#list();
@@ -68,6 +68,7 @@ export class Work {
   close() {
     this.#closed = true;
     this.ended = true;
+    this.leaving.abort();
     for (const page of this.#pages.values()) {
       page.picture?.then((image) => URL.revokeObjectURL(image.src)).catch(() => {});
     }
@@ -79,6 +80,7 @@ export class Work {
     const before = this.#pages;
     const again = (number) => ({ ...emptyPage(number), picture: before.get(number)?.picture ?? null });
     this.#pages = new Map(event.pages.map((number) => [number, again(number)]));
+    $("work-name").textContent = event.name;
     $("page-nav").hidden = event.pages.length < 2;
     $("page-list").replaceChildren(...event.pages.map((number) => this.#item(number)));
     this.#current = 0;
@@ -116,31 +118,28 @@ export class Work {
   #done(page, result) {
     const failed = result.error !== undefined;
     const parts = failed ? [] : partsOf(result);
-    const isShown = page.parts.length > 0 && JSON.stringify(page.parts.map(placeOf)) === JSON.stringify(parts.map(placeOf));
+    const isShown = page.parts.length > 0 && placesOf(page.parts) === placesOf(parts);
     const { width, height, error = "", finish_reason: finish = "" } = result;
     Object.assign(page, { state: failed ? "failed" : "done", width, height, error, finish, parts });
-    if (page.number === this.#current) {
-      if (isShown) { // what is pointed at stays
-        for (const part of parts) this.#text.write(part);
-        this.#text.settle(page);
-        this.#fill(page);
-      } else this.#redraw(page);
+    if (page.number === this.#current && !isShown) this.#redraw(page);
+    else if (page.number === this.#current) { // what is pointed at stays
+      for (const part of parts) this.#text.write(part);
+      this.#text.settle(page);
+      this.#fill(page);
     }
     this.#count();
   }
 
   #end(event) {
-    this.ended = true;
-    this.#hideStop();
+    this.#over();
     $("progress").hidden = true;
     const seconds = Math.max(1, Math.round((performance.now() - this.#began) / 1000));
     const { total, failed } = event.pages;
     const read = total - failed;
     this.#allow(event.status === "done");
-    if (event.status !== "done") return this.say(event.error || "It was cancelled.");
     const trouble = failed ? `, ${failed} could not be read` : "";
-    this.say(`${read} ${read === 1 ? "page" : "pages"} read${trouble} · ${seconds} s`);
-    return undefined;
+    const done = `${read} ${read === 1 ? "page" : "pages"} read${trouble} · ${seconds} s`;
+    this.say(event.status === "done" ? done : event.error || "It was cancelled.");
   }
 
   // --- looking --------------------------------------------------------------------------------
@@ -195,20 +194,16 @@ export class Work {
   }
 
   #list() {
-    for (const button of $("page-list").querySelectorAll("button")) {
+    const list = $("page-list");
+    for (const button of list.querySelectorAll("button")) {
       const page = this.#pages.get(Number(button.dataset.page));
-      const state = page.state === "failed" ? "could not be read" : page.state;
+      const failed = page.state === "failed";
+      const isCurrent = page.number === this.#current;
       button.dataset.state = page.state;
-      button.textContent = page.state === "failed" ? `${page.number} !` : page.number;
-      button.setAttribute("aria-label", `Page ${page.number}, ${state}`);
-      button.toggleAttribute("aria-current", false);
-      if (page.number === this.#current) {
-        button.setAttribute("aria-current", "page");
-        if (this.#following) {
-          const list = $("page-list");
-          list.scrollLeft = button.offsetLeft - list.offsetLeft - list.clientWidth / 2;
-        }
-      }
+      button.textContent = failed ? `${page.number} !` : page.number;
+      button.ariaLabel = `Page ${page.number}, ${failed ? "could not be read" : page.state}`;
+      button.ariaCurrent = isCurrent ? "page" : null;
+      if (isCurrent && this.#following) list.scrollLeft = button.offsetLeft - list.offsetLeft - list.clientWidth / 2;
     }
   }
 
@@ -223,7 +218,9 @@ export class Work {
   }
 
   /** Nothing is left to stop. The focus would vanish with the button; it goes to the heading. */
-  #hideStop() {
+  #over() {
+    this.ended = true;
+    this.leaving.abort();
     const focused = document.activeElement === $("cancel");
     $("cancel").hidden = true;
     if (focused) $("work-name").focus({ preventScroll: true });
@@ -242,7 +239,8 @@ async function imageOf(job, number) {
   return image;
 }
 
-const placeOf = ({ order, label, boxes }) => [order, label, boxes];
+/** Where the parts of a page are, in words that can be compared. */
+const placesOf = (parts) => JSON.stringify(parts.map(({ order, label, boxes }) => [order, label, boxes]));
 
 /**
  * The parts of a page that is read, raw: text before its regions (order 0), then the regions. Text
