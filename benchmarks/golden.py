@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from benchmarks import decode_speed
-from benchmarks.part_rows import Figures, ReportRows
+from benchmarks.part_rows import Figures, ReportRows, verdict
 from benchmarks.part_runner import ReportSettings
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.kernels import choice, op_fallbacks
@@ -76,13 +76,7 @@ def _vision(network: Network, golden: Golden, kind: str, by: str | None) -> Figu
     worst = max(found, key=lambda name: found[name])
     figures: Figures = {"attention": by} if by else {}
     figures |= {"difference": found[worst], "of": worst, "tolerance": TOLERANCE[kind]}
-    return figures | _verdict(found[worst], TOLERANCE[kind])
-
-
-def _verdict(difference: float, tolerance: float) -> Figures:
-    if difference <= tolerance:  # False for NaN too
-        return {}
-    return {"wrong": f"differs by {difference:.2g}, {tolerance:.2g} at most was expected"}
+    return figures | verdict(found[worst], TOLERANCE[kind])
 
 
 def _decoding(network: Network, make: Make, golden: Golden, kind: str, by: str | None) -> Figures:
@@ -110,7 +104,7 @@ def _decoding(network: Network, make: Make, golden: Golden, kind: str, by: str |
         "difference": difference, "largest": differences[-1], "loss": max(losses),
         "greedy": f"{same} of {count} ids", "tolerance": TOLERANCE[kind],
     }  # fmt: skip
-    figures |= _verdict(max(difference, *losses), TOLERANCE[kind])
+    figures |= verdict(max(difference, *losses), TOLERANCE[kind])
     if exact and same < count and "wrong" not in figures:
         figures["wrong"] = f"only {same} of {count} greedy ids are the official ones"
     return figures

@@ -11,21 +11,29 @@ memory for decoding.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from PIL import Image
 
-from benchmarks import command, decode_speed, loading, machine, page_stages
+from benchmarks import command, decode_speed, machine, page_stages
 from benchmarks.decode_speed import Limits
 from benchmarks.page_stages import NetworkPair, StageTime, our_times, plain_times, views_of
 from benchmarks.random_checkpoint import provide
 from benchmarks.timing import in_turn
 from deepseek_ocr import presets
+from deepseek_ocr.devices import selection
 from deepseek_ocr.images.views import Views, make_views
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.model import prompts
 from deepseek_ocr.model.checkpoint import read_config
+from deepseek_ocr.model.loader import load_network
+from deepseek_ocr.model.network import Network
 from deepseek_ocr.settings import QUANTS, CropSettings
 
 A4_AT_300_DPI = (2480, 3508)
@@ -39,11 +47,11 @@ TEXT_TOKENS = 10
 
 def main() -> None:
     """Command line."""
-    flags = model_parser("page_speed", __doc__).parse_args()
+    flags = _parser().parse_args()
     provide(flags.checkpoint)
     table, peaks = [], None
     if not flags.skip_load:
-        load, peaks = loading.measure(flags.checkpoint, flags.device, flags.dtype, flags.repeat)
+        load, peaks = _loading(flags)
         table.append(load)
     pair = page_stages.load_pair(
         flags.checkpoint, flags.device, flags.dtype, flags.kernels, flags.quant
@@ -66,15 +74,49 @@ def main() -> None:
     command.write_json(flags.json, figures)
 
 
-def model_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """Flags that the benchmarks of the whole model share."""
-    made = command.full_size_parser(name, description)
+def _parser() -> argparse.ArgumentParser:
+    made = command.full_size_parser("page_speed", __doc__)
     made.add_argument("--quant", default="none", choices=QUANTS)
     made.add_argument("--kernels", default="auto", help="fast paths, as for deepseek-ocr read")
     made.add_argument("--tokens", type=int, default=48, help="decoded per repetition")
     made.add_argument("--pages", type=int, default=4, help="pages in flight at most")
     made.add_argument("--skip-load", action="store_true", help="do not measure loading")
     return made
+
+
+def _loading(flags: argparse.Namespace) -> tuple[StageTime, dict[str, float]]:
+    """Median seconds of the plain class and of ours, in turn and each time in a process of its own,
+    and the medians of their peaks in GB: of anonymous memory, not the file's own pages, which the
+    system takes back at will."""
+    for path in flags.checkpoint.glob("*.safetensors"):
+        with path.open("rb") as file:  # so that the first turn does not pay for the disk
+            while file.read(1 << 24):
+                pass
+    found: dict[str, list[tuple[float, float]]] = {"plain": [], "ours": []}
+    for _ in range(flags.repeat):
+        for way, kept in found.items():
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+                asked = alone.submit(_load, way, flags.checkpoint, flags.device, flags.dtype)
+                kept.append(asked.result())
+    seconds, peaks = (
+        {way: statistics.median(one[at] for one in kept) for way, kept in found.items()}
+        for at in (0, 1)
+    )
+    return StageTime("load", **seconds), peaks
+
+
+def _load(way: str, folder: Path, device: str, dtype: str) -> tuple[float, float]:
+    with machine.highest(partial(machine.resident, "RssAnon"), 0.02) as peak:
+        began = time.perf_counter()
+        if way == "ours":
+            network = load_network(folder, device, dtype)
+        else:
+            target = selection.choose_device(device)
+            kind = selection.choose_dtype(dtype, target)
+            network = Network.from_pretrained(folder, config=read_config(folder), dtype=kind)
+            network.to(target)
+        seconds = time.perf_counter() - began
+    return seconds, peak[0] / 1e9
 
 
 def measure(pair: NetworkPair, flags: argparse.Namespace, limits: Limits) -> list[StageTime]:
