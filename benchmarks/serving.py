@@ -14,16 +14,14 @@ import argparse
 import asyncio
 import base64
 import json
+import multiprocessing
 import queue
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -43,25 +41,11 @@ from deepseek_ocr.server.server_state import ServerState
 CALLERS = (1, 8, 64)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A page of `examples/`, and how it is read (short names of task and preset)."""
-
-    file: str
-    task: str
-    preset: str
-
-    @property
-    def picture(self) -> bytes:
-        """Its file's bytes."""
-        return (command.EXAMPLES / self.file).read_bytes()
-
-
 SUBJECTS = {
-    "short": Subject("fruit.png", "ocr", "tiny"),
-    "full": Subject("invoice.png", "markdown", "gundam"),
+    "short": ("fruit.png", "ocr", "tiny"),
+    "full": ("invoice.png", "markdown", "gundam"),
 }
-
+"""Pages of `examples/`, and how each is read: short names of task and preset."""
 
 Turn = dict[str, Any]
 """Of one turn: `firsts`, seconds to the first token of each page, and `rate`, pages a second."""
@@ -75,15 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--slots", type=int, default=8, metavar="N", help="of the engine")
     parser.add_argument("--callers", type=int, nargs="+", default=CALLERS, metavar="N")
     parser.add_argument("--pages", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--client", nargs=3, help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
-    if flags.client:
-        port, callers, seconds = flags.client
-        subject = SUBJECTS[flags.pages[0]]
-        json.dump(
-            asyncio.run(_clients(subject, int(port), int(callers), float(seconds))), sys.stdout
-        )
-        return
     rows = []
     for row in _measure(flags):
         rows.append(row)
@@ -141,8 +117,9 @@ def _arrive(arrived: Arrived, event: Delta | Reading | Failure) -> None:
 
 
 def _direct(engine: OcrEngine, name: str, callers: int, seconds: float) -> Turn:
-    subject = SUBJECTS[name]
-    page = Page(subject.picture, presets.prompt_for(subject.task), presets.crop_for(subject.preset))
+    file, task, preset = SUBJECTS[name]
+    picture = (command.EXAMPLES / file).read_bytes()
+    page = Page(picture, presets.prompt_for(task), presets.crop_for(preset))
     began = time.perf_counter()
     firsts: list[float] = []
     ends: list[float] = []
@@ -191,18 +168,22 @@ def _served(engine: OcrEngine) -> Iterator[int]:
 
 def _over_http(port: int, name: str, callers: int, seconds: float) -> Turn:
     """What a process of clients found."""
-    ask = [sys.executable, "-m", "benchmarks.serving", "--pages", name]
-    ask += ["--client", str(port), str(callers), str(seconds)]
-    done = subprocess.run(ask, cwd=command.ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    found: Turn = json.loads(done.stdout)
-    return found
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        return alone.submit(_clients, port, name, callers, seconds).result()
 
 
-async def _clients(subject: Subject, port: int, callers: int, seconds: float) -> Turn:
-    url = "data:image/png;base64," + base64.b64encode(subject.picture).decode()
+def _clients(port: int, name: str, callers: int, seconds: float) -> Turn:
+    return asyncio.run(_ask(port, name, callers, seconds))
+
+
+async def _ask(port: int, name: str, callers: int, seconds: float) -> Turn:
+    file, task, preset = SUBJECTS[name]
+    url = (
+        "data:image/png;base64," + base64.b64encode((command.EXAMPLES / file).read_bytes()).decode()
+    )
     parts = [{"type": "image_url", "image_url": {"url": url}}]
     asked = {"model": "pocket", "stream": True, "messages": [{"role": "user", "content": parts}]}
-    body = json.dumps({**asked, "task": subject.task, "resolution": subject.preset}).encode()
+    body = json.dumps({**asked, "task": task, "resolution": preset}).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost:{port}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
