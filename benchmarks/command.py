@@ -48,6 +48,11 @@ def counts(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in text.split(","))
 
 
+def few_words(pages: int) -> list[Path]:
+    """So many example pages of one to four words: the least that a page can have."""
+    return [EXAMPLES / f"{('invoice', 'total', 'fruit')[at % 3]}.png" for at in range(pages)]
+
+
 def write_json(path: Path | None, content: object) -> None:
     """Write `content`, whole or not at all, if there is a `path`; numbers that are not finite as
     text."""

@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import command, machine
-from benchmarks.command import EXAMPLES
-from benchmarks.timing import seconds_in_turn
+from benchmarks.timing import in_turn
 from deepseek_ocr import presets
 from deepseek_ocr.documents.inputs import find
 from deepseek_ocr.documents.pipeline import AHEAD, read_documents
@@ -53,7 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
         folder = Path(name)
         figures = {
             "overhead": overhead(folder / "lines", _lines(folder, flags.pages), flags.turns),
-            "overhead_of_tiny_pages": overhead(folder / "words", _words(flags.pages), flags.turns),
+            "overhead_of_tiny_pages": overhead(
+                folder / "words", command.few_words(flags.pages), flags.turns
+            ),
             "rendering": rendering(folder),
             "memory": {str(pages): peak_memory(folder, pages) for pages in (3, 3000)},
         }
@@ -68,12 +69,6 @@ def _lines(folder: Path, pages: int) -> list[Path]:
     """Pages of one to six short lines of English."""
     recipe = replace(recipes.CLEAN_LINES, font_set="all")
     return list(synthetic_pages.write_pages(folder, recipe, range(pages), 1, 1))
-
-
-def _words(pages: int) -> list[Path]:
-    """Pages of one to four words: the least that a page can have."""
-    paths = [EXAMPLES / f"{name}.png" for name in ("invoice", "total", "fruit")]
-    return [paths[number % len(paths)] for number in range(pages)]
 
 
 def overhead(folder: Path, pictures: list[Path], turns: int) -> dict[str, float]:
@@ -97,7 +92,7 @@ def overhead(folder: Path, pictures: list[Path], turns: int) -> dict[str, float]
 
         list(engine.read_many(ready[:5]))  # the first pages pay for first-time work
         calls = {"engine": lambda: list(engine.read_many(ready)), "pipeline": run}
-        times = seconds_in_turn(calls, turns, warm_up=0)
+        times = in_turn(calls, turns, warm_up=0)
     engine.close()
     shares = [1 - alone / whole for alone, whole in zip(*times.values(), strict=True)]
     return {

@@ -18,7 +18,7 @@ from benchmarks.decode_speed import DecodeTask, Limits
 from benchmarks.page_stages import NetworkPair, StageTime, prompt_length, prompt_of, views_of
 from benchmarks.part_rows import Figures, ReportRows
 from benchmarks.part_runner import ReportSettings
-from benchmarks.timing import in_turn
+from benchmarks.timing import in_turn, medians
 from deepseek_ocr import presets
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.devices import memory, selection
@@ -255,7 +255,7 @@ def stages_of_a_page(settings: ReportSettings, rows: ReportRows) -> None:
         decoders = {"plain": PlainDecoder(pair.plain), "ours": pair.decoder(1, length)}
         prompt = prompt_of(pair.ours, length)
         calls = {name: partial(one.prefill, 0, prompt) for name, one in decoders.items()}
-        found = StageTime("prefill", **in_turn(calls, repeat, pair.ours.device))
+        found = StageTime("prefill", **medians(in_turn(calls, repeat, pair.ours.device)))
         return {"tokens": length, **_compared(found)}
 
     rows.add("vision, A4 at Gundam", vision, needs=5)

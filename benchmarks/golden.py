@@ -6,6 +6,8 @@ the norm of the difference over the norm of the official values.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable
 from functools import partial
 
@@ -94,7 +96,8 @@ def _decoding(network: Network, make: Make, golden: Golden, kind: str, by: str |
         losses.append(error(loss[None], golden[f"{case}.loss_labels_last9"]))
         wanted = golden[f"{case}.greedy_norepeat0"].tolist()
         written = _greedy(decoder, embeddings, len(wanted))
-        same += _common(written, wanted)
+        alike = map(operator.eq, written, wanted)
+        same += len(list(itertools.takewhile(bool, alike)))
         count += len(wanted)
     differences.sort()
     exact = kind == "float32"
@@ -124,9 +127,3 @@ def _greedy(decoder: Decoder, embeddings: torch.Tensor, count: int) -> list[int]
         ids.append(int(decoder.step([0], ids[-1:]).argmax()))
     decoder.free(0)
     return ids
-
-
-def _common(written: list[int], wanted: list[int]) -> int:
-    """How many ids agree before the first that does not."""
-    pairs = enumerate(zip(written, wanted, strict=True))
-    return next((at for at, (one, other) in pairs if one != other), len(wanted))

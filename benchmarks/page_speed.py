@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -25,7 +24,7 @@ from benchmarks import command, decode_speed, machine, page_stages
 from benchmarks.decode_speed import Limits
 from benchmarks.page_stages import NetworkPair, StageTime, our_times, plain_times, views_of
 from benchmarks.random_checkpoint import provide
-from benchmarks.timing import in_turn
+from benchmarks.timing import in_turn, medians
 from deepseek_ocr import presets
 from deepseek_ocr.devices import selection
 from deepseek_ocr.images.views import Views, make_views
@@ -92,17 +91,16 @@ def _loading(flags: argparse.Namespace) -> tuple[StageTime, dict[str, float]]:
         with path.open("rb") as file:  # so that the first turn does not pay for the disk
             while file.read(1 << 24):
                 pass
-    found: dict[str, list[tuple[float, float]]] = {"plain": [], "ours": []}
+    seconds: dict[str, list[float]] = {"plain": [], "ours": []}
+    peaks: dict[str, list[float]] = {"plain": [], "ours": []}
     for _ in range(flags.repeat):
-        for way, kept in found.items():
+        for way in ("plain", "ours"):
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
                 asked = alone.submit(_load, way, flags.checkpoint, flags.device, flags.dtype)
-                kept.append(asked.result())
-    seconds, peaks = (
-        {way: statistics.median(one[at] for one in kept) for way, kept in found.items()}
-        for at in (0, 1)
-    )
-    return StageTime("load", **seconds), peaks
+                took, peak = asked.result()
+            seconds[way].append(took)
+            peaks[way].append(peak)
+    return StageTime("load", **medians(seconds)), medians(peaks)
 
 
 def _load(way: str, folder: Path, device: str, dtype: str) -> tuple[float, float]:
@@ -144,13 +142,11 @@ def measure(pair: NetworkPair, flags: argparse.Namespace, limits: Limits) -> lis
 def _before(page: Image.Image, views: Views, repeat: int) -> list[StageTime]:
     """Preparing the page, and its prompt by the bundled tokenizer."""
     codec = prompts.codec_of(command.POCKET, read_config(command.POCKET))
-    prepare = {"s": partial(make_views, page, CropSettings())}
-    encode = {
-        "s": partial(prompts.encode, codec, presets.prompt_for("markdown"), views.token_count)
-    }
+    prepare = partial(make_views, page, CropSettings())
+    encode = partial(prompts.encode, codec, presets.prompt_for("markdown"), views.token_count)
     return [
-        StageTime("preprocess A4 at 300 dpi", None, in_turn(prepare, repeat)["s"]),
-        StageTime("prompt", None, in_turn(encode, 200)["s"]),
+        StageTime("preprocess A4 at 300 dpi", None, **medians(in_turn({"ours": prepare}, repeat))),
+        StageTime("prompt", None, **medians(in_turn({"ours": encode}, 200))),
     ]
 
 
@@ -158,27 +154,22 @@ def _decode(
     pair: NetworkPair, length: int, flags: argparse.Namespace, limits: Limits
 ) -> list[StageTime]:
     """Prefill of `length` tokens, decoding one page, and several at once if `--pages` says so."""
-    embeddings, tokens = page_stages.prompt_of(pair.ours, length), flags.tokens
+    embeddings = page_stages.prompt_of(pair.ours, length)
+    tokens, pages = flags.tokens, flags.pages
     read, _ = decode_speed.needed_by_step(pair.ours, 1, length)
-    decoder = pair.decoder(flags.pages, length + max(tokens, PAGE_TOKENS) + 1)
-    (first, rest), (our_first, our_rest) = page_stages.first_and_rest(
-        [
-            partial(plain_times, pair.plain, embeddings, tokens + 1),
-            partial(our_times, decoder, embeddings, tokens + 1, 1),
-        ],
-        flags.repeat,
-    )
+    decoder = pair.decoder(pages, length + max(tokens, PAGE_TOKENS) + 1)
+    runs = [
+        partial(plain_times, pair.plain, embeddings, tokens + 1),
+        partial(our_times, decoder, embeddings, tokens + 1, 1),
+        *([partial(our_times, decoder, embeddings, tokens + 1, pages)] if pages > 1 else []),
+    ]
+    (first, rest), (our_first, our_rest), *several = page_stages.first_and_rest(runs, flags.repeat)
     share = read * tokens / our_rest / limits.bytes_per_second
-    rows = [
+    return [
         StageTime(f"prefill, {length} tokens", first, our_first),
         StageTime(f"decode, {tokens} tokens", rest, our_rest, share),
+        *(StageTime(f"decode, {pages} pages, a page", rest, s / pages) for _, s in several),
     ]
-    if flags.pages > 1:
-        several = partial(our_times, decoder, embeddings, tokens + 1, flags.pages)
-        ((_, together),) = page_stages.first_and_rest([several], flags.repeat)
-        name = f"decode, {flags.pages} pages, a page"
-        rows.append(StageTime(name, rest, together / flags.pages))
-    return rows
 
 
 def vision_memory(pair: NetworkPair) -> dict[str, int]:

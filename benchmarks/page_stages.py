@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import in_turn
+from benchmarks.timing import in_turn, medians
 from deepseek_ocr.decoding.decoder import Decoder
 from deepseek_ocr.images.views import Views
 from deepseek_ocr.kernels import choice, op_fallbacks
@@ -97,11 +97,11 @@ def vision(pair: NetworkPair, stage: str, views: Views, repeat: int, peak: float
     products in `peak` operations a second."""
     plain = partial(vision_tokens, pair.plain, views)
     calls = {"plain": plain, "ours": partial(vision_tokens, pair.ours, views)}
-    seconds = in_turn(calls, repeat, pair.ours.device)
+    seconds = medians(in_turn(calls, repeat, pair.ours.device))
     with FlopCounterMode(display=False) as counter:
         plain()
     share = counter.get_total_flops() / seconds["ours"] / peak
-    return StageTime(stage, seconds["plain"], seconds["ours"], share)
+    return StageTime(stage, **seconds, share=share)
 
 
 class _Clock:
