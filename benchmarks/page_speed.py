@@ -179,10 +179,7 @@ def vision_memory(pair: NetworkPair) -> dict[str, int]:
 
 
 def show(
-    table: list[StageTime],
-    limits: Limits,
-    memory: dict[str, int],
-    peaks: dict[str, float] | None,
+    table: list[StageTime], limits: Limits, memory: dict[str, int], peaks: dict[str, float] | None
 ) -> None:
     """Print the table."""
     print(f"\n{'stage':30}{'plain s':>10}{'ours s':>10}{'ratio':>8}{'share':>8}")

@@ -93,10 +93,7 @@ def document(server: Server, folder: Path, pages: int, turns: int) -> dict[str, 
         for inputs in single:
             read(server, inputs)
 
-    calls = {
-        "single_pages_s_per_page": alone,
-        "document_s_per_page": lambda: read(server, whole),
-    }
+    calls = {"single_pages_s_per_page": alone, "document_s_per_page": lambda: read(server, whole)}
     return {"pages": pages, **_compared(calls, pages, turns)}
 
 

@@ -41,10 +41,7 @@ from deepseek_ocr.server.server_state import ServerState
 CALLERS = (1, 8, 64)
 
 
-SUBJECTS = {
-    "short": ("fruit.png", "ocr", "tiny"),
-    "full": ("invoice.png", "markdown", "gundam"),
-}
+SUBJECTS = {"short": ("fruit.png", "ocr", "tiny"), "full": ("invoice.png", "markdown", "gundam")}
 """Pages of `examples/`, and how each is read: short names of task and preset."""
 
 Turn = dict[str, Any]

@@ -135,8 +135,7 @@ def show(folder: Path, page: Image.Image, program: Browser, picture: Path) -> No
 def _of_html(program: Browser, path: Path, body: str) -> Image.Image:
     """The look of `body`, which is kept in the file `path`."""
     path.write_text(
-        f'<!DOCTYPE html><meta charset="utf-8"><style>{STYLE}</style>\n{body}',
-        encoding="utf-8",
+        f'<!DOCTYPE html><meta charset="utf-8"><style>{STYLE}</style>\n{body}', encoding="utf-8"
     )
     return shown(program, path)
 
