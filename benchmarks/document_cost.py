@@ -49,11 +49,12 @@ def main(arguments: list[str] | None = None) -> None:
     flags = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        recipe = replace(recipes.CLEAN_LINES, font_set="all")  # one to six short lines of English
+        lines = list(synthetic_pages.write_pages(folder, recipe, range(flags.pages), 1, 1))
+        words = command.few_words(flags.pages)
         figures = {
-            "overhead": overhead(folder / "lines", _lines(folder, flags.pages), flags.turns),
-            "overhead_of_tiny_pages": overhead(
-                folder / "words", command.few_words(flags.pages), flags.turns
-            ),
+            "overhead": overhead(folder / "lines", lines, flags.turns),
+            "overhead_of_tiny_pages": overhead(folder / "words", words, flags.turns),
             "rendering": rendering(folder),
             "memory": {str(pages): peak_memory(folder, pages) for pages in (3, 3000)},
         }
@@ -62,12 +63,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 # --- overhead -----------------------------------------------------------------------------------
-
-
-def _lines(folder: Path, pages: int) -> list[Path]:
-    """Pages of one to six short lines of English."""
-    recipe = replace(recipes.CLEAN_LINES, font_set="all")
-    return list(synthetic_pages.write_pages(folder, recipe, range(pages), 1, 1))
 
 
 def overhead(folder: Path, pictures: list[Path], turns: int) -> dict[str, float]:

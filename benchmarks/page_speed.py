@@ -2,10 +2,8 @@
 
     python -m benchmarks.page_speed [--device cpu] [--dtype bfloat16] [--quant int8] [--json FILE]
 
-Both share one set of weights in memory and take turns, so that the ratios hold on a machine whose
-speed drifts. Medians are printed; a ratio above 1 means this project is faster. "share" is of what
-this machine was measured to do at most in the same run: matrix products for vision, reading of
-memory for decoding.
+Both share one set of weights in memory and take turns. Medians are printed; a ratio above 1 means
+this project is faster. What the stages and shares are is in benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -57,7 +55,8 @@ def main() -> None:
     )
     limits = decode_speed.limits(pair.ours.device, pair.ours.dtype)
     table += measure(pair, flags, limits)
-    memory = vision_memory(pair)
+    networks = {"plain": pair.plain, "ours": pair.ours}
+    memory = {name: machine.vision_peak(one, views_of(1280)) for name, one in networks.items()}
     show(table, limits, memory, peaks)
     figures = {
         "machine": machine.describe(pair.ours.device),
@@ -170,12 +169,6 @@ def _decode(
         StageTime(f"decode, {tokens} tokens", rest, our_rest, share),
         *(StageTime(f"decode, {pages} pages, a page", rest, s / pages) for _, s in several),
     ]
-
-
-def vision_memory(pair: NetworkPair) -> dict[str, int]:
-    """Bytes that vision of one view of 1280 px takes at most beside the weights."""
-    networks = {"plain": pair.plain, "ours": pair.ours}
-    return {name: machine.vision_peak(one, views_of(1280)) for name, one in networks.items()}
 
 
 def show(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -147,7 +147,9 @@ def our_times(decoder: Decoder, embeddings: torch.Tensor, tokens: int, pages: in
     return times
 
 
-def first_and_rest(runs: list[Callable[[], list[float]]], repeat: int) -> list[tuple[float, float]]:
+def first_and_rest(
+    runs: Sequence[Callable[[], list[float]]], repeat: int
+) -> list[tuple[float, float]]:
     """Median seconds to the first token and from it to the last, of each; they take turns."""
     kept: list[list[tuple[float, float]]] = [[] for _ in runs]
     for turn in range(repeat + 1):
@@ -156,5 +158,5 @@ def first_and_rest(runs: list[Callable[[], list[float]]], repeat: int) -> list[t
             times = run()
             if turn:
                 into.append((times[0] - began, times[-1] - times[0]))
-    medians = [[statistics.median(part) for part in zip(*some, strict=True)] for some in kept]
-    return [(first, rest) for first, rest in medians]
+    parts = ([statistics.median(part) for part in zip(*some, strict=True)] for some in kept)
+    return [(first, rest) for first, rest in parts]

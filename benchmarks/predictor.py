@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         figures: dict[str, Any] = {
             "machine": machine.describe(CPU),
             "predictions": {
-                kind: predictions(server, inputs_of(*asked), flags.predictions, flags.turns)
+                kind: predictions(server, *asked, flags.predictions, flags.turns)
                 for kind, asked in KINDS.items()
             },
             "document": document(server, Path(name), flags.pages, flags.turns),
@@ -54,14 +54,13 @@ def main(arguments: list[str] | None = None) -> None:
     command.write_json(flags.json, figures)
 
 
-def inputs_of(picture: str, task: str, size: str) -> dict[str, Any]:
-    """The inputs of a prediction; each page is tried once."""
+def predictions(
+    server: Server, picture: str, task: str, size: str, count: int, turns: int
+) -> dict[str, Any]:
+    """Seconds a prediction, one after the other and all at once, and the ratio; each page is tried
+    once."""
     image = data_uri(EXAMPLES / picture)
-    return {"image": image, "task_type": task, "resolution_size": size, "retries": 0}
-
-
-def predictions(server: Server, inputs: dict[str, Any], count: int, turns: int) -> dict[str, Any]:
-    """Seconds a prediction, one after the other and all at once, and the ratio."""
+    inputs = {"image": image, "task_type": task, "resolution_size": size, "retries": 0}
     (page,) = json.loads(read(server, {**inputs, "output_format": "JSON"}))["pages"]
     timings = page["timings"]
 
@@ -97,7 +96,9 @@ def document(server: Server, folder: Path, pages: int, turns: int) -> dict[str, 
     return {"pages": pages, **_compared(calls, pages, turns)}
 
 
-def _compared(calls: dict[str, Callable[[], object]], count: int, turns: int) -> dict[str, float]:
+def _compared(
+    calls: Mapping[str, Callable[[], object]], count: int, turns: int
+) -> dict[str, float]:
     """Seconds of two calls for each of `count` pages, and how many times the first takes longer."""
     seconds = medians(in_turn(calls, turns, warm_up=0))
     slow, fast = seconds.values()

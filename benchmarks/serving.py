@@ -40,7 +40,6 @@ from deepseek_ocr.server.server_state import ServerState
 
 CALLERS = (1, 8, 64)
 
-
 SUBJECTS = {"short": ("fruit.png", "ocr", "tiny"), "full": ("invoice.png", "markdown", "gundam")}
 """Pages of `examples/`, and how each is read: short names of task and preset."""
 
@@ -106,13 +105,6 @@ def _turn(firsts: list[float], ends: list[float], began: float) -> Turn:
 # --- the engine by itself -----------------------------------------------------------------------
 
 
-Arrived = queue.SimpleQueue[tuple[float, Delta | Reading | Failure]]
-
-
-def _arrive(arrived: Arrived, event: Delta | Reading | Failure) -> None:
-    arrived.put((time.perf_counter(), event))
-
-
 def _direct(engine: OcrEngine, name: str, callers: int, seconds: float) -> Turn:
     file, task, preset = SUBJECTS[name]
     picture = (command.EXAMPLES / file).read_bytes()
@@ -123,8 +115,9 @@ def _direct(engine: OcrEngine, name: str, callers: int, seconds: float) -> Turn:
 
     def call() -> None:
         while (asked := time.perf_counter()) < began + seconds:
-            arrived: Arrived = queue.SimpleQueue()
-            engine.submit(page, partial(_arrive, arrived))
+            arrived: queue.SimpleQueue[tuple[float, Delta | Reading | Failure]]
+            arrived = queue.SimpleQueue()
+            engine.submit(page, lambda event, to=arrived: to.put((time.perf_counter(), event)))
             at, event = arrived.get()
             firsts.append(at - asked)
             while isinstance(event, Delta):
@@ -170,15 +163,9 @@ def _over_http(port: int, name: str, callers: int, seconds: float) -> Turn:
 
 
 def _clients(port: int, name: str, callers: int, seconds: float) -> Turn:
-    return asyncio.run(_ask(port, name, callers, seconds))
-
-
-async def _ask(port: int, name: str, callers: int, seconds: float) -> Turn:
     file, task, preset = SUBJECTS[name]
-    url = (
-        "data:image/png;base64," + base64.b64encode((command.EXAMPLES / file).read_bytes()).decode()
-    )
-    parts = [{"type": "image_url", "image_url": {"url": url}}]
+    picture = base64.b64encode((command.EXAMPLES / file).read_bytes()).decode()
+    parts = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}]
     asked = {"model": "pocket", "stream": True, "messages": [{"role": "user", "content": parts}]}
     body = json.dumps({**asked, "task": task, "resolution": preset}).encode()
     head = (
@@ -201,7 +188,10 @@ async def _ask(port: int, name: str, callers: int, seconds: float) -> Turn:
             ends.append(time.perf_counter())
         writer.close()
 
-    await asyncio.gather(*(client() for _ in range(callers)))
+    async def every_client() -> None:
+        await asyncio.gather(*(client() for _ in range(callers)))
+
+    asyncio.run(every_client())
     return _turn(firsts, ends, began)
 
 
