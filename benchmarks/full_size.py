@@ -83,10 +83,6 @@ def _has_room(rows: ReportRows, name: str, device: torch.device, needed: int) ->
     return False
 
 
-def _load(settings: ReportSettings) -> NetworkPair:
-    return page_stages.load_pair(settings.checkpoint, settings.device, settings.dtype)
-
-
 # --- starting -------------------------------------------------------------------------------------
 
 
@@ -129,7 +125,7 @@ def decode(settings: ReportSettings, rows: ReportRows) -> None:
     class; both over one set of weights."""
     if not fits(settings, rows, pages=False):
         return
-    pair = _load(settings)
+    pair = page_stages.load_pair(settings.checkpoint, settings.device, settings.dtype)
     limits = decode_speed.limits(pair.ours.device, pair.ours.dtype, settings.earlier)
     length = prompt_length(pair.ours)
     tokens, span = decode_speed.within_one_span(length, STEPS, settings.repeat)
@@ -242,7 +238,8 @@ def stages_of_a_page(settings: ReportSettings, rows: ReportRows) -> None:
     turn."""
     if not fits(settings, rows):
         return
-    pair, repeat = _load(settings), settings.repeat
+    pair = page_stages.load_pair(settings.checkpoint, settings.device, settings.dtype)
+    repeat = settings.repeat
     limits = decode_speed.limits(pair.ours.device, pair.ours.dtype, settings.earlier)
 
     def vision() -> Figures:
@@ -274,7 +271,7 @@ def memory_use(settings: ReportSettings, rows: ReportRows) -> None:
     """The part: bytes by preset and by number of pages at once, against `footprint`'s estimate."""
     if not fits(settings, rows, pages=False):
         return
-    pair = _load(settings)
+    pair = page_stages.load_pair(settings.checkpoint, settings.device, settings.dtype)
     network, sizes = pair.ours, Footprint(pair.ours.config)
     for name in PRESETS:
         crop = presets.crop_for(name)

@@ -114,10 +114,9 @@ def _direct(engine: OcrEngine, name: str, callers: int, seconds: float) -> Turn:
     ends: list[float] = []
 
     def call() -> None:
+        arrived: queue.SimpleQueue[tuple[float, Delta | Reading | Failure]] = queue.SimpleQueue()
         while (asked := time.perf_counter()) < began + seconds:
-            arrived: queue.SimpleQueue[tuple[float, Delta | Reading | Failure]]
-            arrived = queue.SimpleQueue()
-            engine.submit(page, lambda event, to=arrived: to.put((time.perf_counter(), event)))
+            engine.submit(page, lambda event: arrived.put((time.perf_counter(), event)))
             at, event = arrived.get()
             firsts.append(at - asked)
             while isinstance(event, Delta):
