@@ -3,9 +3,8 @@
 Three figures, each of the real parts (rendering process, bundled model, files on disk):
 
 - overhead: wall-clock time of a run over a PDF of 200 pages of one to six short lines, less what
-  the same engine takes for the same pictures when they lie ready, as a share of the run; the two
-  take turns, so that a machine whose speed drifts favours neither; beside it the same with one to
-  four words a page
+  the same engine takes for the same pictures when they lie ready, in turn, as a share of the run;
+  beside it the same with one to four words a page
 - rendering and preparing: pages a second of a text PDF (A4, 144 dpi), from file to the model's
   views at Gundam
 - memory: the peak of all processes together over 3 and over 3,000 pages, reading left out

@@ -2,11 +2,9 @@
 
     python -m benchmarks.kernels [--device cuda] [--pages 1,8,64] [--json FILE]
 
-Against the library's plain class, in one run, over one set of full-size random weights. Prints
-what the device's memory and arithmetic can do, what is reached as a share of it, and, on a
-processor, what the table in `deepseek_ocr/kernels/slot_decoder.py` should say here. A few minutes.
-A way that fails does not stop the others. Exits with 1 if a way failed or does not agree with the
-plain class.
+Against the library's plain class, over one set of full-size random weights, in a few minutes; on a
+processor it says too what the table in `deepseek_ocr/kernels/slot_decoder.py` should hold here.
+Exits with 1 if a way failed, which does not stop the others, or disagrees with the plain class.
 """
 
 from __future__ import annotations

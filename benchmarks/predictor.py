@@ -2,8 +2,7 @@
 
 The server runs `predict.py` as the container of `cog.cpu.yaml` does, with the bundled model:
 
-- predictions: so many one after the other, and the same at the same moment; the two take turns, so
-  that a machine whose speed drifts favours neither
+- predictions: so many one after the other, and the same at the same moment, in turn
 - alone: what of a prediction's seconds is vision and prefill, which pages do not share
 - document: a PDF of so many pages, and its pages as predictions one after the other
 """
