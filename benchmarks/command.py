@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
-from typing import Any
 
 from deepseek_ocr.files import atomic_write
 
@@ -48,17 +46,15 @@ def counts(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in text.split(","))
 
 
+def few_words(pages: int) -> list[Path]:
+    """So many example pages of one to four words: the least that a page can have."""
+    return [EXAMPLES / f"{('invoice', 'total', 'fruit')[at % 3]}.png" for at in range(pages)]
+
+
 def write_json(path: Path | None, content: object) -> None:
     """Write `content`, whole or not at all, if there is a `path`; numbers that are not finite as
     text."""
     if path is not None:
+        finite = json.loads(json.dumps(content), parse_constant=lambda name: str(float(name)))
         with atomic_write(path) as stream:
-            stream.write((json.dumps(_finite(content), indent=1) + "\n").encode())
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+            stream.write((json.dumps(finite, indent=1) + "\n").encode())

@@ -5,20 +5,20 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks import machine
 from benchmarks.page_stages import prompt_of
+from benchmarks.part_rows import Figures, verdict
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.devices import selection
 from deepseek_ocr.kernels import compiled_steps, decoder_weights, slot_decoder, torch_steps
 from deepseek_ocr.kernels.rehearsal import TOLERANCES
-from deepseek_ocr.kernels.slot_decoder import DecodePath, SlotDecoder
+from deepseek_ocr.kernels.slot_decoder import DecodePath
 from deepseek_ocr.model.network import Network
 
 LIMITS = "limits"
@@ -51,7 +51,7 @@ def limits(
     return Limits(machine.bandwidth(device), machine.matrix_peak(device, dtype))
 
 
-def too_low(*shares: float) -> dict[str, str]:
+def too_low(*shares: float) -> Figures:
     """A remark if one of these shares cannot be."""
     return {"remark": "the limit was measured too low"} if max(shares) > MOST else {}
 
@@ -85,39 +85,6 @@ class DecodeTask:
         return (1 + self.repeat) * len(self.forced_ids) + _WARM_UP
 
 
-@dataclass(frozen=True)
-class DecodeRow:
-    """Decoding by one way, tokens a second over all pages.
-
-    - `share_of_memory`: of the speed at which a step reads the weights it needs, and what every
-      page has in its cache, once; `share_of_peak`: of the device's matrix products
-    - `agreement`: the median over steps of the relative difference of the logits, in the first or
-      the last slot, from the plain class over the same weights; None of that class itself
-    - `top1`: how often the likeliest token is that of the plain class before anything was quantised
-    """
-
-    way: str
-    quant: str
-    pages: int
-    tokens_per_s: float
-    share_of_memory: float
-    share_of_peak: float
-    agreement: float | None
-    top1: float
-
-    def agrees(self, dtype: torch.dtype) -> bool:
-        """Whether the difference is within what rounding in `dtype` explains."""
-        return self.agreement is None or self.agreement <= TOLERANCES[dtype]
-
-    def __str__(self) -> str:
-        pages = "page " if self.pages == 1 else "pages"
-        return (
-            f"{self.way:10}{self.quant:6}{self.pages:4} {pages}{self.tokens_per_s:10.1f} tok/s, "
-            f"{self.share_of_memory:4.0%} of the memory's limit, {self.share_of_peak:4.0%} of the "
-            f"matrix peak, difference {self.agreement or 0:.1e}, top-1 {self.top1:.0%}"
-        )
-
-
 def paths(network: Network) -> Iterator[tuple[str, DecodePath]]:
     """The fast paths that the network's device has, and what they are called here."""
     yield "torch", slot_decoder.TORCH
@@ -125,17 +92,6 @@ def paths(network: Network) -> Iterator[tuple[str, DecodePath]]:
         yield "graphs", slot_decoder.GRAPHS
     elif compiled_steps.can_run(network.device, network.dtype):
         yield "compiled", slot_decoder.NATIVE
-
-
-def decoders(
-    network: Network, pages: Sequence[int], context: int
-) -> Iterator[tuple[str, int, Callable[[], Decoder]]]:
-    """Every way of decoding: what it is called, pages at once, and what makes its decoder. The
-    plain class comes first, for one page, as it takes them in turn."""
-    yield "plain", 1, partial(PlainDecoder, network)
-    for name, path in paths(network):
-        for count in pages:
-            yield name, count, partial(SlotDecoder, network, count, context, path)
 
 
 def within_one_span(length: int, most: int, repeat: int) -> tuple[int, int]:
@@ -180,26 +136,37 @@ def follow(one: Decoder, prompt: torch.Tensor, forced_ids: tuple[int, ...]) -> t
     )  # fmt: skip
 
 
-def measure(
-    name: str, one: Decoder, task: DecodeTask, network: Network, limits: Limits, quant: str = "none"
-) -> DecodeRow:
-    """What the way called `name` does with all slots of `one` over the weights of `network`."""
+def measure(way: str, one: Decoder, task: DecodeTask, network: Network, limits: Limits) -> Figures:
+    """What the way called `way` does with all slots of `one` over the weights of `network`:
+
+    - `tokens_per_s`: over all pages
+    - `share_of_memory`: of the speed at which a step reads the weights it needs, and what every
+      page has in its cache, once; `share_of_peak`: of the device's matrix products
+    - `agreement`: the median over steps of the relative difference of the logits, in the first or
+      the last slot, from the plain class over the same weights; None of that class itself; `wrong`
+      if it is more than rounding explains
+    - `top1`: how often the likeliest token is that of the plain class before anything was quantised
+    """
     logits = follow(one, task.prompt, task.forced_ids)
     errors = (logits - task.expected).norm(dim=2) / task.expected.norm(dim=2)
-    same = (logits.argmax(2) == task.best).float().mean()
-    pages = one.slots
+    agreement = None if way == "plain" else float(errors.amax(1).median())
     speed = _tokens_per_second(one, task, network.device)
-    bytes_read, operations = needed_by_step(network, pages, task.prompt.shape[1])
-    return DecodeRow(
-        name,
-        quant,
-        pages,
-        speed,
-        share_of_memory=speed / pages * bytes_read / limits.bytes_per_second,
-        share_of_peak=speed / pages * operations / limits.operations_per_second,
-        agreement=None if name == "plain" else float(errors.amax(1).median()),
-        top1=float(same),
-    )
+    steps = speed / one.slots
+    bytes_read, operations = needed_by_step(network, one.slots, task.prompt.shape[1])
+    shares = {
+        "share_of_memory": steps * bytes_read / limits.bytes_per_second,
+        "share_of_peak": steps * operations / limits.operations_per_second,
+    }
+    return {
+        "way": way,
+        "pages": one.slots,
+        "tokens_per_s": speed,
+        **shares,
+        "agreement": agreement,
+        "top1": float((logits.argmax(2) == task.best).float().mean()),
+        **too_low(*shares.values()),
+        **({} if agreement is None else verdict(agreement, TOLERANCES[network.dtype])),
+    }
 
 
 def _tokens_per_second(one: Decoder, task: DecodeTask, device: torch.device) -> float:

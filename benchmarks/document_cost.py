@@ -3,9 +3,8 @@
 Three figures, each of the real parts (rendering process, bundled model, files on disk):
 
 - overhead: wall-clock time of a run over a PDF of 200 pages of one to six short lines, less what
-  the same engine takes for the same pictures when they lie ready, as a share of the run; the two
-  take turns, so that a machine whose speed drifts favours neither; beside it the same with one to
-  four words a page
+  the same engine takes for the same pictures when they lie ready, in turn, as a share of the run;
+  beside it the same with one to four words a page
 - rendering and preparing: pages a second of a text PDF (A4, 144 dpi), from file to the model's
   views at Gundam
 - memory: the peak of all processes together over 3 and over 3,000 pages, reading left out
@@ -26,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import command, machine
-from benchmarks.command import EXAMPLES
-from benchmarks.timing import seconds_in_turn
+from benchmarks.timing import in_turn
 from deepseek_ocr import presets
 from deepseek_ocr.documents.inputs import find
 from deepseek_ocr.documents.pipeline import AHEAD, read_documents
@@ -35,12 +33,11 @@ from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.documents.renderer import Ahead, Rendered, Renderer
 from deepseek_ocr.documents.run_store import Store
 from deepseek_ocr.engine.ocr_engine import OcrEngine
-from deepseek_ocr.engine.results import Counts, Failure, Page, Reading, Timings
-from deepseek_ocr.grounding import parser as grounding
+from deepseek_ocr.engine.results import Failure, Page, Reading
 from deepseek_ocr.images.views import make_views
 from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.training.synthetic import recipes, synthetic_pages
-from tests import papers
+from tests import papers, scripted
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,9 +48,12 @@ def main(arguments: list[str] | None = None) -> None:
     flags = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        recipe = replace(recipes.CLEAN_LINES, font_set="all")  # one to six short lines of English
+        lines = list(synthetic_pages.write_pages(folder, recipe, range(flags.pages), 1, 1))
+        words = command.few_words(flags.pages)
         figures = {
-            "overhead": overhead(folder / "lines", _lines(folder, flags.pages), flags.turns),
-            "overhead_of_tiny_pages": overhead(folder / "words", _words(flags.pages), flags.turns),
+            "overhead": overhead(folder / "lines", lines, flags.turns),
+            "overhead_of_tiny_pages": overhead(folder / "words", words, flags.turns),
             "rendering": rendering(folder),
             "memory": {str(pages): peak_memory(folder, pages) for pages in (3, 3000)},
         }
@@ -62,18 +62,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 # --- overhead -----------------------------------------------------------------------------------
-
-
-def _lines(folder: Path, pages: int) -> list[Path]:
-    """Pages of one to six short lines of English."""
-    recipe = replace(recipes.CLEAN_LINES, font_set="all")
-    return list(synthetic_pages.write_pages(folder, recipe, range(pages), 1, 1))
-
-
-def _words(pages: int) -> list[Path]:
-    """Pages of one to four words: the least that a page can have."""
-    paths = [EXAMPLES / f"{name}.png" for name in ("invoice", "total", "fruit")]
-    return [paths[number % len(paths)] for number in range(pages)]
 
 
 def overhead(folder: Path, pictures: list[Path], turns: int) -> dict[str, float]:
@@ -97,7 +85,7 @@ def overhead(folder: Path, pictures: list[Path], turns: int) -> dict[str, float]
 
         list(engine.read_many(ready[:5]))  # the first pages pay for first-time work
         calls = {"engine": lambda: list(engine.read_many(ready)), "pipeline": run}
-        times = seconds_in_turn(calls, turns, warm_up=0)
+        times = in_turn(calls, turns, warm_up=0)
     engine.close()
     shares = [1 - alone / whole for alone, whole in zip(*times.values(), strict=True)]
     return {
@@ -156,10 +144,7 @@ class _Instant:
         text = "<|ref|>text<|/ref|><|det|>[[1, 1, 998, 998]]<|/det|>\n" + "words of a page " * 100
         for page in pages:
             image: Any = page.image
-            yield Reading(
-                text, tuple(grounding.parse(text)), "stop", None, Counts(9, 9, 9, 9, 1.0),
-                Timings(0.0, 0.0, 0.0, 0.0), (), image.size,
-            )  # fmt: skip
+            yield scripted.reading(text, "stop", image.size)
 
 
 def peak_memory(folder: Path, pages: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -14,17 +14,17 @@ from PIL import Image
 
 from benchmarks import decode_speed, machine, page_stages, random_checkpoint
 from benchmarks.command import EXAMPLES
+from benchmarks.decode_speed import DecodeTask, Limits
 from benchmarks.page_stages import NetworkPair, StageTime, prompt_length, prompt_of, views_of
 from benchmarks.part_rows import Figures, ReportRows
 from benchmarks.part_runner import ReportSettings
-from benchmarks.timing import in_turn
+from benchmarks.timing import in_turn, medians
 from deepseek_ocr import presets
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.devices import memory, selection
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 from deepseek_ocr.engine.results import Failure, Page
 from deepseek_ocr.images.views import MAX_TILES
-from deepseek_ocr.kernels.rehearsal import TOLERANCES
 from deepseek_ocr.kernels.slot_decoder import GRAPHS, SlotDecoder
 from deepseek_ocr.model import footprint
 from deepseek_ocr.model.checkpoint import read_config
@@ -83,10 +83,6 @@ def _has_room(rows: ReportRows, name: str, device: torch.device, needed: int) ->
     return False
 
 
-def _load(settings: ReportSettings) -> NetworkPair:
-    return page_stages.load_pair(settings.checkpoint, settings.device, settings.dtype)
-
-
 # --- starting -------------------------------------------------------------------------------------
 
 
@@ -129,41 +125,50 @@ def decode(settings: ReportSettings, rows: ReportRows) -> None:
     class; both over one set of weights."""
     if not fits(settings, rows, pages=False):
         return
-    pair = _load(settings)
-    device, config = pair.ours.device, pair.ours.config
-    limits = decode_speed.limits(device, pair.ours.dtype, settings.earlier)
+    pair = page_stages.load_pair(settings.checkpoint, settings.device, settings.dtype)
+    limits = decode_speed.limits(pair.ours.device, pair.ours.dtype, settings.earlier)
     length = prompt_length(pair.ours)
     tokens, span = decode_speed.within_one_span(length, STEPS, settings.repeat)
     rows.add("task", lambda: {"prompt": length, "tokens": tokens, "span": span, **asdict(limits)})
     task = decode_speed.task_of(pair.plain, length, tokens, settings.repeat)
+    every_way(rows, pair, task, limits, settings.pages)
 
-    def measured(name: str, make: Callable[[], Decoder], network: Network) -> Figures:
-        row = decode_speed.measure(name, make(), task, network, limits)
-        figures = asdict(row) | decode_speed.too_low(row.share_of_memory, row.share_of_peak)
-        if not row.agrees(network.dtype):
-            most = TOLERANCES[network.dtype]
-            figures["wrong"] = f"logits differ by {row.agreement:.2g}, {most} at most was expected"
-        return figures
 
-    plain = rows.add(
-        "plain, 1 page", partial(measured, "plain", partial(PlainDecoder, pair.plain), pair.plain)
-    )
+def every_way(
+    rows: ReportRows,
+    pair: NetworkPair,
+    task: DecodeTask,
+    limits: Limits,
+    pages: Sequence[int],
+    quant: str = "none",
+) -> None:
+    """Rows of `decode_speed.measure`: the plain class with one page, as it takes them in turn, and
+    every way of ours with each number of `pages` for which there is memory. `quant` is that of both
+    networks of `pair`."""
+    network, config = pair.ours, pair.ours.config
+    before = "" if quant == "none" else f"{quant}, "
 
-    def beside_plain(name: str, make: Callable[[], Decoder]) -> Figures:
-        figures = {"attention": pair.selection.attention} | measured(name, make, pair.ours)
+    def measured(way: str, make: Callable[[], Decoder], of: Network) -> Figures:
+        return {"quant": quant} | decode_speed.measure(way, make(), task, of, limits)
+
+    one_page = partial(measured, "plain", partial(PlainDecoder, pair.plain), pair.plain)
+    plain = rows.add(f"{before}plain, 1 page", one_page)
+
+    def beside_plain(way: str, make: Callable[[], Decoder]) -> Figures:
+        figures = {"attention": pair.selection.attention} | measured(way, make, network)
         return figures | (
             {"times_plain": figures["tokens_per_s"] / plain["tokens_per_s"]} if plain else {}
         )
 
     # What ships first: if time runs out, it is the slower ways that are left out.
-    for name, path in reversed(list(decode_speed.paths(pair.ours))):
-        for pages in settings.pages:
-            cache = pages * cache_bytes(config, pair.ours.dtype.itemsize)
+    for way, path in reversed(list(decode_speed.paths(network))):
+        for count in pages:
+            cache = count * cache_bytes(config, network.dtype.itemsize)
             needed = cache * task.context // config.text_config.max_position_embeddings
-            make = partial(SlotDecoder, pair.ours, pages, task.context, path)
-            row = f"{name}, {_counted(pages, 'page')}"
-            if _has_room(rows, row, device, needed):
-                rows.add(row, partial(beside_plain, name, make), needs=5)
+            make = partial(SlotDecoder, network, count, task.context, path)
+            row = f"{before}{way}, {_counted(count, 'page')}"
+            if _has_room(rows, row, network.device, needed):
+                rows.add(row, partial(beside_plain, way, make), needs=5)
 
 
 def _counted(count: int, what: str) -> str:
@@ -233,7 +238,8 @@ def stages_of_a_page(settings: ReportSettings, rows: ReportRows) -> None:
     turn."""
     if not fits(settings, rows):
         return
-    pair, repeat = _load(settings), settings.repeat
+    pair = page_stages.load_pair(settings.checkpoint, settings.device, settings.dtype)
+    repeat = settings.repeat
     limits = decode_speed.limits(pair.ours.device, pair.ours.dtype, settings.earlier)
 
     def vision() -> Figures:
@@ -246,7 +252,7 @@ def stages_of_a_page(settings: ReportSettings, rows: ReportRows) -> None:
         decoders = {"plain": PlainDecoder(pair.plain), "ours": pair.decoder(1, length)}
         prompt = prompt_of(pair.ours, length)
         calls = {name: partial(one.prefill, 0, prompt) for name, one in decoders.items()}
-        found = StageTime("prefill", **in_turn(calls, repeat, pair.ours.device))
+        found = StageTime("prefill", **medians(in_turn(calls, repeat, pair.ours.device)))
         return {"tokens": length, **_compared(found)}
 
     rows.add("vision, A4 at Gundam", vision, needs=5)
@@ -265,7 +271,7 @@ def memory_use(settings: ReportSettings, rows: ReportRows) -> None:
     """The part: bytes by preset and by number of pages at once, against `footprint`'s estimate."""
     if not fits(settings, rows, pages=False):
         return
-    pair = _load(settings)
+    pair = page_stages.load_pair(settings.checkpoint, settings.device, settings.dtype)
     network, sizes = pair.ours, Footprint(pair.ours.config)
     for name in PRESETS:
         crop = presets.crop_for(name)

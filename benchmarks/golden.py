@@ -6,13 +6,15 @@ the norm of the difference over the norm of the official values.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from benchmarks import decode_speed
-from benchmarks.part_rows import Figures, ReportRows
+from benchmarks.part_rows import Figures, ReportRows, verdict
 from benchmarks.part_runner import ReportSettings
 from deepseek_ocr.decoding.decoder import Decoder, PlainDecoder
 from deepseek_ocr.kernels import choice, op_fallbacks
@@ -76,13 +78,7 @@ def _vision(network: Network, golden: Golden, kind: str, by: str | None) -> Figu
     worst = max(found, key=lambda name: found[name])
     figures: Figures = {"attention": by} if by else {}
     figures |= {"difference": found[worst], "of": worst, "tolerance": TOLERANCE[kind]}
-    return figures | _verdict(found[worst], TOLERANCE[kind])
-
-
-def _verdict(difference: float, tolerance: float) -> Figures:
-    if difference <= tolerance:  # False for NaN too
-        return {}
-    return {"wrong": f"differs by {difference:.2g}, {tolerance:.2g} at most was expected"}
+    return figures | verdict(found[worst], TOLERANCE[kind])
 
 
 def _decoding(network: Network, make: Make, golden: Golden, kind: str, by: str | None) -> Figures:
@@ -100,7 +96,8 @@ def _decoding(network: Network, make: Make, golden: Golden, kind: str, by: str |
         losses.append(error(loss[None], golden[f"{case}.loss_labels_last9"]))
         wanted = golden[f"{case}.greedy_norepeat0"].tolist()
         written = _greedy(decoder, embeddings, len(wanted))
-        same += _common(written, wanted)
+        alike = map(operator.eq, written, wanted)
+        same += len(list(itertools.takewhile(bool, alike)))
         count += len(wanted)
     differences.sort()
     exact = kind == "float32"
@@ -110,7 +107,7 @@ def _decoding(network: Network, make: Make, golden: Golden, kind: str, by: str |
         "difference": difference, "largest": differences[-1], "loss": max(losses),
         "greedy": f"{same} of {count} ids", "tolerance": TOLERANCE[kind],
     }  # fmt: skip
-    figures |= _verdict(max(difference, *losses), TOLERANCE[kind])
+    figures |= verdict(max(difference, *losses), TOLERANCE[kind])
     if exact and same < count and "wrong" not in figures:
         figures["wrong"] = f"only {same} of {count} greedy ids are the official ones"
     return figures
@@ -130,9 +127,3 @@ def _greedy(decoder: Decoder, embeddings: torch.Tensor, count: int) -> list[int]
         ids.append(int(decoder.step([0], ids[-1:]).argmax()))
     decoder.free(0)
     return ids
-
-
-def _common(written: list[int], wanted: list[int]) -> int:
-    """How many ids agree before the first that does not."""
-    pairs = enumerate(zip(written, wanted, strict=True))
-    return next((at for at, (one, other) in pairs if one != other), len(wanted))

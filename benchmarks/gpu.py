@@ -2,18 +2,10 @@
 
     python -m benchmarks.gpu [--device cuda] [--json FILE] [--seconds 360]
 
-The six minutes do not include writing 6.7 GB of random weights, once, nor making the environment of
-`make gpu-report`.
-
-Is it right: the golden checkpoint in float32, bfloat16, float16 and int8 against the official
-outputs, and what the bundled model reads, by every choice of kernels. How fast is it: a full-size
-network of random weights in tokens and pages a second against the library's plain class, and as a
-share of what the card was measured to do. What it takes: memory by preset and by pages at once.
-
-Every part runs in a process of its own, so that one that fails does not end the others. The report
-is a file that stays on this machine: attach it to a report of a problem, or to a comparison of
-cards. Exit status: 0 nothing that ran is wrong, 1 a part failed or something is wrong, 2 it could
-not start.
+Writing 6.7 GB of random weights, once, is not counted. What the parts say, and what they call
+wrong, is in benchmarks/README.md; each runs in a process of its own, so that one that fails does
+not end the others. The report stays on this machine. Exit status: 0 nothing that ran is wrong, 1 a
+part failed or something is wrong, 2 it could not start.
 """
 
 from __future__ import annotations

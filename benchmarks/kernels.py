@@ -2,105 +2,81 @@
 
     python -m benchmarks.kernels [--device cuda] [--pages 1,8,64] [--json FILE]
 
-Against the library's plain class, in one run, over one set of full-size random weights. Prints
-what the device's memory and arithmetic can do, what is reached as a share of it, and, on a
-processor, what the table in `deepseek_ocr/kernels/slot_decoder.py` should say here. A few minutes.
-A way that fails does not stop the others. Exits with 1 if a way failed or does not agree with the
-plain class.
+Against the library's plain class, over one set of full-size random weights, in a few minutes; on a
+processor it says too what the table in `deepseek_ocr/kernels/slot_decoder.py` should hold here.
+Exits with 1 if a way failed, which does not stop the others, or disagrees with the plain class.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 
-from benchmarks import command, decode_speed, machine
-from benchmarks.decode_speed import DecodeRow, Limits
+from benchmarks import command, decode_speed, full_size, machine, page_stages, part_runner
 from benchmarks.page_stages import PROMPT
+from benchmarks.part_rows import Figures, ReportRows
 from benchmarks.random_checkpoint import provide
 from deepseek_ocr.devices import memory
-from deepseek_ocr.kernels import op_fallbacks, slot_decoder
+from deepseek_ocr.kernels import slot_decoder
 from deepseek_ocr.model.int8_layers import quantize_decoder
-from deepseek_ocr.model.loader import load_network
-from deepseek_ocr.model.network import Network
 
 
 def main() -> None:
     """Command line."""
     flags = _parser().parse_args()
     provide(flags.checkpoint)
-    network = load_network(flags.checkpoint, flags.device, flags.dtype)
-    op_fallbacks.fit(network)
-    limits = decode_speed.limits(network.device, network.dtype)
+    pair = page_stages.load_pair(flags.checkpoint, flags.device, flags.dtype, "plain")
+    device = pair.ours.device
+    limits = decode_speed.limits(device, pair.ours.dtype)
     print(limits, flush=True)
-    rows: list[DecodeRow] = []
-    found: dict[str, Any] = {
-        "machine": machine.describe(network.device) | {"card": machine.card(network.device)},
+    about: Figures = {
+        "machine": machine.describe(device) | {"card": machine.card(device)},
         "limits": asdict(limits),
-        "rows": rows,
-        "failed": [],
     }
-    for row in _rows(network, flags, limits):
-        if isinstance(row, DecodeRow):
-            rows.append(row)
-            print(row, flush=True)
-        else:
-            found["failed"].append(row)
-            print(f"FAILED: {row}", flush=True)
-        command.write_json(flags.json, found | {"rows": [asdict(one) for one in rows]})
-    if network.device.type == "cpu":
-        print(_proposal(rows))
-    wrong = [row for row in rows if not row.agrees(network.dtype)]
-    for one in wrong:
-        print(f"WRONG: {one!r}")
-    sys.exit(bool(wrong or found["failed"]))
+
+    def keep() -> None:
+        measured = [row for row in rows.found["rows"].values() if "way" in row]
+        others = [{"row": n, **row} for n, row in rows.found["rows"].items() if "way" not in row]
+        command.write_json(flags.json, about | {"rows": measured, "failed": others})
+
+    rows = ReportRows(math.inf, keep, partial(memory.give_back, device))
+    best = None
+    for quant in flags.quant.split(","):
+        if quant == "int8":
+            quantize_decoder(pair.ours)
+            pair = replace(pair, plain=pair.ours)
+        task = decode_speed.task_of(pair.plain, flags.prompt, flags.tokens, flags.repeat, best)
+        best = task.best
+        full_size.every_way(rows, pair, task, limits, flags.pages, quant)
+    if device.type == "cpu":
+        print(_proposal(rows.found["rows"]))
+    problems = part_runner.problems({"parts": {"kernels": rows.found}})
+    print("\n".join(f"!! {line}" for line in problems) or "nothing is wrong")
+    sys.exit(bool(problems))
 
 
 def _parser() -> argparse.ArgumentParser:
     made = command.full_size_parser("kernels", __doc__)
-    made.add_argument(
-        "--pages",
-        type=command.counts,
-        default=(1, 2, 4, 8),
-        metavar="N,N,…",
-        help="pages in flight, as in 1,8,64",
-    )
+    made.add_argument("--pages", type=command.counts, default=(1, 2, 4, 8), metavar="N,N,…",
+                      help="pages in flight, as in 1,8,64")  # fmt: skip
     made.add_argument("--quant", default="none,int8", help="none first: int8 replaces weights")
     made.add_argument("--prompt", type=int, default=PROMPT, help="tokens of a page's prompt")
     made.add_argument("--tokens", type=int, default=32, help="decoded per repetition")
-    return made  # fmt: skip
+    return made
 
 
-def _rows(
-    network: Network, flags: argparse.Namespace, limits: Limits
-) -> Iterator[DecodeRow | dict[str, Any]]:
-    """All ways at all numbers of pages, the plain class for one page as it takes them in turn; in
-    place of a way that fails, what it was and why."""
-    best = None
-    for quant in flags.quant.split(","):
-        if quant == "int8":
-            quantize_decoder(network)
-        task = decode_speed.task_of(network, flags.prompt, flags.tokens, flags.repeat, best)
-        best = task.best
-        for name, pages, make in decode_speed.decoders(network, flags.pages, task.context):
-            try:
-                yield decode_speed.measure(name, make(), task, network, limits, quant)
-            except Exception as error:  # whatever a device raises; the other ways go on
-                why = f"{type(error).__name__}: {error}"
-                yield {"way": name, "quant": quant, "pages": pages, "error": why}
-            memory.give_back(network.device)
-
-
-def _proposal(rows: list[DecodeRow]) -> str:
+def _proposal(rows: dict[str, Figures]) -> str:
     """What the table of processor features should say, going by one page in the file's type."""
     features = torch.backends.cpu.get_cpu_capability()
-    speeds = {row.way: row.tokens_per_s for row in rows if row.pages == 1 and row.quant == "none"}
-    better = speeds.get("compiled", 0) > speeds.get("torch", 0)
+    compiled, simple = (
+        rows.get(f"{way}, 1 page", {}).get("tokens_per_s", 0) for way in ("compiled", "torch")
+    )
+    better = compiled > simple
     now = slot_decoder.COMPILED.get(features, False)
     verdict = "as it is" if better == now else f"not {now} as now"
     return f'slot_decoder.COMPILED["{features}"] should be {better}, {verdict}'

@@ -31,7 +31,9 @@ def describe(device: torch.device) -> dict[str, Any]:
     """Machine, versions and revision, for the figures to be told apart by."""
     versions = packages()
     return {
-        "processor": _processor(),
+        "processor": _linux_says("cpuinfo", "model name")
+        or platform.processor()
+        or platform.machine(),
         "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "python": platform.python_version(),
         "torch": versions["torch"],
@@ -68,20 +70,18 @@ def card(device: torch.device) -> dict[str, Any] | None:
     }
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+def _linux_says(file: str, name: str) -> str:
+    """What `file` of `/proc` says behind `name` first; nothing where there is no Linux."""
+    path = Path("/proc", file)
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def _revision() -> str:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return "unknown"
 
 
 def bandwidth(device: torch.device) -> float:
@@ -180,6 +180,4 @@ def family_memory(parent: Any) -> int:
 
 def resident(name: str) -> int:
     """Bytes of this process by the name that Linux gives them, such as VmRSS; 0 elsewhere."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
+    return int(_linux_says("self/status", f"{name}:").removesuffix(" kB") or 0) * 1024

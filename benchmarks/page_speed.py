@@ -2,30 +2,35 @@
 
     python -m benchmarks.page_speed [--device cpu] [--dtype bfloat16] [--quant int8] [--json FILE]
 
-Both share one set of weights in memory and take turns, so that the ratios hold on a machine whose
-speed drifts. Medians are printed; a ratio above 1 means this project is faster. "share" is of what
-this machine was measured to do at most in the same run: matrix products for vision, reading of
-memory for decoding.
+Both share one set of weights in memory and take turns. Medians are printed; a ratio above 1 means
+this project is faster. What the stages and shares are is in benchmarks/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from PIL import Image
 
-from benchmarks import command, decode_speed, loading, machine, page_stages
+from benchmarks import command, decode_speed, machine, page_stages
 from benchmarks.decode_speed import Limits
 from benchmarks.page_stages import NetworkPair, StageTime, our_times, plain_times, views_of
 from benchmarks.random_checkpoint import provide
-from benchmarks.timing import in_turn
+from benchmarks.timing import in_turn, medians
 from deepseek_ocr import presets
+from deepseek_ocr.devices import selection
 from deepseek_ocr.images.views import Views, make_views
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.model import prompts
 from deepseek_ocr.model.checkpoint import read_config
+from deepseek_ocr.model.loader import load_network
+from deepseek_ocr.model.network import Network
 from deepseek_ocr.settings import QUANTS, CropSettings
 
 A4_AT_300_DPI = (2480, 3508)
@@ -39,18 +44,19 @@ TEXT_TOKENS = 10
 
 def main() -> None:
     """Command line."""
-    flags = model_parser("page_speed", __doc__).parse_args()
+    flags = _parser().parse_args()
     provide(flags.checkpoint)
     table, peaks = [], None
     if not flags.skip_load:
-        load, peaks = loading.measure(flags.checkpoint, flags.device, flags.dtype, flags.repeat)
+        load, peaks = _loading(flags)
         table.append(load)
     pair = page_stages.load_pair(
         flags.checkpoint, flags.device, flags.dtype, flags.kernels, flags.quant
     )
     limits = decode_speed.limits(pair.ours.device, pair.ours.dtype)
     table += measure(pair, flags, limits)
-    memory = vision_memory(pair)
+    networks = {"plain": pair.plain, "ours": pair.ours}
+    memory = {name: machine.vision_peak(one, views_of(1280)) for name, one in networks.items()}
     show(table, limits, memory, peaks)
     figures = {
         "machine": machine.describe(pair.ours.device),
@@ -66,15 +72,48 @@ def main() -> None:
     command.write_json(flags.json, figures)
 
 
-def model_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """Flags that the benchmarks of the whole model share."""
-    made = command.full_size_parser(name, description)
+def _parser() -> argparse.ArgumentParser:
+    made = command.full_size_parser("page_speed", __doc__)
     made.add_argument("--quant", default="none", choices=QUANTS)
     made.add_argument("--kernels", default="auto", help="fast paths, as for deepseek-ocr read")
     made.add_argument("--tokens", type=int, default=48, help="decoded per repetition")
     made.add_argument("--pages", type=int, default=4, help="pages in flight at most")
     made.add_argument("--skip-load", action="store_true", help="do not measure loading")
     return made
+
+
+def _loading(flags: argparse.Namespace) -> tuple[StageTime, dict[str, float]]:
+    """Median seconds of the plain class and of ours, in turn and each time in a process of its own,
+    and the medians of their peaks in GB: of anonymous memory, not the file's own pages, which the
+    system takes back at will."""
+    for path in flags.checkpoint.glob("*.safetensors"):
+        with path.open("rb") as file:  # so that the first turn does not pay for the disk
+            while file.read(1 << 24):
+                pass
+    seconds: dict[str, list[float]] = {"plain": [], "ours": []}
+    peaks: dict[str, list[float]] = {"plain": [], "ours": []}
+    for _ in range(flags.repeat):
+        for way in ("plain", "ours"):
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+                asked = alone.submit(_load, way, flags.checkpoint, flags.device, flags.dtype)
+                took, peak = asked.result()
+            seconds[way].append(took)
+            peaks[way].append(peak)
+    return StageTime("load", **medians(seconds)), medians(peaks)
+
+
+def _load(way: str, folder: Path, device: str, dtype: str) -> tuple[float, float]:
+    with machine.highest(partial(machine.resident, "RssAnon"), 0.02) as peak:
+        began = time.perf_counter()
+        if way == "ours":
+            network = load_network(folder, device, dtype)
+        else:
+            target = selection.choose_device(device)
+            kind = selection.choose_dtype(dtype, target)
+            network = Network.from_pretrained(folder, config=read_config(folder), dtype=kind)
+            network.to(target)
+        seconds = time.perf_counter() - began
+    return seconds, peak[0] / 1e9
 
 
 def measure(pair: NetworkPair, flags: argparse.Namespace, limits: Limits) -> list[StageTime]:
@@ -102,13 +141,11 @@ def measure(pair: NetworkPair, flags: argparse.Namespace, limits: Limits) -> lis
 def _before(page: Image.Image, views: Views, repeat: int) -> list[StageTime]:
     """Preparing the page, and its prompt by the bundled tokenizer."""
     codec = prompts.codec_of(command.POCKET, read_config(command.POCKET))
-    prepare = {"s": partial(make_views, page, CropSettings())}
-    encode = {
-        "s": partial(prompts.encode, codec, presets.prompt_for("markdown"), views.token_count)
-    }
+    prepare = partial(make_views, page, CropSettings())
+    encode = partial(prompts.encode, codec, presets.prompt_for("markdown"), views.token_count)
     return [
-        StageTime("preprocess A4 at 300 dpi", None, in_turn(prepare, repeat)["s"]),
-        StageTime("prompt", None, in_turn(encode, 200)["s"]),
+        StageTime("preprocess A4 at 300 dpi", None, **medians(in_turn({"ours": prepare}, repeat))),
+        StageTime("prompt", None, **medians(in_turn({"ours": encode}, 200))),
     ]
 
 
@@ -116,40 +153,26 @@ def _decode(
     pair: NetworkPair, length: int, flags: argparse.Namespace, limits: Limits
 ) -> list[StageTime]:
     """Prefill of `length` tokens, decoding one page, and several at once if `--pages` says so."""
-    embeddings, tokens = page_stages.prompt_of(pair.ours, length), flags.tokens
+    embeddings = page_stages.prompt_of(pair.ours, length)
+    tokens, pages = flags.tokens, flags.pages
     read, _ = decode_speed.needed_by_step(pair.ours, 1, length)
-    decoder = pair.decoder(flags.pages, length + max(tokens, PAGE_TOKENS) + 1)
-    (first, rest), (our_first, our_rest) = page_stages.first_and_rest(
-        [
-            partial(plain_times, pair.plain, embeddings, tokens + 1),
-            partial(our_times, decoder, embeddings, tokens + 1, 1),
-        ],
-        flags.repeat,
-    )
+    decoder = pair.decoder(pages, length + max(tokens, PAGE_TOKENS) + 1)
+    runs = [
+        partial(plain_times, pair.plain, embeddings, tokens + 1),
+        partial(our_times, decoder, embeddings, tokens + 1, 1),
+        *([partial(our_times, decoder, embeddings, tokens + 1, pages)] if pages > 1 else []),
+    ]
+    (first, rest), (our_first, our_rest), *several = page_stages.first_and_rest(runs, flags.repeat)
     share = read * tokens / our_rest / limits.bytes_per_second
-    rows = [
+    return [
         StageTime(f"prefill, {length} tokens", first, our_first),
         StageTime(f"decode, {tokens} tokens", rest, our_rest, share),
+        *(StageTime(f"decode, {pages} pages, a page", rest, s / pages) for _, s in several),
     ]
-    if flags.pages > 1:
-        several = partial(our_times, decoder, embeddings, tokens + 1, flags.pages)
-        ((_, together),) = page_stages.first_and_rest([several], flags.repeat)
-        name = f"decode, {flags.pages} pages, a page"
-        rows.append(StageTime(name, rest, together / flags.pages))
-    return rows
-
-
-def vision_memory(pair: NetworkPair) -> dict[str, int]:
-    """Bytes that vision of one view of 1280 px takes at most beside the weights."""
-    networks = {"plain": pair.plain, "ours": pair.ours}
-    return {name: machine.vision_peak(one, views_of(1280)) for name, one in networks.items()}
 
 
 def show(
-    table: list[StageTime],
-    limits: Limits,
-    memory: dict[str, int],
-    peaks: dict[str, float] | None,
+    table: list[StageTime], limits: Limits, memory: dict[str, int], peaks: dict[str, float] | None
 ) -> None:
     """Print the table."""
     print(f"\n{'stage':30}{'plain s':>10}{'ours s':>10}{'ratio':>8}{'share':>8}")

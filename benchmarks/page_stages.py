@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import in_turn
+from benchmarks.timing import in_turn, medians
 from deepseek_ocr.decoding.decoder import Decoder
 from deepseek_ocr.images.views import Views
 from deepseek_ocr.kernels import choice, op_fallbacks
@@ -97,11 +97,11 @@ def vision(pair: NetworkPair, stage: str, views: Views, repeat: int, peak: float
     products in `peak` operations a second."""
     plain = partial(vision_tokens, pair.plain, views)
     calls = {"plain": plain, "ours": partial(vision_tokens, pair.ours, views)}
-    seconds = in_turn(calls, repeat, pair.ours.device)
+    seconds = medians(in_turn(calls, repeat, pair.ours.device))
     with FlopCounterMode(display=False) as counter:
         plain()
     share = counter.get_total_flops() / seconds["ours"] / peak
-    return StageTime(stage, seconds["plain"], seconds["ours"], share)
+    return StageTime(stage, **seconds, share=share)
 
 
 class _Clock:
@@ -147,7 +147,9 @@ def our_times(decoder: Decoder, embeddings: torch.Tensor, tokens: int, pages: in
     return times
 
 
-def first_and_rest(runs: list[Callable[[], list[float]]], repeat: int) -> list[tuple[float, float]]:
+def first_and_rest(
+    runs: Sequence[Callable[[], list[float]]], repeat: int
+) -> list[tuple[float, float]]:
     """Median seconds to the first token and from it to the last, of each; they take turns."""
     kept: list[list[tuple[float, float]]] = [[] for _ in runs]
     for turn in range(repeat + 1):
@@ -156,5 +158,5 @@ def first_and_rest(runs: list[Callable[[], list[float]]], repeat: int) -> list[t
             times = run()
             if turn:
                 into.append((times[0] - began, times[-1] - times[0]))
-    medians = [[statistics.median(part) for part in zip(*some, strict=True)] for some in kept]
-    return [(first, rest) for first, rest in medians]
+    parts = ([statistics.median(part) for part in zip(*some, strict=True)] for some in kept)
+    return [(first, rest) for first, rest in parts]

@@ -83,6 +83,13 @@ def described(error: BaseException) -> dict[str, str]:
     return {"type": type(error).__name__, "text": str(error)[:LONGEST_TEXT]}
 
 
+def verdict(difference: float, tolerance: float) -> Figures:
+    """`wrong` if the difference from what was expected is more than that, or not finite."""
+    if difference <= tolerance:  # False for NaN too
+        return {}
+    return {"wrong": f"differs by {difference:.2g}, {tolerance:.2g} at most was expected"}
+
+
 def _shown(name: str, value: object) -> str:
     words = name.replace("_", " ")
     if isinstance(value, dict):

@@ -225,10 +225,8 @@ def _conclude(found: dict[str, Any], code: int | None, stopped: str, of_budget: 
 def _ended(code: int) -> str:
     if code > 0:
         return f"The process ended with status {code}."
-    try:
-        return f"The process was ended by {signal.Signals(-code).name}."
-    except ValueError:
-        return f"The process was ended by signal {-code}."
+    names = {one.value: one.name for one in signal.Signals}
+    return f"The process was ended by {names.get(-code, f'signal {-code}')}."
 
 
 def _in_child(

@@ -2,8 +2,7 @@
 
 The server runs `predict.py` as the container of `cog.cpu.yaml` does, with the bundled model:
 
-- predictions: so many one after the other, and the same at the same moment; the two take turns, so
-  that a machine whose speed drifts favours neither
+- predictions: so many one after the other, and the same at the same moment, in turn
 - alone: what of a prediction's seconds is vision and prefill, which pages do not share
 - document: a PDF of so many pages, and its pages as predictions one after the other
 """
@@ -12,13 +11,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks import command, machine
 from benchmarks.command import EXAMPLES
-from benchmarks.timing import CPU, in_turn
+from benchmarks.timing import CPU, in_turn, medians
 from tests import papers
 from tests.cog_server import Server, copy_image, data_uri, ready
 
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         figures: dict[str, Any] = {
             "machine": machine.describe(CPU),
             "predictions": {
-                kind: predictions(server, inputs_of(*asked), flags.predictions, flags.turns)
+                kind: predictions(server, *asked, flags.predictions, flags.turns)
                 for kind, asked in KINDS.items()
             },
             "document": document(server, Path(name), flags.pages, flags.turns),
@@ -53,14 +53,13 @@ def main(arguments: list[str] | None = None) -> None:
     command.write_json(flags.json, figures)
 
 
-def inputs_of(picture: str, task: str, size: str) -> dict[str, Any]:
-    """The inputs of a prediction; each page is tried once."""
+def predictions(
+    server: Server, picture: str, task: str, size: str, count: int, turns: int
+) -> dict[str, Any]:
+    """Seconds a prediction, one after the other and all at once, and the ratio; each page is tried
+    once."""
     image = data_uri(EXAMPLES / picture)
-    return {"image": image, "task_type": task, "resolution_size": size, "retries": 0}
-
-
-def predictions(server: Server, inputs: dict[str, Any], count: int, turns: int) -> dict[str, Any]:
-    """Seconds a prediction, one after the other and all at once, and the ratio."""
+    inputs = {"image": image, "task_type": task, "resolution_size": size, "retries": 0}
     (page,) = json.loads(read(server, {**inputs, "output_format": "JSON"}))["pages"]
     timings = page["timings"]
 
@@ -72,20 +71,17 @@ def predictions(server: Server, inputs: dict[str, Any], count: int, turns: int) 
         with ThreadPoolExecutor(count) as pool:
             list(pool.map(lambda _: read(server, inputs), range(count)))
 
-    seconds = in_turn({"in_turn": one_by_one, "at_once": at_once}, turns, warm_up=0)
     return {
         "tokens": page["counts"]["output"],
         "vision_and_prefill_s": round(timings["vision"] + timings["prefill"], 4),
-        "in_turn_s": round(seconds["in_turn"] / count, 4),
-        "at_once_s": round(seconds["at_once"] / count, 4),
-        "ratio": round(seconds["in_turn"] / seconds["at_once"], 2),
+        **_compared({"in_turn_s": one_by_one, "at_once_s": at_once}, count, turns),
     }
 
 
 def document(server: Server, folder: Path, pages: int, turns: int) -> dict[str, Any]:
     """Seconds a page of a PDF in one prediction, and of its pages in predictions of their own; the
     PDFs are made in `folder`."""
-    pictures = [EXAMPLES / f"{('invoice', 'total', 'fruit')[at % 3]}.png" for at in range(pages)]
+    pictures = command.few_words(pages)
     whole, *single = (
         {"image": data_uri(papers.picture_pdf(folder / "x.pdf", some)), **FREE_OCR}
         for some in (pictures, *([picture] for picture in pictures))
@@ -95,14 +91,18 @@ def document(server: Server, folder: Path, pages: int, turns: int) -> dict[str, 
         for inputs in single:
             read(server, inputs)
 
-    calls = {"document": lambda: read(server, whole), "single_pages": alone}
-    seconds = in_turn(calls, turns, warm_up=0)
-    return {
-        "pages": pages,
-        "document_s_per_page": round(seconds["document"] / pages, 4),
-        "single_pages_s_per_page": round(seconds["single_pages"] / pages, 4),
-        "ratio": round(seconds["single_pages"] / seconds["document"], 2),
-    }
+    calls = {"single_pages_s_per_page": alone, "document_s_per_page": lambda: read(server, whole)}
+    return {"pages": pages, **_compared(calls, pages, turns)}
+
+
+def _compared(
+    calls: Mapping[str, Callable[[], object]], count: int, turns: int
+) -> dict[str, float]:
+    """Seconds of two calls for each of `count` pages, and how many times the first takes longer."""
+    seconds = medians(in_turn(calls, turns, warm_up=0))
+    slow, fast = seconds.values()
+    each = {name: round(one / count, 4) for name, one in seconds.items()}
+    return {**each, "ratio": round(slow / fast, 2)}
 
 
 def read(server: Server, inputs: dict[str, Any]) -> str:

@@ -26,48 +26,21 @@ from deepseek_ocr.model.network import empty_network
 from deepseek_ocr.model.prompts import IMAGE
 
 FULL_SIZE: dict[str, Any] = {
-    "model_type": "DeepseekOCR",
-    "architectures": ["DeepseekOCRForCausalLM"],
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "vocab_size": 129280,
-    "hidden_size": 1280,
-    "intermediate_size": 6848,
-    "moe_intermediate_size": 896,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 10,
-    "num_key_value_heads": 10,
-    "n_routed_experts": 64,
-    "n_shared_experts": 2,
-    "num_experts_per_tok": 6,
-    "first_k_dense_replace": 1,
-    "topk_method": "greedy",
-    "scoring_func": "softmax",
-    "routed_scaling_factor": 1.0,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 8192,
-    "use_mla": False,
-    "torch_dtype": "bfloat16",
-    "vision_config": {
-        "width": {
-            "sam_vit_b": {
-                "width": 768,
-                "layers": 12,
-                "heads": 12,
-                "global_attn_indexes": [2, 5, 8, 11],
-                "downsample_channels": [512, 1024],
-            },
-            "clip-l-14-224": {
-                "width": 1024,
-                "layers": 24,
-                "heads": 16,
-                "image_size": 224,
-                "patch_size": 14,
-            },
-        }
-    },
-}
+    "model_type": "DeepseekOCR", "architectures": ["DeepseekOCRForCausalLM"],
+    "bos_token_id": 0, "eos_token_id": 1, "vocab_size": 129280,
+    "hidden_size": 1280, "intermediate_size": 6848, "moe_intermediate_size": 896,
+    "num_hidden_layers": 12, "num_attention_heads": 10, "num_key_value_heads": 10,
+    "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6,
+    "first_k_dense_replace": 1, "topk_method": "greedy", "scoring_func": "softmax",
+    "routed_scaling_factor": 1.0, "rms_norm_eps": 1e-06, "rope_theta": 10000.0,
+    "max_position_embeddings": 8192, "use_mla": False, "torch_dtype": "bfloat16",
+    "vision_config": {"width": {
+        "sam_vit_b": {"width": 768, "layers": 12, "heads": 12,
+                      "global_attn_indexes": [2, 5, 8, 11], "downsample_channels": [512, 1024]},
+        "clip-l-14-224": {"width": 1024, "layers": 24, "heads": 16, "image_size": 224,
+                          "patch_size": 14},
+    }},
+}  # fmt: skip
 """The sizes of deepseek-ai/DeepSeek-OCR in the official config's words."""
 
 FILE = "model-00001-of-000001.safetensors"

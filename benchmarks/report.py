@@ -81,7 +81,19 @@ def measure(
 
     engine = OcrEngine.from_options(folder, replace(settings.load_options(), slots=1))
     load_seconds = time.perf_counter() - began
-    about = {**_about(engine, settings), "load_seconds": load_seconds}
+    from benchmarks import machine
+    from deepseek_ocr.devices import selection
+
+    versions = machine.packages() | {"Python": platform.python_version()}
+    names = ("Python", "torch", "torch-npu", "transformers")
+    about = {
+        "device": str(engine.device),
+        "name": selection.describe(engine.device).name,
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "model": f"{settings.model}, quant {settings.quant}",
+        "software": ", ".join(f"{name} {versions[name]}" for name in names if versions[name]),
+        "load_seconds": load_seconds,
+    }
     pages = flags.pages or sorted(command.EXAMPLES.glob("*.png"))
     prompt = presets.prompt_for(flags.task or known.task)
     crop = presets.crop_for(flags.size or known.preset)
@@ -127,23 +139,6 @@ def table(about: dict[str, Any], times: Sequence[PageTime]) -> list[str]:
     share = len(read_through) / len(times)
     lines.append(f"| success | {len(read_through)} of {len(times)} ({share:.0%}) |")
     return lines
-
-
-def _about(engine: OcrEngine, settings: configuration.Settings) -> dict[str, Any]:
-    from benchmarks import machine
-    from deepseek_ocr.devices import selection
-
-    versions = machine.packages()
-    software = [f"Python {platform.python_version()}"]
-    for name in ("torch", "torch-npu", "transformers"):
-        software += [f"{name} {versions[name]}"] if versions[name] else []
-    return {
-        "device": str(engine.device),
-        "name": selection.describe(engine.device).name,
-        "dtype": str(engine.dtype).removeprefix("torch."),
-        "model": f"{settings.model}, quant {settings.quant}",
-        "software": ", ".join(software),
-    }
 
 
 if __name__ == "__main__":

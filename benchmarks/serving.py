@@ -1,11 +1,10 @@
 """What the server costs beside the engine: `python -m benchmarks.serving`.
 
 The same engine (bundled model) reads the same page again and again, for 1, 8 and 64 callers that
-each ask anew when they are answered: handed to the engine directly, and over HTTP as streams. The
-two take turns, so that a machine whose speed drifts favours neither. The clients are another
-process. Of both: the median time to the first token, from asking, and pages a second. A request
-costs about the same whatever is read, so what share that is is told for a page of a few words and
-for one with lines and boxes.
+each ask anew when they are answered: handed to the engine directly, and over HTTP as streams, in
+turn. The clients are another process. Of both: the median time to the first token, from asking, and
+pages a second. A request costs about the same whatever is read, so what share that is is told for a
+page of a few words and for one with lines and boxes.
 """
 
 from __future__ import annotations
@@ -14,16 +13,14 @@ import argparse
 import asyncio
 import base64
 import json
+import multiprocessing
 import queue
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -42,26 +39,8 @@ from deepseek_ocr.server.server_state import ServerState
 
 CALLERS = (1, 8, 64)
 
-
-@dataclass(frozen=True)
-class Subject:
-    """A page of `examples/`, and how it is read (short names of task and preset)."""
-
-    file: str
-    task: str
-    preset: str
-
-    @property
-    def picture(self) -> bytes:
-        """Its file's bytes."""
-        return (command.EXAMPLES / self.file).read_bytes()
-
-
-SUBJECTS = {
-    "short": Subject("fruit.png", "ocr", "tiny"),
-    "full": Subject("invoice.png", "markdown", "gundam"),
-}
-
+SUBJECTS = {"short": ("fruit.png", "ocr", "tiny"), "full": ("invoice.png", "markdown", "gundam")}
+"""Pages of `examples/`, and how each is read: short names of task and preset."""
 
 Turn = dict[str, Any]
 """Of one turn: `firsts`, seconds to the first token of each page, and `rate`, pages a second."""
@@ -75,15 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--slots", type=int, default=8, metavar="N", help="of the engine")
     parser.add_argument("--callers", type=int, nargs="+", default=CALLERS, metavar="N")
     parser.add_argument("--pages", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--client", nargs=3, help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
-    if flags.client:
-        port, callers, seconds = flags.client
-        subject = SUBJECTS[flags.pages[0]]
-        json.dump(
-            asyncio.run(_clients(subject, int(port), int(callers), float(seconds))), sys.stdout
-        )
-        return
     rows = []
     for row in _measure(flags):
         rows.append(row)
@@ -133,24 +104,18 @@ def _turn(firsts: list[float], ends: list[float], began: float) -> Turn:
 # --- the engine by itself -----------------------------------------------------------------------
 
 
-Arrived = queue.SimpleQueue[tuple[float, Delta | Reading | Failure]]
-
-
-def _arrive(arrived: Arrived, event: Delta | Reading | Failure) -> None:
-    arrived.put((time.perf_counter(), event))
-
-
 def _direct(engine: OcrEngine, name: str, callers: int, seconds: float) -> Turn:
-    subject = SUBJECTS[name]
-    page = Page(subject.picture, presets.prompt_for(subject.task), presets.crop_for(subject.preset))
+    file, task, preset = SUBJECTS[name]
+    picture = (command.EXAMPLES / file).read_bytes()
+    page = Page(picture, presets.prompt_for(task), presets.crop_for(preset))
     began = time.perf_counter()
     firsts: list[float] = []
     ends: list[float] = []
 
     def call() -> None:
+        arrived: queue.SimpleQueue[tuple[float, Delta | Reading | Failure]] = queue.SimpleQueue()
         while (asked := time.perf_counter()) < began + seconds:
-            arrived: Arrived = queue.SimpleQueue()
-            engine.submit(page, partial(_arrive, arrived))
+            engine.submit(page, lambda event: arrived.put((time.perf_counter(), event)))
             at, event = arrived.get()
             firsts.append(at - asked)
             while isinstance(event, Delta):
@@ -191,18 +156,16 @@ def _served(engine: OcrEngine) -> Iterator[int]:
 
 def _over_http(port: int, name: str, callers: int, seconds: float) -> Turn:
     """What a process of clients found."""
-    ask = [sys.executable, "-m", "benchmarks.serving", "--pages", name]
-    ask += ["--client", str(port), str(callers), str(seconds)]
-    done = subprocess.run(ask, cwd=command.ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    found: Turn = json.loads(done.stdout)
-    return found
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        return alone.submit(_clients, port, name, callers, seconds).result()
 
 
-async def _clients(subject: Subject, port: int, callers: int, seconds: float) -> Turn:
-    url = "data:image/png;base64," + base64.b64encode(subject.picture).decode()
-    parts = [{"type": "image_url", "image_url": {"url": url}}]
+def _clients(port: int, name: str, callers: int, seconds: float) -> Turn:
+    file, task, preset = SUBJECTS[name]
+    picture = base64.b64encode((command.EXAMPLES / file).read_bytes()).decode()
+    parts = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}]
     asked = {"model": "pocket", "stream": True, "messages": [{"role": "user", "content": parts}]}
-    body = json.dumps({**asked, "task": subject.task, "resolution": subject.preset}).encode()
+    body = json.dumps({**asked, "task": task, "resolution": preset}).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost:{port}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -223,7 +186,10 @@ async def _clients(subject: Subject, port: int, callers: int, seconds: float) ->
             ends.append(time.perf_counter())
         writer.close()
 
-    await asyncio.gather(*(client() for _ in range(callers)))
+    async def every_client() -> None:
+        await asyncio.gather(*(client() for _ in range(callers)))
+
+    asyncio.run(every_client())
     return _turn(firsts, ends, began)
 
 

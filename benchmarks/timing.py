@@ -17,7 +17,7 @@ WARM_UP, TIMED = 0.3, 0.5
 """Seconds for which a short call is repeated before it is timed, and while it is."""
 
 
-def seconds_in_turn(
+def in_turn(
     calls: Mapping[str, Callable[[], object]],
     repeat: int,
     device: torch.device = CPU,
@@ -37,14 +37,8 @@ def seconds_in_turn(
     return seconds
 
 
-def in_turn(
-    calls: Mapping[str, Callable[[], object]],
-    repeat: int,
-    device: torch.device = CPU,
-    warm_up: int = 1,
-) -> dict[str, float]:
-    """The medians of `seconds_in_turn`."""
-    found = seconds_in_turn(calls, repeat, device, warm_up)
+def medians(found: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of each."""
     return {name: statistics.median(some) for name, some in found.items()}
 
 

@@ -27,7 +27,7 @@ from PIL import Image
 from deepseek_ocr.engine.results import Counts, Delta, Failure, Page, Reading, Timings
 from deepseek_ocr.errors import CancelledError, GenerationError
 from deepseek_ocr.grounding import parser
-from examples import make_document
+from examples import make_document, output_pictures
 from tests.conftest import ROOT
 
 HOSTILE = 666
@@ -67,7 +67,8 @@ PARTS = {
 def text_of(number: int) -> str:
     """What is read from a page."""
     if number in EXAMPLE:
-        return make_document.reading(1, make_document.PAGES[EXAMPLE.index(number)]).text
+        items = make_document.PAGES[EXAMPLE.index(number)]
+        return output_pictures.reading(1, items, make_document.SIZE).text
     if number == HOSTILE:
         label = '"><img src=x onerror=window.attacked=8>'
         return f"<|ref|>{label}<|/ref|><|det|>[[50, 50, 900, 900]]<|/det|>\n{ATTACKS}"

@@ -55,7 +55,7 @@ def test_a_wrong_way_fails_the_run(
     monkeypatch.setattr(torch_steps, "step", lambda *given: right(*given) + torch.tensor(1.0))
     flags = ("--checkpoint", str(checkpoint), "--dtype", "float32", "--pages", "1")
     assert run(monkeypatch, *flags, "--quant", "none") == 1
-    assert "WRONG: DecodeRow(way='torch'" in capsys.readouterr().out
+    assert "!! kernels, torch, 1 page: differs by" in capsys.readouterr().out
 
 
 def test_a_way_that_fails_is_told_and_the_others_are_measured(
@@ -73,8 +73,7 @@ def test_a_way_that_fails_is_told_and_the_others_are_measured(
     flags = ("--checkpoint", str(checkpoint), "--dtype", "float32", "--pages", "1,3,2")
     assert run(monkeypatch, *flags, "--quant", "none", "--json", str(report)) == 1
     figures = json.loads(report.read_text())
-    assert figures["failed"] == [
-        {"way": "torch", "quant": "none", "pages": 3,
-         "error": "OutOfMemoryError: CUDA out of memory."}
-    ]  # fmt: skip
+    (failed,) = figures["failed"]
+    assert failed["row"] == "torch, 3 pages"
+    assert failed["error"] == {"type": "OutOfMemoryError", "text": "CUDA out of memory."}
     assert {1, 2} <= {row["pages"] for row in figures["rows"] if row["way"] == "torch"}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import decode_speed, machine, page_speed, random_checkpoint, scale, timing
+from benchmarks import decode_speed, machine, page_speed, random_checkpoint, timing
 from deepseek_ocr.model.loader import load_network
 from tests.conftest import GOLDEN, ROOT
 
@@ -53,17 +53,6 @@ def test_run(
     assert rows["vision, Gundam A4"]["share"] > 0
 
 
-def test_scale(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output = tmp_path / "figures.json"
-    monkeypatch.setattr(sys, "argv", flags(tiny_checkpoint, output))
-    monkeypatch.setattr(scale, "TILES", (0, 2))
-    scale.main()
-    points = figures(output)["points"]
-    assert [point[0] for point in points["tiles"]] == [0, 2]
-    assert [point[0] for point in points["output tokens"]] == [2, 4, 8]
-    assert [point[0] for point in points["pages in flight"]] == [1, 2]
-
-
 def test_a_step_reads_the_experts_it_takes_and_the_cache(tiny_checkpoint: Path) -> None:
     network = load_network(tiny_checkpoint, "cpu", "float32")
     config = network.config.text_config
@@ -91,7 +80,7 @@ def test_seconds_of_a_short_call() -> None:
 
 ONE_AFTER_THE_OTHER = """
 import torch
-from benchmarks import decode_speed, machine, page_speed, random_checkpoint, scale, timing
+from benchmarks import decode_speed, machine, page_speed, random_checkpoint, timing
 
 def two_tensors():
     torch.ones(50_000_000)  # 200 MB, given back at once
