@@ -209,9 +209,11 @@ class Faithful(Watcher):
     """Notes what it is told."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.pages: list[int] = []
 
     def page(self, found: Input, record: Any) -> None:
+        super().page(found, record)
         self.pages.append(record.number)
 
 

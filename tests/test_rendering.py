@@ -322,7 +322,7 @@ def test_settings_have_bounds() -> None:
 def ahead_of(
     renderer: Renderer, document: OpenDocument, asked: list[int], count: int
 ) -> Ahead[int]:
-    def requests() -> Iterator[tuple[int, OpenDocument | None, int]]:
+    def requests() -> Iterator[tuple[int, OpenDocument, int]]:
         for number in range(1, document.pages + 1):
             asked.append(number)
             yield number, document, number
@@ -358,14 +358,18 @@ def test_rendering_stops_when_nobody_takes_pages(renderer: Renderer, tmp_path: P
         assert not thread.is_alive()
 
 
-def test_an_error_of_the_listing_is_raised_where_pages_are_taken(renderer: Renderer) -> None:
-    def requests() -> Iterator[tuple[int, OpenDocument | None, int]]:
-        yield 1, None, 0
+def test_an_error_of_the_listing_is_raised_where_pages_are_taken(
+    renderer: Renderer, tmp_path: Path
+) -> None:
+    document = renderer.open(papers.pdf(tmp_path / "x.pdf", [1]))
+
+    def requests() -> Iterator[tuple[int, OpenDocument, int]]:
+        yield 1, document, 1
         raise OSError("the disk is gone")
 
     with closing(Ahead(renderer, requests(), 2)) as ahead:
         pages = iter(ahead)
-        assert next(pages) == (1, None)
+        assert isinstance(next(pages)[1], Rendered)
         with pytest.raises(OSError, match="the disk is gone"):
             next(pages)
 

@@ -113,7 +113,7 @@ def _plan(options: ReadOptions, output: OutputOptions) -> Plan:
 
 
 def _say_how_to_go_on(watcher: DocumentProgress, output: OutputOptions) -> None:
-    kept = _some(watcher.counter.done + watcher.counter.settled, "page")
+    kept = _some(watcher.tally.done + watcher.tally.settled, "page")
     again = " without --overwrite" if output.overwrite else ""
     complain(
         f"interrupted; {kept} kept in {shlex.quote(str(output.folder))}. Run the same "

@@ -197,7 +197,6 @@ def _rendered(found: Input, options: ReadOptions, renderer: Renderer) -> Iterato
     requests = ((number, document, number) for number in numbers)
     with closing(Ahead(renderer, requests, _AHEAD)) as ahead:
         for number, picture in ahead:
-            assert picture is not None
             source = picture.image if isinstance(picture, Rendered) else picture
             yield PrintedPage(str(found), source, number, document.pages)
 

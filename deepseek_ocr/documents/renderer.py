@@ -291,20 +291,20 @@ Wanted = TypeVar("Wanted")
 class Ahead(Generic[Wanted]):
     """Renders what an iterator asks for a few pages ahead, in threads, and gives it in order.
 
-    `requests` yields (what the page is for, document, number), or no document where there is
-    nothing to render; the iterator runs in a thread of its own and an exception of it is raised
-    here. At most `ahead` pages are held besides those being rendered.
+    `requests` yields (what the page is for, document, number); the iterator runs in a thread of its
+    own and an exception of it is raised here. At most `ahead` pages are held besides those being
+    rendered.
     """
 
     def __init__(
         self,
         renderer: Renderer,
-        requests: Iterable[tuple[Wanted, OpenDocument | None, int]],
+        requests: Iterable[tuple[Wanted, OpenDocument, int]],
         ahead: int,
     ) -> None:
         self._renderer = renderer
         self._requests = requests
-        self._ready: queue.Queue[tuple[Wanted, Future[Rendered] | None] | None] = queue.Queue(ahead)
+        self._ready: queue.Queue[tuple[Wanted, Future[Rendered]] | None] = queue.Queue(ahead)
         self._stopped = threading.Event()
         self._error: BaseException | None = None
         self._pool = ThreadPoolExecutor(renderer.workers, "render")
@@ -314,16 +314,14 @@ class Ahead(Generic[Wanted]):
     def _produce(self) -> None:
         try:
             for wanted, document, number in self._requests:
-                picture = None
-                if document is not None:
-                    picture = self._pool.submit(self._renderer.render, document, number)
+                picture = self._pool.submit(self._renderer.render, document, number)
                 if not self._put((wanted, picture)):
                     return
         except BaseException as error:  # raised where the pages are taken
             self._error = error
         self._put(None)
 
-    def _put(self, item: tuple[Wanted, Future[Rendered] | None] | None) -> bool:
+    def _put(self, item: tuple[Wanted, Future[Rendered]] | None) -> bool:
         """Wait for room; False where nobody takes pages any more."""
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
@@ -331,13 +329,10 @@ class Ahead(Generic[Wanted]):
                 return True
         return False
 
-    def __iter__(self) -> Iterator[tuple[Wanted, Rendered | DocumentError | None]]:
-        """Each request with its picture, or why there is none; None where none was asked for."""
+    def __iter__(self) -> Iterator[tuple[Wanted, Rendered | DocumentError]]:
+        """Each request with its picture, or why there is none."""
         while (item := self._ready.get()) is not None:
             wanted, future = item
-            if future is None:
-                yield wanted, None
-                continue
             try:
                 picture: Rendered | DocumentError = future.result()
             except DocumentError as error:
