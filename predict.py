@@ -25,6 +25,7 @@ import tasks
 import weights
 from deepseek_ocr import configuration, presets
 from deepseek_ocr.documents.inputs import PageSelection, parse_pages
+from deepseek_ocr.documents.page_retries import OUTCOMES
 from deepseek_ocr.documents.renderer import OpenDocument
 from deepseek_ocr.documents.shared_reader import DocumentReader
 from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -250,16 +251,13 @@ def log_page(record: PageRecord, document: OpenDocument) -> None:
 
 # --- output -------------------------------------------------------------------------------------
 
-_ENDINGS = ("stop", "length", "timeout", "loop")
-"""Finish reasons, best first: the worst of its pages is a document's."""
-
 
 def metrics(records: Sequence[PageRecord]) -> dict[str, int | float | str]:
     """What a prediction reports besides its output: sums over its pages.
 
-    `confidence` is the geometric mean over all tokens, `failed_pages` the numbers of the pages
-    that could not be read, `retried_pages` how many took more than one try. Raises `OcrError` with
-    the first page's reason if no page could be read.
+    `finish_reason` is the worst of its pages', `confidence` the geometric mean over all tokens,
+    `failed_pages` the numbers of the pages that could not be read, `retried_pages` how many took
+    more than one try. Raises `OcrError` with the first page's reason if no page could be read.
     """
     failed = [record for record in records if record.error is not None]
     if len(failed) == len(records):
@@ -272,7 +270,7 @@ def metrics(records: Sequence[PageRecord]) -> dict[str, int | float | str]:
         "vision_tokens": sum(record.counts.vision for record in read if record.counts),
         "output_tokens": output,
         "tokens_per_second": round(output / max(seconds, 1e-6), 2),
-        "finish_reason": max((str(one.finish_reason) for one in read), key=_ENDINGS.index),
+        "finish_reason": max((str(one.finish_reason) for one in read), key=OUTCOMES.index),
     }
     logs = [
         (math.log(max(one.confidence.mean, 1e-30)) * one.counts.output, one.counts.output)
