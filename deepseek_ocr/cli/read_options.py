@@ -11,7 +11,6 @@ from pathlib import Path
 from deepseek_ocr import presets
 from deepseek_ocr.cli.example_pages import examples_folder
 from deepseek_ocr.cli.flags import load_settings
-from deepseek_ocr.cli.read_flags import PRINTED
 from deepseek_ocr.configuration import Settings, parts_of
 from deepseek_ocr.documents.inputs import PageSelection, Shard, parse_pages, parse_shard
 from deepseek_ocr.errors import SettingsError
@@ -20,6 +19,9 @@ from deepseek_ocr.settings import CropSettings, DecodeSettings, RenderSettings
 from deepseek_ocr.weights import catalog
 
 STANDARD_INPUT = "-"
+
+PRINTED = ("txt", "md", "json")
+"""Formats that can go to standard output."""
 
 
 @dataclass(frozen=True)

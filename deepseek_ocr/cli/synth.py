@@ -8,7 +8,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
-from deepseek_ocr.cli.flags import Subparsers
 from deepseek_ocr.cli.number_types import positive
 from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
 from deepseek_ocr.training.synthetic.recipes import CLEAN_LINES, DRAWN_KINDS, MIXED, Recipe
@@ -16,16 +15,17 @@ from deepseek_ocr.training.synthetic.recipes import CLEAN_LINES, DRAWN_KINDS, MI
 MADE = 0
 """Exit status, beside those that all commands share."""
 
+DESCRIPTION = """\
+Make synthetic pages with exact annotations for every task: plain text,
+regions with boxes, a line to locate, a chart's content."""
 
-def add_parser(commands: Subparsers) -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser(
-        "synth",
-        description="Make synthetic pages with exact annotations for every task: plain text,\n"
-        "regions with boxes, a line to locate, a chart's content.",
-        epilog="Example: deepseek-ocr synth --output build/pages --pages 1000 --seed 1.\n"
-        "Exit status: 0 all pages were made, 2 it could not start or write, 130 interrupted.",
-    )
+EPILOG = """\
+Example: deepseek-ocr synth --output build/pages --pages 1000 --seed 1.
+Exit status: 0 all pages were made, 2 it could not start or write, 130 interrupted."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the sub-command."""
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the pages")
     add("--pages", type=positive, default=100, metavar="N", help="how many (default: 100)")
@@ -39,7 +39,6 @@ def add_parser(commands: Subparsers) -> None:
     add("--fonts", choices=("train", "held-out", "all"), default="train", help="default: train")
     text = "that draw at once (default: one for each core)"
     add("--processes", type=positive, default=os.cpu_count() or 1, metavar="N", help=text)
-    parser.set_defaults(run=run)
 
 
 def run(flags: argparse.Namespace) -> int:

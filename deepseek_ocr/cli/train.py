@@ -7,7 +7,6 @@ from dataclasses import fields
 from pathlib import Path
 
 from deepseek_ocr import configuration, presets
-from deepseek_ocr.cli.flags import Subparsers
 from deepseek_ocr.cli.number_types import between, positive, share, whole
 from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
 from deepseek_ocr.errors import SettingsError
@@ -17,7 +16,9 @@ from deepseek_ocr.training.finetune.train_options import TrainOptions
 DONE, SOME_REJECTED = 0, 1
 """Exit statuses, beside those that all commands share."""
 
-_EPILOG = """\
+DESCRIPTION = "Fine-tune a checkpoint on annotated pages, by LoRA or in full."
+
+EPILOG = """\
 examples:
   deepseek-ocr train --data_root scans --train_file scans/train.json \\
       --val_file scans/test.json --model_path deepseek-ocr --output_dir runs/first \\
@@ -35,15 +36,13 @@ could not start or go on, 130 interrupted
 """
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Add the sub-command."""
-    what = "Fine-tune a checkpoint on annotated pages, by LoRA or in full."
-    parser = commands.add_parser("train", description=what, epilog=_EPILOG)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the sub-command."""
     _add_data(parser.add_argument_group("data"))
     _add_weights(parser.add_argument_group("what is trained"))
     _add_optimization(parser.add_argument_group("how"))
     _add_run(parser.add_argument_group("the run"))
-    parser.set_defaults(run=run, train_vision=False)
+    parser.set_defaults(train_vision=False)
 
 
 def run(flags: argparse.Namespace) -> int:
