@@ -4,7 +4,7 @@
 as it is decoded (`cog.stream.yaml`).
 
 Cog reads the inputs off this file without running it, so choices and descriptions are literals
-here; `tests/test_predict.py` holds them against `tasks.py`.
+here; `tests/test_predict.py` holds them against `presets.py`.
 """
 
 from __future__ import annotations

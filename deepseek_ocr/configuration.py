@@ -26,8 +26,7 @@ from deepseek_ocr.settings import (
     FormulaDelimiters,
     RenderSettings,
     check_quant,
-    existing_text,
-    formula_delimiters,
+    one_of,
     parse_switch,
 )
 from deepseek_ocr.weights.places import default_checkpoints
@@ -121,8 +120,8 @@ def load(
         values["vision_device"] = None
     threads = values.get("threads") or environ.get("OMP_NUM_THREADS", "").split(",")[0] or "auto"
     values["threads"] = _parse_count("threads", threads, MOST_THREADS)
-    values["existing_text"] = existing_text(values.get("existing_text", Settings.existing_text))
-    values["formulas"] = formula_delimiters(values.get("formulas", Settings.formulas))
+    for name, kind in (("existing_text", ExistingText), ("formulas", FormulaDelimiters)):
+        values[name] = one_of(kind, name, values.get(name, getattr(Settings, name)))
     settings = Settings(**values)
     choice.parse(settings.kernels)
     check_quant(settings.quant)
@@ -149,17 +148,10 @@ def _parse_count(name: str, text: str, most: int) -> int:
     return int(text)
 
 
-def _is_there(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a home folder that is somebody else's
-        return False
-
-
 def _read_file(path: Path | None) -> dict[str, Any]:
     """What the file says, not looked at yet; nothing where there is no file and none was named."""
     chosen = path or default_path()
-    if path is None and not _is_there(chosen):
+    if path is None and not os.path.isfile(chosen):  # or in somebody else's home folder
         return {}
     try:
         return tomllib.loads(chosen.read_text(encoding="utf-8"))

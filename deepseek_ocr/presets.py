@@ -109,20 +109,14 @@ def task_title(word: str) -> str:
     return TASKS[task_name(word)].title
 
 
-def preset_name(word: str) -> str:
-    """The key of `PRESETS` that `word`, a name or a title in any case, stands for. Raises
-    `SettingsError` listing the names."""
-    return _lookup(word, "preset", PRESETS)
-
-
 def preset_title(word: str) -> str:
-    """The title of the preset that `word` stands for, as `preset_name`."""
-    return PRESETS[preset_name(word)].title
+    """The title of the preset that `word` stands for. Raises `SettingsError` listing the names."""
+    return PRESETS[_lookup(word, "preset", PRESETS)].title
 
 
 def crop_for(preset: str) -> CropSettings:
     """How `preset` (name or title) cuts a page. Raises `SettingsError` for no such preset."""
-    return PRESETS[preset_name(preset)].crop
+    return PRESETS[_lookup(preset, "preset", PRESETS)].crop
 
 
 def prompt_for(task: str, reference: str = "") -> str:

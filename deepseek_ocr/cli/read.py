@@ -13,18 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from deepseek_ocr import presets
-from deepseek_ocr.cli.flags import (
-    add_config,
-    add_model,
-    add_placement,
-    add_speed,
-    named,
-)
+from deepseek_ocr.cli.flags import add_config, add_model, add_placement, add_speed, named
 from deepseek_ocr.formats import FORMATS
 from deepseek_ocr.settings import DecodeSettings, ExistingText, FormulaDelimiters, RenderSettings
 
 if TYPE_CHECKING:
     from deepseek_ocr.cli.read_options import OutputOptions, ReadOptions
+    from deepseek_ocr.engine.ocr_engine import OcrEngine
 
 DESCRIPTION = """\
 Read pictures, PDFs, TIFFs, zips of pictures and folders of them: print the text as it is decoded,
@@ -94,12 +89,14 @@ def _write(options: ReadOptions, output: OutputOptions) -> int:
     from deepseek_ocr.cli.engine_loading import load_engines
 
     options.settings.checkpoint_folder()  # better to fail now than after listing
-    from deepseek_ocr.cli.document_run import prepared, write_documents
+    from deepseek_ocr.cli.document_run import write_documents
 
-    with prepared(options, output) as ready:
+    def load() -> list[OcrEngine]:
         engines = load_engines(options)
         _end_on_interruption(False)
-        return write_documents(engines, options, output, ready)
+        return engines
+
+    return write_documents(options, output, load)
 
 
 def _end_on_interruption(at_once: bool) -> None:

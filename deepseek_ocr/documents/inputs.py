@@ -135,7 +135,11 @@ def find(arguments: Iterable[str]) -> Listing:
     for argument in arguments:
         path = Path(argument)
         if argument.startswith(("http://", "https://")):
-            inputs.append(Input(path, argument, _ADDRESS.format(argument)))
+            error = (
+                f"{argument} is an address, and addresses are not fetched here; download the file, "
+                "for example with: curl -fsSLo page.jpg ADDRESS"
+            )
+            inputs.append(Input(path, argument, error))
         elif os.path.exists(path):  # False for a name too long, or with a null byte
             _take(path, inputs, left_out)
         elif glob.has_magic(argument):
@@ -148,12 +152,6 @@ def find(arguments: Iterable[str]) -> Listing:
             error = f"{shown(path)} does not exist; check the path."
             inputs.append(Input(path, path.as_posix(), error))
     return Listing(tuple(_with_unique_keys(inputs)), tuple(left_out))
-
-
-_ADDRESS = (
-    "{} is an address, and addresses are not fetched here; download the file, for example with: "
-    "curl -fsSLo page.jpg ADDRESS"
-)
 
 
 def _take(path: Path, inputs: list[Input], left_out: list[Path]) -> None:

@@ -297,10 +297,7 @@ class Ahead(Generic[Wanted]):
     """
 
     def __init__(
-        self,
-        renderer: Renderer,
-        requests: Iterable[tuple[Wanted, OpenDocument, int]],
-        ahead: int,
+        self, renderer: Renderer, requests: Iterable[tuple[Wanted, OpenDocument, int]], ahead: int
     ) -> None:
         self._renderer = renderer
         self._requests = requests

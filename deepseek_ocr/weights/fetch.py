@@ -122,11 +122,6 @@ def _locked(name: str, target: Path) -> Iterator[Path]:
         ) from error
 
 
-def is_unfinished(target: Path) -> bool:
-    """True if an earlier run left something to tidy up or to continue."""
-    return part_path(target).exists()
-
-
 def _require_free_name(target: Path, state: FolderState) -> None:
     """Raises `CheckpointError` if the target is something this program must not replace."""
     if state.condition is Condition.INCOMPLETE:

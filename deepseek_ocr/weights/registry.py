@@ -12,6 +12,7 @@ from pathlib import Path
 
 from deepseek_ocr.console import readable
 from deepseek_ocr.errors import CheckpointError, SettingsError
+from deepseek_ocr.files import part_path
 from deepseek_ocr.weights import catalog, folders
 from deepseek_ocr.weights import fetch as fetching
 from deepseek_ocr.weights.catalog import AUTO, FETCHED, Checkpoint, WeightSource
@@ -41,8 +42,8 @@ def ensure(model: str, checkpoints: Path, source: str = AUTO, *, fetch: bool = T
     folder, target = _named_folder(model, checkpoints)
     state = folders.examine(target)
     if state.is_whole:
-        if fetch and fetching.is_unfinished(target):
-            with suppress(CheckpointError):  # tidying up is no reason not to start
+        if fetch and part_path(target).exists():  # an earlier run left something to tidy up
+            with suppress(CheckpointError):  # which is no reason not to start
                 fetching.fetch(checkpoint, target, sources)
     elif fetch:
         fetching.fetch(checkpoint, target, sources)

@@ -6,7 +6,7 @@ The names are those of the command line's flags and of the chat routes' extra fi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from deepseek_ocr import configuration, presets, settings
@@ -32,14 +32,6 @@ KNOWN = (
 
 LONGEST_FIELD = 20_000
 """Characters of a field."""
-
-
-@dataclass(frozen=True)
-class DocumentPlan:
-    """How a document is rendered, read and written."""
-
-    plan: Plan
-    render: settings.RenderSettings
 
 
 def as_fields(data: Mapping[str, Any]) -> dict[str, str]:
@@ -75,7 +67,7 @@ def with_defaults(given: Mapping[str, str], known: Checkpoint) -> dict[str, str]
     return {**task, "resolution": presets.preset_title(known.preset), **given}
 
 
-def document_plan(given: Mapping[str, str], server: configuration.ServerSettings) -> DocumentPlan:
+def document_plan(given: Mapping[str, str], server: configuration.ServerSettings) -> Plan:
     """The plan that the fields `given` ask for, within the bounds of `server`. Raises
     `SettingsError` and `PromptError`."""
     task = (
@@ -83,7 +75,7 @@ def document_plan(given: Mapping[str, str], server: configuration.ServerSettings
     )
     resolution = presets.preset_title(given.get("resolution", presets.DEFAULT_PRESET))
     rotate = given.get("rotate", "auto")
-    plan = Plan(
+    return Plan(
         prompt=_prompt(given, task),
         attempts=presets.attempts(
             presets.crop_for(resolution),
@@ -95,21 +87,17 @@ def document_plan(given: Mapping[str, str], server: configuration.ServerSettings
         password=given.get("password"),
         options=WriteOptions(
             join_tables=flag(given, "join_tables", True),
-            existing_text=settings.existing_text(
-                given.get("existing_text", WriteOptions.existing_text)
-            ),
-            formulas=settings.formula_delimiters(given.get("formulas", WriteOptions.formulas)),
+            existing_text=_word(given, "existing_text", settings.ExistingText),
+            formulas=_word(given, "formulas", settings.FormulaDelimiters),
         ),
         about={"model": given.get("model", ""), "task": task, "resolution": resolution},
+        render=settings.RenderSettings(
+            dpi=_whole(given, "dpi", settings.RenderSettings.dpi),
+            rotate=None if rotate == "auto" else _whole(given, "rotate", 0),
+            max_pixels=min(settings.RenderSettings.max_pixels, server.max_pixels),
+            max_picture_pixels=server.max_pixels,
+        ),
     )
-    dpi = _whole(given, "dpi", settings.RenderSettings.dpi)
-    render = settings.RenderSettings(
-        dpi=dpi,
-        rotate=None if rotate == "auto" else _whole(given, "rotate", 0),
-        max_pixels=min(settings.RenderSettings.max_pixels, server.max_pixels),
-        max_picture_pixels=server.max_pixels,
-    )
-    return DocumentPlan(plan, render)
 
 
 def output_format(given: Mapping[str, str]) -> str:
@@ -148,6 +136,10 @@ def _decode(given: Mapping[str, str], timeout: float) -> settings.DecodeSettings
             values[name] = _whole(given, name, 0) if kind is int else _number(given, name)
     decode = settings.DecodeSettings(**values)
     return replace(decode, timeout=min(decode.timeout or timeout, timeout))
+
+
+def _word(given: Mapping[str, str], name: str, kind: Any) -> Any:
+    return settings.one_of(kind, name, given.get(name, getattr(WriteOptions, name)))
 
 
 def _whole(given: Mapping[str, str], name: str, default: int) -> int:
