@@ -142,9 +142,8 @@ def _parse_count(name: str, text: str, most: int) -> int:
     if text.strip().lower() == "auto":
         return 0
     if not (text.strip().isdecimal() and text.isascii() and 0 < int(text[:9]) <= most):
-        raise SettingsError(
-            f"{name} must be a whole number from 1 to {most}, or auto; not {text!r}."
-        )
+        reason = f"{name} must be a whole number from 1 to {most}, or auto; not {text!r}."
+        raise SettingsError(reason)
     return int(text)
 
 
@@ -313,9 +312,8 @@ def write_template(path: Path | None = None) -> Path:
             chosen.chmod(0o600)  # it may come to hold keys
             file.write(text)
     except FileExistsError as error:
-        raise SettingsError(
-            f"{chosen} is there already; edit it, or move it away first."
-        ) from error
+        reason = f"{chosen} is there already; edit it, or move it away first."
+        raise SettingsError(reason) from error
     except OSError as error:
         raise SettingsError(f"{chosen} cannot be written: {error.strerror}.") from error
     return chosen

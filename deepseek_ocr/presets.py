@@ -133,9 +133,8 @@ def prompt_for(task: str, reference: str = "") -> str:
             'for example "the total amount".'
         )
     if len(reference) > LONGEST_REFERENCE:
-        raise PromptError(
-            f"The reference has {len(reference)} characters; {LONGEST_REFERENCE} are the most."
-        )
+        reason = f"The reference has {len(reference)} characters; {LONGEST_REFERENCE} are the most."
+        raise PromptError(reason)
     if found := [mark for mark in _MARKUP if mark in reference]:
         raise PromptError(
             f"The reference holds {found[0]!r}, which is part of the model's special tokens; "

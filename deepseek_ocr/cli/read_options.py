@@ -95,9 +95,8 @@ def _printed(names: str | None) -> str:
         return names or "txt"
     for name in names.split(","):
         find_format(name)
-    raise SettingsError(
-        f"--format {names} makes files; add -o FOLDER. Printed is one of {', '.join(PRINTED)}."
-    )
+    reason = f"--format {names} makes files; add -o FOLDER. Printed is one of {', '.join(PRINTED)}."
+    raise SettingsError(reason)
 
 
 def _output(flags: argparse.Namespace) -> OutputOptions | None:

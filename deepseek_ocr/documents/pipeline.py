@@ -130,9 +130,8 @@ class _DocumentRun:
         opened = self._renderer.open(found.path, self._plan.password)
         numbers = self._plan.pages.of(opened.pages)
         if not numbers:
-            raise DocumentError(
-                f"{found} has {opened.pages} pages and none of those asked for; see --pages."
-            )
+            reason = f"{found} has {opened.pages} pages and none of those asked for; see --pages."
+            raise DocumentError(reason)
         digest = file_digest(found.path)
         name = self._store.claim(found, name, digest)
         if self._plan.overwrite:

@@ -97,9 +97,8 @@ class Store(AbstractContextManager["Store"]):
             if _is_same(self._claimed(candidate), whose):
                 self._keep(self._home(candidate) / "source.json", whose)
                 return candidate
-        raise SettingsError(
-            f"{path} finds its output folder taken by other files; choose another -o."
-        )
+        reason = f"{path} finds its output folder taken by other files; choose another -o."
+        raise SettingsError(reason)
 
     def _home(self, name: str) -> Path:
         return self.folder / PAGES / name

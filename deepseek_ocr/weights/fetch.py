@@ -213,9 +213,8 @@ def _accept(
     record = folders.make_record(ready, source.name, source.revision)
     for file in remote:
         if file.sha256 and record.files[file.name].sha256 != file.sha256:
-            raise CheckpointError(
-                f"{file.name} came with another SHA-256 than {source.url} states."
-            )
+            reason = f"{file.name} came with another SHA-256 than {source.url} states."
+            raise CheckpointError(reason)
     folders.write_record(ready, record)
 
 

@@ -121,9 +121,8 @@ def _bundled(name: str, checkpoints: Path) -> Path:
         if (folder / "config.json").is_file():
             return folder
     how = "git checkout checkpoints" if checkout() else "installing the package again"
-    raise CheckpointError(
-        f"The bundled checkpoint {name!r} is not in {bundled}; restore it with: {how}"
-    )
+    reason = f"The bundled checkpoint {name!r} is not in {bundled}; restore it with: {how}"
+    raise CheckpointError(reason)
 
 
 def _chosen(checkpoint: Checkpoint, source: str) -> tuple[WeightSource, ...]:
