@@ -50,7 +50,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     _add_documents(parser.add_argument_group("documents"))
     _add_output(parser.add_argument_group("documents in a folder (with -o)"))
-    _add_cut(parser.add_argument_group("how pages are cut, instead of --size"))
+    add = parser.add_argument_group("how pages are cut, instead of --size").add_argument
+    add("--base-size", type=int, metavar="PX", help="side of the global view beside tiles")
+    add("--image-size", type=int, metavar="PX", help="side of a tile, or of the one view")
+    text = "cut large pages into tiles too"
+    add("--crop", action=argparse.BooleanOptionalAction, help=text)
     for title, meanings in _DECODING.items():
         _add_decoding(parser.add_argument_group(title), meanings)
     advanced = parser.add_argument_group("advanced (also by DEEPSEEK_OCR_DTYPE, …)")
@@ -156,14 +160,6 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add("--formulas", choices=get_args(FormulaDelimiters), metavar="STYLE", help=text)
     add("--shard", metavar="I/N", help="read the I-th of N parts of the inputs, on N machines")
     add("--devices", metavar="A,B", help="read on several devices at once: cuda:0,cuda:1")
-
-
-def _add_cut(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--base-size", type=int, metavar="PX", help="side of the global view beside tiles")
-    add("--image-size", type=int, metavar="PX", help="side of a tile, or of the one view")
-    text = "cut large pages into tiles too"
-    add("--crop", action=argparse.BooleanOptionalAction, help=text)
 
 
 _DECODING = {

@@ -29,12 +29,6 @@ MAX_PAGES = 100_000
 _TURN_OF_ORIENTATION = {3: 180, 4: 180, 5: 270, 6: 90, 7: 90, 8: 270}
 """Degrees clockwise by which an EXIF orientation turns a picture (mirroring aside)."""
 
-_TURNS = {
-    90: Image.Transpose.ROTATE_270,  # Pillow turns the other way
-    180: Image.Transpose.ROTATE_180,
-    270: Image.Transpose.ROTATE_90,
-}
-
 
 class DocumentFile(Protocol):
     """A document, open: what it is, how many pages it has, how many files in it are none."""
@@ -170,7 +164,7 @@ def _upright(image: Image.Image, settings: RenderSettings) -> tuple[Image.Image,
     turn = 0
     if rotate is not None:
         turn = (rotate - _TURN_OF_ORIENTATION.get(orientation, 0)) % 360
-    page = page.transpose(_TURNS[turn]) if turn else page
+    page = page.rotate(-turn, expand=True) if turn else page  # Pillow turns the other way
     resolution = _resolution(image)
     if resolution and (page.width > page.height) != (image.width > image.height):
         resolution.reverse()

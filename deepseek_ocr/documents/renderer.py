@@ -86,7 +86,9 @@ class Renderer(contextlib.AbstractContextManager["Renderer"]):
     def __init__(self, settings: RenderSettings = RenderSettings(), workers: int = 1) -> None:
         self.settings = settings
         self.workers = workers
-        self._pool = _Pool(workers, settings.memory)
+        self._all = [_Worker(settings.memory) for _ in range(workers)]
+        self._free = list(self._all)
+        self._freed = threading.Condition()
 
     def using(self, settings: RenderSettings) -> Renderer:
         """The same processes with other settings; `memory` and `workers` stay as they are."""
@@ -117,7 +119,7 @@ class Renderer(contextlib.AbstractContextManager["Renderer"]):
 
     def give_up(self, owner: object) -> None:
         """Stop what is being opened or rendered for `owner`; it raises `DocumentError` there."""
-        for worker in self._pool.all:
+        for worker in self._all:
             worker.give_up(owner)
 
     def _ask(
@@ -127,31 +129,14 @@ class Renderer(contextlib.AbstractContextManager["Renderer"]):
             "path": os.path.abspath(path), "name": name or shown(path), "password": password,
             "page": page, "settings": asdict(self.settings),
         }  # fmt: skip
-        with self._pool.taken((path, password)) as worker:
+        with self._taken((path, password)) as worker:
             reply, pixels = worker.ask(request, self.settings.timeout, owner)
         if "error" in reply:
             raise DocumentError(reply["error"])
         return reply, pixels
 
-    def close(self) -> None:
-        """End the processes."""
-        for worker in self._pool.all:
-            worker.stop()
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-class _Pool:
-    """Rendering processes, each for one thread at a time."""
-
-    def __init__(self, count: int, memory: int) -> None:
-        self.all = [_Worker(memory) for _ in range(count)]
-        self._free = list(self.all)
-        self._freed = threading.Condition()
-
     @contextlib.contextmanager
-    def taken(self, document: object) -> Iterator[_Worker]:
+    def _taken(self, document: object) -> Iterator[_Worker]:
         """A process that is free; if possible the one that had `document` open last."""
         with self._freed:
             while not self._free:
@@ -166,6 +151,14 @@ class _Pool:
             with self._freed:
                 self._free.append(worker)
                 self._freed.notify()
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._all:
+            worker.stop()
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 class _Worker:
