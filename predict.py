@@ -172,9 +172,6 @@ class StreamPredictor(OcrPredictor):
         self.report(records)
 
 
-# --- start --------------------------------------------------------------------------------------
-
-
 def load_reader() -> DocumentReader:
     """A reader with the configured checkpoint, fetched if it is not there, and warmed up."""
     settings = configuration.load()
@@ -197,9 +194,6 @@ def warm_up(reader: DocumentReader, name: str) -> None:
         *_, record = reader.stream(document, numbers, presets.prompt_for(best.task), attempt)
     if isinstance(record, PageRecord) and record.error is not None:
         raise OcrError(record.error)
-
-
-# --- inputs -------------------------------------------------------------------------------------
 
 
 def file_of(image: Path) -> pathlib.Path:
@@ -225,9 +219,6 @@ def plain_text(password: Secret | None) -> str | None:
     return (password.get_secret_value() or None) if password else None
 
 
-# --- logs ---------------------------------------------------------------------------------------
-
-
 def log_beginning(document: OpenDocument, numbers: Sequence[int]) -> None:
     """Say how many pages are read, and what of an archive is not."""
     pages = f"{document.pages} page{'s' if document.pages > 1 else ''}"
@@ -247,9 +238,6 @@ def log_page(record: PageRecord, document: OpenDocument) -> None:
     tries = f", {len(record.tries)} tries" if len(record.tries) > 1 else ""
     tokens = record.counts.output
     print(f"{place}: {record.finish_reason}, {tokens} tokens, {seconds:.1f} s{tries}", flush=True)
-
-
-# --- output -------------------------------------------------------------------------------------
 
 
 def metrics(records: Sequence[PageRecord]) -> dict[str, int | float | str]:

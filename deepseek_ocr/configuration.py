@@ -287,9 +287,6 @@ def _from_text(text: str, kind: type, where: str) -> Any:
         raise SettingsError(f"{where} must be a number, not {text!r}.") from error
 
 
-# --- the file -----------------------------------------------------------------------------------
-
-
 def as_toml(settings: Settings, server: ServerSettings) -> str:
     """What holds now, as a file that `load` and `load_server` read; keys are not shown."""
     shown = replace(server, api_keys=("hidden",) * len(server.api_keys))

@@ -16,9 +16,6 @@ LARGEST_FILE = 2 * 2**30
 """Bytes of a text or JSON file that are read at most."""
 
 
-# --- writing a file -----------------------------------------------------------------------------
-
-
 def part_path(path: Path) -> Path:
     """The hidden file beside `path` in which it is written until it is complete. The name is the
     same every time, so the next run removes what a killed one left."""
@@ -94,9 +91,6 @@ def json_bytes(value: object) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-# --- writing a folder ---------------------------------------------------------------------------
-
-
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
     """An empty folder that replaces `folder` when the block ends without an error. Raises
@@ -131,9 +125,6 @@ def _old_path(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-# --- putting on the disk ------------------------------------------------------------------------
-
-
 def sync_path(path: Path) -> None:
     """Put the content of a file, or the names in a folder, on the disk. Raises `OSError`."""
     handle = os.open(path, os.O_RDONLY)
@@ -146,9 +137,6 @@ def sync_path(path: Path) -> None:
 def _sync_stream(stream: BinaryIO) -> None:
     stream.flush()
     os.fsync(stream.fileno())
-
-
-# --- reading ------------------------------------------------------------------------------------
 
 
 def read_text(path: Path, limit: int = LARGEST_FILE) -> str:

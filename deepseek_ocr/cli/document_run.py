@@ -112,35 +112,30 @@ def _some(count: int, what: str) -> str:
 
 
 def _sum_up(tally: Tally, output: OutputOptions, inputs: list[Input]) -> None:
-    words = [f"{_some(tally.read, 'page')} read"]
-    if tally.retried:
-        words.append(f"{tally.retried} of them by another try")
-    if tally.cut:
-        words.append(f"{tally.cut} cut (see finish_reason)")
-    if tally.done:
-        words.append(f"{tally.done} read before")
+    words = _of_some(
+        (1, f"{_some(tally.read, 'page')} read"),
+        (tally.retried, f"{tally.retried} of them by another try"),
+        (tally.cut, f"{tally.cut} cut (see finish_reason)"),
+        (tally.done, f"{tally.done} read before"),
+    )
     complain(f"{', '.join(words)}; {_some(tally.documents, 'document')} in {output.folder}.")
-    _sum_up_existing(tally)
-    failures = [
-        text
-        for count, text in (
-            (tally.failed, f"{_some(tally.failed, 'page')} failed"),
-            (tally.unopened, f"{tally.unopened} of {len(inputs)} inputs could not be opened"),
-            (tally.unwritten, f"{_some(tally.unwritten, 'document')} could not be written"),
-        )
-        if count
-    ]
+    for pages, what in (
+        (tally.skipped, "of searchable PDFs kept the text of the original alone (--existing-text)"),
+        (tally.replaced, "of searchable PDFs got new text for the old"),
+        (tally.rebuilt, "of PDFs rebuilt from pictures; see above"),
+    ):
+        if pages:
+            complain(f"{_some(pages, 'page')} {what}.")
+    failures = _of_some(
+        (tally.failed, f"{_some(tally.failed, 'page')} failed"),
+        (tally.unopened, f"{tally.unopened} of {len(inputs)} inputs could not be opened"),
+        (tally.unwritten, f"{_some(tally.unwritten, 'document')} could not be written"),
+    )
     if failures:
         advice = "the reasons are in the manifest. The same command tries those again."
         complain(f"{', '.join(failures)}; {advice}")
 
 
-def _sum_up_existing(tally: Tally) -> None:
-    """What became of pages that had text before they were read."""
-    for count, text in (
-        (tally.skipped, "of searchable PDFs kept the text of the original alone (--existing-text)"),
-        (tally.replaced, "of searchable PDFs got new text for the old"),
-        (tally.rebuilt, "of PDFs rebuilt from pictures; see above"),
-    ):
-        if count:
-            complain(f"{_some(count, 'page')} {text}.")
+def _of_some(*counted: tuple[int, str]) -> list[str]:
+    """The texts whose count is not 0."""
+    return [text for count, text in counted if count]

@@ -1,10 +1,7 @@
 """Documents in, outputs out: every page that goes in is read or listed with the reason.
 
-    with Store(Path("out")) as store, Renderer() as renderer:
-        tally = read_documents(find(["scans"]).inputs, [engine], plan, store, renderer)
-
-Listing, opening and rendering run ahead of the engine in threads; each page is kept as soon as it
-is read, and a document's outputs are written, in a thread too, when its last page is.
+with Store(Path("out")) as store, Renderer() as renderer:
+    tally = read_documents(find(["scans"]).inputs, [engine], plan, store, renderer)
 """
 
 from __future__ import annotations

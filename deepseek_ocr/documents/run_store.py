@@ -76,8 +76,6 @@ class Store(AbstractContextManager["Store"]):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    # --- whose folder --------------------------------------------------------------------------
-
     def claim(self, found: Input, name: str, digest: str) -> str:
         """The folder name for `found`, which would be `name`: the same in every run.
 
@@ -124,8 +122,6 @@ class Store(AbstractContextManager["Store"]):
         finally:
             draft.unlink()
         return True
-
-    # --- pages ---------------------------------------------------------------------------------
 
     def record_path(self, name: str, number: int) -> Path:
         """Where the record of a page is kept."""
@@ -190,8 +186,6 @@ class Store(AbstractContextManager["Store"]):
 
         return LazyRecords(numbers, load)
 
-    # --- outputs -------------------------------------------------------------------------------
-
     def is_written(self, name: str, stamp: str) -> bool:
         """True where the outputs of a document are there and were made from what `stamp` is of."""
         kept = _load(self._home(name) / "written.json")
@@ -212,8 +206,6 @@ class Store(AbstractContextManager["Store"]):
         for number in numbers:
             digest.update(self.record_path(name, number).read_bytes())
         return digest.hexdigest()
-
-    # --- writing -------------------------------------------------------------------------------
 
     def _keep(self, path: Path, data: Mapping[str, Any]) -> None:
         with atomic_write(path, sync=False) as stream:
@@ -287,9 +279,6 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-
-
-# --- hashes -------------------------------------------------------------------------------------
 
 
 def file_digest(path: Path) -> str:
