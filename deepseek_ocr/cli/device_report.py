@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from deepseek_ocr import presets
-from deepseek_ocr.cli.terminal import ALL_READ, complain, write
+from deepseek_ocr.cli.terminal import DONE, complain, write
 from deepseek_ocr.configuration import Settings
 from deepseek_ocr.devices import cpu, memory, selection
 from deepseek_ocr.devices.selection import DeviceDescription
@@ -32,7 +32,7 @@ def show(settings: Settings) -> int:
         write(_fitting(settings, Footprint(read_config(settings.checkpoint_folder()))))
     except CheckpointError as error:
         write(f"memory by preset: not known before the model is here ({error})\n")
-    return ALL_READ
+    return DONE
 
 
 def _described(found: DeviceDescription) -> str:

@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 from deepseek_ocr import __version__, presets
 from deepseek_ocr.cli.example_pages import examples_folder
 from deepseek_ocr.cli.flags import add_settings, load_settings, named
-from deepseek_ocr.cli.terminal import ALL_READ, SOME_FAILED, write
+from deepseek_ocr.cli.terminal import DONE, SOME_FAILED, write
 from deepseek_ocr.configuration import Settings
 from deepseek_ocr.devices import ascend
 from deepseek_ocr.errors import CheckpointError, OcrError
@@ -90,7 +90,7 @@ def examine(settings: Settings, size: str) -> int:
             break  # nothing further can be looked at
     bad = sum(finding.bad for finding in found)
     write("nothing to fix\n" if not bad else f"to fix: {bad}, marked !!\n")
-    return SOME_FAILED if bad else ALL_READ
+    return SOME_FAILED if bad else DONE
 
 
 def _guarded(title: str, check: Iterator[Finding]) -> Iterator[Finding]:

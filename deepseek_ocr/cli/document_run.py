@@ -15,7 +15,7 @@ from deepseek_ocr import presets
 from deepseek_ocr.cli.document_progress import DocumentProgress
 from deepseek_ocr.cli.printing import left_out_of
 from deepseek_ocr.cli.read_options import STANDARD_INPUT, OutputOptions, ReadOptions
-from deepseek_ocr.cli.terminal import ALL_READ, INTERRUPTED, SOME_FAILED, complain
+from deepseek_ocr.cli.terminal import DONE, INTERRUPTED, SOME_FAILED, complain
 from deepseek_ocr.documents.inputs import Input, each_once, find, output_names, spool
 from deepseek_ocr.documents.pipeline import read_documents
 from deepseek_ocr.documents.plan import Plan
@@ -59,7 +59,7 @@ def write_documents(
             complain(f"{output.folder} takes nothing more: {error.strerror}. {advice}")
             return SOME_FAILED
         _sum_up(tally, output, inputs)
-        return SOME_FAILED if tally.failures else ALL_READ
+        return SOME_FAILED if tally.failures else DONE
 
 
 def _listed(options: ReadOptions, folder: Path) -> list[Input]:

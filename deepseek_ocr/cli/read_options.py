@@ -60,7 +60,8 @@ class ReadOptions:
 
 def read_options(flags: argparse.Namespace) -> ReadOptions:
     """The run that `flags` ask for. Raises `SettingsError` if they do not go together."""
-    if not flags.inputs and (flags.output or flags.stdout or not _is_interactive()):
+    askable = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+    if not flags.inputs and (flags.output or flags.stdout or not askable):
         example = shlex.quote(str(examples_folder() / "invoice.png"))
         raise SettingsError(f"no image given; try: deepseek-ocr read --model pocket {example}")
     if flags.inputs.count(STANDARD_INPUT) > 1:
@@ -82,11 +83,6 @@ def read_options(flags: argparse.Namespace) -> ReadOptions:
         adapter=flags.adapter,
         output=output,
     )
-
-
-def _is_interactive() -> bool:
-    """True if somebody can be asked for paths."""
-    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
 def _printed(names: str | None) -> str:

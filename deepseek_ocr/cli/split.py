@@ -6,10 +6,7 @@ import argparse
 from pathlib import Path
 
 from deepseek_ocr.cli.number_types import share
-from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
-
-ALL_USED, SOME_REJECTED = 0, 1
-"""Exit statuses, beside those that all commands share."""
+from deepseek_ocr.cli.terminal import COULD_NOT_START, DONE, INTERRUPTED, SOME_FAILED, complain
 
 DESCRIPTION = "Split annotated pictures into train.json and test.json."
 
@@ -57,4 +54,4 @@ def run(flags: argparse.Namespace) -> int:
         f"{len(rejections)} rejected (rejected.json), {twins} of a picture that is there already "
         "(kept on one side)"
     )
-    return SOME_REJECTED if rejections else ALL_USED
+    return SOME_FAILED if rejections else DONE

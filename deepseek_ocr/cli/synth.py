@@ -9,11 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepseek_ocr.cli.number_types import positive
-from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
+from deepseek_ocr.cli.terminal import COULD_NOT_START, DONE, INTERRUPTED, complain
 from deepseek_ocr.training.synthetic.recipes import CLEAN_LINES, DRAWN_KINDS, MIXED, Recipe
-
-MADE = 0
-"""Exit status, beside those that all commands share."""
 
 DESCRIPTION = """\
 Make synthetic pages with exact annotations for every task: plain text,
@@ -74,7 +71,7 @@ def run(flags: argparse.Namespace) -> int:
             "have only these."
         )
     print(f"{flags.pages} pages with annotations are in {flags.output}.")
-    return MADE
+    return DONE
 
 
 def _recipe(flags: argparse.Namespace) -> Recipe:

@@ -8,13 +8,10 @@ from pathlib import Path
 
 from deepseek_ocr import configuration, presets
 from deepseek_ocr.cli.number_types import between, positive, share, whole
-from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
+from deepseek_ocr.cli.terminal import COULD_NOT_START, DONE, INTERRUPTED, SOME_FAILED, complain
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.settings import LARGEST_RANK, DecodeSettings
 from deepseek_ocr.training.finetune.train_options import TrainOptions
-
-DONE, SOME_REJECTED = 0, 1
-"""Exit statuses, beside those that all commands share."""
 
 DESCRIPTION = "Fine-tune a checkpoint on annotated pages, by LoRA or in full."
 
@@ -51,7 +48,7 @@ def run(flags: argparse.Namespace) -> int:
     try:
         from deepseek_ocr.training.finetune.fine_tuning import fine_tune
 
-        return SOME_REJECTED if fine_tune(options) else DONE
+        return SOME_FAILED if fine_tune(options) else DONE
     except KeyboardInterrupt:
         complain(
             "interrupted; the same command with --resume goes on after the last finished epoch in "

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from deepseek_ocr import __version__, presets
 from deepseek_ocr.cli.example_pages import examples_folder
 from deepseek_ocr.cli.flags import add_settings, load_settings
-from deepseek_ocr.cli.terminal import ALL_READ, COULD_NOT_START, SOME_FAILED, complain
+from deepseek_ocr.cli.terminal import COULD_NOT_START, DONE, SOME_FAILED, complain
 
 if TYPE_CHECKING:
     from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -78,7 +78,7 @@ def run(flags: argparse.Namespace) -> int:
     passed = all(result["passed"] for result in results)
     print(f"{'all found' if passed else 'something is missing'}; the report is {flags.report}, "
           "please attach it to an issue of this project")  # fmt: skip
-    return ALL_READ if passed else SOME_FAILED
+    return DONE if passed else SOME_FAILED
 
 
 def run_check(engine: OcrEngine, check: Check) -> dict[str, Any]:

@@ -7,14 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deepseek_ocr import configuration
-from deepseek_ocr.cli.terminal import INTERRUPTED, complain
+from deepseek_ocr.cli.terminal import DONE, INTERRUPTED, SOME_FAILED, complain
 from deepseek_ocr.console import readable
 from deepseek_ocr.errors import CheckpointError, SettingsError
 from deepseek_ocr.weights import catalog, folders, registry
 from deepseek_ocr.weights.folders import Condition
-
-DONE, FAILED = 0, 1
-"""Exit statuses, beside those that all commands share."""
 
 DESCRIPTION = "Fetch and check the checkpoints that the other commands know by name."
 
@@ -72,7 +69,7 @@ def run(flags: argparse.Namespace) -> int:
         flags.action(flags, _expanded(settings.checkpoints), settings.source)
     except (CheckpointError, OSError) as error:
         complain(str(error))
-        return FAILED
+        return SOME_FAILED
     except KeyboardInterrupt:
         complain("interrupted; the same command starts it again.")
         return INTERRUPTED
