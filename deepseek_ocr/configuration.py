@@ -1,9 +1,5 @@
-"""Settings of the programs: flags before environment before file before defaults.
-
-This is the only place that reads the environment. The file is TOML with the same names as the
-fields below; it is looked for where the platform keeps configuration
-(`~/.config/deepseek-ocr/config.toml` on Linux) unless a path is given.
-"""
+"""Settings of the programs: flags before environment, which nothing else reads, before a TOML file
+with the names of the fields below, before defaults."""
 
 from __future__ import annotations
 
@@ -96,7 +92,7 @@ class Settings:
 
 
 def default_path() -> Path:
-    """Where the configuration file is looked for."""
+    """Where the file is looked for: `~/.config/deepseek-ocr/config.toml` on Linux."""
     return user_config_path("deepseek-ocr", appauthor=False) / "config.toml"
 
 

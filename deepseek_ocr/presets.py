@@ -1,9 +1,5 @@
-"""What a user may ask for by name: four tasks and five presets, each in one table; and what is
-tried when a page goes wrong.
-
-Users may write a name or a title, in any case; outputs hold titles. Importing this file does not
-import torch.
-"""
+"""What a user may ask for, by name or title in any case (outputs hold titles): four tasks and five
+presets, each in one table; and what is tried when a page goes wrong."""
 
 from __future__ import annotations
 

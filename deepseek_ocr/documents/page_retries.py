@@ -1,7 +1,4 @@
-"""Read pages through an engine, and try those again that go wrong: the best try is kept.
-
-The engine is fed lazily and may hold as many pages in flight as it likes.
-"""
+"""Read pages through an engine, and try those again that go wrong: the best try is kept."""
 
 from __future__ import annotations
 

@@ -5,10 +5,8 @@
     OUT/.pages/<name>/          source.json: whose folder this is; 00001.json: what was read;
                                 written.json: what the outputs were made from
 
-The page records are the truth: a page is done when its record is there, whole, without an error,
-and made from the same bytes by the same settings. They appear whole or not at all, each before its
-line in the manifest, so a killed run loses the pages it was reading and nothing else. (After a
-power cut a record may be damaged: its page is read again.)
+A page is done when its record is there, whole, without an error, and made from the same bytes by
+the same settings. (After a power cut a record may be damaged: its page is read again.)
 
 Every part of a sharded run writes a manifest of its own (`manifest.2-of-8.jsonl`), because
 appending is not safe between machines that share a folder over a network; together they are the

@@ -1,8 +1,4 @@
-"""What is kept of each page and document that was read: plain values that survive on disk.
-
-A run writes one page record as soon as its page is read; every output format is made from the
-records afterwards, so nothing is read twice and a run can stop anywhere.
-"""
+"""What is kept of each page and document that was read: plain values that survive on disk."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
-"""Named checkpoints on the disk: how they get there, and whether they are whole.
-
-Programs call `ensure`; `catalog.py` says which there are. Importing this file imports no torch, and
-nothing in a checkpoint is ever executed.
-"""
+"""Named checkpoints on the disk: how they get there, and whether they are whole. Programs call
+`ensure`; `catalog.py` says which there are. Nothing in a checkpoint is ever executed."""
 
 from __future__ import annotations
 
