@@ -206,10 +206,8 @@ class ServerSettings:
                 raise SettingsError(f"{setting.name} must lie between {least} and {most}.")
 
 
-MEANINGS: dict[str, str] = {
-    setting.name: setting.metadata["meaning"]
-    for setting in (*fields(Settings), *fields(ServerSettings))
-}
+_EVERY = (*fields(Settings), *fields(ServerSettings))
+MEANINGS: dict[str, str] = {setting.name: setting.metadata["meaning"] for setting in _EVERY}
 """Every setting in one line, for the help and for the file that `config init` writes."""
 
 
@@ -293,12 +291,8 @@ def write_template(path: Path | None = None) -> Path:
     """Write a file with every setting, its meaning and its default, all commented out; its path.
     Raises `SettingsError` where a file is there already or none can be written."""
     chosen = path or default_path()
-    text = (
-        "# Settings of deepseek-ocr. Flags and DEEPSEEK_OCR_… variables come before them.\n"
-        + _table(Settings(), "# ")
-        + f"\n[{SERVER}]\n"
-        + _table(ServerSettings(), "# ")
-    )
+    text = "# Settings of deepseek-ocr. Flags and DEEPSEEK_OCR_… variables come before them.\n"
+    text += f"{_table(Settings(), '# ')}\n[{SERVER}]\n{_table(ServerSettings(), '# ')}"
     try:
         chosen.parent.mkdir(parents=True, exist_ok=True)
         with chosen.open("x", encoding="utf-8") as file:

@@ -58,11 +58,9 @@ examples:
 def build_parser(wanted: Container[str]) -> argparse.ArgumentParser:
     """The parser of the program. Only the modules of the sub-commands `wanted` are imported; the
     others can be named and take nothing."""
+    usage = "deepseek-ocr COMMAND [options]"
     parser = CommandParser(
-        prog="deepseek-ocr",
-        usage="deepseek-ocr COMMAND [options]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+        prog="deepseek-ocr", usage=usage, description=_DESCRIPTION, epilog=_EPILOG
     )
     parser.add_argument("--version", action="version", version=f"deepseek-ocr {__version__}")
     commands = parser.add_subparsers(title="commands", prog="deepseek-ocr", metavar="COMMAND")

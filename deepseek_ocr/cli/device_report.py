@@ -54,11 +54,9 @@ def _described(found: DeviceDescription) -> str:
 def _chosen(settings: Settings) -> str:
     device = selection.choose_device(settings.device)
     dtype = selection.choose_dtype(settings.dtype, device)
-    how = (
-        f"the first of {', '.join(selection.PREFERENCE)} that is here"
-        if settings.device.strip().lower() == "auto"
-        else "as the settings say"
-    )
+    how = "as the settings say"
+    if settings.device.strip().lower() == "auto":
+        how = f"the first of {', '.join(selection.PREFERENCE)} that is here"
     paths = choice.parse(settings.kernels)
     named = choice.NAMES | choice.ON_REQUEST
     lines = [f"chosen: {device} ({how}) in {_name(dtype)}, quant {settings.quant}"]

@@ -201,11 +201,9 @@ class _Worker:
                 return _exchange(process, request)
         except (OSError, ValueError) as error:
             status = self.stop()
-            what = (
-                f"took longer than {timeout:g} seconds to open or render and was stopped"
-                if late.is_set()
-                else f"brought its rendering process down (status {status})"
-            )
+            what = f"brought its rendering process down (status {status})"
+            if late.is_set():
+                what = f"took longer than {timeout:g} seconds to open or render and was stopped"
             raise DocumentError(f"The page {what}; the file may be damaged, or hostile.") from error
 
     def give_up(self, owner: object) -> None:

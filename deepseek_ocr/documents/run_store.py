@@ -154,20 +154,17 @@ class Store(AbstractContextManager["Store"]):
 
     def list_failed(self, found: Input, reason: str) -> None:
         """List an input that could not be opened at all."""
-        self._append(
-            {"source": str(found), "document": None, "page": None, "outcome": "failed",
-             "reason": reason}
-        )  # fmt: skip
+        line = {"source": str(found), "document": None, "page": None, "outcome": "failed"}
+        self._append({**line, "reason": reason})
 
     def list_written(
         self, found: Input, name: str, files: Sequence[Path], pdfs: Mapping[str, PdfPages]
     ) -> None:
         """List what became of the pages of a document's PDFs, by format."""
-        self._append(
-            {"source": str(found), "document": name, "page": None, "outcome": "written",
-             "reason": None, "files": [file.name for file in files],
-             "pdfs": {one: asdict(pages) for one, pages in pdfs.items()}}
-        )  # fmt: skip
+        line = {"source": str(found), "document": name, "page": None, "outcome": "written"}
+        told = {one: asdict(pages) for one, pages in pdfs.items()}
+        names = [file.name for file in files]
+        self._append({**line, "reason": None, "files": names, "pdfs": told})
 
     def forget(self, name: str) -> None:
         """Drop the page records of a document, to read it anew."""
@@ -187,11 +184,9 @@ class Store(AbstractContextManager["Store"]):
     def is_written(self, name: str, stamp: str) -> bool:
         """True where the outputs of a document are there and were made from what `stamp` is of."""
         kept = _load(self._home(name) / "written.json")
-        return (
-            isinstance(kept, dict)
-            and kept.get("stamp") == stamp
-            and all((self.folder / name / file).is_file() for file in kept.get("files", []))
-        )
+        if not isinstance(kept, dict) or kept.get("stamp") != stamp:
+            return False
+        return all((self.folder / name / file).is_file() for file in kept.get("files", []))
 
     def mark_written(self, name: str, stamp: str, files: Sequence[Path]) -> None:
         """Remember what the outputs of a document were made from."""

@@ -112,9 +112,8 @@ def _name_of(record: PageRecord, region: Region) -> str:
 
 def _label(text: str, x: float, y: float, unit: float, colour: Colour) -> str:
     wide = (width_of(text) + 0.6) * unit
-    return f"q {_rgb(colour)} rg {x:.2f} {y:.2f} {wide:.2f} {1.3 * unit:.2f} re f Q " + _text(
-        text, x + 0.3 * unit, y + 0.35 * unit, unit, (1.0, 1.0, 1.0)
-    )
+    written = _text(text, x + 0.3 * unit, y + 0.35 * unit, unit, (1.0, 1.0, 1.0))
+    return f"q {_rgb(colour)} rg {x:.2f} {y:.2f} {wide:.2f} {1.3 * unit:.2f} re f Q {written}"
 
 
 def _legend(record: PageRecord, width: float, unit: float) -> Iterator[_LegendLine]:
