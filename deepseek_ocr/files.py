@@ -52,10 +52,8 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise FileWriteError(
-            f"{path} cannot be written: {error.strerror or error}; make room, or choose "
-            "another output folder."
-        ) from error
+        what = f"{path} cannot be written: {error.strerror or error}"
+        raise FileWriteError(f"{what}; make room, or choose another output folder.") from error
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:

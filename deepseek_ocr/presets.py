@@ -124,18 +124,14 @@ def prompt_for(task: str, reference: str = "") -> str:
         return prompt
     reference = reference.strip()
     if not reference:
-        raise PromptError(
-            "Locating needs a reference: the words or the thing to find on the page, "
-            'for example "the total amount".'
-        )
+        what = "the words or the thing to find on the page"
+        raise PromptError(f'Locating needs a reference: {what}, for example "the total amount".')
     if len(reference) > LONGEST_REFERENCE:
         reason = f"The reference has {len(reference)} characters; {LONGEST_REFERENCE} are the most."
         raise PromptError(reason)
     if found := [mark for mark in _MARKUP if mark in reference]:
-        raise PromptError(
-            f"The reference holds {found[0]!r}, which is part of the model's special tokens; "
-            "name what to find in plain words."
-        )
+        what = f"The reference holds {found[0]!r}, which is part of the model's special tokens"
+        raise PromptError(f"{what}; name what to find in plain words.")
     return prompt.replace("{reference}", reference)
 
 

@@ -101,10 +101,8 @@ def _plan(options: ReadOptions, output: OutputOptions) -> Plan:
 def _say_how_to_go_on(tally: Tally, output: OutputOptions) -> None:
     kept = _some(tally.done + tally.settled, "page")
     again = " without --overwrite" if output.overwrite else ""
-    complain(
-        f"interrupted; {kept} kept in {shlex.quote(str(output.folder))}. Run the same "
-        f"command again{again} to go on from there."
-    )
+    advice = f"Run the same command again{again} to go on from there."
+    complain(f"interrupted; {kept} kept in {shlex.quote(str(output.folder))}. {advice}")
 
 
 def _some(count: int, what: str) -> str:

@@ -60,8 +60,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     advanced = parser.add_argument_group("advanced (also by DEEPSEEK_OCR_DTYPE, …)")
     text = "LoRA adapter of deepseek-ocr train"
     advanced.add_argument("--adapter", type=Path, metavar="FOLDER", help=text)
-    for add in (add_placement, add_speed, add_config):
-        add(advanced)
+    for add_some in (add_placement, add_speed, add_config):
+        add_some(advanced)
 
 
 def run(flags: argparse.Namespace) -> int:

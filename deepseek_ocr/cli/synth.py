@@ -54,22 +54,16 @@ def run(flags: argparse.Namespace) -> int:
         complain(str(error))
         return COULD_NOT_START
     except BrokenProcessPool:
-        complain(
-            "a process that draws pages was ended from outside, mostly for want of memory; "
-            "choose fewer --processes."
-        )
+        what = "a process that draws pages was ended from outside, mostly for want of memory"
+        complain(f"{what}; choose fewer --processes.")
         return COULD_NOT_START
     except KeyboardInterrupt:
-        complain(
-            f"interrupted; the pages made so far are in {flags.output}, and the same command "
-            "makes them all."
-        )
+        what = f"interrupted; the pages made so far are in {flags.output}"
+        complain(f"{what}, and the same command makes them all.")
         return INTERRUPTED
     if others > 0:
-        complain(
-            f"{flags.output} holds {others} more pages from before; choose an empty --output to "
-            "have only these."
-        )
+        what = f"{flags.output} holds {others} more pages from before"
+        complain(f"{what}; choose an empty --output to have only these.")
     print(f"{flags.pages} pages with annotations are in {flags.output}.")
     return DONE
 

@@ -50,10 +50,8 @@ def run(flags: argparse.Namespace) -> int:
 
         return SOME_FAILED if fine_tune(options) else DONE
     except KeyboardInterrupt:
-        complain(
-            "interrupted; the same command with --resume goes on after the last finished epoch in "
-            f"{options.output_dir}."
-        )
+        place = f"after the last finished epoch in {options.output_dir}"
+        complain(f"interrupted; the same command with --resume goes on {place}.")
         return INTERRUPTED
     except (RuntimeError, MemoryError) as error:
         from deepseek_ocr.devices.memory import is_out_of_memory

@@ -94,6 +94,7 @@ class _PictureArchive:
 
     def render(self, index: int, settings: RenderSettings) -> tuple[Image.Image, dict[str, Any]]:
         member = self._members[index]
+        name = f"{member.filename!r} in {self._name}"
         limit = ImageLimits().max_bytes
         try:
             with self._zip.open(member, pwd=self._password) as file:
@@ -104,10 +105,7 @@ class _PictureArchive:
             if member.flag_bits & _ENCRYPTED and "password" in str(error).lower():
                 locked = encrypted_reason(self._name, self._password is not None)
                 raise DocumentError(locked) from error
-            raise DocumentError(
-                f"{member.filename!r} in {self._name} cannot be unpacked ({error}); pack it again."
-            ) from error
-        name = f"{member.filename!r} in {self._name}"
+            raise DocumentError(f"{name} cannot be unpacked ({error}); pack it again.") from error
         with open_frames(io.BytesIO(data), name) as image:
             return _upright(image, settings)
 

@@ -256,10 +256,8 @@ def spool(stream: BinaryIO, folder: Path) -> Input:
         while piece := stream.read(1 << 20):
             size += len(piece)
             if size > MAX_BYTES:
-                raise DocumentError(
-                    f"Standard input gives more than {MAX_BYTES >> 30} GiB; save it to a file and "
-                    "split it."
-                )
+                what = f"Standard input gives more than {MAX_BYTES >> 30} GiB"
+                raise DocumentError(f"{what}; save it to a file and split it.")
             digest.update(piece)
             file.write(piece)
     if not size:

@@ -225,10 +225,8 @@ class _Worker:
         with _killed_after(_START_S, process):
             assert process.stdout is not None
             if not process.stdout.readline():
-                raise DocumentError(
-                    "The rendering process does not start; check that pypdfium2 is installed: "
-                    "python -c 'import pypdfium2'"
-                )
+                advice = "check that pypdfium2 is installed: python -c 'import pypdfium2'"
+                raise DocumentError(f"The rendering process does not start; {advice}")
         return process
 
     def stop(self) -> int | None:

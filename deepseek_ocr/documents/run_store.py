@@ -55,14 +55,11 @@ class Store(AbstractContextManager["Store"]):
             self._lock.acquire(timeout=0)
             self._file = _open_manifest(self.manifest)
         except Timeout as error:
-            raise SettingsError(
-                f"Another run is writing to {shown(folder)}; wait for it, or choose another folder."
-            ) from error
+            what = f"Another run is writing to {shown(folder)}"
+            raise SettingsError(f"{what}; wait for it, or choose another folder.") from error
         except OSError as error:
-            raise SettingsError(
-                f"{shown(folder)} cannot be written: {error.strerror}; choose another folder with "
-                "-o."
-            ) from error
+            what = f"{shown(folder)} cannot be written: {error.strerror}"
+            raise SettingsError(f"{what}; choose another folder with -o.") from error
         self._writing = threading.Lock()
         self._listed = {_line_id(line) for line in read_manifests(folder)}
 

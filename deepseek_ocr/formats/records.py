@@ -158,10 +158,8 @@ def record_from_json(data: Any) -> PageRecord:
 
 
 def _refuse(where: str, wanted: str) -> RecordError:
-    return RecordError(
-        f"The page record is damaged or was edited: {where} must be {wanted}. "
-        "Read the page again (--overwrite)."
-    )
+    what = f"The page record is damaged or was edited: {where} must be {wanted}."
+    return RecordError(f"{what} Read the page again (--overwrite).")
 
 
 def _check(record: PageRecord) -> None:

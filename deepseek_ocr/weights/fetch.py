@@ -116,10 +116,8 @@ def _locked(name: str, target: Path) -> Iterator[Path]:
             lock.release()
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise CheckpointError(
-            f"{home} cannot be written to ({reason}); choose another folder "
-            "with DEEPSEEK_OCR_CHECKPOINTS or --checkpoints."
-        ) from error
+        advice = "choose another folder with DEEPSEEK_OCR_CHECKPOINTS or --checkpoints."
+        raise CheckpointError(f"{home} cannot be written to ({reason}); {advice}") from error
 
 
 def _require_free_name(target: Path, state: FolderState) -> None:
@@ -130,10 +128,8 @@ def _require_free_name(target: Path, state: FolderState) -> None:
             "is not touched; complete it or move it away, then try again."
         )
     if os.path.ismount(target):
-        raise CheckpointError(
-            f"{target} is a mount point, which no finished folder can replace; mount "
-            f"{target.parent} instead."
-        )
+        what = f"{target} is a mount point, which no finished folder can replace"
+        raise CheckpointError(f"{what}; mount {target.parent} instead.")
 
 
 def _fetch_from(source: WeightSource, checkpoint: Checkpoint, work: Path) -> Path:
@@ -184,11 +180,9 @@ def _require_room(folder: Path, needed: int, what: str) -> None:
     """Raises `CheckpointError` if the disk of `folder` has not `needed` bytes to spare."""
     free = shutil.disk_usage(folder).free
     if free < needed + _SLACK:
-        raise CheckpointError(
-            f"too little room: {what} need {readable(needed + _SLACK)} and {folder.parent.parent} "
-            f"has {readable(free)}; free some, or choose another folder "
-            "with DEEPSEEK_OCR_CHECKPOINTS."
-        )
+        room = f"{readable(needed + _SLACK)} and {folder.parent.parent} has {readable(free)}"
+        advice = "free some, or choose another folder with DEEPSEEK_OCR_CHECKPOINTS."
+        raise CheckpointError(f"too little room: {what} need {room}; {advice}")
 
 
 def _accept(

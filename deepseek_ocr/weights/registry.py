@@ -63,10 +63,8 @@ def verify(model: str, checkpoints: Path) -> ChecksumRecord | None:
     folders.check_complete(folder, folders.ESSENTIAL)
     if model in catalog.CHECKPOINTS and not catalog.CHECKPOINTS[model].sources:
         return None
-    raise CheckpointError(
-        f"{folder} is whole, but has no sums on record to compare with; "
-        f"record them with: deepseek-ocr weights adopt {folder}"
-    )
+    what = f"{folder} is whole, but has no sums on record to compare with"
+    raise CheckpointError(f"{what}; record them with: deepseek-ocr weights adopt {folder}")
 
 
 def adopt(folder: Path, checkpoints: Path, name: str = FETCHED[0]) -> Path:
@@ -86,10 +84,9 @@ def adopt(folder: Path, checkpoints: Path, name: str = FETCHED[0]) -> Path:
     size = sum(path.stat().st_size for path in folders.data_files(folder))
     expected = catalog.CHECKPOINTS[name].size
     if size < expected * _LEAST_SHARE:
-        raise CheckpointError(
-            f"{folder} has {readable(size)}, {name} about {readable(expected)}: it is "
-            "another model. Use it by its path: --model FOLDER."
-        )
+        sizes = f"{folder} has {readable(size)}, {name} about {readable(expected)}"
+        advice = "Use it by its path: --model FOLDER."
+        raise CheckpointError(f"{sizes}: it is another model. {advice}")
     place, target = _named_folder(name, checkpoints)
     fetching.adopt(folder, name, target)
     return place
@@ -105,10 +102,9 @@ def _named_folder(name: str, checkpoints: Path) -> tuple[Path, Path]:
 def _given_folder(model: str) -> Path:
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        raise CheckpointError(
-            f"There is no checkpoint called {model!r} and no folder of that name; "
-            f"use {', '.join(catalog.CHECKPOINTS)} or the path of a checkpoint folder."
-        )
+        what = f"There is no checkpoint called {model!r} and no folder of that name"
+        names = ", ".join(catalog.CHECKPOINTS)
+        raise CheckpointError(f"{what}; use {names} or the path of a checkpoint folder.")
     return folder
 
 
