@@ -134,8 +134,6 @@ def _not_ready(checkpoint: Checkpoint, folder: Path, state: FolderState) -> str:
         return f"{folder} is damaged: {state.detail} Fetch it again with: {how}"
     if state.condition is Condition.INCOMPLETE:
         return f"{folder} is not a whole checkpoint: {state.detail} Complete it, or move it away."
-    return (
-        f"The checkpoint {checkpoint.name!r} is not in {folder}. Fetch it "
-        f"({readable(checkpoint.size)}) with: {how}; or try --model pocket (bundled, reads a few "
-        "lines of clean print)."
-    )
+    what = f"The checkpoint {checkpoint.name!r} is not in {folder}."
+    other = "or try --model pocket (bundled, reads a few lines of clean print)."
+    return f"{what} Fetch it ({readable(checkpoint.size)}) with: {how}; {other}"
