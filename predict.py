@@ -202,10 +202,10 @@ def file_of(image: Path) -> pathlib.Path:
     if image is None:
         raise InputError("image is missing; give a file, an http(s) URL or a data URI.")
     if not isinstance(image, pathlib.Path):
-        raise InputError(
-            "image must be a file, an http(s) URL or a data URI (put data:image/jpeg;base64, in "
-            "front of base64); a path inside the container is refused."
+        what = (
+            "a file, an http(s) URL or a data URI (put data:image/jpeg;base64, in front of base64)"
         )
+        raise InputError(f"image must be {what}; a path inside the container is refused.")
     return image
 
 

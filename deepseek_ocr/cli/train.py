@@ -58,10 +58,9 @@ def run(flags: argparse.Namespace) -> int:
 
         if not is_out_of_memory(error):
             raise
-        complain(
-            "out of memory; take fewer pages at once (--batch_size 1 with more --grad_accum), a "
-            "smaller --resolution or --max_tokens, or --lora instead of --full."
-        )
+        fewer = "take fewer pages at once (--batch_size 1 with more --grad_accum)"
+        smaller = "a smaller --resolution or --max_tokens, or --lora instead of --full."
+        complain(f"out of memory; {fewer}, {smaller}")
         return COULD_NOT_START
 
 

@@ -96,10 +96,9 @@ def parse_pages(text: str) -> PageSelection:
         match = _ITEM.fullmatch(item.strip())
         first = int(match[1]) if match and match[1] else 0
         if match is None or first == 0 or match[3] in ("0", "-0"):
-            raise SettingsError(
-                f"There are no pages {item.strip()[:40]!r}; write 1-3,7,-1: pages count from 1, "
-                "negative numbers from the end, 5- is everything from the fifth on."
-            )
+            what = f"There are no pages {item.strip()[:40]!r}; write 1-3,7,-1"
+            how = "negative numbers from the end, 5- is everything from the fifth on."
+            raise SettingsError(f"{what}: pages count from 1, {how}")
         last = int(match[3]) if match[3] else (-1 if match[2] else first)
         ranges.append((first, last))
     return PageSelection(tuple(ranges))
@@ -134,11 +133,9 @@ def find(arguments: Iterable[str]) -> Listing:
     for argument in arguments:
         path = Path(argument)
         if argument.startswith(("http://", "https://")):
-            error = (
-                f"{argument} is an address, and addresses are not fetched here; download the file, "
-                "for example with: curl -fsSLo page.jpg ADDRESS"
-            )
-            inputs.append(Input(path, argument, error))
+            what = f"{argument} is an address, and addresses are not fetched here"
+            advice = "download the file, for example with: curl -fsSLo page.jpg ADDRESS"
+            inputs.append(Input(path, argument, f"{what}; {advice}"))
         elif os.path.exists(path):  # False for a name too long, or with a null byte
             _take(path, inputs, left_out)
         elif glob.has_magic(argument):

@@ -145,10 +145,9 @@ def record_from_json(data: Any) -> PageRecord:
     """
     version = data.get("version") if isinstance(data, dict) else None
     if not isinstance(data, dict) or version not in (1, VERSION):
-        raise RecordError(
-            f"A page record must be an object of version {VERSION}; it is damaged or was written "
-            "by another version of this program. Read the page again (--overwrite)."
-        )
+        what = f"A page record must be an object of version {VERSION}; it is damaged or was written"
+        advice = "Read the page again (--overwrite)."
+        raise RecordError(f"{what} by another version of this program. {advice}")
     rest = {name: value for name, value in data.items() if name != "version"}
     if version == 1:
         rest = {"own_text": None, "reference": None, **rest}

@@ -123,10 +123,9 @@ def _locked(name: str, target: Path) -> Iterator[Path]:
 def _require_free_name(target: Path, state: FolderState) -> None:
     """Raises `CheckpointError` if the target is something this program must not replace."""
     if state.condition is Condition.INCOMPLETE:
-        raise CheckpointError(
-            f"{target} is in the way: {state.detail} It was not made by this program, so it "
-            "is not touched; complete it or move it away, then try again."
-        )
+        what = f"{target} is in the way: {state.detail} It was not made by this program"
+        advice = "complete it or move it away, then try again."
+        raise CheckpointError(f"{what}, so it is not touched; {advice}")
     if os.path.ismount(target):
         what = f"{target} is a mount point, which no finished folder can replace"
         raise CheckpointError(f"{what}; mount {target.parent} instead.")
