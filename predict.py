@@ -4,7 +4,7 @@
 as it is decoded (`cog.stream.yaml`).
 
 Cog reads the inputs off this file without running it, so choices and descriptions are literals
-here; `tests/test_predict.py` holds them against `tasks.py`.
+here; `tests/test_predict.py` holds them against `presets.py`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tasks
 import weights
 from deepseek_ocr import configuration, presets
 from deepseek_ocr.documents.inputs import PageSelection, parse_pages
+from deepseek_ocr.documents.page_retries import OUTCOMES
 from deepseek_ocr.documents.renderer import OpenDocument
 from deepseek_ocr.documents.shared_reader import DocumentReader
 from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -171,9 +172,6 @@ class StreamPredictor(OcrPredictor):
         self.report(records)
 
 
-# --- start --------------------------------------------------------------------------------------
-
-
 def load_reader() -> DocumentReader:
     """A reader with the configured checkpoint, fetched if it is not there, and warmed up."""
     settings = configuration.load()
@@ -198,19 +196,16 @@ def warm_up(reader: DocumentReader, name: str) -> None:
         raise OcrError(record.error)
 
 
-# --- inputs -------------------------------------------------------------------------------------
-
-
 def file_of(image: Path) -> pathlib.Path:
     """The file `image`, which Cog has fetched. Raises `InputError` for anything else: a plain
     string would be a path inside the container."""
     if image is None:
         raise InputError("image is missing; give a file, an http(s) URL or a data URI.")
     if not isinstance(image, pathlib.Path):
-        raise InputError(
-            "image must be a file, an http(s) URL or a data URI (put data:image/jpeg;base64, in "
-            "front of base64); a path inside the container is refused."
+        what = (
+            "a file, an http(s) URL or a data URI (put data:image/jpeg;base64, in front of base64)"
         )
+        raise InputError(f"image must be {what}; a path inside the container is refused.")
     return image
 
 
@@ -222,9 +217,6 @@ def chosen_pages(pages: str) -> PageSelection:
 def plain_text(password: Secret | None) -> str | None:
     """The password, or None if none was given."""
     return (password.get_secret_value() or None) if password else None
-
-
-# --- logs ---------------------------------------------------------------------------------------
 
 
 def log_beginning(document: OpenDocument, numbers: Sequence[int]) -> None:
@@ -248,18 +240,12 @@ def log_page(record: PageRecord, document: OpenDocument) -> None:
     print(f"{place}: {record.finish_reason}, {tokens} tokens, {seconds:.1f} s{tries}", flush=True)
 
 
-# --- output -------------------------------------------------------------------------------------
-
-_ENDINGS = ("stop", "length", "timeout", "loop")
-"""Finish reasons, best first: the worst of its pages is a document's."""
-
-
 def metrics(records: Sequence[PageRecord]) -> dict[str, int | float | str]:
     """What a prediction reports besides its output: sums over its pages.
 
-    `confidence` is the geometric mean over all tokens, `failed_pages` the numbers of the pages
-    that could not be read, `retried_pages` how many took more than one try. Raises `OcrError` with
-    the first page's reason if no page could be read.
+    `finish_reason` is the worst of its pages', `confidence` the geometric mean over all tokens,
+    `failed_pages` the numbers of the pages that could not be read, `retried_pages` how many took
+    more than one try. Raises `OcrError` with the first page's reason if no page could be read.
     """
     failed = [record for record in records if record.error is not None]
     if len(failed) == len(records):
@@ -272,7 +258,7 @@ def metrics(records: Sequence[PageRecord]) -> dict[str, int | float | str]:
         "vision_tokens": sum(record.counts.vision for record in read if record.counts),
         "output_tokens": output,
         "tokens_per_second": round(output / max(seconds, 1e-6), 2),
-        "finish_reason": max((str(one.finish_reason) for one in read), key=_ENDINGS.index),
+        "finish_reason": max((str(one.finish_reason) for one in read), key=OUTCOMES.index),
     }
     logs = [
         (math.log(max(one.confidence.mean, 1e-30)) * one.counts.output, one.counts.output)

@@ -1,9 +1,5 @@
-"""Settings of the programs: flags before environment before file before defaults.
-
-This is the only place that reads the environment. The file is TOML with the same names as the
-fields below; it is looked for where the platform keeps configuration
-(`~/.config/deepseek-ocr/config.toml` on Linux) unless a path is given.
-"""
+"""Settings of the programs: flags before environment, which nothing else reads, before a TOML file
+with the names of the fields below, before defaults."""
 
 from __future__ import annotations
 
@@ -26,8 +22,7 @@ from deepseek_ocr.settings import (
     FormulaDelimiters,
     RenderSettings,
     check_quant,
-    existing_text,
-    formula_delimiters,
+    one_of,
     parse_switch,
 )
 from deepseek_ocr.weights.places import default_checkpoints
@@ -97,7 +92,7 @@ class Settings:
 
 
 def default_path() -> Path:
-    """Where the configuration file is looked for."""
+    """Where the file is looked for: `~/.config/deepseek-ocr/config.toml` on Linux."""
     return user_config_path("deepseek-ocr", appauthor=False) / "config.toml"
 
 
@@ -121,8 +116,8 @@ def load(
         values["vision_device"] = None
     threads = values.get("threads") or environ.get("OMP_NUM_THREADS", "").split(",")[0] or "auto"
     values["threads"] = _parse_count("threads", threads, MOST_THREADS)
-    values["existing_text"] = existing_text(values.get("existing_text", Settings.existing_text))
-    values["formulas"] = formula_delimiters(values.get("formulas", Settings.formulas))
+    for name, kind in (("existing_text", ExistingText), ("formulas", FormulaDelimiters)):
+        values[name] = one_of(kind, name, values.get(name, getattr(Settings, name)))
     settings = Settings(**values)
     choice.parse(settings.kernels)
     check_quant(settings.quant)
@@ -143,23 +138,15 @@ def _parse_count(name: str, text: str, most: int) -> int:
     if text.strip().lower() == "auto":
         return 0
     if not (text.strip().isdecimal() and text.isascii() and 0 < int(text[:9]) <= most):
-        raise SettingsError(
-            f"{name} must be a whole number from 1 to {most}, or auto; not {text!r}."
-        )
+        reason = f"{name} must be a whole number from 1 to {most}, or auto; not {text!r}."
+        raise SettingsError(reason)
     return int(text)
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a home folder that is somebody else's
-        return False
 
 
 def _read_file(path: Path | None) -> dict[str, Any]:
     """What the file says, not looked at yet; nothing where there is no file and none was named."""
     chosen = path or default_path()
-    if path is None and not _is_there(chosen):
+    if path is None and not os.path.isfile(chosen):  # or in somebody else's home folder
         return {}
     try:
         return tomllib.loads(chosen.read_text(encoding="utf-8"))
@@ -219,10 +206,8 @@ class ServerSettings:
                 raise SettingsError(f"{setting.name} must lie between {least} and {most}.")
 
 
-MEANINGS: dict[str, str] = {
-    setting.name: setting.metadata["meaning"]
-    for setting in (*fields(Settings), *fields(ServerSettings))
-}
+_EVERY = (*fields(Settings), *fields(ServerSettings))
+MEANINGS: dict[str, str] = {setting.name: setting.metadata["meaning"] for setting in _EVERY}
 """Every setting in one line, for the help and for the file that `config init` writes."""
 
 
@@ -296,9 +281,6 @@ def _from_text(text: str, kind: type, where: str) -> Any:
         raise SettingsError(f"{where} must be a number, not {text!r}.") from error
 
 
-# --- the file -----------------------------------------------------------------------------------
-
-
 def as_toml(settings: Settings, server: ServerSettings) -> str:
     """What holds now, as a file that `load` and `load_server` read; keys are not shown."""
     shown = replace(server, api_keys=("hidden",) * len(server.api_keys))
@@ -309,21 +291,16 @@ def write_template(path: Path | None = None) -> Path:
     """Write a file with every setting, its meaning and its default, all commented out; its path.
     Raises `SettingsError` where a file is there already or none can be written."""
     chosen = path or default_path()
-    text = (
-        "# Settings of deepseek-ocr. Flags and DEEPSEEK_OCR_… variables come before them.\n"
-        + _table(Settings(), "# ")
-        + f"\n[{SERVER}]\n"
-        + _table(ServerSettings(), "# ")
-    )
+    text = "# Settings of deepseek-ocr. Flags and DEEPSEEK_OCR_… variables come before them.\n"
+    text += f"{_table(Settings(), '# ')}\n[{SERVER}]\n{_table(ServerSettings(), '# ')}"
     try:
         chosen.parent.mkdir(parents=True, exist_ok=True)
         with chosen.open("x", encoding="utf-8") as file:
             chosen.chmod(0o600)  # it may come to hold keys
             file.write(text)
     except FileExistsError as error:
-        raise SettingsError(
-            f"{chosen} is there already; edit it, or move it away first."
-        ) from error
+        reason = f"{chosen} is there already; edit it, or move it away first."
+        raise SettingsError(reason) from error
     except OSError as error:
         raise SettingsError(f"{chosen} cannot be written: {error.strerror}.") from error
     return chosen

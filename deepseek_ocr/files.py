@@ -16,9 +16,6 @@ LARGEST_FILE = 2 * 2**30
 """Bytes of a text or JSON file that are read at most."""
 
 
-# --- writing a file -----------------------------------------------------------------------------
-
-
 def part_path(path: Path) -> Path:
     """The hidden file beside `path` in which it is written until it is complete. The name is the
     same every time, so the next run removes what a killed one left."""
@@ -55,10 +52,8 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise FileWriteError(
-            f"{path} cannot be written: {error.strerror or error}; make room, or choose "
-            "another output folder."
-        ) from error
+        what = f"{path} cannot be written: {error.strerror or error}"
+        raise FileWriteError(f"{what}; make room, or choose another output folder.") from error
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:
@@ -92,9 +87,6 @@ def json_bytes(value: object) -> bytes:
     """`value` as indented JSON in UTF-8. Raises `ValueError` for numbers that JSON lacks."""
     text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     return text.encode("utf-8", "replace")
-
-
-# --- writing a folder ---------------------------------------------------------------------------
 
 
 @contextmanager
@@ -131,9 +123,6 @@ def _old_path(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-# --- putting on the disk ------------------------------------------------------------------------
-
-
 def sync_path(path: Path) -> None:
     """Put the content of a file, or the names in a folder, on the disk. Raises `OSError`."""
     handle = os.open(path, os.O_RDONLY)
@@ -146,9 +135,6 @@ def sync_path(path: Path) -> None:
 def _sync_stream(stream: BinaryIO) -> None:
     stream.flush()
     os.fsync(stream.fileno())
-
-
-# --- reading ------------------------------------------------------------------------------------
 
 
 def read_text(path: Path, limit: int = LARGEST_FILE) -> str:

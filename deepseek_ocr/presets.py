@@ -1,9 +1,5 @@
-"""What a user may ask for by name: four tasks and five presets, each in one table; and what is
-tried when a page goes wrong.
-
-Users may write a name or a title, in any case; outputs hold titles. Importing this file does not
-import torch.
-"""
+"""What a user may ask for, by name or title in any case (outputs hold titles): four tasks and five
+presets, each in one table; and what is tried when a page goes wrong."""
 
 from __future__ import annotations
 
@@ -109,20 +105,14 @@ def task_title(word: str) -> str:
     return TASKS[task_name(word)].title
 
 
-def preset_name(word: str) -> str:
-    """The key of `PRESETS` that `word`, a name or a title in any case, stands for. Raises
-    `SettingsError` listing the names."""
-    return _lookup(word, "preset", PRESETS)
-
-
 def preset_title(word: str) -> str:
-    """The title of the preset that `word` stands for, as `preset_name`."""
-    return PRESETS[preset_name(word)].title
+    """The title of the preset that `word` stands for. Raises `SettingsError` listing the names."""
+    return PRESETS[_lookup(word, "preset", PRESETS)].title
 
 
 def crop_for(preset: str) -> CropSettings:
     """How `preset` (name or title) cuts a page. Raises `SettingsError` for no such preset."""
-    return PRESETS[preset_name(preset)].crop
+    return PRESETS[_lookup(preset, "preset", PRESETS)].crop
 
 
 def prompt_for(task: str, reference: str = "") -> str:
@@ -134,19 +124,14 @@ def prompt_for(task: str, reference: str = "") -> str:
         return prompt
     reference = reference.strip()
     if not reference:
-        raise PromptError(
-            "Locating needs a reference: the words or the thing to find on the page, "
-            'for example "the total amount".'
-        )
+        what = "the words or the thing to find on the page"
+        raise PromptError(f'Locating needs a reference: {what}, for example "the total amount".')
     if len(reference) > LONGEST_REFERENCE:
-        raise PromptError(
-            f"The reference has {len(reference)} characters; {LONGEST_REFERENCE} are the most."
-        )
+        reason = f"The reference has {len(reference)} characters; {LONGEST_REFERENCE} are the most."
+        raise PromptError(reason)
     if found := [mark for mark in _MARKUP if mark in reference]:
-        raise PromptError(
-            f"The reference holds {found[0]!r}, which is part of the model's special tokens; "
-            "name what to find in plain words."
-        )
+        what = f"The reference holds {found[0]!r}, which is part of the model's special tokens"
+        raise PromptError(f"{what}; name what to find in plain words.")
     return prompt.replace("{reference}", reference)
 
 

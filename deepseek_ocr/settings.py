@@ -6,7 +6,7 @@ Standard library only: doors build these before anything heavy is imported.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from deepseek_ocr.errors import SettingsError
 
@@ -197,17 +197,10 @@ def check_quant(name: str) -> None:
         raise SettingsError(f"There is no quant {name!r}; use {' or '.join(QUANTS)}.")
 
 
-def existing_text(word: str) -> ExistingText:
-    """`word` as a value of `ExistingText`. Raises `SettingsError` for any other."""
-    return cast(ExistingText, _one_of("existing_text", get_args(ExistingText), word))
-
-
-def formula_delimiters(word: str) -> FormulaDelimiters:
-    """`word` as a value of `FormulaDelimiters`. Raises `SettingsError` for any other."""
-    return cast(FormulaDelimiters, _one_of("formulas", get_args(FormulaDelimiters), word))
-
-
-def _one_of(name: str, known: tuple[str, ...], word: str) -> str:
+def one_of(kind: Any, name: str, word: str) -> Any:
+    """`word`, which the setting `name` is to be, as a value of the `Literal` `kind`. Raises
+    `SettingsError` for any other."""
+    known = get_args(kind)
     if word not in known:
         raise SettingsError(f"{name} must be {', '.join(known)}; not {word[:60]!r}.")
     return word

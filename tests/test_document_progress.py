@@ -9,37 +9,36 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_ocr.cli.document_progress import DocumentProgress, PageCounter
+from deepseek_ocr.cli.document_progress import DocumentProgress, progress_text
 from deepseek_ocr.documents.inputs import Input
+from deepseek_ocr.documents.run_tally import Tally, Watcher
 from deepseek_ocr.formats.records import PageRecord
 
 FOUND = Input(Path("a.pdf"), "a.pdf")
 
 
 def test_rate_time_left_and_failures_are_counted() -> None:
-    counter = PageCounter(inputs=4, began=100.0)
-    counter.opened(pages=30, done=10)
-    for number in range(10):
-        counter.settle(failed=number == 0)
+    watcher = Watcher()
+    watcher.opened(FOUND, pages=30, done=10, left_out=0)
+    for number in range(1, 11):
+        watcher.page(FOUND, PageRecord(number, error="It is damaged." if number == 1 else None))
     # 30 pages known, three more documents of about as many; ten settled in 20 s
-    assert counter.text(now=120.0) == "20 of about 120 pages, 30.0 a minute, 3:20 left, 1 failed"
+    text = progress_text(watcher.tally, 4, 20.0)
+    assert text == "20 of about 120 pages, 30.0 a minute, 3:20 left, 1 failed"
     for pages in (1, 2):
-        counter.opened(pages, done=0)
-    counter.unopened()
-    assert counter.text(now=105.0) == "20 of 33 pages, 2.0 a second, 0:06 left, 2 failed"
+        watcher.opened(FOUND, pages, done=0, left_out=0)
+    watcher.unopened(FOUND, "It is locked.")
+    text = progress_text(watcher.tally, 4, 5.0)
+    assert text == "20 of 33 pages, 2.0 a second, 0:06 left, 2 failed"
 
 
 def test_nothing_is_divided_by_nothing() -> None:
-    assert PageCounter(inputs=0, began=1.0).text(now=1.0) == "0 of 0 pages, 0 failed"
-    waiting = PageCounter(inputs=3, began=0.0)
-    assert waiting.text(now=7200.0) == "0 of about 0 pages, 0 failed"
+    assert progress_text(Tally(), 0, 0.0) == "0 of 0 pages, 0 failed"
+    assert progress_text(Tally(), 3, 7200.0) == "0 of about 0 pages, 0 failed"
 
 
 def test_long_times_have_hours() -> None:
-    counter = PageCounter(inputs=1, began=0.0)
-    counter.opened(pages=101, done=0)
-    counter.settle(failed=False)
-    assert "1:40:00 left" in counter.text(now=60.0)
+    assert "1:40:00 left" in progress_text(Tally(opened=1, known=101, read=1), 1, 60.0)
 
 
 def test_plain_lines_say_what_failed_at_once_and_how_far_it_is_now_and_then(

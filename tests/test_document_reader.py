@@ -215,7 +215,7 @@ def test_what_is_rendered_for_a_caller_who_leaves_is_stopped(
     path = pictures(tmp_path / "x.zip", 3)
     with closing(DocumentReader(engine_of(tiny, 2))) as reader:
         document, numbers = reader.open(path, "x")
-        workers = [one for one in reader._renderer._pool.all if one._process is not None]
+        workers = [one for one in reader._renderer._all if one._process is not None]
         processes = [psutil.Process(one._process.pid) for one in workers if one._process]
 
         async def leave() -> None:
@@ -251,7 +251,7 @@ def test_a_page_that_takes_for_ever_holds_up_no_other_document(
 ) -> None:
     endless, quick = pictures(tmp_path / "a.zip", 20), pictures(tmp_path / "b.zip", 9)
     with closing(DocumentReader(engine_of(tiny, 2))) as reader:
-        workers = reader._renderer._pool.all
+        workers = reader._renderer._all
         while any(one._process is None for one in workers):
             with ThreadPoolExecutor(4) as pool:
                 list(pool.map(lambda _: reader.open(quick, "b"), range(4)))

@@ -209,9 +209,11 @@ class Faithful(Watcher):
     """Notes what it is told."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.pages: list[int] = []
 
     def page(self, found: Input, record: Any) -> None:
+        super().page(found, record)
         self.pages.append(record.number)
 
 
@@ -528,7 +530,7 @@ def write_loudly(document: DocumentRecord, context: WriteContext) -> Iterator[st
 
 
 def test_one_entry_adds_an_output_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loud = Format("loud", "in capitals", {"_loud.txt": f"{__name__}:write_loudly"}, "text/x-loud")
+    loud = Format("loud", {"_loud.txt": f"{__name__}:write_loudly"}, "text/x-loud")
     monkeypatch.setitem(FORMATS, "loud", loud)
     papers.pdf(tmp_path / "scan.pdf", (1, 2))
     tally = run_here(tmp_path, [tmp_path / "scan.pdf"], formats=("loud", "json"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
 
 import pikepdf
 import pypdfium2
@@ -16,7 +15,7 @@ from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.formats.export import WrittenFiles, write
 from deepseek_ocr.formats.records import PageRecord
 from deepseek_ocr.formats.writing import PdfPages, WriteOptions
-from deepseek_ocr.settings import ExistingText, existing_text
+from deepseek_ocr.settings import ExistingText, one_of
 from tests.output_fixtures import Block, document_of, grounded, make_pdf, record_of, renderer
 
 SQUARE = b"0.3 g 60 60 200 100 re f "
@@ -209,6 +208,7 @@ def test_inline_pictures_survive_a_replacement(tmp_path: Path) -> None:
 
 
 def test_the_words_of_the_setting() -> None:
-    assert [existing_text(word) for word in get_args(ExistingText)] == ["skip", "replace", "both"]
+    words = ["skip", "replace", "both"]
+    assert [one_of(ExistingText, "existing_text", word) for word in words] == words
     with pytest.raises(SettingsError, match="skip, replace, both"):
-        existing_text("keep")
+        one_of(ExistingText, "existing_text", "keep")

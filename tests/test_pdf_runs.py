@@ -125,5 +125,5 @@ def test_another_word_is_refused() -> None:
 def test_the_server_takes_it_as_a_field() -> None:
     given = as_fields({"existing_text": "both"})
     made = document_plan(given, configuration.ServerSettings())
-    assert made.plan.existing_text == "both"
-    assert document_plan({}, configuration.ServerSettings()).plan.existing_text == "skip"
+    assert made.options.existing_text == "both"
+    assert document_plan({}, configuration.ServerSettings()).options.existing_text == "skip"

@@ -33,7 +33,7 @@ def middle(page: Rendered) -> Any:
 
 def worker_of(renderer: Renderer) -> psutil.Process:
     """The one rendering process of `renderer`, which must have been used."""
-    process = renderer._pool.all[0]._process
+    process = renderer._all[0]._process
     assert process is not None
     return psutil.Process(process.pid)
 
@@ -297,7 +297,7 @@ def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
         "import sys, threading, time\nfrom pathlib import Path\n"
         "from deepseek_ocr.documents.renderer import Renderer\n"
         f"r = Renderer(); d = r.open(Path({str(path)!r}))\n"
-        "print(r._pool.all[0]._process.pid, flush=True)\nr.render(d, 1)"
+        "print(r._all[0]._process.pid, flush=True)\nr.render(d, 1)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
     assert parent.stdout is not None
@@ -322,7 +322,7 @@ def test_settings_have_bounds() -> None:
 def ahead_of(
     renderer: Renderer, document: OpenDocument, asked: list[int], count: int
 ) -> Ahead[int]:
-    def requests() -> Iterator[tuple[int, OpenDocument | None, int]]:
+    def requests() -> Iterator[tuple[int, OpenDocument, int]]:
         for number in range(1, document.pages + 1):
             asked.append(number)
             yield number, document, number
@@ -358,14 +358,18 @@ def test_rendering_stops_when_nobody_takes_pages(renderer: Renderer, tmp_path: P
         assert not thread.is_alive()
 
 
-def test_an_error_of_the_listing_is_raised_where_pages_are_taken(renderer: Renderer) -> None:
-    def requests() -> Iterator[tuple[int, OpenDocument | None, int]]:
-        yield 1, None, 0
+def test_an_error_of_the_listing_is_raised_where_pages_are_taken(
+    renderer: Renderer, tmp_path: Path
+) -> None:
+    document = renderer.open(papers.pdf(tmp_path / "x.pdf", [1]))
+
+    def requests() -> Iterator[tuple[int, OpenDocument, int]]:
+        yield 1, document, 1
         raise OSError("the disk is gone")
 
     with closing(Ahead(renderer, requests(), 2)) as ahead:
         pages = iter(ahead)
-        assert next(pages) == (1, None)
+        assert isinstance(next(pages)[1], Rendered)
         with pytest.raises(OSError, match="the disk is gone"):
             next(pages)
 
@@ -384,6 +388,6 @@ def test_a_page_that_cannot_be_rendered_does_not_end_the_others(tmp_path: Path) 
 def test_no_process_is_left_behind(tmp_path: Path) -> None:
     with Renderer(workers=2) as renderer:
         renderer.open(papers.pdf(tmp_path / "x.pdf", [1]))
-        processes = [psutil.Process(one._process.pid) for one in renderer._pool.all if one._process]
+        processes = [psutil.Process(one._process.pid) for one in renderer._all if one._process]
     assert processes
     assert not any(process.is_running() for process in processes)

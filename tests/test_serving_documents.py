@@ -312,15 +312,15 @@ def test_fields_become_settings() -> None:
          "pages": "-1", "rotate": "90", "join_tables": "no"}
     )  # fmt: skip
     made = document_plan(given, ServerSettings(page_timeout=60.0))
-    (attempt,) = made.plan.attempts
-    assert "<|ref|>the sum<|/ref|>" in made.plan.prompt
+    (attempt,) = made.attempts
+    assert "<|ref|>the sum<|/ref|>" in made.prompt
     assert (attempt.crop.image_size, attempt.crop.crop_mode) == (1024, False)
     decode = attempt.decode
     assert (decode.temperature, decode.max_new_tokens, decode.stop_on_loop) == (0.5, 10, False)
     assert decode.timeout == 60.0, "the server's bound holds"
     assert (made.render.dpi, made.render.rotate) == (200, 90)
-    assert made.plan.pages.of(9) == [9]
-    assert made.plan.options.join_tables is False
+    assert made.pages.of(9) == [9]
+    assert made.options.join_tables is False
 
 
 def test_what_a_client_leaves_out_is_the_models_own() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-import tasks
 from deepseek_ocr import presets
 from deepseek_ocr.errors import PromptError, SettingsError
 from deepseek_ocr.settings import CropSettings, DecodeSettings
@@ -37,20 +36,20 @@ def test_the_presets_are_the_models_own() -> None:
 
 @pytest.mark.parametrize("name", ["gundam", "GUNDAM", "Gundam (Recommended)", " gundam "])
 def test_names_and_titles_in_any_case(name: str) -> None:
-    assert presets.preset_name(name) == "gundam"
+    assert presets.crop_for(name) is presets.PRESETS["gundam"].crop
     assert presets.preset_title(name) == "Gundam (Recommended)"
     assert presets.task_name("OCR") == presets.task_name("free ocr") == "ocr"
     assert presets.task_title("OCR") == "Free OCR"
 
 
-def test_the_choices_of_cog_are_names_of_the_package() -> None:
-    assert tasks.TASK_TYPES == {
+def test_the_titles_that_cog_and_the_outputs_have() -> None:
+    assert {task.title: name for name, task in presets.TASKS.items()} == {
         "Convert to Markdown": "markdown",
         "Free OCR": "ocr",
         "Parse Figure": "figure",
         "Locate Object by Reference": "locate",
     }
-    assert tasks.RESOLUTION_SIZES == {
+    assert {preset.title: name for name, preset in presets.PRESETS.items()} == {
         "Gundam (Recommended)": "gundam",
         "Tiny": "tiny",
         "Small": "small",

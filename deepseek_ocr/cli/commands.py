@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Container
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
 
 from deepseek_ocr import __version__
 from deepseek_ocr.cli.flags import CommandParser
@@ -15,7 +14,11 @@ from deepseek_ocr.cli.flags import CommandParser
 @dataclass(frozen=True)
 class Command:
     """A sub-command: its module in this package, its line in the help, and the extra of the
-    distribution that it needs, if any."""
+    distribution that it needs, if any.
+
+    The module has `DESCRIPTION` and maybe `EPILOG` of its help, `add_flags`, and `run`, which
+    returns the exit status, unless actions of its own have one each.
+    """
 
     module: str
     help: str
@@ -52,32 +55,20 @@ examples:
 """
 
 
-class _Subparsers(argparse._SubParsersAction):  # type: ignore[type-arg]
-    """Gives each sub-command its line in the help."""
-
-    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = super().add_parser(
-            name, **(options | {"help": COMMANDS[name].help})
-        )
-        return parser
-
-
 def build_parser(wanted: Container[str]) -> argparse.ArgumentParser:
     """The parser of the program. Only the modules of the sub-commands `wanted` are imported; the
     others can be named and take nothing."""
+    usage = "deepseek-ocr COMMAND [options]"
     parser = CommandParser(
-        prog="deepseek-ocr",
-        usage="deepseek-ocr COMMAND [options]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+        prog="deepseek-ocr", usage=usage, description=_DESCRIPTION, epilog=_EPILOG
     )
     parser.add_argument("--version", action="version", version=f"deepseek-ocr {__version__}")
-    commands = parser.add_subparsers(
-        title="commands", prog="deepseek-ocr", metavar="COMMAND", action=_Subparsers
-    )
+    commands = parser.add_subparsers(title="commands", prog="deepseek-ocr", metavar="COMMAND")
     for name, command in COMMANDS.items():
+        one = commands.add_parser(name, help=command.help)
         if name in wanted:
-            import_module(f"deepseek_ocr.cli.{command.module}").add_parser(commands)
-        else:
-            commands.add_parser(name)
+            module = import_module(f"deepseek_ocr.cli.{command.module}")
+            one.description, one.epilog = module.DESCRIPTION, getattr(module, "EPILOG", None)
+            one.set_defaults(run=getattr(module, "run", None))
+            module.add_flags(one)
     return parser

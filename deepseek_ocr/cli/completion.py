@@ -6,10 +6,9 @@ import argparse
 from pathlib import Path
 
 from deepseek_ocr.cli.commands import COMMANDS, build_parser
-from deepseek_ocr.cli.flags import Subparsers
 from deepseek_ocr.cli.terminal import write
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Print a script that lets a shell complete commands, flags and paths.
 
   bash: deepseek-ocr completion bash > ~/.local/share/bash-completion/completions/deepseek-ocr
@@ -17,11 +16,9 @@ Print a script that lets a shell complete commands, flags and paths.
 """
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser("completion", description=_DESCRIPTION)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the sub-command."""
     parser.add_argument("shell", choices=("bash", "zsh"))
-    parser.set_defaults(run=run)
 
 
 def run(flags: argparse.Namespace) -> int:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 
 from deepseek_ocr import configuration
-from deepseek_ocr.cli.flags import Subparsers, add_config
+from deepseek_ocr.cli.flags import add_config
 from deepseek_ocr.cli.serve import add_server_flags, load_server_settings
 from deepseek_ocr.cli.terminal import write
 
+DESCRIPTION = "The settings of every command."
 
-def add_parser(commands: Subparsers) -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser("config", description="The settings of every command.")
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the sub-command."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     text = "print the settings that apply, as TOML: flags, variables, the file, defaults"
     usage = "deepseek-ocr config show [options]"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from deepseek_ocr import presets
-from deepseek_ocr.cli.terminal import ALL_READ, complain, write
+from deepseek_ocr.cli.terminal import DONE, complain, write
 from deepseek_ocr.configuration import Settings
 from deepseek_ocr.devices import cpu, memory, selection
 from deepseek_ocr.devices.selection import DeviceDescription
@@ -32,7 +32,7 @@ def show(settings: Settings) -> int:
         write(_fitting(settings, Footprint(read_config(settings.checkpoint_folder()))))
     except CheckpointError as error:
         write(f"memory by preset: not known before the model is here ({error})\n")
-    return ALL_READ
+    return DONE
 
 
 def _described(found: DeviceDescription) -> str:
@@ -54,11 +54,9 @@ def _described(found: DeviceDescription) -> str:
 def _chosen(settings: Settings) -> str:
     device = selection.choose_device(settings.device)
     dtype = selection.choose_dtype(settings.dtype, device)
-    how = (
-        f"the first of {', '.join(selection.PREFERENCE)} that is here"
-        if settings.device.strip().lower() == "auto"
-        else "as the settings say"
-    )
+    how = "as the settings say"
+    if settings.device.strip().lower() == "auto":
+        how = f"the first of {', '.join(selection.PREFERENCE)} that is here"
     paths = choice.parse(settings.kernels)
     named = choice.NAMES | choice.ON_REQUEST
     lines = [f"chosen: {device} ({how}) in {_name(dtype)}, quant {settings.quant}"]

@@ -19,8 +19,8 @@ from packaging.specifiers import SpecifierSet
 
 from deepseek_ocr import __version__, presets
 from deepseek_ocr.cli.example_pages import examples_folder
-from deepseek_ocr.cli.flags import Subparsers, add_settings, load_settings, named
-from deepseek_ocr.cli.terminal import ALL_READ, SOME_FAILED, write
+from deepseek_ocr.cli.flags import add_settings, load_settings, named
+from deepseek_ocr.cli.terminal import DONE, SOME_FAILED, write
 from deepseek_ocr.configuration import Settings
 from deepseek_ocr.devices import ascend
 from deepseek_ocr.errors import CheckpointError, OcrError
@@ -32,7 +32,7 @@ OLDEST_PYTHON = (3, 11)
 
 DISTRIBUTION = "cog-deepseek-ocr"
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Check the whole installation: Python, packages, torch, devices, the checkpoint and the memory that
 it takes. Then read a small page with the bundled model, and say what to fix.
 
@@ -55,13 +55,11 @@ class Finding:
         return f"{mark}  {self.what}: {self.how}" + (f"\n      {self.fix}" if self.fix else "")
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser("doctor", description=_DESCRIPTION)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the sub-command."""
     text = "preset whose memory is looked at (default: gundam; pocket: tiny)"
     parser.add_argument("--size", type=named(presets.preset_title), help=text)
     add_settings(parser)
-    parser.set_defaults(run=run)
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -92,7 +90,7 @@ def examine(settings: Settings, size: str) -> int:
             break  # nothing further can be looked at
     bad = sum(finding.bad for finding in found)
     write("nothing to fix\n" if not bad else f"to fix: {bad}, marked !!\n")
-    return SOME_FAILED if bad else ALL_READ
+    return SOME_FAILED if bad else DONE
 
 
 def _guarded(title: str, check: Iterator[Finding]) -> Iterator[Finding]:

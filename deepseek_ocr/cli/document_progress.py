@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,54 +10,29 @@ from typing import Any, Self
 from deepseek_ocr.cli.printing import left_out_of
 from deepseek_ocr.cli.terminal import PROGRAM
 from deepseek_ocr.documents.inputs import Input
-from deepseek_ocr.documents.run_tally import Watcher
+from deepseek_ocr.documents.run_tally import Tally, Watcher
 from deepseek_ocr.formats.records import PageRecord
 from deepseek_ocr.formats.writing import PdfPages
 from deepseek_ocr.progress import progress_display
 
 
-class PageCounter:
-    """Pages expected, settled and failed, and the time left."""
+def expected_pages(tally: Tally, inputs: int) -> int:
+    """Pages of a run over `inputs`; those that are not open yet count as many as the others."""
+    waiting = inputs - tally.opened - tally.unopened
+    return tally.known + round(waiting * tally.known / max(inputs - waiting, 1))
 
-    def __init__(self, inputs: int, began: float) -> None:
-        self._unopened = self._inputs = inputs
-        self._known = self.done = self.settled = self.failed = 0
-        self._began = began
 
-    def opened(self, pages: int, done: int) -> None:
-        """A document has `pages`, of which `done` are read."""
-        self._unopened -= 1
-        self._known += pages
-        self.done += done
-
-    def unopened(self) -> None:
-        """An input cannot be opened."""
-        self._unopened -= 1
-        self.failed += 1
-
-    def settle(self, *, failed: bool) -> None:
-        """A page came to its end."""
-        self.settled += 1
-        self.failed += failed
-
-    @property
-    def expected(self) -> int:
-        """Pages of the whole run; documents that are not open yet count as many as the others."""
-        opened = max(self._inputs - self._unopened, 1)
-        return self._known + round(self._unopened * self._known / opened)
-
-    def text(self, now: float) -> str:
-        """All of it in words."""
-        about = "about " if self._unopened > 0 else ""
-        words = [f"{self.done + self.settled} of {about}{self.expected} pages"]
-        seconds = max(now - self._began, 1e-6)
-        if self.settled:
-            rate = self.settled / seconds
-            left = max(self.expected - self.done - self.settled, 0) / rate
-            words += [f"{rate:.1f} a second" if rate >= 1 else f"{rate * 60:.1f} a minute"]
-            words += [f"{_duration(left)} left"]
-        words += [f"{self.failed} failed"]
-        return ", ".join(words)
+def progress_text(tally: Tally, inputs: int, seconds: float) -> str:
+    """How far a run over `inputs` is after `seconds`, and the time left, in words."""
+    about = "about " if inputs > tally.opened + tally.unopened else ""
+    expected, past = expected_pages(tally, inputs), tally.done + tally.settled
+    words = [f"{past} of {about}{expected} pages"]
+    if tally.settled:
+        rate = tally.settled / max(seconds, 1e-6)
+        words += [f"{rate:.1f} a second" if rate >= 1 else f"{rate * 60:.1f} a minute"]
+        words += [f"{_duration(max(expected - past, 0) / rate)} left"]
+    words += [f"{tally.failed + tally.unopened} failed"]
+    return ", ".join(words)
 
 
 def _duration(seconds: float) -> str:
@@ -96,9 +70,9 @@ class DocumentProgress(Watcher):
     then a plain line elsewhere. Use it as a context."""
 
     def __init__(self, inputs: int) -> None:
-        self._lock = threading.Lock()
+        super().__init__()
         self._display = progress_display(program=PROGRAM)
-        self.counter = PageCounter(inputs, time.monotonic())
+        self._inputs, self._began = inputs, time.monotonic()
 
     def __enter__(self) -> Self:
         self._display.__enter__()
@@ -109,29 +83,31 @@ class DocumentProgress(Watcher):
 
     def opened(self, found: Input, pages: int, done: int, left_out: int) -> None:
         with self._lock:
-            self.counter.opened(pages, done)
+            super().opened(found, pages, done, left_out)
             if left_out:
                 self._display.say(left_out_of(str(found), left_out))
             self._show()
 
     def page(self, found: Input, record: PageRecord) -> None:
         with self._lock:
-            self.counter.settle(failed=record.error is not None)
+            super().page(found, record)
             if record.error is not None:
                 self._display.say(f"{found}, page {record.number}: {record.error}")
             self._show()
 
     def unopened(self, found: Input, reason: str) -> None:
         with self._lock:
-            self.counter.unopened()
+            super().unopened(found, reason)
             self._display.say(reason if str(found) in reason else f"{found}: {reason}")
 
     def unwritten(self, found: Input, reason: str) -> None:
         with self._lock:
+            super().unwritten(found, reason)
             self._display.say(reason)
 
     def written(self, found: Input, files: Sequence[Path], pdfs: Mapping[str, PdfPages]) -> None:
         with self._lock:
+            super().written(found, files, pdfs)
             if files:
                 names = ", ".join(file.name for file in files)
                 self._display.say(f"wrote {files[0].parent} ({names})")
@@ -140,5 +116,6 @@ class DocumentProgress(Watcher):
                     self._display.say(f"{found}, {name}: {text}")
 
     def _show(self) -> None:
-        text = self.counter.text(time.monotonic())
-        self._display.show(text, self.counter.done + self.counter.settled, self.counter.expected)
+        text = progress_text(self.tally, self._inputs, time.monotonic() - self._began)
+        past = self.tally.done + self.tally.settled
+        self._display.show(text, past, expected_pages(self.tally, self._inputs))

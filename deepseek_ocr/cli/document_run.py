@@ -6,9 +6,8 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from deepseek_ocr import presets
 from deepseek_ocr.cli.document_progress import DocumentProgress
 from deepseek_ocr.cli.printing import left_out_of
 from deepseek_ocr.cli.read_options import STANDARD_INPUT, OutputOptions, ReadOptions
-from deepseek_ocr.cli.terminal import ALL_READ, INTERRUPTED, SOME_FAILED, complain
-from deepseek_ocr.documents.inputs import Input, Listing, each_once, find, output_names, spool
+from deepseek_ocr.cli.terminal import DONE, INTERRUPTED, SOME_FAILED, complain
+from deepseek_ocr.documents.inputs import Input, each_once, find, output_names, spool
 from deepseek_ocr.documents.pipeline import read_documents
 from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.documents.renderer import Renderer
@@ -31,28 +30,39 @@ _MOST_WORKERS = 4
 """Rendering processes: each renders tens of pages a second."""
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What a run needs beside its engines."""
+def write_documents(
+    options: ReadOptions, output: OutputOptions, load: Callable[[], list[OcrEngine]]
+) -> int:
+    """Read every page that `options` name and write what was asked for; the exit status.
 
-    listing: Listing
-    store: Store
-    renderer: Renderer
-
-
-@contextmanager
-def prepared(options: ReadOptions, output: OutputOptions) -> Iterator[Prepared]:
-    """What a run needs, opened and closed again, so that it fails before a model is loaded. Raises
-    `OcrError` if there is nothing to read or nowhere to write."""
+    `load` gives the engines, when all else is ready. Raises `OcrError` if there is nothing to read
+    or nowhere to write, and what `load` raises.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepseek-ocr-")))
-        listing = _listing(options, folder)
+        listed = _listed(options, folder)
         store = stack.enter_context(Store(output.folder, output.shard))
         workers = max(1, min(_MOST_WORKERS, (os.cpu_count() or 1) // 2))
-        yield Prepared(listing, store, stack.enter_context(Renderer(options.render, workers)))
+        renderer = stack.enter_context(Renderer(options.render, workers))
+        engines, names = load(), output_names(listed)
+        inputs = [found for found in listed if output.shard.has(found.key)]
+        watcher = DocumentProgress(len(inputs))
+        try:
+            with watcher:
+                plan = _plan(options, output)
+                tally = read_documents(inputs, engines, plan, store, renderer, watcher, names)
+        except KeyboardInterrupt:
+            _say_how_to_go_on(watcher.tally, output)
+            return INTERRUPTED
+        except OSError as error:
+            advice = "Make room and run the same command again to go on."
+            complain(f"{output.folder} takes nothing more: {error.strerror}. {advice}")
+            return SOME_FAILED
+        _sum_up(tally, output, inputs)
+        return SOME_FAILED if tally.failures else DONE
 
 
-def _listing(options: ReadOptions, folder: Path) -> Listing:
+def _listed(options: ReadOptions, folder: Path) -> list[Input]:
     """Everything that was named. Raises `OcrError` if that is nothing."""
     found = find(name for name in options.inputs if name != STANDARD_INPUT)
     inputs = [*found.inputs]
@@ -64,38 +74,14 @@ def _listing(options: ReadOptions, folder: Path) -> Listing:
         complain(left_out_of(", ".join(options.inputs), len(found.left_out)))
     if not inputs:
         raise SettingsError("There are no pictures, PDFs or zips in what was named.")
-    return Listing(tuple(each_once(inputs)), found.left_out)
-
-
-def write_documents(
-    engines: list[OcrEngine], options: ReadOptions, output: OutputOptions, ready: Prepared
-) -> int:
-    """Read every page that `options` name and write what was asked for; the exit status."""
-    inputs = [found for found in ready.listing.inputs if output.shard.has(found.key)]
-    names = output_names(ready.listing.inputs)
-    watcher = DocumentProgress(len(inputs))
-    try:
-        with watcher:
-            tally = read_documents(
-                inputs, engines, _plan(options, output), ready.store, ready.renderer, watcher, names
-            )
-    except KeyboardInterrupt:
-        _say_how_to_go_on(watcher, output)
-        return INTERRUPTED
-    except OSError as error:
-        advice = "Make room and run the same command again to go on."
-        complain(f"{output.folder} takes nothing more: {error.strerror}. {advice}")
-        return SOME_FAILED
-    _sum_up(tally, output, inputs)
-    return SOME_FAILED if tally.failures else ALL_READ
+    return each_once(inputs)
 
 
 def _plan(options: ReadOptions, output: OutputOptions) -> Plan:
     settings = options.settings
     checkpoint = checkpoint_digest(settings.checkpoint_folder())
-    about: dict[str, Any] = {
-        "model": settings.model, "checkpoint": checkpoint, "task": options.task
-    }  # fmt: skip
+    about: dict[str, Any] = {"model": settings.model, "checkpoint": checkpoint}
+    about["task"] = options.task
     if settings.quant != "none":
         about["quant"] = settings.quant
     if options.adapter is not None:
@@ -112,13 +98,11 @@ def _plan(options: ReadOptions, output: OutputOptions) -> Plan:
     )
 
 
-def _say_how_to_go_on(watcher: DocumentProgress, output: OutputOptions) -> None:
-    kept = _some(watcher.counter.done + watcher.counter.settled, "page")
+def _say_how_to_go_on(tally: Tally, output: OutputOptions) -> None:
+    kept = _some(tally.done + tally.settled, "page")
     again = " without --overwrite" if output.overwrite else ""
-    complain(
-        f"interrupted; {kept} kept in {shlex.quote(str(output.folder))}. Run the same "
-        f"command again{again} to go on from there."
-    )
+    advice = f"Run the same command again{again} to go on from there."
+    complain(f"interrupted; {kept} kept in {shlex.quote(str(output.folder))}. {advice}")
 
 
 def _some(count: int, what: str) -> str:
@@ -126,35 +110,30 @@ def _some(count: int, what: str) -> str:
 
 
 def _sum_up(tally: Tally, output: OutputOptions, inputs: list[Input]) -> None:
-    words = [f"{_some(tally.read, 'page')} read"]
-    if tally.retried:
-        words.append(f"{tally.retried} of them by another try")
-    if tally.cut:
-        words.append(f"{tally.cut} cut (see finish_reason)")
-    if tally.done:
-        words.append(f"{tally.done} read before")
+    words = _of_some(
+        (1, f"{_some(tally.read, 'page')} read"),
+        (tally.retried, f"{tally.retried} of them by another try"),
+        (tally.cut, f"{tally.cut} cut (see finish_reason)"),
+        (tally.done, f"{tally.done} read before"),
+    )
     complain(f"{', '.join(words)}; {_some(tally.documents, 'document')} in {output.folder}.")
-    _sum_up_existing(tally)
-    failures = [
-        text
-        for count, text in (
-            (tally.failed, f"{_some(tally.failed, 'page')} failed"),
-            (tally.unopened, f"{tally.unopened} of {len(inputs)} inputs could not be opened"),
-            (tally.unwritten, f"{_some(tally.unwritten, 'document')} could not be written"),
-        )
-        if count
-    ]
+    for pages, what in (
+        (tally.skipped, "of searchable PDFs kept the text of the original alone (--existing-text)"),
+        (tally.replaced, "of searchable PDFs got new text for the old"),
+        (tally.rebuilt, "of PDFs rebuilt from pictures; see above"),
+    ):
+        if pages:
+            complain(f"{_some(pages, 'page')} {what}.")
+    failures = _of_some(
+        (tally.failed, f"{_some(tally.failed, 'page')} failed"),
+        (tally.unopened, f"{tally.unopened} of {len(inputs)} inputs could not be opened"),
+        (tally.unwritten, f"{_some(tally.unwritten, 'document')} could not be written"),
+    )
     if failures:
         advice = "the reasons are in the manifest. The same command tries those again."
         complain(f"{', '.join(failures)}; {advice}")
 
 
-def _sum_up_existing(tally: Tally) -> None:
-    """What became of pages that had text before they were read."""
-    for count, text in (
-        (tally.skipped, "of searchable PDFs kept the text of the original alone (--existing-text)"),
-        (tally.replaced, "of searchable PDFs got new text for the old"),
-        (tally.rebuilt, "of PDFs rebuilt from pictures; see above"),
-    ):
-        if count:
-            complain(f"{_some(count, 'page')} {text}.")
+def _of_some(*counted: tuple[int, str]) -> list[str]:
+    """The texts whose count is not 0."""
+    return [text for count, text in counted if count]

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from deepseek_ocr import configuration, presets
-from deepseek_ocr.cli.flags import Subparsers, add_speed, named
+from deepseek_ocr.cli.flags import add_speed, named
 from deepseek_ocr.cli.number_types import positive
 from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
 from deepseek_ocr.errors import SettingsError
@@ -15,7 +15,9 @@ from deepseek_ocr.settings import DecodeSettings
 from deepseek_ocr.training.evaluation.evaluation_options import EvaluationOptions
 from deepseek_ocr.weights import catalog
 
-_EPILOG = """\
+DESCRIPTION = "Measure how well a model reads pages whose text is known."
+
+EPILOG = """\
 examples:
   deepseek-ocr evaluate --data_root scans --test_file scans/test.json \\
       --model_path deepseek-ocr --output_dir results --task ocr markdown --size base
@@ -32,13 +34,10 @@ named), 2 could not start or could not write, 130 interrupted
 """
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Add the sub-command."""
-    what = "Measure how well a model reads pages whose text is known."
-    parser = commands.add_parser("evaluate", description=what, epilog=_EPILOG)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the sub-command."""
     _add_inputs(parser.add_argument_group("what is compared, and where results go"))
     _add_reading(parser.add_argument_group("how pages are read"))
-    parser.set_defaults(run=run)
 
 
 def run(flags: argparse.Namespace) -> int:

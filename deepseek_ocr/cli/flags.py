@@ -6,16 +6,13 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from deepseek_ocr import configuration
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.kernels import choice
 from deepseek_ocr.settings import QUANTS
 from deepseek_ocr.weights import catalog
-
-Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""What `add_parser` of a sub-command's module is given."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -11,7 +11,7 @@ from pathlib import Path
 from deepseek_ocr.cli.example_pages import examples_folder
 from deepseek_ocr.cli.printing import Printer, print_inputs
 from deepseek_ocr.cli.read_options import ReadOptions
-from deepseek_ocr.cli.terminal import ALL_READ, SOME_FAILED, complain, write
+from deepseek_ocr.cli.terminal import DONE, SOME_FAILED, complain, write
 from deepseek_ocr.engine.ocr_engine import OcrEngine
 
 _PROMPT = "page> "
@@ -40,7 +40,7 @@ def ask(engine: OcrEngine, options: ReadOptions) -> int:
             write(wanted)
         elif wanted:
             _read(printer, options, wanted)
-    return SOME_FAILED if printer.failed else ALL_READ
+    return SOME_FAILED if printer.failed else DONE
 
 
 def understood(line: str) -> list[str] | str:

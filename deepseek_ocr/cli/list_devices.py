@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from deepseek_ocr.cli.flags import Subparsers, add_settings, load_settings
+from deepseek_ocr.cli.flags import add_settings, load_settings
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 List the devices that are here with their memory and types, what would be chosen and why, the fast
 paths that would be used, and what each preset takes.
 """
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser("devices", description=_DESCRIPTION)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the sub-command."""
     add_settings(parser)
-    parser.set_defaults(run=run)
 
 
 def run(flags: argparse.Namespace) -> int:

@@ -84,7 +84,5 @@ def _missing(name: str, error: ModuleNotFoundError) -> str:
         raise error
     if not (extra := COMMANDS[name].extra):
         return f"{name} needs {package}, which is not installed: pip install {package}"
-    return (
-        f"{name} needs cog-deepseek-ocr[{extra}] ({package} is not installed); install that from "
-        f"where the package came, as in: pip install '.[{extra}]'"
-    )
+    advice = f"install that from where the package came, as in: pip install '.[{extra}]'"
+    return f"{name} needs cog-deepseek-ocr[{extra}] ({package} is not installed); {advice}"

@@ -29,9 +29,8 @@ def between(least: float, most: float) -> Callable[[str], float]:
         except ValueError:
             value = float("nan")
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a number from {least:g} to {most:g}."
-            )
+            reason = f"{text!r} is not a number from {least:g} to {most:g}."
+            raise argparse.ArgumentTypeError(reason)
         return value
 
     return convert

@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deepseek_ocr.cli.read_options import STANDARD_INPUT, ReadOptions
-from deepseek_ocr.cli.terminal import (
-    ALL_READ,
-    INTERRUPTED,
-    SOME_FAILED,
-    StdoutError,
-    complain,
-    write,
-)
+from deepseek_ocr.cli.terminal import DONE, INTERRUPTED, SOME_FAILED, StdoutError, complain, write
 from deepseek_ocr.documents.inputs import Input, find, may_have_pages, spool
 from deepseek_ocr.documents.renderer import Ahead, Rendered, Renderer
 from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -112,14 +105,14 @@ class Printer:
 def print_all(engine: OcrEngine, options: ReadOptions) -> int:
     """Read and print every page that the options name; the exit status. Raises `StdoutError`."""
     printer = Printer(engine, options)
-    status = ALL_READ
+    status = DONE
     try:
         print_inputs(printer, options, options.inputs)
     except KeyboardInterrupt:
         complain("interrupted; what was read so far is kept.")
         status = INTERRUPTED
     printer.finish()
-    return status or (SOME_FAILED if printer.failed else ALL_READ)
+    return status or (SOME_FAILED if printer.failed else DONE)
 
 
 def print_inputs(printer: Printer, options: ReadOptions, arguments: list[str]) -> None:
@@ -197,7 +190,6 @@ def _rendered(found: Input, options: ReadOptions, renderer: Renderer) -> Iterato
     requests = ((number, document, number) for number in numbers)
     with closing(Ahead(renderer, requests, _AHEAD)) as ahead:
         for number, picture in ahead:
-            assert picture is not None
             source = picture.image if isinstance(picture, Rendered) else picture
             yield PrintedPage(str(found), source, number, document.pages)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from deepseek_ocr import presets
 from deepseek_ocr.cli.example_pages import examples_folder
 from deepseek_ocr.cli.flags import load_settings
-from deepseek_ocr.cli.read_flags import PRINTED
 from deepseek_ocr.configuration import Settings, parts_of
 from deepseek_ocr.documents.inputs import PageSelection, Shard, parse_pages, parse_shard
 from deepseek_ocr.errors import SettingsError
@@ -20,6 +19,9 @@ from deepseek_ocr.settings import CropSettings, DecodeSettings, RenderSettings
 from deepseek_ocr.weights import catalog
 
 STANDARD_INPUT = "-"
+
+PRINTED = ("txt", "md", "json")
+"""Formats that can go to standard output."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class ReadOptions:
 
 def read_options(flags: argparse.Namespace) -> ReadOptions:
     """The run that `flags` ask for. Raises `SettingsError` if they do not go together."""
-    if not flags.inputs and (flags.output or flags.stdout or not _is_interactive()):
+    askable = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+    if not flags.inputs and (flags.output or flags.stdout or not askable):
         example = shlex.quote(str(examples_folder() / "invoice.png"))
         raise SettingsError(f"no image given; try: deepseek-ocr read --model pocket {example}")
     if flags.inputs.count(STANDARD_INPUT) > 1:
@@ -82,20 +85,14 @@ def read_options(flags: argparse.Namespace) -> ReadOptions:
     )
 
 
-def _is_interactive() -> bool:
-    """True if somebody can be asked for paths."""
-    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
-
-
 def _printed(names: str | None) -> str:
     """The format of standard output."""
     if names in (None, *PRINTED):
         return names or "txt"
     for name in names.split(","):
         find_format(name)
-    raise SettingsError(
-        f"--format {names} makes files; add -o FOLDER. Printed is one of {', '.join(PRINTED)}."
-    )
+    reason = f"--format {names} makes files; add -o FOLDER. Printed is one of {', '.join(PRINTED)}."
+    raise SettingsError(reason)
 
 
 def _output(flags: argparse.Namespace) -> OutputOptions | None:

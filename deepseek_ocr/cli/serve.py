@@ -7,15 +7,15 @@ from dataclasses import fields
 from typing import Any
 
 from deepseek_ocr import configuration
-from deepseek_ocr.cli.flags import Subparsers, add_config, add_speed
+from deepseek_ocr.cli.flags import add_config, add_speed
 from deepseek_ocr.configuration import MEANINGS, ServerSettings, Settings
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Serve DeepSeek-OCR over HTTP: /v1/chat/completions, /v1/responses and /v1/models for clients of
 OpenAI's API, and a page at / to try it.
 """
 
-_EPILOG = """\
+EPILOG = """\
 Every setting can also stand in the file (deepseek-ocr config init writes one) or in a variable:
 the flag --max-pages is DEEPSEEK_OCR_MAX_PAGES, several values have commas between them, and keys,
 which others on this machine can read off a command line, are DEEPSEEK_OCR_API_KEYS.
@@ -31,16 +31,10 @@ _METAVARS = {"checkpoints": "FOLDER", "existing_text": "MODE", "formulas": "MARK
 """What stands for the values of settings whose last word says too little."""
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser(
-        "serve",
-        usage="deepseek-ocr serve [options]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the sub-command."""
+    parser.usage = "deepseek-ocr serve [options]"
     add_server_flags(parser)
-    parser.set_defaults(run=run)
 
 
 def run(flags: argparse.Namespace) -> int:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from deepseek_ocr.cli.flags import Subparsers
 from deepseek_ocr.cli.number_types import share
-from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
+from deepseek_ocr.cli.terminal import COULD_NOT_START, DONE, INTERRUPTED, SOME_FAILED, complain
 
-ALL_USED, SOME_REJECTED = 0, 1
-"""Exit statuses, beside those that all commands share."""
+DESCRIPTION = "Split annotated pictures into train.json and test.json."
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   deepseek-ocr split --data_root scans --output_dir scans
   deepseek-ocr split --data_root scans --output_dir data --test_fraction 0.2 --seed 7
@@ -25,10 +23,8 @@ exit status: 0 all pairs are used, 1 some were rejected (see rejected.json), 2 n
 """
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Add the sub-command."""
-    what = "Split annotated pictures into train.json and test.json."
-    parser = commands.add_parser("split", description=what, epilog=_EPILOG)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the sub-command."""
     add = parser.add_argument
     add("--data_root", type=Path, required=True, metavar="DIR",
         help="folder with pictures and annotations, searched with all folders in it")  # fmt: skip
@@ -38,7 +34,6 @@ def add_parser(commands: Subparsers) -> None:
     add("--test_fraction", type=share, default=0.1, metavar="X",
         help="share of the samples for the test set, 0 to 1 (default: %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, help="another seed, another split (default: %(default)s)")
-    parser.set_defaults(run=run)
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -60,4 +55,4 @@ def run(flags: argparse.Namespace) -> int:
         f"{len(found.rejections)} rejected (rejected.json), {found.twins} of a picture that is "
         "there already (kept on one side)"
     )
-    return SOME_REJECTED if found.rejections else ALL_USED
+    return SOME_FAILED if found.rejections else DONE

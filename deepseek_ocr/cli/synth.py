@@ -8,24 +8,21 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
-from deepseek_ocr.cli.flags import Subparsers
 from deepseek_ocr.cli.number_types import positive
-from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
+from deepseek_ocr.cli.terminal import COULD_NOT_START, DONE, INTERRUPTED, complain
 from deepseek_ocr.training.synthetic.recipes import CLEAN_LINES, DRAWN_KINDS, MIXED, Recipe
 
-MADE = 0
-"""Exit status, beside those that all commands share."""
+DESCRIPTION = """\
+Make synthetic pages with exact annotations for every task: plain text,
+regions with boxes, a line to locate, a chart's content."""
+
+EPILOG = """\
+Example: deepseek-ocr synth --output build/pages --pages 1000 --seed 1.
+Exit status: 0 all pages were made, 2 it could not start or write, 130 interrupted."""
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser(
-        "synth",
-        description="Make synthetic pages with exact annotations for every task: plain text,\n"
-        "regions with boxes, a line to locate, a chart's content.",
-        epilog="Example: deepseek-ocr synth --output build/pages --pages 1000 --seed 1.\n"
-        "Exit status: 0 all pages were made, 2 it could not start or write, 130 interrupted.",
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the sub-command."""
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the pages")
     add("--pages", type=positive, default=100, metavar="N", help="how many (default: 100)")
@@ -39,7 +36,6 @@ def add_parser(commands: Subparsers) -> None:
     add("--fonts", choices=("train", "held-out", "all"), default="train", help="default: train")
     text = "that draw at once (default: one for each core)"
     add("--processes", type=positive, default=os.cpu_count() or 1, metavar="N", help=text)
-    parser.set_defaults(run=run)
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -58,24 +54,18 @@ def run(flags: argparse.Namespace) -> int:
         complain(str(error))
         return COULD_NOT_START
     except BrokenProcessPool:
-        complain(
-            "a process that draws pages was ended from outside, mostly for want of memory; "
-            "choose fewer --processes."
-        )
+        what = "a process that draws pages was ended from outside, mostly for want of memory"
+        complain(f"{what}; choose fewer --processes.")
         return COULD_NOT_START
     except KeyboardInterrupt:
-        complain(
-            f"interrupted; the pages made so far are in {flags.output}, and the same command "
-            "makes them all."
-        )
+        what = f"interrupted; the pages made so far are in {flags.output}"
+        complain(f"{what}, and the same command makes them all.")
         return INTERRUPTED
     if others > 0:
-        complain(
-            f"{flags.output} holds {others} more pages from before; choose an empty --output to "
-            "have only these."
-        )
+        what = f"{flags.output} holds {others} more pages from before"
+        complain(f"{what}; choose an empty --output to have only these.")
     print(f"{flags.pages} pages with annotations are in {flags.output}.")
-    return MADE
+    return DONE
 
 
 def _recipe(flags: argparse.Namespace) -> Recipe:

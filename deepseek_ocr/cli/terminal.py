@@ -10,7 +10,7 @@ from deepseek_ocr.console import harmless
 
 PROGRAM = "deepseek-ocr"
 
-ALL_READ, SOME_FAILED, COULD_NOT_START, INTERRUPTED = 0, 1, 2, 130
+DONE, SOME_FAILED, COULD_NOT_START, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
 
 

@@ -7,17 +7,15 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from deepseek_ocr import configuration, presets
-from deepseek_ocr.cli.flags import Subparsers
 from deepseek_ocr.cli.number_types import between, positive, share, whole
-from deepseek_ocr.cli.terminal import COULD_NOT_START, INTERRUPTED, complain
+from deepseek_ocr.cli.terminal import COULD_NOT_START, DONE, INTERRUPTED, SOME_FAILED, complain
 from deepseek_ocr.errors import SettingsError
 from deepseek_ocr.settings import LARGEST_RANK, DecodeSettings
 from deepseek_ocr.training.finetune.train_options import TrainOptions
 
-DONE, SOME_REJECTED = 0, 1
-"""Exit statuses, beside those that all commands share."""
+DESCRIPTION = "Fine-tune a checkpoint on annotated pages, by LoRA or in full."
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   deepseek-ocr train --data_root scans --train_file scans/train.json \\
       --val_file scans/test.json --model_path deepseek-ocr --output_dir runs/first \\
@@ -35,16 +33,14 @@ could not start or go on, 130 interrupted
 """
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Add the sub-command."""
-    what = "Fine-tune a checkpoint on annotated pages, by LoRA or in full."
-    parser = commands.add_parser("train", description=what, epilog=_EPILOG)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the sub-command."""
     _add_data(parser.add_argument_group("data"))
     _add_weights(parser.add_argument_group("what is trained"))
     _add_optimization(parser.add_argument_group("how"))
     _add_run(parser.add_argument_group("the run"))
     given = {one.name: one.default for one in fields(TrainOptions) if one.default is not MISSING}
-    parser.set_defaults(run=run, **given)
+    parser.set_defaults(**given)
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -53,22 +49,19 @@ def run(flags: argparse.Namespace) -> int:
     try:
         from deepseek_ocr.training.finetune.fine_tuning import fine_tune
 
-        return SOME_REJECTED if fine_tune(options) else DONE
+        return SOME_FAILED if fine_tune(options) else DONE
     except KeyboardInterrupt:
-        complain(
-            "interrupted; the same command with --resume goes on after the last finished epoch in "
-            f"{options.output_dir}."
-        )
+        place = f"after the last finished epoch in {options.output_dir}"
+        complain(f"interrupted; the same command with --resume goes on {place}.")
         return INTERRUPTED
     except (RuntimeError, MemoryError) as error:
         from deepseek_ocr.devices.memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
-        complain(
-            "out of memory; take fewer pages at once (--batch_size 1 with more --grad_accum), a "
-            "smaller --resolution or --max_tokens, or --lora instead of --full."
-        )
+        fewer = "take fewer pages at once (--batch_size 1 with more --grad_accum)"
+        smaller = "a smaller --resolution or --max_tokens, or --lora instead of --full."
+        complain(f"out of memory; {fewer}, {smaller}")
         return COULD_NOT_START
 
 

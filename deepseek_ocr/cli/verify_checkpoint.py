@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from deepseek_ocr import __version__, presets
 from deepseek_ocr.cli.example_pages import examples_folder
-from deepseek_ocr.cli.flags import Subparsers, add_settings, load_settings
-from deepseek_ocr.cli.terminal import ALL_READ, COULD_NOT_START, SOME_FAILED, complain
+from deepseek_ocr.cli.flags import add_settings, load_settings
+from deepseek_ocr.cli.terminal import COULD_NOT_START, DONE, SOME_FAILED, complain
 
 if TYPE_CHECKING:
     from deepseek_ocr.engine.ocr_engine import OcrEngine
+
+DESCRIPTION = __doc__
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,11 @@ CHECKS = (
 )  # fmt: skip
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser("verify-checkpoint", description=__doc__)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the sub-command."""
     text, default = "where to write the report (default: %(default)s)", "checkpoint-report.json"
     parser.add_argument("--report", type=Path, metavar="FILE", default=Path(default), help=text)
     add_settings(parser)
-    parser.set_defaults(run=run)
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -78,7 +78,7 @@ def run(flags: argparse.Namespace) -> int:
     passed = all(result["passed"] for result in results)
     print(f"{'all found' if passed else 'something is missing'}; the report is {flags.report}, "
           "please attach it to an issue of this project")  # fmt: skip
-    return ALL_READ if passed else SOME_FAILED
+    return DONE if passed else SOME_FAILED
 
 
 def run_check(engine: OcrEngine, check: Check) -> dict[str, Any]:

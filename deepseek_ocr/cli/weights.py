@@ -7,19 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deepseek_ocr import configuration
-from deepseek_ocr.cli.flags import Subparsers
-from deepseek_ocr.cli.terminal import INTERRUPTED, complain
+from deepseek_ocr.cli.terminal import DONE, INTERRUPTED, SOME_FAILED, complain
 from deepseek_ocr.console import readable
 from deepseek_ocr.errors import CheckpointError, SettingsError
 from deepseek_ocr.weights import catalog, folders, registry
 from deepseek_ocr.weights.folders import Condition
 
-DONE, FAILED = 0, 1
-"""Exit statuses, beside those that all commands share."""
+DESCRIPTION = "Fetch and check the checkpoints that the other commands know by name."
 
-_DESCRIPTION = "Fetch and check the checkpoints that the other commands know by name."
-
-_EPILOG = """\
+EPILOG = """\
 examples:
   deepseek-ocr weights list                      what is here
   deepseek-ocr weights fetch deepseek-ocr        6.7 GB, from the first source that gives it
@@ -42,15 +38,14 @@ exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted
 _Action = Callable[[argparse.Namespace, Path, str], None]
 
 
-def add_parser(commands: Subparsers) -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser("weights", description=_DESCRIPTION, epilog=_EPILOG)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the sub-command."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
 
     def add_action(name: str, purpose: str, action: _Action) -> Callable[..., argparse.Action]:
         one = actions.add_parser(name, help=purpose, description=purpose)
         one.add_argument("--checkpoints", metavar="FOLDER", help="where named checkpoints are kept")
-        one.set_defaults(run=run, action=action)
+        one.set_defaults(action=action)
         return one.add_argument
 
     add_action("list", "say which checkpoints are here and whether they are whole", _list)
@@ -74,7 +69,7 @@ def run(flags: argparse.Namespace) -> int:
         flags.action(flags, _expanded(settings.checkpoints), settings.source)
     except (CheckpointError, OSError) as error:
         complain(str(error))
-        return FAILED
+        return SOME_FAILED
     except KeyboardInterrupt:
         complain("interrupted; the same command starts it again.")
         return INTERRUPTED

@@ -29,12 +29,6 @@ MAX_PAGES = 100_000
 _TURN_OF_ORIENTATION = {3: 180, 4: 180, 5: 270, 6: 90, 7: 90, 8: 270}
 """Degrees clockwise by which an EXIF orientation turns a picture (mirroring aside)."""
 
-_TURNS = {
-    90: Image.Transpose.ROTATE_270,  # Pillow turns the other way
-    180: Image.Transpose.ROTATE_180,
-    270: Image.Transpose.ROTATE_90,
-}
-
 
 class DocumentFile(Protocol):
     """A document, open: what it is, how many pages it has, how many files in it are none."""
@@ -100,6 +94,7 @@ class _PictureArchive:
 
     def render(self, index: int, settings: RenderSettings) -> tuple[Image.Image, dict[str, Any]]:
         member = self._members[index]
+        name = f"{member.filename!r} in {self._name}"
         limit = ImageLimits().max_bytes
         try:
             with self._zip.open(member, pwd=self._password) as file:
@@ -110,10 +105,7 @@ class _PictureArchive:
             if member.flag_bits & _ENCRYPTED and "password" in str(error).lower():
                 locked = encrypted_reason(self._name, self._password is not None)
                 raise DocumentError(locked) from error
-            raise DocumentError(
-                f"{member.filename!r} in {self._name} cannot be unpacked ({error}); pack it again."
-            ) from error
-        name = f"{member.filename!r} in {self._name}"
+            raise DocumentError(f"{name} cannot be unpacked ({error}); pack it again.") from error
         with open_frames(io.BytesIO(data), name) as image:
             return _upright(image, settings)
 
@@ -170,7 +162,7 @@ def _upright(image: Image.Image, settings: RenderSettings) -> tuple[Image.Image,
     turn = 0
     if rotate is not None:
         turn = (rotate - _TURN_OF_ORIENTATION.get(orientation, 0)) % 360
-    page = page.transpose(_TURNS[turn]) if turn else page
+    page = page.rotate(-turn, expand=True) if turn else page  # Pillow turns the other way
     resolution = _resolution(image)
     if resolution and (page.width > page.height) != (image.width > image.height):
         resolution.reverse()

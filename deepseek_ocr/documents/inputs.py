@@ -1,7 +1,6 @@
 """What there is to read: which files, what each is called, which of its pages.
 
-Standard library only, and no file is opened further than its first bytes: a folder of ten thousand
-documents is listed without reading them.
+No file is read further than its first bytes: a folder of ten thousand is listed in no time.
 """
 
 from __future__ import annotations
@@ -97,10 +96,9 @@ def parse_pages(text: str) -> PageSelection:
         match = _ITEM.fullmatch(item.strip())
         first = int(match[1]) if match and match[1] else 0
         if match is None or first == 0 or match[3] in ("0", "-0"):
-            raise SettingsError(
-                f"There are no pages {item.strip()[:40]!r}; write 1-3,7,-1: pages count from 1, "
-                "negative numbers from the end, 5- is everything from the fifth on."
-            )
+            what = f"There are no pages {item.strip()[:40]!r}; write 1-3,7,-1"
+            how = "negative numbers from the end, 5- is everything from the fifth on."
+            raise SettingsError(f"{what}: pages count from 1, {how}")
         last = int(match[3]) if match[3] else (-1 if match[2] else first)
         ranges.append((first, last))
     return PageSelection(tuple(ranges))
@@ -135,7 +133,9 @@ def find(arguments: Iterable[str]) -> Listing:
     for argument in arguments:
         path = Path(argument)
         if argument.startswith(("http://", "https://")):
-            inputs.append(Input(path, argument, _ADDRESS.format(argument)))
+            what = f"{argument} is an address, and addresses are not fetched here"
+            advice = "download the file, for example with: curl -fsSLo page.jpg ADDRESS"
+            inputs.append(Input(path, argument, f"{what}; {advice}"))
         elif os.path.exists(path):  # False for a name too long, or with a null byte
             _take(path, inputs, left_out)
         elif glob.has_magic(argument):
@@ -148,12 +148,6 @@ def find(arguments: Iterable[str]) -> Listing:
             error = f"{shown(path)} does not exist; check the path."
             inputs.append(Input(path, path.as_posix(), error))
     return Listing(tuple(_with_unique_keys(inputs)), tuple(left_out))
-
-
-_ADDRESS = (
-    "{} is an address, and addresses are not fetched here; download the file, for example with: "
-    "curl -fsSLo page.jpg ADDRESS"
-)
 
 
 def _take(path: Path, inputs: list[Input], left_out: list[Path]) -> None:
@@ -259,10 +253,8 @@ def spool(stream: BinaryIO, folder: Path) -> Input:
         while piece := stream.read(1 << 20):
             size += len(piece)
             if size > MAX_BYTES:
-                raise DocumentError(
-                    f"Standard input gives more than {MAX_BYTES >> 30} GiB; save it to a file and "
-                    "split it."
-                )
+                what = f"Standard input gives more than {MAX_BYTES >> 30} GiB"
+                raise DocumentError(f"{what}; save it to a file and split it.")
             digest.update(piece)
             file.write(piece)
     if not size:

@@ -1,7 +1,4 @@
-"""Read pages through an engine, and try those again that go wrong: the best try is kept.
-
-The engine is fed lazily and may hold as many pages in flight as it likes.
-"""
+"""Read pages through an engine, and try those again that go wrong: the best try is kept."""
 
 from __future__ import annotations
 
@@ -67,30 +64,24 @@ class ReadPage(Generic[Wanted]):
         if self.reading is None or _worth(outcome) > _worth(self.reading):
             self.reading, self.kept = outcome, len(self.tries) - 1
 
-    def next_attempt(self, attempts: Sequence[Attempt]) -> int | None:
-        """Which of `attempts` comes next, if any: the first not tried that its end calls for.
+    def next_attempt(self, attempts: Sequence[Attempt]) -> Attempt | None:
+        """Which of `attempts` comes next, if any, with the time that the page has left: the first
+        not tried that its end calls for.
 
         A blank page that came out empty is not tried again, nor one that timed out or failed, nor
         one whose tries took all the time a page may take.
         """
-        if not self.tries:
-            return 0
-        last = self.tries[-1]
+        timeout = attempts[0].decode.timeout  # 0 is no end
+        left = max(0.0, timeout - sum(tried.seconds for tried in self.tries))
+        ended = self.tries[-1].outcome if self.tries else ""
+        if (timeout and not left) or (ended == "empty" and _is_blank(self.rendered.image)):
+            return None
         names = [tried.settings["name"] for tried in self.tries]
-        if last.outcome == "empty" and _is_blank(self.rendered.image):
-            return None
-        if self.time_left(attempts[0].decode.timeout) == 0:
-            return None
-        for at, attempt in enumerate(attempts):
-            if attempt.name not in names and last.outcome in attempt.after:
-                return at
+        for attempt in attempts:
+            if not names or (attempt.name not in names and ended in attempt.after):
+                left = max(left, 1e-3) if timeout else attempt.decode.timeout
+                return replace(attempt, decode=replace(attempt.decode, timeout=left))
         return None
-
-    def time_left(self, timeout: float) -> float | None:
-        """Seconds that remain of `timeout` for the page; None where it has no end (0)."""
-        if not timeout:
-            return None
-        return max(0.0, timeout - sum(tried.seconds for tried in self.tries))
 
 
 def read_pages(
@@ -113,7 +104,8 @@ def read_pages(
             page = again.popleft() if again else next(waiting, None)
             if page is None:
                 return
-            attempt = ready(attempts, page)
+            attempt = page.next_attempt(attempts)
+            assert attempt is not None
             flying.append((page, attempt, perf_counter()))
             yield Page(page.rendered.image, prompt, attempt.crop, attempt.decode)
 
@@ -137,20 +129,9 @@ async def read_page(
     read: Callable[[Attempt], Awaitable[Reading | Failure]],
 ) -> None:
     """Read one page on an event loop, by as many of `attempts` as it needs; `read` does one."""
-    while page.next_attempt(attempts) is not None:
-        attempt = ready(attempts, page)
+    while (attempt := page.next_attempt(attempts)) is not None:
         began = perf_counter()
         page.add(attempt, await read(attempt), perf_counter() - began)
-
-
-def ready(attempts: Sequence[Attempt], page: ReadPage[Wanted]) -> Attempt:
-    """The attempt that comes next, which there must be, with the time the page has left."""
-    at = page.next_attempt(attempts)
-    assert at is not None
-    left = page.time_left(attempts[0].decode.timeout)
-    if left is None:
-        return attempts[at]
-    return replace(attempts[at], decode=replace(attempts[at].decode, timeout=max(left, 1e-3)))
 
 
 def record_of(page: ReadPage[Any], number: int, folder: Path | None = None) -> PageRecord:

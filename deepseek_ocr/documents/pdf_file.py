@@ -54,9 +54,8 @@ class PdfFile:
             finally:
                 page.close()
         except pypdfium2.PdfiumError as error:
-            raise DocumentError(
-                f"Page {index + 1} of {self._name} is damaged ({error}); save the document again."
-            ) from error
+            what = f"Page {index + 1} of {self._name} is damaged ({error})"
+            raise DocumentError(f"{what}; save the document again.") from error
 
     def _picture(
         self, page: pypdfium2.PdfPage, settings: RenderSettings

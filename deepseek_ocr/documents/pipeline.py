@@ -1,10 +1,7 @@
 """Documents in, outputs out: every page that goes in is read or listed with the reason.
 
-    with Store(Path("out")) as store, Renderer() as renderer:
-        tally = read_documents(find(["scans"]).inputs, [engine], plan, store, renderer)
-
-Listing, opening and rendering run ahead of the engine in threads; each page is kept as soon as it
-is read, and a document's outputs are written, in a thread too, when its last page is.
+with Store(Path("out")) as store, Renderer() as renderer:
+    tally = read_documents(find(["scans"]).inputs, [engine], plan, store, renderer)
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ from deepseek_ocr.documents.page_retries import Engine, read_pages, record_of
 from deepseek_ocr.documents.plan import Plan, settings_data
 from deepseek_ocr.documents.renderer import Ahead, OpenDocument, Rendered, Renderer
 from deepseek_ocr.documents.run_store import Store, file_digest, settings_digest
-from deepseek_ocr.documents.run_tally import RunReporter, Tally, Watcher
+from deepseek_ocr.documents.run_tally import Tally, Watcher
 from deepseek_ocr.errors import DocumentError, OcrError, OutputError
 from deepseek_ocr.formats import export
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord
@@ -49,18 +46,11 @@ class _Document:
     left: int
 
 
-@dataclass(frozen=True)
-class _PageRequest:
-    """What a picture is for: a page of a document; or news that has no picture."""
+_Page = tuple[_Document, int]
+"""A page of a document, by its number."""
 
-    found: Input
-    document: _Document | None = None
-    number: int = 0
-    error: str = ""
-
-
-_Pictures = Iterator["tuple[_PageRequest, Rendered | DocumentError | None]"]
-"""The pages of a run, each with its picture, why there is none, or None if it needs none."""
+_Pictures = Iterator[tuple[_Page, Rendered | DocumentError]]
+"""The pages of a run, each with its picture, or why there is none."""
 
 
 def read_documents(
@@ -80,17 +70,16 @@ def read_documents(
     Raises `OSError` if the disk is full.
     """
     names = output_names(inputs) if names is None else names
-    progress = RunReporter(store, watcher or Watcher())
-    _DocumentRun(plan, store, renderer, progress).read(inputs, names, engines)
-    return progress.tally
+    watcher = watcher or Watcher()
+    _DocumentRun(plan, store, renderer, watcher).read(inputs, names, engines)
+    return watcher.tally
 
 
 class _DocumentRun:
     """One run over documents."""
 
-    def __init__(self, plan: Plan, store: Store, renderer: Renderer, progress: RunReporter) -> None:
-        self._plan, self._store, self._renderer = plan, store, renderer
-        self._progress = progress
+    def __init__(self, plan: Plan, store: Store, renderer: Renderer, watcher: Watcher) -> None:
+        self._plan, self._store, self._renderer, self._watcher = plan, store, renderer, watcher
         self._settings = settings_data(plan, renderer.settings)
         attempts = [asdict(attempt) for attempt in plan.attempts]
         self._digest = settings_digest({**self._settings, "attempts": attempts})
@@ -117,18 +106,19 @@ class _DocumentRun:
 
     def _requests(
         self, inputs: Iterable[Input], names: Mapping[str, str]
-    ) -> Iterator[tuple[_PageRequest, OpenDocument | None, int]]:
-        """The pages to be rendered, document by document."""
+    ) -> Iterator[tuple[_Page, OpenDocument, int]]:
+        """The pages to be rendered, document by document; what has none is settled on the way."""
         for found in inputs:
             try:
                 document, todo = self._open(found, names[found.key])
             except (OcrError, OSError) as error:
-                yield _PageRequest(found, error=str(error)), None, 0
+                self._store.list_failed(found, str(error))
+                self._watcher.unopened(found, str(error))
                 continue
             if not todo:
-                yield _PageRequest(found, document), None, 0
+                self._writing.submit(self._write, document)
             for number in todo:
-                yield _PageRequest(found, document, number), document.opened, number
+                yield (document, number), document.opened, number
 
     def _open(self, found: Input, name: str) -> tuple[_Document, list[int]]:
         """The document and its pages that are not done yet."""
@@ -137,9 +127,8 @@ class _DocumentRun:
         opened = self._renderer.open(found.path, self._plan.password)
         numbers = self._plan.pages.of(opened.pages)
         if not numbers:
-            raise DocumentError(
-                f"{found} has {opened.pages} pages and none of those asked for; see --pages."
-            )
+            reason = f"{found} has {opened.pages} pages and none of those asked for; see --pages."
+            raise DocumentError(reason)
         digest = file_digest(found.path)
         name = self._store.claim(found, name, digest)
         if self._plan.overwrite:
@@ -151,7 +140,7 @@ class _DocumentRun:
                 todo.append(number)
             else:
                 self._store.list_done(found, name, record, digest, self._digest)
-        self._progress.opened(found, len(numbers), len(numbers) - len(todo), opened.left_out)
+        self._watcher.opened(found, len(numbers), len(numbers) - len(todo), opened.left_out)
         return _Document(found, opened, name, digest, numbers, len(todo)), todo
 
     # --- reading --------------------------------------------------------------------------------
@@ -188,24 +177,18 @@ class _DocumentRun:
     def _read_on(self, engine: Engine, pictures: _Pictures) -> None:
         pages = read_pages(engine, self._readable(pictures), self._plan.prompt, self._plan.attempts)
         for page in pages:
-            document = page.wanted.document
-            assert document is not None
-            record = record_of(page, page.wanted.number, self._store.folder / document.name)
-            self._settle(document, record)
+            document, number = page.wanted
+            self._settle(document, record_of(page, number, self._store.folder / document.name))
             if self._stopped.is_set():
                 return  # what the engine has taken ahead is for the next run
 
-    def _readable(self, pictures: _Pictures) -> Iterator[tuple[_PageRequest, Rendered]]:
+    def _readable(self, pictures: _Pictures) -> Iterator[tuple[_Page, Rendered]]:
         """The pages that have a picture; what has none is settled on the way."""
-        for request, picture in pictures:
+        for (document, number), picture in pictures:
             if isinstance(picture, Rendered):
-                yield request, picture
-            elif request.document is None:
-                self._progress.unopened(request.found, request.error)
-            elif picture is None:
-                self._writing.submit(self._write, request.document)
+                yield (document, number), picture
             else:
-                self._settle(request.document, PageRecord(request.number, error=str(picture)))
+                self._settle(document, PageRecord(number, error=str(picture)))
             if self._stopped.is_set():
                 return
 
@@ -215,7 +198,7 @@ class _DocumentRun:
         with self._lock:
             document.left -= 1
             last = document.left == 0
-        self._progress.page(document.found, record)
+        self._watcher.page(document.found, record)
         if last:
             self._writing.submit(self._write, document)
 
@@ -230,9 +213,10 @@ class _DocumentRun:
             reason = f"The outputs of {document.found} could not be written: {error}"
             if isinstance(error, OutputError):  # which says what was written
                 reason = f"{document.found}: {error}"
-            self._progress.unwritten(document.found, reason)
+            self._store.list_failed(document.found, reason)
+            self._watcher.unwritten(document.found, reason)
             return
-        self._progress.written(document.found, written.files, written.pdfs)
+        self._watcher.written(document.found, written.files, written.pdfs)
 
     def _written(self, document: _Document) -> export.WrittenFiles:
         plan, store, name = self._plan, self._store, document.name

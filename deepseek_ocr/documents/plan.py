@@ -14,7 +14,7 @@ from deepseek_ocr.settings import Attempt, RenderSettings
 @dataclass(frozen=True)
 class Plan:
     """How documents are read and written. `about` says the rest for outputs and hashes, as JSON
-    data: the model, its task and preset."""
+    data: the model, its task and preset. `render` is for who has no `Renderer` of its own."""
 
     prompt: str
     attempts: tuple[Attempt, ...]
@@ -24,6 +24,7 @@ class Plan:
     options: WriteOptions = WriteOptions()
     overwrite: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
+    render: RenderSettings = RenderSettings()
 
 
 def attempt_data(attempt: Attempt) -> dict[str, Any]:

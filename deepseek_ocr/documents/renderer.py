@@ -86,7 +86,9 @@ class Renderer(contextlib.AbstractContextManager["Renderer"]):
     def __init__(self, settings: RenderSettings = RenderSettings(), workers: int = 1) -> None:
         self.settings = settings
         self.workers = workers
-        self._pool = _Pool(workers, settings.memory)
+        self._all = [_Worker(settings.memory) for _ in range(workers)]
+        self._free = list(self._all)
+        self._freed = threading.Condition()
 
     def using(self, settings: RenderSettings) -> Renderer:
         """The same processes with other settings; `memory` and `workers` stay as they are."""
@@ -117,7 +119,7 @@ class Renderer(contextlib.AbstractContextManager["Renderer"]):
 
     def give_up(self, owner: object) -> None:
         """Stop what is being opened or rendered for `owner`; it raises `DocumentError` there."""
-        for worker in self._pool.all:
+        for worker in self._all:
             worker.give_up(owner)
 
     def _ask(
@@ -127,31 +129,14 @@ class Renderer(contextlib.AbstractContextManager["Renderer"]):
             "path": os.path.abspath(path), "name": name or shown(path), "password": password,
             "page": page, "settings": asdict(self.settings),
         }  # fmt: skip
-        with self._pool.taken((path, password)) as worker:
+        with self._taken((path, password)) as worker:
             reply, pixels = worker.ask(request, self.settings.timeout, owner)
         if "error" in reply:
             raise DocumentError(reply["error"])
         return reply, pixels
 
-    def close(self) -> None:
-        """End the processes."""
-        for worker in self._pool.all:
-            worker.stop()
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-class _Pool:
-    """Rendering processes, each for one thread at a time."""
-
-    def __init__(self, count: int, memory: int) -> None:
-        self.all = [_Worker(memory) for _ in range(count)]
-        self._free = list(self.all)
-        self._freed = threading.Condition()
-
     @contextlib.contextmanager
-    def taken(self, document: object) -> Iterator[_Worker]:
+    def _taken(self, document: object) -> Iterator[_Worker]:
         """A process that is free; if possible the one that had `document` open last."""
         with self._freed:
             while not self._free:
@@ -166,6 +151,14 @@ class _Pool:
             with self._freed:
                 self._free.append(worker)
                 self._freed.notify()
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._all:
+            worker.stop()
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 class _Worker:
@@ -208,11 +201,9 @@ class _Worker:
                 return _exchange(process, request)
         except (OSError, ValueError) as error:
             status = self.stop()
-            what = (
-                f"took longer than {timeout:g} seconds to open or render and was stopped"
-                if late.is_set()
-                else f"brought its rendering process down (status {status})"
-            )
+            what = f"brought its rendering process down (status {status})"
+            if late.is_set():
+                what = f"took longer than {timeout:g} seconds to open or render and was stopped"
             raise DocumentError(f"The page {what}; the file may be damaged, or hostile.") from error
 
     def give_up(self, owner: object) -> None:
@@ -234,10 +225,8 @@ class _Worker:
         with _killed_after(_START_S, process):
             assert process.stdout is not None
             if not process.stdout.readline():
-                raise DocumentError(
-                    "The rendering process does not start; check that pypdfium2 is installed: "
-                    "python -c 'import pypdfium2'"
-                )
+                advice = "check that pypdfium2 is installed: python -c 'import pypdfium2'"
+                raise DocumentError(f"The rendering process does not start; {advice}")
         return process
 
     def stop(self) -> int | None:
@@ -291,20 +280,17 @@ Wanted = TypeVar("Wanted")
 class Ahead(Generic[Wanted]):
     """Renders what an iterator asks for a few pages ahead, in threads, and gives it in order.
 
-    `requests` yields (what the page is for, document, number), or no document where there is
-    nothing to render; the iterator runs in a thread of its own and an exception of it is raised
-    here. At most `ahead` pages are held besides those being rendered.
+    `requests` yields (what the page is for, document, number); the iterator runs in a thread of its
+    own and an exception of it is raised here. At most `ahead` pages are held besides those being
+    rendered.
     """
 
     def __init__(
-        self,
-        renderer: Renderer,
-        requests: Iterable[tuple[Wanted, OpenDocument | None, int]],
-        ahead: int,
+        self, renderer: Renderer, requests: Iterable[tuple[Wanted, OpenDocument, int]], ahead: int
     ) -> None:
         self._renderer = renderer
         self._requests = requests
-        self._ready: queue.Queue[tuple[Wanted, Future[Rendered] | None] | None] = queue.Queue(ahead)
+        self._ready: queue.Queue[tuple[Wanted, Future[Rendered]] | None] = queue.Queue(ahead)
         self._stopped = threading.Event()
         self._error: BaseException | None = None
         self._pool = ThreadPoolExecutor(renderer.workers, "render")
@@ -314,16 +300,14 @@ class Ahead(Generic[Wanted]):
     def _produce(self) -> None:
         try:
             for wanted, document, number in self._requests:
-                picture = None
-                if document is not None:
-                    picture = self._pool.submit(self._renderer.render, document, number)
+                picture = self._pool.submit(self._renderer.render, document, number)
                 if not self._put((wanted, picture)):
                     return
         except BaseException as error:  # raised where the pages are taken
             self._error = error
         self._put(None)
 
-    def _put(self, item: tuple[Wanted, Future[Rendered] | None] | None) -> bool:
+    def _put(self, item: tuple[Wanted, Future[Rendered]] | None) -> bool:
         """Wait for room; False where nobody takes pages any more."""
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
@@ -331,13 +315,10 @@ class Ahead(Generic[Wanted]):
                 return True
         return False
 
-    def __iter__(self) -> Iterator[tuple[Wanted, Rendered | DocumentError | None]]:
-        """Each request with its picture, or why there is none; None where none was asked for."""
+    def __iter__(self) -> Iterator[tuple[Wanted, Rendered | DocumentError]]:
+        """Each request with its picture, or why there is none."""
         while (item := self._ready.get()) is not None:
             wanted, future = item
-            if future is None:
-                yield wanted, None
-                continue
             try:
                 picture: Rendered | DocumentError = future.result()
             except DocumentError as error:

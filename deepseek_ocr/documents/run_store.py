@@ -5,10 +5,8 @@
     OUT/.pages/<name>/          source.json: whose folder this is; 00001.json: what was read;
                                 written.json: what the outputs were made from
 
-The page records are the truth: a page is done when its record is there, whole, without an error,
-and made from the same bytes by the same settings. They appear whole or not at all, each before its
-line in the manifest, so a killed run loses the pages it was reading and nothing else. (After a
-power cut a record may be damaged: its page is read again.)
+A page is done when its record is there, whole, without an error, and made from the same bytes by
+the same settings. (After a power cut a record may be damaged: its page is read again.)
 
 Every part of a sharded run writes a manifest of its own (`manifest.2-of-8.jsonl`), because
 appending is not safe between machines that share a folder over a network; together they are the
@@ -57,14 +55,11 @@ class Store(AbstractContextManager["Store"]):
             self._lock.acquire(timeout=0)
             self._file = _open_manifest(self.manifest)
         except Timeout as error:
-            raise SettingsError(
-                f"Another run is writing to {shown(folder)}; wait for it, or choose another folder."
-            ) from error
+            what = f"Another run is writing to {shown(folder)}"
+            raise SettingsError(f"{what}; wait for it, or choose another folder.") from error
         except OSError as error:
-            raise SettingsError(
-                f"{shown(folder)} cannot be written: {error.strerror}; choose another folder with "
-                "-o."
-            ) from error
+            what = f"{shown(folder)} cannot be written: {error.strerror}"
+            raise SettingsError(f"{what}; choose another folder with -o.") from error
         self._writing = threading.Lock()
         self._listed = {_line_id(line) for line in read_manifests(folder)}
 
@@ -75,8 +70,6 @@ class Store(AbstractContextManager["Store"]):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    # --- whose folder --------------------------------------------------------------------------
 
     def claim(self, found: Input, name: str, digest: str) -> str:
         """The folder name for `found`, which would be `name`: the same in every run.
@@ -97,9 +90,8 @@ class Store(AbstractContextManager["Store"]):
             if _is_same(self._claimed(candidate), whose):
                 self._keep(self._home(candidate) / "source.json", whose)
                 return candidate
-        raise SettingsError(
-            f"{path} finds its output folder taken by other files; choose another -o."
-        )
+        reason = f"{path} finds its output folder taken by other files; choose another -o."
+        raise SettingsError(reason)
 
     def _home(self, name: str) -> Path:
         return self.folder / PAGES / name
@@ -125,8 +117,6 @@ class Store(AbstractContextManager["Store"]):
         finally:
             draft.unlink()
         return True
-
-    # --- pages ---------------------------------------------------------------------------------
 
     def record_path(self, name: str, number: int) -> Path:
         """Where the record of a page is kept."""
@@ -161,20 +151,17 @@ class Store(AbstractContextManager["Store"]):
 
     def list_failed(self, found: Input, reason: str) -> None:
         """List an input that could not be opened at all."""
-        self._append(
-            {"source": str(found), "document": None, "page": None, "outcome": "failed",
-             "reason": reason}
-        )  # fmt: skip
+        line = {"source": str(found), "document": None, "page": None, "outcome": "failed"}
+        self._append({**line, "reason": reason})
 
     def list_written(
         self, found: Input, name: str, files: Sequence[Path], pdfs: Mapping[str, PdfPages]
     ) -> None:
         """List what became of the pages of a document's PDFs, by format."""
-        self._append(
-            {"source": str(found), "document": name, "page": None, "outcome": "written",
-             "reason": None, "files": [file.name for file in files],
-             "pdfs": {one: asdict(pages) for one, pages in pdfs.items()}}
-        )  # fmt: skip
+        line = {"source": str(found), "document": name, "page": None, "outcome": "written"}
+        told = {one: asdict(pages) for one, pages in pdfs.items()}
+        names = [file.name for file in files]
+        self._append({**line, "reason": None, "files": names, "pdfs": told})
 
     def forget(self, name: str) -> None:
         """Drop the page records of a document, to read it anew."""
@@ -191,16 +178,12 @@ class Store(AbstractContextManager["Store"]):
 
         return LazyRecords(numbers, load)
 
-    # --- outputs -------------------------------------------------------------------------------
-
     def is_written(self, name: str, stamp: str) -> bool:
         """True where the outputs of a document are there and were made from what `stamp` is of."""
         kept = _load(self._home(name) / "written.json")
-        return (
-            isinstance(kept, dict)
-            and kept.get("stamp") == stamp
-            and all((self.folder / name / file).is_file() for file in kept.get("files", []))
-        )
+        if not isinstance(kept, dict) or kept.get("stamp") != stamp:
+            return False
+        return all((self.folder / name / file).is_file() for file in kept.get("files", []))
 
     def mark_written(self, name: str, stamp: str, files: Sequence[Path]) -> None:
         """Remember what the outputs of a document were made from."""
@@ -213,8 +196,6 @@ class Store(AbstractContextManager["Store"]):
         for number in numbers:
             digest.update(self.record_path(name, number).read_bytes())
         return digest.hexdigest()
-
-    # --- writing -------------------------------------------------------------------------------
 
     def _keep(self, path: Path, data: Mapping[str, Any]) -> None:
         with atomic_write(path, sync=False) as stream:
@@ -288,9 +269,6 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-
-
-# --- hashes -------------------------------------------------------------------------------------
 
 
 def file_digest(path: Path) -> str:

@@ -1,10 +1,8 @@
 """Documents that callers hand in one by one, their pages read by one engine, many at once.
 
-    reader = DocumentReader(engine)
-    document, numbers = await reader.open_async(Path("scan.pdf"), "scan.pdf")
-    records = await reader.read(document, numbers, prompt, attempts, print)
-
-Pages are rendered by processes that all documents share, and wait in the engine for a slot.
+reader = DocumentReader(engine)
+document, numbers = await reader.open_async(Path("scan.pdf"), "scan.pdf")
+records = await reader.read(document, numbers, prompt, attempts, print)
 """
 
 from __future__ import annotations

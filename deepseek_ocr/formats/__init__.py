@@ -18,7 +18,7 @@ from deepseek_ocr.errors import SettingsError
 class Format:
     """An output format.
 
-    - `name`: what users ask for; `description`: what they get
+    - `name`: what users ask for; `docs/outputs.md` says what they get
     - `files`: for each file, the suffix behind the document's name → its writer, as
       "module:function"; the first file stands for the document
     - `media_type`: of the first file
@@ -28,7 +28,6 @@ class Format:
     """
 
     name: str
-    description: str
     files: Mapping[str, str]
     media_type: str
     is_text: bool = True
@@ -40,27 +39,21 @@ class Format:
 
 
 _FORMATS = (
-    Format("md", "cleaned Markdown, figures as files under images/",
-           {".md": f"{__name__}.markdown:write_markdown"}, "text/markdown", uses_figures=True),
-    Format("html", "one self-contained page with tables, figures and formulas",
-           {".html": f"{__name__}.html:write_html"}, "text/html", uses_figures=True),
-    Format("json", "pages and regions with boxes, confidence, tries, counts, timings, settings",
-           {".json": f"{__name__}.json_document:write_json"}, "application/json"),
-    Format("txt", "plain text without markup, pages parted by form feeds",
-           {".txt": f"{__name__}.text:write_plain"}, "text/plain"),
-    Format("mmd", "what the official PDF script writes: NAME.mmd and NAME_det.mmd",
+    Format("md", {".md": f"{__name__}.markdown:write_markdown"}, "text/markdown",
+           uses_figures=True),
+    Format("html", {".html": f"{__name__}.html:write_html"}, "text/html", uses_figures=True),
+    Format("json", {".json": f"{__name__}.json_document:write_json"}, "application/json"),
+    Format("txt", {".txt": f"{__name__}.text:write_plain"}, "text/plain"),
+    Format("mmd",
            {".mmd": f"{__name__}.markdown:write_official",
             "_det.mmd": f"{__name__}.markdown:write_official_tagged"},
            "text/markdown", uses_figures=True),
-    Format("pdf", "the pages with their regions drawn and labelled (NAME_layouts.pdf)",
-           {"_layouts.pdf": f"{__name__}.layout_pdf:write_layout_pdf"}, "application/pdf",
+    Format("pdf", {"_layouts.pdf": f"{__name__}.layout_pdf:write_layout_pdf"}, "application/pdf",
            is_text=False),
-    Format("searchable-pdf",
-           "the pages with an invisible text layer, to search and copy (NAME.pdf)",
-           {".pdf": f"{__name__}.searchable_pdf:write_searchable_pdf"}, "application/pdf",
-           is_text=False),
-    Format("regions", "one region a line as JSON (NAME.regions.jsonl)",
-           {".regions.jsonl": f"{__name__}.json_document:write_regions"}, "application/x-ndjson"),
+    Format("searchable-pdf", {".pdf": f"{__name__}.searchable_pdf:write_searchable_pdf"},
+           "application/pdf", is_text=False),
+    Format("regions", {".regions.jsonl": f"{__name__}.json_document:write_regions"},
+           "application/x-ndjson"),
 )  # fmt: skip
 
 FORMATS: dict[str, Format] = {one.name: one for one in _FORMATS}

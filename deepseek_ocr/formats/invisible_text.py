@@ -25,6 +25,7 @@ _SHOWING = ("Tj", "TJ", "'", '"')
 _PLACING = ("Td", "TD", "Tm", "T*", "BT")
 
 Instruction = pikepdf.ContentStreamInstruction | pikepdf.ContentStreamInlineImage
+Holder = pikepdf.Page | pikepdf.Object
 
 
 class _NotRemovableError(Exception):
@@ -70,11 +71,7 @@ class _Stripper:
         self._forms = 0
 
     def strip(
-        self,
-        holder: pikepdf.Page | pikepdf.Object,
-        resources: Dictionary,
-        state: _State,
-        depth: int,
+        self, holder: Holder, resources: Dictionary, state: _State, depth: int
     ) -> tuple[bytes, Dictionary]:
         """The contents of a page or form without invisible text, and the resources for them. Raises
         `_NotRemovableError`."""
@@ -170,7 +167,7 @@ def _without_invisible(
     return left, replace(state, is_moved=True)
 
 
-def _size(holder: pikepdf.Page | pikepdf.Object) -> int:
+def _size(holder: Holder) -> int:
     """Bytes of the contents when they are unpacked."""
     if not isinstance(holder, pikepdf.Page):
         return len(holder.read_bytes())

@@ -66,11 +66,8 @@ class _Chain:
 
     def takes(self, record: PageRecord, table: Table) -> bool:
         """True if `table`, at the beginning of `record`, goes on with this one."""
-        return (
-            record.number == self.groups[-1].page + 1
-            and _columns(table) == _columns(self.place.table)
-            and len(self.groups) < MOST_JOINED
-        )
+        follows = record.number == self.groups[-1].page + 1 and len(self.groups) < MOST_JOINED
+        return follows and _columns(table) == _columns(self.place.table)
 
     def add(self, record: PageRecord, table: Table) -> None:
         """Take over the rows of `table`, less the heading repeated in it."""

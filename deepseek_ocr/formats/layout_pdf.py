@@ -74,23 +74,19 @@ def _page(leaf: Leaf, record: PageRecord) -> None:
         ),
     )  # fmt: skip
     note = Dictionary(
-        Type=Name.Annot, Subtype=Name.Stamp, Rect=Array(list(crop)), F=_PRINTED_READ_ONLY_LOCKED,
+        Type=Name.Annot, Subtype=Name.Stamp, Rect=Array(crop), F=_PRINTED_READ_ONLY_LOCKED,
         Contents="Regions", AP=Dictionary(N=leaf.pdf.make_indirect(form)),
     )  # fmt: skip
     page = leaf.page.obj
-    page.MediaBox = page.CropBox = Array(list(crop))
+    page.MediaBox = page.CropBox = Array(crop)
     page.Annots = Array([*page.get("/Annots", Array()), leaf.pdf.make_indirect(note)])
 
 
-def _with_strip(crop: Rectangle, turned: int, strip: float) -> Rectangle:
+def _with_strip(crop: Rectangle, turned: int, strip: float) -> list[float]:
     """`crop` with `strip` points more at the picture's lower edge."""
-    left, bottom, right, top = crop
-    return {
-        0: (left, bottom - strip, right, top),
-        90: (left, bottom, right + strip, top),
-        180: (left, bottom, right, top + strip),
-        270: (left - strip, bottom, right, top),
-    }[turned]
+    larger, lower = [*crop], {0: 1, 90: 2, 180: 3, 270: 0}[turned]
+    larger[lower] += strip if lower in (2, 3) else -strip
+    return larger
 
 
 def _regions(record: PageRecord, width: float, height: float, unit: float) -> Iterator[str]:
@@ -116,9 +112,8 @@ def _name_of(record: PageRecord, region: Region) -> str:
 
 def _label(text: str, x: float, y: float, unit: float, colour: Colour) -> str:
     wide = (width_of(text) + 0.6) * unit
-    return f"q {_rgb(colour)} rg {x:.2f} {y:.2f} {wide:.2f} {1.3 * unit:.2f} re f Q " + _text(
-        text, x + 0.3 * unit, y + 0.35 * unit, unit, (1.0, 1.0, 1.0)
-    )
+    written = _text(text, x + 0.3 * unit, y + 0.35 * unit, unit, (1.0, 1.0, 1.0))
+    return f"q {_rgb(colour)} rg {x:.2f} {y:.2f} {wide:.2f} {1.3 * unit:.2f} re f Q {written}"
 
 
 def _legend(record: PageRecord, width: float, unit: float) -> Iterator[_LegendLine]:

@@ -64,14 +64,11 @@ def remarks(page: PageContent) -> list[str]:
     if record.finish_reason in _ENDINGS:
         found.append(f"page {record.number}: {_ENDINGS[record.finish_reason]}")
     if len(record.tries) > 1:
-        found.append(
-            f"page {record.number} was tried {len(record.tries)} times; "
-            f"this is try {record.kept + 1}"
-        )
+        tried = f"page {record.number} was tried {len(record.tries)} times"
+        found.append(f"{tried}; this is try {record.kept + 1}")
     if page.continues is not None:
-        found.append(
-            f"the table at the top of page {record.number} stands with page {page.continues}"
-        )
+        table = f"the table at the top of page {record.number}"
+        found.append(f"{table} stands with page {page.continues}")
     return found
 
 

@@ -256,7 +256,8 @@ def _leaf_of(pdf: pikepdf.Pdf, record: PageRecord, originals: int) -> Leaf:
         raise _UnusableError("the page is missing in the damaged original's list of pages")
     try:
         page = pdf.pages[record.number - 1]
-        own = _own_turn(page)
+        turn = inherited(page, "/Rotate")
+        own = int(turn) // 90 * 90 % 360 if turn is not None else 0
         crop = _visible(page)
         _check_contents(page)
     except _UNUSABLE as error:
@@ -278,11 +279,6 @@ def inherited(page: pikepdf.Page, name: str) -> Any:
             return None
         node = node["/Parent"]
     return None
-
-
-def _own_turn(page: pikepdf.Page) -> int:
-    turn = inherited(page, "/Rotate")
-    return int(turn) // 90 * 90 % 360 if turn is not None else 0
 
 
 def _visible(page: pikepdf.Page) -> Rectangle:

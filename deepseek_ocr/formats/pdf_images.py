@@ -20,11 +20,8 @@ LONGEST_SIDE = 14_400.0
 
 _CREDIBLE_DPI = (36.0, 2400.0)
 _JPEG = b"\xff\xd8\xff"
-_COLOURS = {
-    "RGB": (Name.DeviceRGB, 3, 8),
-    "L": (Name.DeviceGray, 1, 8),
-    "1": (Name.DeviceGray, 1, 1),
-}
+_COLOURS = {"RGB": (Name.DeviceRGB, 3, 8), "L": (Name.DeviceGray, 1, 8),
+            "1": (Name.DeviceGray, 1, 1)}  # fmt: skip
 """Mode → colour space, channels, bits a channel."""
 
 

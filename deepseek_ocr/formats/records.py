@@ -1,8 +1,4 @@
-"""What is kept of each page and document that was read: plain values that survive on disk.
-
-A run writes one page record as soon as its page is read; every output format is made from the
-records afterwards, so nothing is read twice and a run can stop anywhere.
-"""
+"""What is kept of each page and document that was read: plain values that survive on disk."""
 
 from __future__ import annotations
 
@@ -149,10 +145,9 @@ def record_from_json(data: Any) -> PageRecord:
     """
     version = data.get("version") if isinstance(data, dict) else None
     if not isinstance(data, dict) or version not in (1, VERSION):
-        raise RecordError(
-            f"A page record must be an object of version {VERSION}; it is damaged or was written "
-            "by another version of this program. Read the page again (--overwrite)."
-        )
+        what = f"A page record must be an object of version {VERSION}; it is damaged or was written"
+        advice = "Read the page again (--overwrite)."
+        raise RecordError(f"{what} by another version of this program. {advice}")
     rest = {name: value for name, value in data.items() if name != "version"}
     if version == 1:
         rest = {"own_text": None, "reference": None, **rest}
@@ -162,10 +157,8 @@ def record_from_json(data: Any) -> PageRecord:
 
 
 def _refuse(where: str, wanted: str) -> RecordError:
-    return RecordError(
-        f"The page record is damaged or was edited: {where} must be {wanted}. "
-        "Read the page again (--overwrite)."
-    )
+    what = f"The page record is damaged or was edited: {where} must be {wanted}."
+    return RecordError(f"{what} Read the page again (--overwrite).")
 
 
 def _check(record: PageRecord) -> None:

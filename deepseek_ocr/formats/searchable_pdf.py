@@ -114,10 +114,9 @@ def _add(leaf: Leaf, lines: list[PlacedLine], font: GlyphlessFont) -> None:
     matrix = " ".join(f"{value:.4f}" for value in picture_to_user(leaf.crop, leaf.turned))
     parts = [f"q {matrix} cm BT 3 Tr"]
     for line in lines:
-        parts.append(
-            f"{name} {line.size:.4f} Tf {100 * line.stretch:.3f} Tz "
-            f"1 0 0 1 {line.x:.3f} {height - line.y:.3f} Tm {font.encode(line.text)} Tj"
-        )
+        look = f"{name} {line.size:.4f} Tf {100 * line.stretch:.3f} Tz"
+        place_of = f"1 0 0 1 {line.x:.3f} {height - line.y:.3f} Tm"
+        parts.append(f"{look} {place_of} {font.encode(line.text)} Tj")
     parts.append("ET Q")
     leaf.page.contents_add(compressed(leaf.pdf, "\n".join(parts).encode("ascii")), prepend=True)
 

@@ -64,13 +64,8 @@ _SOURCES = (
 AUTO = "auto"
 SOURCE_NAMES = (AUTO, *(source.name for source in _SOURCES))
 
-CHECKPOINTS: dict[str, Checkpoint] = {
-    checkpoint.name: checkpoint
-    for checkpoint in (
-        Checkpoint("deepseek-ocr", "markdown", "gundam", _FILES, 6_680_000_000, _SOURCES),
-        Checkpoint("pocket", "ocr", "tiny"),
-    )
-}
+_REAL = Checkpoint("deepseek-ocr", "markdown", "gundam", _FILES, 6_680_000_000, _SOURCES)
+CHECKPOINTS = {one.name: one for one in (_REAL, Checkpoint("pocket", "ocr", "tiny"))}
 
 FETCHED = tuple(name for name, checkpoint in CHECKPOINTS.items() if checkpoint.sources)
 

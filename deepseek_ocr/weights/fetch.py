@@ -116,29 +116,19 @@ def _locked(name: str, target: Path) -> Iterator[Path]:
             lock.release()
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise CheckpointError(
-            f"{home} cannot be written to ({reason}); choose another folder "
-            "with DEEPSEEK_OCR_CHECKPOINTS or --checkpoints."
-        ) from error
-
-
-def is_unfinished(target: Path) -> bool:
-    """True if an earlier run left something to tidy up or to continue."""
-    return part_path(target).exists()
+        advice = "choose another folder with DEEPSEEK_OCR_CHECKPOINTS or --checkpoints."
+        raise CheckpointError(f"{home} cannot be written to ({reason}); {advice}") from error
 
 
 def _require_free_name(target: Path, state: FolderState) -> None:
     """Raises `CheckpointError` if the target is something this program must not replace."""
     if state.condition is Condition.INCOMPLETE:
-        raise CheckpointError(
-            f"{target} is in the way: {state.detail} It was not made by this program, so it "
-            "is not touched; complete it or move it away, then try again."
-        )
+        what = f"{target} is in the way: {state.detail} It was not made by this program"
+        advice = "complete it or move it away, then try again."
+        raise CheckpointError(f"{what}, so it is not touched; {advice}")
     if os.path.ismount(target):
-        raise CheckpointError(
-            f"{target} is a mount point, which no finished folder can replace; mount "
-            f"{target.parent} instead."
-        )
+        what = f"{target} is a mount point, which no finished folder can replace"
+        raise CheckpointError(f"{what}; mount {target.parent} instead.")
 
 
 def _fetch_from(source: WeightSource, checkpoint: Checkpoint, work: Path) -> Path:
@@ -189,11 +179,9 @@ def _require_room(folder: Path, needed: int, what: str) -> None:
     """Raises `CheckpointError` if the disk of `folder` has not `needed` bytes to spare."""
     free = shutil.disk_usage(folder).free
     if free < needed + _SLACK:
-        raise CheckpointError(
-            f"too little room: {what} need {readable(needed + _SLACK)} and {folder.parent.parent} "
-            f"has {readable(free)}; free some, or choose another folder "
-            "with DEEPSEEK_OCR_CHECKPOINTS."
-        )
+        room = f"{readable(needed + _SLACK)} and {folder.parent.parent} has {readable(free)}"
+        advice = "free some, or choose another folder with DEEPSEEK_OCR_CHECKPOINTS."
+        raise CheckpointError(f"too little room: {what} need {room}; {advice}")
 
 
 def _accept(
@@ -218,9 +206,8 @@ def _accept(
     record = folders.make_record(ready, source.name, source.revision)
     for file in remote:
         if file.sha256 and record.files[file.name].sha256 != file.sha256:
-            raise CheckpointError(
-                f"{file.name} came with another SHA-256 than {source.url} states."
-            )
+            reason = f"{file.name} came with another SHA-256 than {source.url} states."
+            raise CheckpointError(reason)
     folders.write_record(ready, record)
 
 

@@ -43,9 +43,8 @@ def list_files(source: WeightSource, names: Sequence[str]) -> list[RemoteFile]:
     entries = _huggingface(source) if source.kind == "huggingface" else _modelscope(source)
     known = {file.name: file for file in entries if file.name in names}
     if missing := [name for name in names if name not in known]:
-        raise CheckpointError(
-            f"{source.repository} at revision {source.revision} lacks {', '.join(missing)}."
-        )
+        reason = f"{source.repository} at revision {source.revision} lacks {', '.join(missing)}."
+        raise CheckpointError(reason)
     return [known[name] for name in names]
 
 

@@ -1,8 +1,5 @@
-"""Named checkpoints on the disk: how they get there, and whether they are whole.
-
-Programs call `ensure`; `catalog.py` says which there are. Importing this file imports no torch, and
-nothing in a checkpoint is ever executed.
-"""
+"""Named checkpoints on the disk: how they get there, and whether they are whole. Programs call
+`ensure`; `catalog.py` says which there are. Nothing in a checkpoint is ever executed."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from pathlib import Path
 
 from deepseek_ocr.console import readable
 from deepseek_ocr.errors import CheckpointError, SettingsError
+from deepseek_ocr.files import part_path
 from deepseek_ocr.weights import catalog, folders
 from deepseek_ocr.weights import fetch as fetching
 from deepseek_ocr.weights.catalog import AUTO, FETCHED, Checkpoint, WeightSource
@@ -41,8 +39,8 @@ def ensure(model: str, checkpoints: Path, source: str = AUTO, *, fetch: bool = T
     folder, target = _named_folder(model, checkpoints)
     state = folders.examine(target)
     if state.is_whole:
-        if fetch and fetching.is_unfinished(target):
-            with suppress(CheckpointError):  # tidying up is no reason not to start
+        if fetch and part_path(target).exists():  # an earlier run left something to tidy up
+            with suppress(CheckpointError):  # which is no reason not to start
                 fetching.fetch(checkpoint, target, sources)
     elif fetch:
         fetching.fetch(checkpoint, target, sources)
@@ -65,10 +63,8 @@ def verify(model: str, checkpoints: Path) -> ChecksumRecord | None:
     folders.check_complete(folder, folders.ESSENTIAL)
     if model in catalog.CHECKPOINTS and not catalog.CHECKPOINTS[model].sources:
         return None
-    raise CheckpointError(
-        f"{folder} is whole, but has no sums on record to compare with; "
-        f"record them with: deepseek-ocr weights adopt {folder}"
-    )
+    what = f"{folder} is whole, but has no sums on record to compare with"
+    raise CheckpointError(f"{what}; record them with: deepseek-ocr weights adopt {folder}")
 
 
 def adopt(folder: Path, checkpoints: Path, name: str = FETCHED[0]) -> Path:
@@ -88,10 +84,9 @@ def adopt(folder: Path, checkpoints: Path, name: str = FETCHED[0]) -> Path:
     size = sum(path.stat().st_size for path in folders.data_files(folder))
     expected = catalog.CHECKPOINTS[name].size
     if size < expected * _LEAST_SHARE:
-        raise CheckpointError(
-            f"{folder} has {readable(size)}, {name} about {readable(expected)}: it is "
-            "another model. Use it by its path: --model FOLDER."
-        )
+        sizes = f"{folder} has {readable(size)}, {name} about {readable(expected)}"
+        advice = "Use it by its path: --model FOLDER."
+        raise CheckpointError(f"{sizes}: it is another model. {advice}")
     place, target = _named_folder(name, checkpoints)
     fetching.adopt(folder, name, target)
     return place
@@ -107,10 +102,9 @@ def _named_folder(name: str, checkpoints: Path) -> tuple[Path, Path]:
 def _given_folder(model: str) -> Path:
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        raise CheckpointError(
-            f"There is no checkpoint called {model!r} and no folder of that name; "
-            f"use {', '.join(catalog.CHECKPOINTS)} or the path of a checkpoint folder."
-        )
+        what = f"There is no checkpoint called {model!r} and no folder of that name"
+        names = ", ".join(catalog.CHECKPOINTS)
+        raise CheckpointError(f"{what}; use {names} or the path of a checkpoint folder.")
     return folder
 
 
@@ -120,9 +114,8 @@ def _bundled(name: str, checkpoints: Path) -> Path:
         if (folder / "config.json").is_file():
             return folder
     how = "git checkout checkpoints" if checkout() else "installing the package again"
-    raise CheckpointError(
-        f"The bundled checkpoint {name!r} is not in {bundled}; restore it with: {how}"
-    )
+    reason = f"The bundled checkpoint {name!r} is not in {bundled}; restore it with: {how}"
+    raise CheckpointError(reason)
 
 
 def _chosen(checkpoint: Checkpoint, source: str) -> tuple[WeightSource, ...]:
@@ -141,8 +134,6 @@ def _not_ready(checkpoint: Checkpoint, folder: Path, state: FolderState) -> str:
         return f"{folder} is damaged: {state.detail} Fetch it again with: {how}"
     if state.condition is Condition.INCOMPLETE:
         return f"{folder} is not a whole checkpoint: {state.detail} Complete it, or move it away."
-    return (
-        f"The checkpoint {checkpoint.name!r} is not in {folder}. Fetch it "
-        f"({readable(checkpoint.size)}) with: {how}; or try --model pocket (bundled, reads a few "
-        "lines of clean print)."
-    )
+    what = f"The checkpoint {checkpoint.name!r} is not in {folder}."
+    other = "or try --model pocket (bundled, reads a few lines of clean print)."
+    return f"{what} Fetch it ({readable(checkpoint.size)}) with: {how}; {other}"

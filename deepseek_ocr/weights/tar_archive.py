@@ -74,9 +74,8 @@ def _check_headers(tar: Path) -> set[tuple[int, int]]:
 
 def _check_kind(header: tarfile.TarInfo) -> None:
     if header.type not in (*_FILES, *_NAMES):
-        raise CheckpointError(
-            f"the tar holds {header.name!r}, which is no plain file (a link, a device); refused."
-        )
+        what = "which is no plain file (a link, a device)"
+        raise CheckpointError(f"the tar holds {header.name!r}, {what}; refused.")
     if header.size < 0 or (header.type in _NAMES and header.size > _LONGEST_NAME):
         raise CheckpointError(f"the tar states {header.size} bytes for a name; refused.")
 

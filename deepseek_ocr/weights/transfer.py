@@ -107,9 +107,8 @@ def _with_pget(pget: str, source: WeightSource, files: Sequence[RemoteFile], fol
             process.kill()
     if process.returncode != 0:
         last = one_line(said.decode("utf-8", "replace").strip().rpartition("\n")[2])
-        raise CheckpointError(
-            f"pget ended with status {process.returncode}: {last or 'it said nothing.'}"
-        )
+        reason = f"pget ended with status {process.returncode}: {last or 'it said nothing.'}"
+        raise CheckpointError(reason)
 
 
 def _wait(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from deepseek_ocr import configuration, presets, settings
@@ -38,14 +38,6 @@ _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """What cannot be kept and sent: JSON may escape halves of characters."""
 
 
-@dataclass(frozen=True)
-class DocumentPlan:
-    """How a document is rendered, read and written."""
-
-    plan: Plan
-    render: settings.RenderSettings
-
-
 def as_fields(data: Mapping[str, Any]) -> dict[str, str]:
     """Fields of a form or of JSON as text. Raises `SettingsError` for one that nobody knows."""
     found = {}
@@ -70,7 +62,7 @@ def with_defaults(given: Mapping[str, str], known: Checkpoint) -> dict[str, str]
     return {**task, "resolution": presets.preset_title(known.preset), **given}
 
 
-def document_plan(given: Mapping[str, str], server: configuration.ServerSettings) -> DocumentPlan:
+def document_plan(given: Mapping[str, str], server: configuration.ServerSettings) -> Plan:
     """The plan that the fields `given` ask for, within the bounds of `server`. Raises
     `SettingsError` and `PromptError`."""
     task = None
@@ -81,26 +73,24 @@ def document_plan(given: Mapping[str, str], server: configuration.ServerSettings
     prompt = _prompt(given, task)
     decode = _decode(given, server.page_timeout)
     retries = _whole(given, "retries", len(presets.RETRIES))
-    existing_text = given.get("existing_text", WriteOptions.existing_text)
     options = WriteOptions(
         join_tables=flag(given, "join_tables", True),
-        existing_text=settings.existing_text(existing_text),
-        formulas=settings.formula_delimiters(given.get("formulas", WriteOptions.formulas)),
+        existing_text=_word(given, "existing_text", settings.ExistingText),
+        formulas=_word(given, "formulas", settings.FormulaDelimiters),
     )
-    plan = Plan(
+    return Plan(
         prompt=prompt, formats=(output_format(given),), options=options,
         attempts=presets.attempts(presets.crop_for(resolution), decode, retries),
         pages=parse_pages(given["pages"]) if "pages" in given else PageSelection(),
         password=given.get("password"),
         about={"model": given.get("model", ""), "task": task, "resolution": resolution},
+        render=settings.RenderSettings(
+            dpi=_whole(given, "dpi", settings.RenderSettings.dpi),
+            rotate=None if rotate == "auto" else _whole(given, "rotate"),
+            max_pixels=min(settings.RenderSettings.max_pixels, server.max_pixels),
+            max_picture_pixels=server.max_pixels,
+        ),
     )  # fmt: skip
-    render = settings.RenderSettings(
-        dpi=_whole(given, "dpi", settings.RenderSettings.dpi),
-        rotate=None if rotate == "auto" else _whole(given, "rotate"),
-        max_pixels=min(settings.RenderSettings.max_pixels, server.max_pixels),
-        max_picture_pixels=server.max_pixels,
-    )
-    return DocumentPlan(plan, render)
 
 
 def output_format(given: Mapping[str, str]) -> str:
@@ -135,6 +125,10 @@ def _decode(given: Mapping[str, str], timeout: float) -> settings.DecodeSettings
     values = {name: parse[kind](given, name) for name, kind in DECODE.items() if name in given}
     decode = settings.DecodeSettings(**values)
     return replace(decode, timeout=min(decode.timeout or timeout, timeout))
+
+
+def _word(given: Mapping[str, str], name: str, kind: Any) -> Any:
+    return settings.one_of(kind, name, given.get(name, getattr(WriteOptions, name)))
 
 
 def _whole(given: Mapping[str, str], name: str, default: int = 0) -> int:

@@ -9,9 +9,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
+from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.errors import DocumentError
 from deepseek_ocr.server.api_errors import ApiError, ClosingError
-from deepseek_ocr.server.jobs.document_options import DocumentPlan, with_defaults
+from deepseek_ocr.server.jobs.document_options import with_defaults
 from deepseek_ocr.server.jobs.job_manager import JobManager
 from deepseek_ocr.server.jobs.job_store import OcrJob
 from deepseek_ocr.server.jobs.uploads import Upload
@@ -75,16 +76,16 @@ async def _check_room(jobs: JobManager, client: str) -> None:
     raise error
 
 
-def _opened(jobs: JobManager, job: OcrJob, upload: Upload, plan: DocumentPlan) -> OcrJob:
+def _opened(jobs: JobManager, job: OcrJob, upload: Upload, plan: Plan) -> OcrJob:
     """Write the upload, open it, choose its pages. For a thread."""
     path = jobs.store.upload(job)
     path.parent.mkdir(parents=True)
     upload.write(path)
     try:
-        opened = jobs.runner.renderer.using(plan.render).open(path, plan.plan.password, job.file)
+        opened = jobs.runner.renderer.using(plan.render).open(path, plan.password, job.file)
     except DocumentError as error:
         raise ApiError(400, str(error), "bad_document", "file") from error
-    numbers = plan.plan.pages.of(opened.pages)
+    numbers = plan.pages.of(opened.pages)
     most = jobs.limits.pages if job.kept else jobs.limits.request_pages
     if not numbers:
         message = f"The document has {opened.pages} pages and none of those."

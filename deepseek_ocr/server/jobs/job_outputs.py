@@ -9,13 +9,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from deepseek_ocr.documents.plan import settings_data
+from deepseek_ocr.documents.plan import Plan, settings_data
 from deepseek_ocr.errors import DocumentError, OutputError
 from deepseek_ocr.formats import export
 from deepseek_ocr.formats.records import DocumentRecord
 from deepseek_ocr.server.api_errors import ApiError
 from deepseek_ocr.server.jobs import job_events
-from deepseek_ocr.server.jobs.document_options import DocumentPlan
 from deepseek_ocr.server.jobs.job_manager import JobManager
 from deepseek_ocr.server.jobs.job_queue import JobEvent
 from deepseek_ocr.server.jobs.job_store import OcrJob
@@ -128,7 +127,7 @@ def _write(jobs: JobManager, job: OcrJob, output: str) -> Path:
         written = export.write(
             _document(jobs, job, plan), (output,), jobs.store.outputs(job),
             lambda number: jobs.runner.render(job, plan, number).image,
-            plan.plan.options, plan.plan.password,
+            plan.options, plan.password,
         )  # fmt: skip
     except OutputError as error:  # its cause says what the client may see
         raise error.__cause__ or error from None
@@ -137,8 +136,8 @@ def _write(jobs: JobManager, job: OcrJob, output: str) -> Path:
     return written.files[0]
 
 
-def _document(jobs: JobManager, job: OcrJob, plan: DocumentPlan) -> DocumentRecord:
+def _document(jobs: JobManager, job: OcrJob, plan: Plan) -> DocumentRecord:
     return DocumentRecord(
         name=Path(job.file).stem, source=jobs.store.upload(job), kind=job.kind,
-        pages=jobs.store.pages(job), settings=settings_data(plan.plan, plan.render),
+        pages=jobs.store.pages(job), settings=settings_data(plan, plan.render),
     )  # fmt: skip

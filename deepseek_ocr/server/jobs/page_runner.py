@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deepseek_ocr.documents.page_retries import ReadPage, read_page, record_of
+from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.documents.renderer import OpenDocument, Rendered, Renderer
 from deepseek_ocr.engine.results import Failure, Page, Reading
 from deepseek_ocr.errors import DeviceError, DocumentError
 from deepseek_ocr.formats.records import PageRecord
 from deepseek_ocr.server.api_errors import RETRY_AFTER, ClosingError, QueueFullError
 from deepseek_ocr.server.jobs import job_events
-from deepseek_ocr.server.jobs.document_options import DocumentPlan, document_plan
+from deepseek_ocr.server.jobs.document_options import document_plan
 from deepseek_ocr.server.jobs.job_queue import LiveJob
 from deepseek_ocr.server.jobs.job_store import JobStore, OcrJob
 from deepseek_ocr.server.jobs.job_threads import JobThreads
@@ -36,14 +37,14 @@ class PageRunner:
     renderer: Renderer
     threads: JobThreads
 
-    def plan(self, job: OcrJob) -> DocumentPlan:
+    def plan(self, job: OcrJob) -> Plan:
         """How a job is read, and written, also if its model is not served any more."""
         return document_plan(job.fields, self.state.server)
 
-    def render(self, job: OcrJob, plan: DocumentPlan, number: int) -> Rendered:
+    def render(self, job: OcrJob, plan: Plan, number: int) -> Rendered:
         """The picture of a page; any thread may call. Raises `DocumentError`."""
         document = OpenDocument(
-            self.store.upload(job), plan.plan.password, job.kind, number, 0, job.file
+            self.store.upload(job), plan.password, job.kind, number, 0, job.file
         )
         return self.renderer.using(plan.render).render(document, number)
 
@@ -75,10 +76,10 @@ class PageRunner:
         async def read(attempt: Attempt) -> Reading | Failure:
             if page.tries:
                 tell(len(page.tries) + 1)
-            image = Page(rendered.image, plan.plan.prompt, attempt.crop, attempt.decode)
+            image = Page(rendered.image, plan.prompt, attempt.crop, attempt.decode)
             return await self._read(pool, job.client, image, tell)
 
-        await read_page(page, plan.plan.attempts, read)
+        await read_page(page, plan.attempts, read)
         return await self.threads.run(
             job.id, lambda: record_of(page, number, self.store.outputs(job))
         )
