@@ -8,21 +8,26 @@ requirements/checkout.txt, and the program `chromium` for the picture.
 
 from __future__ import annotations
 
-import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import pypdfium2
 from PIL import Image, ImageDraw, ImageFont
 
+from deepseek_ocr.formats import FORMATS
+from deepseek_ocr.formats.export import write
+from deepseek_ocr.formats.figures import save_figures
+from deepseek_ocr.formats.records import DocumentRecord, PageRecord
 from examples import output_pictures
-from examples.make_pages import BOLD, SANS, draw_table
-from examples.output_pictures import ROOT, Item, table
+from examples.output_pictures import DPI, ROOT, Item, table
 
 SIZE = (1000, 1400)
 """Of a page in pixels."""
 
-ROWS = [["March", "412", "38"], ["April", "455", "41"], ["May", "503", "29"], ["June", "520", "33"],
-        ["July", "488", "52"], ["August", "431", "47"]]  # fmt: skip
-HEADING = ["Month", "Loaves", "Returned"]
+ROWS = [("March", "412", "38"), ("April", "455", "41"), ("May", "503", "29"), ("June", "520", "33"),
+        ("July", "488", "52"), ("August", "431", "47")]  # fmt: skip
+HEADING = ("Month", "Loaves", "Returned")
 
 PAGES: list[list[Item]] = [
     [
@@ -55,7 +60,7 @@ def draw(items: list[Item]) -> Image.Image:
         left, top, right, _ = box
         if label == "table":
             rows = [HEADING, *(ROWS[:3] if top > 500 else ROWS[3:])]
-            draw_table(pen, box, rows, BOLD, 14)
+            _draw_table(pen, box, rows)
         elif label == "image":
             _draw_chart(pen, box)
         elif label == "formula":
@@ -68,7 +73,7 @@ def draw(items: list[Item]) -> Image.Image:
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(BOLD if bold else SANS, size)
+    return ImageFont.truetype("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf", size)
 
 
 def _draw_text(pen: ImageDraw.ImageDraw, at: tuple[int, int], width: int, text: str,
@@ -92,6 +97,17 @@ def _chinese(size: int) -> ImageFont.FreeTypeFont:
         return ImageFont.truetype("wqy-microhei.ttc", size)
 
 
+def _draw_table(pen: ImageDraw.ImageDraw, box: tuple[int, ...],
+                rows: Sequence[tuple[str, ...]]) -> None:  # fmt: skip
+    left, top, right, bottom = box
+    wide, high = (right - left) / 3, (bottom - top) / len(rows)
+    for row, cells in enumerate(rows):
+        for column, cell in enumerate(cells):
+            x, y = left + column * wide, top + row * high
+            pen.rectangle((x, y, x + wide, y + high), outline="black", width=2)
+            pen.text((x + 14, y + 14), cell, font=_font(26, row == 0), fill="black")
+
+
 def _draw_chart(pen: ImageDraw.ImageDraw, box: tuple[int, ...]) -> None:
     left, top, right, bottom = box
     pen.line((left, top, left, bottom, right, bottom), fill="black", width=3)
@@ -100,23 +116,51 @@ def _draw_chart(pen: ImageDraw.ImageDraw, box: tuple[int, ...]) -> None:
         pen.rectangle((x, bottom - int(loaves) * 0.6, x + 60, bottom - 2), fill="#3f6fa8")
 
 
+def reading(number: int, items: list[Item], figures: tuple[str, ...] = ()) -> PageRecord:
+    """The record of one of the two pages."""
+    return output_pictures.reading(number, items, SIZE, figures)
+
+
+def make(folder: Path) -> DocumentRecord:
+    """Write the document and all its outputs into `folder`."""
+    drawn = [draw(items) for items in PAGES]
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "report-scan.pdf"
+    drawn[0].save(source, save_all=True, append_images=drawn[1:], resolution=DPI)
+    pages = []
+    for number, (items, picture) in enumerate(zip(PAGES, drawn, strict=True), start=1):
+        page = reading(number, items)
+        pages.append(reading(number, items, save_figures(picture, page.regions, number, folder)))
+    document = DocumentRecord("report", source, "pdf", pages, {"reading": "by hand"})
+    write(document, list(FORMATS), folder, lambda number: drawn[number - 1])
+    return document
+
+
 def show(folder: Path, picture: Path) -> None:
     """What the outputs in `folder` look like, side by side in the file `picture`."""
-    layouts = "report_layouts.pdf"
-    columns = [
-        [(f"{layouts}, page {at + 1}", output_pictures.rendered(folder / layouts, at))]
-        for at in range(2)
-    ]
+    with pypdfium2.PdfDocument(folder / "report_layouts.pdf") as pdf:
+        drawn = [pdf[at].render(scale=0.9).to_pil().convert("RGB") for at in range(2)]
+    high = drawn[0].height
     with output_pictures.browser() as program:
-        page = output_pictures.shown(program, folder / "report.html")
-    output_pictures.compose([*columns, [("report.html", page)]], picture, 160)
+        page = output_pictures.screenshot(
+            program, folder / "report.html", folder / "report.png", width=640, height=1240
+        )
+    html = page.resize((round(page.width * high / page.height), high))
+    sheets = [*drawn, html]
+    whole = Image.new("RGB", (sum(sheet.width for sheet in sheets) + 40, high + 20), "#888")
+    left = 10
+    for sheet in sheets:
+        whole.paste(sheet, (left, 10))
+        left += sheet.width + 10
+    output_pictures.save_small(whole, picture, 160)
 
 
 def main() -> None:
     """Write the example; its picture too where chromium is installed."""
-    folder = output_pictures.target("example")
-    output_pictures.write_all("report", PAGES, [draw(items) for items in PAGES], folder)
-    if shutil.which("chromium"):
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "example"
+    folder = folder.resolve()
+    make(folder)
+    if output_pictures.has_browser():
         show(folder, ROOT / "docs" / "outputs.png")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from html import escape, unescape
 from pathlib import Path
@@ -18,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 import pypdfium2
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
+from deepseek_ocr.formats import FORMATS
+from deepseek_ocr.formats.export import write
+from deepseek_ocr.formats.figures import save_figures
 from deepseek_ocr.formats.mathml import to_mathml
-from examples import output_pictures
-from examples.output_pictures import COLUMN, ROOT, Item, as_wide, rendered, shown
+from deepseek_ocr.formats.records import DocumentRecord
+from examples.output_pictures import DPI, ROOT, Item, browser, reading, save_small, screenshot
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -66,6 +70,9 @@ SEARCHES = ["16. August 1998", "7. Lemon", "__init__", "60 mL/min", "1,20", "and
             "not audited", "الناس", "宇宙洪荒", "12 Main"]  # fmt: skip
 """What the picture of the searchable PDF highlights."""
 
+COLUMN, GAP, HEADER = 580, 15, 34
+"""Width of a tile, space around it, and height of its name, in pixels."""
+
 STYLE = """
 body { margin: 0; padding: 14px 18px; background: #fff; color: #111; overflow-wrap: anywhere;
   font: 16px/1.5 "DejaVu Sans", "Noto Sans CJK SC", "WenQuanYi Micro Hei", sans-serif; }
@@ -78,6 +85,20 @@ math { font-family: "Latin Modern Math", "DejaVu Math TeX Gyre", math; }
 math[display=block] { margin: 0.7em 0; }
 """
 """Of the pictures of text files and of Markdown."""
+
+
+def make(folder: Path, program: Browser) -> Image.Image:
+    """Write the page and all its outputs into `folder`; the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page = screenshot(program, PAGE, folder / "page.png", *SIZE)
+    source = folder / f"{NAME}-scan.pdf"
+    page.save(source, resolution=DPI)
+    items = list(_items(program))
+    figures = save_figures(page, reading(1, items, SIZE).regions, 1, folder)
+    record = reading(1, items, SIZE, figures)
+    document = DocumentRecord(NAME, source, "pdf", [record], {"reading": "by hand"})
+    write(document, list(FORMATS), folder, lambda _: page)
+    return page
 
 
 def _items(program: Browser) -> Iterator[Item]:
@@ -106,18 +127,19 @@ def show(folder: Path, page: Image.Image, program: Browser, picture: Path) -> No
         return (folder / f"{NAME}.{ending}").read_text(encoding="utf-8")
 
     def of_text(name: str, text: str) -> tuple[str, Image.Image]:
-        lines = "\n".join(f"<pre>{escape(line) or ' '}</pre>" for line in text.splitlines())
-        return name, _of_html(program, folder / "shown.html", lines)
+        shown = "\n".join(f"<pre>{escape(line) or ' '}</pre>" for line in text.splitlines())
+        return name, _of_html(program, folder / "shown.html", shown)
 
     columns = [
         [
-            ("The page", as_wide(page)),
-            (f"{NAME}_layouts.pdf", rendered(folder / f"{NAME}_layouts.pdf")),
+            ("The page", _as_wide(page)),
+            (f"{NAME}_layouts.pdf", _rendered(folder / f"{NAME}_layouts.pdf")),
             (f"{NAME}.pdf, searched for {len(SEARCHES)} words", _searched(folder / f"{NAME}.pdf")),
             of_text(f"{NAME}.mmd (beginning)", _beginning(text("mmd"), 28)),
         ],
         [
-            (f"{NAME}.html", shown(program, folder / f"{NAME}.html")),
+            (f"{NAME}.html", screenshot(program, folder / f"{NAME}.html", folder / "html.png",
+                                        COLUMN)),
             (f"{NAME}.md in a viewer",
              _of_html(program, folder / "viewer.html", _viewer().render(text("md")))),
         ],
@@ -129,15 +151,16 @@ def show(folder: Path, page: Image.Image, program: Browser, picture: Path) -> No
             of_text(f"{NAME}.regions.jsonl (beginning)", _beginning(text("regions.jsonl"), 2)),
         ],
     ]  # fmt: skip
-    output_pictures.compose(columns, picture, 96)
+    save_small(_composed(columns), picture, 96)
 
 
 def _of_html(program: Browser, path: Path, body: str) -> Image.Image:
     """The look of `body`, which is kept in the file `path`."""
     path.write_text(
-        f'<!DOCTYPE html><meta charset="utf-8"><style>{STYLE}</style>\n{body}', encoding="utf-8"
+        f'<!DOCTYPE html><meta charset="utf-8"><style>{STYLE}</style>\n{body}',
+        encoding="utf-8",
     )
-    return shown(program, path)
+    return screenshot(program, path, path.with_suffix(".png"), COLUMN)
 
 
 def _regions(data: str) -> str:
@@ -172,9 +195,15 @@ def _html_block(_: Any, tokens: Sequence[Any], at: int, *_rest: Any) -> str:
     return made
 
 
+def _rendered(path: Path) -> Image.Image:
+    with pypdfium2.PdfDocument(path) as pdf:
+        page = pdf[0]
+        return _as_wide(page.render(scale=COLUMN / page.get_width()).to_pil().convert("RGB"))
+
+
 def _searched(path: Path) -> Image.Image:
     """The first page of a PDF, with what PDFium marks for `SEARCHES`."""
-    picture = rendered(path)
+    picture = _rendered(path)
     pen = ImageDraw.Draw(picture, "RGBA")
     with pypdfium2.PdfDocument(path) as pdf:
         page = pdf[0]
@@ -193,12 +222,32 @@ def _searched(path: Path) -> Image.Image:
     return picture
 
 
+def _as_wide(image: Image.Image) -> Image.Image:
+    """`image` as wide as a column."""
+    size = COLUMN, round(image.height * COLUMN / image.width)
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _composed(columns: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image:
+    """Columns of named tiles, one beside the other."""
+    high = max(sum(tile.height + HEADER + GAP for _, tile in column) for column in columns)
+    whole = Image.new("RGB", (GAP + len(columns) * (COLUMN + GAP), GAP + high), "#4a5568")
+    pen = ImageDraw.Draw(whole)
+    font = ImageFont.truetype("DejaVuSans-Bold.ttf", 18)
+    for number, column in enumerate(columns):
+        left, top = GAP + number * (COLUMN + GAP), GAP
+        for name, tile in column:
+            pen.text((left + 2, top + 4), name, font=font, fill="white")
+            whole.paste(tile, (left, top + HEADER))
+            top += HEADER + tile.height + GAP
+    return whole
+
+
 def main() -> None:
     """Write the outputs and their picture."""
-    folder = output_pictures.target("hard-page")
-    with output_pictures.browser() as program:
-        page = shown(program, PAGE, *SIZE)
-        output_pictures.write_all(NAME, [list(_items(program))], [page], folder)
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "hard-page"
+    with browser() as program:
+        page = make(folder, program)
         show(folder, page, program, ROOT / "docs" / "hard-page.png")
 
 

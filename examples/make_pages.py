@@ -17,23 +17,33 @@ SIDE = 512
 A4 = (1240, 1754)
 """Size of the letter in pixels: 150 dpi."""
 
-SANS, BOLD, SERIF = "DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf"
-
 PAGES: dict[str, tuple[str, int, list[str]]] = {
-    "invoice": (SERIF, 60, ["Invoice"]),
-    "total": (SANS, 60, ["Total 498"]),
-    "fruit": (SANS, 60, ["Apple 12", "Lemon 34"]),
+    "invoice": ("DejaVuSerif.ttf", 60, ["Invoice"]),
+    "total": ("DejaVuSans.ttf", 60, ["Total 498"]),
+    "fruit": ("DejaVuSans.ttf", 60, ["Apple 12", "Lemon 34"]),
 }
 """File name → font, height of the letters in pixels, lines."""
 
 LETTER: list[tuple[int, int, int, str, str]] = [
-    (120, 120, 44, BOLD, "Harbour Lane Bakery"),
-    (120, 190, 26, SANS, "12 Harbour Lane, Port Ellis"),
-    (120, 300, 26, SERIF, "Dear Ms Winter,"),
-    (120, 360, 26, SERIF, "thank you for your order of 3 March. We have baked and packed"),
-    (120, 400, 26, SERIF, "everything below; the van leaves at half past five on Friday."),
-    (120, 760, 26, SERIF, "Please pay within fourteen days. With kind regards,"),
-    (120, 820, 26, SERIF, "Thomas Abel"),
+    (120, 120, 44, "DejaVuSans-Bold.ttf", "Harbour Lane Bakery"),
+    (120, 190, 26, "DejaVuSans.ttf", "12 Harbour Lane, Port Ellis"),
+    (120, 300, 26, "DejaVuSerif.ttf", "Dear Ms Winter,"),
+    (
+        120,
+        360,
+        26,
+        "DejaVuSerif.ttf",
+        "thank you for your order of 3 March. We have baked and packed",
+    ),
+    (
+        120,
+        400,
+        26,
+        "DejaVuSerif.ttf",
+        "everything below; the van leaves at half past five on Friday.",
+    ),
+    (120, 760, 26, "DejaVuSerif.ttf", "Please pay within fourteen days. With kind regards,"),
+    (120, 820, 26, "DejaVuSerif.ttf", "Thomas Abel"),
 ]
 """Left, top, height in pixels, font, text."""
 
@@ -57,22 +67,13 @@ def draw_letter() -> Image.Image:
     pen = ImageDraw.Draw(page)
     for left, top, height, font, text in LETTER:
         pen.text((left, top), text, font=ImageFont.truetype(font, height), fill="black")
-    draw_table(pen, (120, 480, 1110, 720), TABLE, SANS, 16)
+    font = ImageFont.truetype("DejaVuSans.ttf", 26)
+    for row, cells in enumerate(TABLE):
+        for column, text in enumerate(cells):
+            left, top = 120 + 330 * column, 480 + 60 * row
+            pen.rectangle((left, top, left + 330, top + 60), outline="black", width=2)
+            pen.text((left + 16, top + 14), text, font=font, fill="black")
     return page
-
-
-def draw_table(
-    pen: ImageDraw.ImageDraw, box: tuple[int, ...], rows: list[list[str]], heading: str, margin: int
-) -> None:
-    """A table that fills `box`; its first row is in the font `heading`."""
-    left, top, right, bottom = box
-    wide, high = (right - left) / len(rows[0]), (bottom - top) / len(rows)
-    for row, cells in enumerate(rows):
-        font = ImageFont.truetype(SANS if row else heading, 26)
-        for column, cell in enumerate(cells):
-            x, y = left + column * wide, top + row * high
-            pen.rectangle((x, y, x + wide, y + high), outline="black", width=2)
-            pen.text((x + margin, y + 14), cell, font=font, fill="black")
 
 
 def main() -> None:

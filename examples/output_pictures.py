@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pypdfium2
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from deepseek_ocr.formats import FORMATS
-from deepseek_ocr.formats.export import write
-from deepseek_ocr.formats.figures import save_figures
-from deepseek_ocr.formats.records import DocumentRecord, PageRecord
+from deepseek_ocr.formats.records import PageRecord
 from deepseek_ocr.grounding import parser
 
 if TYPE_CHECKING:
@@ -26,9 +20,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 DPI = 120
 """At which the pages are put into a PDF."""
-
-COLUMN, GAP, HEADER = 580, 15, 34
-"""Width of a tile, space around it, and height of its name, in pixels."""
 
 Item = tuple[str, tuple[int, int, int, int], str]
 """Label, box in pixels, text as the model would write it."""
@@ -60,25 +51,9 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
 
 
-def target(name: str) -> Path:
-    """The folder that the command line names, else that of this `name` in `build`."""
-    return (Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / name).resolve()
-
-
-def write_all(
-    name: str, pages: Sequence[Sequence[Item]], drawn: Sequence[Image.Image], folder: Path
-) -> None:
-    """Write the document whose pages were `drawn` and are read as `pages` say, and all its outputs,
-    into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    source = folder / f"{name}-scan.pdf"
-    drawn[0].save(source, save_all=True, append_images=drawn[1:], resolution=DPI)
-    records = []
-    for number, (items, picture) in enumerate(zip(pages, drawn, strict=True), start=1):
-        figures = save_figures(picture, reading(1, items, picture.size).regions, number, folder)
-        records.append(reading(number, items, picture.size, figures))
-    document = DocumentRecord(name, source, "pdf", records, {"reading": "by hand"})
-    write(document, list(FORMATS), folder, lambda number: drawn[number - 1])
+def has_browser() -> bool:
+    """True if the program `chromium` is installed."""
+    return shutil.which("chromium") is not None
 
 
 @contextmanager
@@ -94,41 +69,18 @@ def browser() -> Iterator[Browser]:
         program.close()
 
 
-def shown(program: Browser, source: Path, width: int = COLUMN, height: int = 1) -> Image.Image:
-    """The HTML file `source` as it is shown `width` pixels wide, all of it, and at least `height`
-    pixels."""
-    page = program.new_page(viewport={"width": width, "height": height})
+def screenshot(program: Browser, source: Path, picture: Path, width: int,
+               height: int = 0) -> Image.Image:  # fmt: skip
+    """The HTML file `source` as it is shown `width` pixels wide, kept in the file `picture`; all
+    of it, and at least `height` pixels."""
+    page = program.new_page(viewport={"width": width, "height": max(height, 1)})
     page.goto(source.resolve().as_uri())
-    shot = page.screenshot(full_page=True)
+    page.screenshot(path=picture, full_page=True)
     page.close()
-    return Image.open(io.BytesIO(shot)).convert("RGB")
+    with Image.open(picture) as shot:
+        return shot.convert("RGB")
 
 
-def rendered(path: Path, at: int = 0) -> Image.Image:
-    """A page of a PDF, as wide as a column."""
-    with pypdfium2.PdfDocument(path) as pdf:
-        page = pdf[at]
-        return as_wide(page.render(scale=COLUMN / page.get_width()).to_pil().convert("RGB"))
-
-
-def as_wide(image: Image.Image) -> Image.Image:
-    """`image` as wide as a column."""
-    size = COLUMN, round(image.height * COLUMN / image.width)
-    return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def compose(
-    columns: Sequence[Sequence[tuple[str, Image.Image]]], picture: Path, colours: int
-) -> None:
-    """Save columns of named tiles, one beside the other, as a PNG of few colours."""
-    high = max(sum(tile.height + HEADER + GAP for _, tile in column) for column in columns)
-    whole = Image.new("RGB", (GAP + len(columns) * (COLUMN + GAP), GAP + high), "#4a5568")
-    pen = ImageDraw.Draw(whole)
-    font = ImageFont.truetype("DejaVuSans-Bold.ttf", 18)
-    for number, column in enumerate(columns):
-        left, top = GAP + number * (COLUMN + GAP), GAP
-        for name, tile in column:
-            pen.text((left + 2, top + 4), name, font=font, fill="white")
-            whole.paste(tile, (left, top + HEADER))
-            top += HEADER + tile.height + GAP
-    whole.quantize(colours, dither=Image.Dither.NONE).save(picture, optimize=True)
+def save_small(image: Image.Image, picture: Path, colours: int) -> None:
+    """Save `image` as a PNG of few colours."""
+    image.quantize(colours, dither=Image.Dither.NONE).save(picture, optimize=True)
