@@ -122,7 +122,7 @@ class Predictor(OcrPredictor):
         """Read one page, or the pages of a document."""
         if output_format not in OUTPUT_FORMATS:
             raise InputError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}.")
-        prompt = presets.prompt_for(task_type, reference_text)
+        prompt = tasks.prompt_for(task_type, reference_text)
         attempts = tasks.attempts_for(resolution_size, max_new_tokens, retries)
         document, numbers = await self.reader.open_async(
             file_of(image), NAME, chosen_pages(pages), plain_text(password)
@@ -154,7 +154,7 @@ class StreamPredictor(OcrPredictor):
         password: Secret = Inputs.password,
     ) -> ConcatenateIterator[str]:
         """Read a page, or the pages of a document, yielding text as the model writes it."""
-        prompt = presets.prompt_for(task_type, reference_text)
+        prompt = tasks.prompt_for(task_type, reference_text)
         (attempt,) = tasks.attempts_for(resolution_size, max_new_tokens, 0)
         document, numbers = self.reader.open(
             file_of(image), NAME, chosen_pages(pages), plain_text(password)

@@ -42,13 +42,11 @@ def test_inputs_are_those_users_know_in_their_order() -> None:
     assert properties["pages"]["default"] == ""
     assert schemas["Input"]["required"] == ["image"]
     assert properties["image"]["format"] == "uri"
-    titles = [task.title for task in presets.TASKS.values()]
-    assert schemas["task_type"]["enum"] == titles
-    titles = [preset.title for preset in presets.PRESETS.values()]
-    assert schemas["resolution_size"]["enum"] == titles
-    assert properties["task_type"]["default"] == presets.task_title(presets.DEFAULT_TASK)
+    assert schemas["task_type"]["enum"] == list(tasks.TASK_TYPES)
+    assert schemas["resolution_size"]["enum"] == list(tasks.RESOLUTION_SIZES)
+    assert tasks.TASK_TYPES[properties["task_type"]["default"]] == presets.DEFAULT_TASK
     chosen = properties["resolution_size"]["default"]
-    assert chosen == presets.preset_title(presets.DEFAULT_PRESET)
+    assert tasks.RESOLUTION_SIZES[chosen] == presets.DEFAULT_PRESET
     assert properties["reference_text"]["default"] == ""
     assert schemas["output_format"]["enum"] == ["Text", "Markdown", "JSON"]
     assert properties["output_format"]["default"] == "Text"

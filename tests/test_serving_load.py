@@ -215,8 +215,8 @@ def test_told_to_stop_pages_in_flight_end_and_waiting_requests_get_503(endless: 
 LOADING = """
 import sys
 import torch
-import configuration
-from serving import logs
+from deepseek_ocr import configuration
+from deepseek_ocr.server.observability import logs
 from deepseek_ocr.server.security.api_keys import Keys
 from deepseek_ocr.server.lifecycle import listen, run
 from deepseek_ocr.server.server_state import ServerState

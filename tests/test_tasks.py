@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import tasks
 from deepseek_ocr import presets
 from deepseek_ocr.errors import PromptError, SettingsError
 from deepseek_ocr.settings import CropSettings, DecodeSettings
@@ -42,14 +43,14 @@ def test_names_and_titles_in_any_case(name: str) -> None:
     assert presets.task_title("OCR") == "Free OCR"
 
 
-def test_the_titles_that_cog_and_the_outputs_have() -> None:
-    assert {task.title: name for name, task in presets.TASKS.items()} == {
+def test_the_choices_of_cog_are_names_of_the_package() -> None:
+    assert tasks.TASK_TYPES == {
         "Convert to Markdown": "markdown",
         "Free OCR": "ocr",
         "Parse Figure": "figure",
         "Locate Object by Reference": "locate",
     }
-    assert {preset.title: name for name, preset in presets.PRESETS.items()} == {
+    assert tasks.RESOLUTION_SIZES == {
         "Gundam (Recommended)": "gundam",
         "Tiny": "tiny",
         "Small": "small",

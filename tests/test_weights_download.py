@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import threading
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from deepseek_ocr.weights import catalog, growth, registry
-from tests.weights_steps import CONTENT, SOURCES, check, ensure, failing, until
+from tests.weights_steps import CONTENT, check, ensure, failing, until
 from tests.weights_world import NAME, WEIGHTS, Trouble, World
 
 pytest_plugins = ["tests.weights_fixtures"]
@@ -54,23 +53,6 @@ def test_another_program_called_pget(world: World, pget: Path, program: str, mes
 def test_no_signed_address_gets_into_a_message(world: World, carrier: str) -> None:
     world.troubles = [Trouble(CONTENT["huggingface"], status=403)]
     assert "not-for-logs" not in failing(world, "huggingface", "403")
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_without_pget_and_library(
-    world: World, source: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    failing(world, source, "pip install huggingface_hub")
-
-
-def test_hugging_face_needs_its_library_even_with_pget(
-    world: World, pget: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    failing(world, "huggingface", "pip install huggingface_hub")
-    ensure(world)
-    check(world, "replicate")
 
 
 def test_an_interrupted_download_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

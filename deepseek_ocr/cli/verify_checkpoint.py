@@ -8,7 +8,6 @@ start.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from deepseek_ocr import __version__, presets
 from deepseek_ocr.cli.example_pages import examples_folder
 from deepseek_ocr.cli.flags import add_settings, load_settings
 from deepseek_ocr.cli.terminal import COULD_NOT_START, DONE, SOME_FAILED, complain
+from deepseek_ocr.files import write_json
 
 if TYPE_CHECKING:
     from deepseek_ocr.engine.ocr_engine import OcrEngine
@@ -74,7 +74,7 @@ def run(flags: argparse.Namespace) -> int:
     print(f"loaded {folder} on {engine.device} in {load_seconds:.1f} s: every tensor fits")
     results = [run_check(engine, check) for check in CHECKS]
     report = {**_machine(engine), "load_seconds": load_seconds, "checks": results}
-    flags.report.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_json(flags.report, report)
     passed = all(result["passed"] for result in results)
     print(f"{'all found' if passed else 'something is missing'}; the report is {flags.report}, "
           "please attach it to an issue of this project")  # fmt: skip

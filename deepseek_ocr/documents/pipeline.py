@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 
 from PIL import Image
@@ -92,7 +92,9 @@ class _DocumentRun:
     ) -> None:
         """Read everything; `names` are the names of the output folders by key."""
         try:
-            with closing(Ahead(self._renderer, self._requests(inputs, names), AHEAD)) as ahead:
+            requests = self._requests(inputs, names)
+            with closing(Ahead(self._renderer, requests, AHEAD)) as ahead, ExitStack() as stack:
+                stack.callback(self._stopped.set)  # before `ahead` waits for its thread
                 if len(engines) == 1:
                     self._read_on(engines[0], iter(ahead))
                 else:
@@ -109,9 +111,13 @@ class _DocumentRun:
     ) -> Iterator[tuple[_Page, OpenDocument, int]]:
         """The pages to be rendered, document by document; what has none is settled on the way."""
         for found in inputs:
+            if self._stopped.is_set():
+                return
             try:
                 document, todo = self._open(found, names[found.key])
             except (OcrError, OSError) as error:
+                if self._stopped.is_set():  # its process was stopped, the file is not to blame
+                    return
                 self._store.list_failed(found, str(error))
                 self._watcher.unopened(found, str(error))
                 continue

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,11 @@ async def _end_of_silent(jobs: JobManager, job: OcrJob) -> JobEvent | None:
 
 
 def result_of(jobs: JobManager, job: OcrJob, status: Mapping[str, Any]) -> Iterator[str]:
-    """The `status` of a job that is done, with its document, as pieces of JSON."""
+    """The `status` of a job that is done, with its document, as pieces of JSON. Raises
+    `SettingsError` at once if its fields no longer make a plan."""
     document = _document(jobs, job, jobs.runner.plan(job))
-    yield json.dumps(status, ensure_ascii=False)[:-1] + ', "result": '
-    yield from export.text_of(document, "json", jobs.store.outputs(job))
-    yield "}\n"
+    head = json.dumps(status, ensure_ascii=False)[:-1] + ', "result": '
+    return chain([head], export.text_of(document, "json", jobs.store.outputs(job)), ["}\n"])
 
 
 async def output_of(jobs: JobManager, job: OcrJob, output: str) -> Path:
