@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from deepseek_ocr.cli.commands import COMMANDS, build_parser
@@ -39,5 +40,5 @@ def _complete_paths(parser: argparse.ArgumentParser) -> None:
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():
                 _complete_paths(inner)
-        elif action.type is Path or action.dest == "inputs":
+        elif action.type is Path or re.search("FOLDER|FILE|DIR|PATH", str(action.metavar)):
             vars(action)["complete"] = shtab.FILE

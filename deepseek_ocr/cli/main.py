@@ -79,7 +79,7 @@ def _unknown(name: str) -> str:
 def _missing(name: str, error: ModuleNotFoundError) -> str:
     """What to say of a package that the sub-command `name` needs. Raises `error` again if it is
     one of this program's own modules."""
-    package = (error.name or "").partition(".")[0]
+    package = (error.name or "").partition(".")[0].replace("PIL", "pillow")
     if package in ("", "deepseek_ocr"):
         raise error
     if not (extra := COMMANDS[name].extra):

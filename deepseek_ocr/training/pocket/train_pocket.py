@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
+from deepseek_ocr.console import complain
 from deepseek_ocr.devices import selection
 from deepseek_ocr.errors import OcrError
 from deepseek_ocr.files import explain_write_errors
@@ -93,10 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         train_stage(**vars(given))
     except OcrError as error:
-        print(f"pocket: {error}", file=sys.stderr)
+        complain(str(error), "pocket")
         return 2
     except KeyboardInterrupt:
-        print(f"pocket: interrupted; the last weights are in {given.output}.", file=sys.stderr)
+        complain(f"interrupted; the last weights are in {given.output}.", "pocket")
         return 130
     print(f"The model is in {given.output / 'model'}.")
     return 0
@@ -173,4 +173,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
