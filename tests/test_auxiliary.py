@@ -122,7 +122,7 @@ def test_numbers_of_a_box_stand_at_its_corners_and_tags_nowhere() -> None:
 def test_a_pages_bytes_are_what_the_network_sees_of_it(codec: Codec) -> None:
     (page,) = page_pools.pages_of(PAGE, "ocr", 640, codec)
     crop = CropSettings(base_size=640, image_size=640, crop_mode=False)
-    seen = auxiliary._normalised(page.example.views.global_view)
+    seen = auxiliary.normalized(page.example.views.global_view)
     torch.testing.assert_close(seen, make_views(PAGE.image, crop).global_view, atol=1e-6, rtol=0)
 
 

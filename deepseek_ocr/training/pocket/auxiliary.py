@@ -132,6 +132,11 @@ WEIGHTS = {"text": 1.0, "cells": 0.5, "patches": 0.25, "here": 0.25, "next": 0.2
 """Of the losses, beside the text's own."""
 
 
+def normalized(views: Tensor) -> Tensor:
+    """Views in bytes `[B, 3, S, S]` as `make_views` gives them to the network, in float32."""
+    return views.float().div_(127.5).sub_(1)
+
+
 class AuxiliaryObjective(nn.Module):
     """The network with its loss and the auxiliary ones; see `Objective` for the plain one."""
 
@@ -192,7 +197,7 @@ class AuxiliaryObjective(nn.Module):
         neck = self.network.model.vision_tower.sam_encoder.neck
         handle = neck.register_forward_hook(lambda module, given, made: patches.append(made))
         try:
-            views = batch.global_views.float().div_(127.5).sub_(1)  # as `make_views` does it
+            views = normalized(batch.global_views)
             tokens = torch.stack(vision_tokens(self.network, replace(batch, global_views=views)))
         finally:
             handle.remove()
