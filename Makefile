@@ -70,13 +70,12 @@ test-container:
 		--numprocesses $(JOBS) --dist loadfile
 
 test-wheel:
-	rm -rf build/wheel && mkdir -p build/wheel/elsewhere
-	$(PYTHON) -m venv build/wheel/venv
-	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
-	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) build/wheel/*.whl
-	cp examples/fruit.png build/wheel/elsewhere/page.png
-	cd build/wheel/elsewhere && ../venv/bin/deepseek-ocr read page.png --model pocket
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder/venv" \
+		&& $(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir "$$folder" . \
+		&& "$$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+			$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$$folder"/*.whl \
+		&& cp examples/fruit.png "$$folder/page.png" && cd "$$folder" \
+		&& venv/bin/deepseek-ocr read page.png --model pocket | tee text && grep -qx 'Apple 12' text
 
 test-newest: $(READY)
 	rm -rf $(NEWEST)

@@ -42,7 +42,7 @@ def full_size_parser(name: str, description: str | None) -> argparse.ArgumentPar
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """The value of a flag such as `1,8,64`. Raises `ValueError` for what is no number."""
+    """The value of a flag such as `1,8,64`. Raises `ValueError` if a part is not a number."""
     return tuple(int(word) for word in text.split(","))
 
 

@@ -71,7 +71,7 @@ def card(device: torch.device) -> dict[str, Any] | None:
 
 
 def _linux_says(file: str, name: str) -> str:
-    """What `file` of `/proc` says behind `name` first; nothing where there is no Linux."""
+    """The first value behind `name` in `file` of `/proc`; empty on systems other than Linux."""
     path = Path("/proc", file)
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

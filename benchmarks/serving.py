@@ -3,8 +3,8 @@
 The same engine (bundled model) reads the same page again and again, for 1, 8 and 64 callers that
 each ask anew when they are answered: handed to the engine directly, and over HTTP as streams, in
 turn. The clients are another process. Of both: the median time to the first token, from asking, and
-pages a second. A request costs about the same whatever is read, so what share that is is told for a
-page of a few words and for one with lines and boxes.
+pages a second. A request costs about the same whatever is read, so its share of the time is given
+for a page of a few words and for one with lines and boxes.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def load(
     path: Path | None = None,
 ) -> Settings:
     """Settings from `flags` (None is unset), then `environ`, then the file, then the defaults.
-    Raises `SettingsError` for an unreadable file and for a name or a value nobody knows."""
+    Raises `SettingsError` for an unreadable file and for an unknown name or value."""
     environ = os.environ if environ is None else environ
     table = {name: _as_text(name, value) for name, value in _read_file(path).items()}
     table.pop(SERVER, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,6 +21,10 @@ def part_path(path: Path) -> Path:
     """The hidden file beside `path` in which it is written until it is complete. The name is the
     same every time, so the next run removes what a killed one left."""
     return path.with_name(f".{path.name}.part")
+
+
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")
+"""Characters that UTF-8 files and JSON cannot keep: null, and halves of surrogate pairs."""
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deepseek_ocr.errors import PromptError, SettingsError
-from deepseek_ocr.settings import Attempt, CropSettings, DecodeSettings
+from deepseek_ocr.settings import VIEW_SIDES, Attempt, CropSettings, DecodeSettings
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,9 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "gundam": Preset("Gundam (Recommended)", CropSettings(1024, 640, crop_mode=True)),
-    "tiny": Preset("Tiny", CropSettings(512, 512, crop_mode=False)),
-    "small": Preset("Small", CropSettings(640, 640, crop_mode=False)),
-    "base": Preset("Base", CropSettings(1024, 1024, crop_mode=False)),
-    "large": Preset("Large", CropSettings(1280, 1280, crop_mode=False)),
+} | {
+    title.lower(): Preset(title, CropSettings(side, side, crop_mode=False))
+    for title, side in VIEW_SIDES.items()
 }
 
 DEFAULT_TASK, DEFAULT_PRESET = "markdown", "gundam"

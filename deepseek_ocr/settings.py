@@ -20,6 +20,9 @@ LARGEST_VIEW = 1280
 MAX_PICTURE_PIXELS = 178_956_970
 """Most pixels of a picture: the bound at which Pillow refuses to open one."""
 
+VIEW_SIDES = {"Tiny": 512, "Small": 640, "Base": 1024, "Large": 1280}
+"""The model's own presets of one view: title → side in px, the smallest first."""
+
 LARGEST_RANK = 4096
 """Of a LoRA adapter, trained or read: a config may ask for any, and memory is taken by it."""
 

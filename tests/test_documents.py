@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -26,10 +27,11 @@ from deepseek_ocr import presets
 from deepseek_ocr.documents.inputs import Input, PageSelection, find, parse_pages
 from deepseek_ocr.documents.pipeline import read_documents
 from deepseek_ocr.documents.plan import Plan
-from deepseek_ocr.documents.renderer import Renderer
+from deepseek_ocr.documents.renderer import OpenDocument, Renderer
 from deepseek_ocr.documents.run_store import Store, read_manifests
 from deepseek_ocr.documents.run_tally import Tally, Watcher
 from deepseek_ocr.engine.results import Failure, Page, Reading
+from deepseek_ocr.errors import DocumentError
 from deepseek_ocr.formats import FORMATS, Format
 from deepseek_ocr.formats.records import DocumentRecord
 from deepseek_ocr.formats.writing import WriteContext
@@ -397,6 +399,56 @@ def test_interrupting_while_engines_start_stops_them_all(
     ):
         read_documents(inputs, engines, plan, store, renderer)
     assert len(lines(tmp_path / "out")) < 400
+
+
+class BlockedRenderer(Renderer):
+    """The second document and all behind it do not open before `released`, and then fail."""
+
+    def __init__(self, settings: RenderSettings) -> None:
+        super().__init__(settings)
+        self.opened, self.opening, self.released = 0, threading.Event(), threading.Event()
+
+    def open(self, path: Path, password: str | None = None) -> OpenDocument:
+        self.opened += 1
+        if self.opened == 1:
+            return super().open(path, password)
+        self.opening.set()
+        self.released.wait(60)
+        raise DocumentError("The rendering process was stopped.")
+
+
+class EngineInterruptedAt(ScriptedEngine):
+    """Ctrl-C arrives once `event` is set."""
+
+    def __init__(self, event: threading.Event) -> None:
+        super().__init__(0.01)
+        self._event = event
+
+    def read_many(self, pages: Iterable[Page]) -> Iterator[Reading | Failure]:
+        assert self._event.wait(60)
+        raise KeyboardInterrupt
+
+
+def test_a_document_that_is_being_opened_when_a_run_is_stopped_has_not_failed(
+    tmp_path: Path,
+) -> None:
+    paths = [papers.pdf(tmp_path / f"{name}.pdf", range(1, 3)) for name in "abcde"]
+    plan = Plan("Free OCR.", presets.attempts(CropSettings(), DecodeSettings()), formats=("json",))
+    inputs = find(map(str, paths)).inputs
+    with (
+        Store(tmp_path / "out") as store,
+        BlockedRenderer(RenderSettings(dpi=36)) as renderer,
+    ):
+        engine = EngineInterruptedAt(renderer.opening)
+        with pytest.raises(KeyboardInterrupt):
+            read_documents(inputs, [engine], plan, store, renderer)
+        renderer.released.set()
+        for thread in threading.enumerate():
+            if thread.name == "documents":
+                thread.join(60)
+                assert not thread.is_alive()
+    assert renderer.opened == 2
+    assert [line for line in lines(tmp_path / "out") if line["outcome"] == "failed"] == []
 
 
 def test_a_full_disk_stops_the_run_and_says_so(

@@ -47,7 +47,7 @@ def run(flags: argparse.Namespace) -> int:
         from deepseek_ocr.training.evaluation.evaluation_run import evaluate
 
         return evaluate(options)
-    except OSError as error:  # of a file that nobody expected to fail
+    except OSError as error:  # of a file without a message of its own
         what = error.filename or "a file"
         complain(f"{what} cannot be used: {error.strerror or error}; check that path.")
         return COULD_NOT_START

@@ -61,19 +61,19 @@ def add_model(group: argparse._ActionsContainer) -> None:
 def add_placement(group: argparse._ActionsContainer) -> None:
     """Add where models are kept, the device of the encoders, and the type of numbers."""
     group.add_argument("--checkpoints", metavar="FOLDER", help="where named models are kept")
-    text = "where the encoders run, for small cards (default: --device)"
+    text = "device of the encoders (default: --device)"
     group.add_argument("--vision-device", metavar="DEVICE", help=text)
     group.add_argument("--dtype", help="auto, bfloat16, float16, float32 (default: auto)")
 
 
 def add_speed(group: argparse._ActionsContainer) -> None:
     """Add the flags that change how fast pages are read."""
-    text = f"how the decoder's weights are held: {', '.join(QUANTS)} (default: none)"
+    text = f"weights quantized: {', '.join(QUANTS)} (default: none)"
     group.add_argument("--quant", metavar="NAME", help=text)
     text = f"fast paths: auto (all, the default), plain (none), {', '.join(choice.NAMES)}"
     text += "; a - leaves one out: auto,-compiled"
     group.add_argument("--kernels", metavar="A,B", help=text)
-    text = "pages that are read at once, or auto, by free memory (default: auto)"
+    text = "pages at once, or auto by memory (default)"
     group.add_argument("--slots", metavar="N", help=text)
 
 
@@ -81,7 +81,7 @@ def add_config(group: argparse._ActionsContainer) -> None:
     """Add the file with settings."""
     path, home = str(configuration.default_path()), os.path.expanduser("~")
     shown = path.replace(home, "~", 1) if path.startswith(home + os.sep) else path
-    text = f"TOML file with settings (default: {shown.replace('%', '%%')})"
+    text = f"TOML file ({shown.replace('%', '%%')})"
     group.add_argument("--config", type=Path, metavar="FILE", help=text)
 
 

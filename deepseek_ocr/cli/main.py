@@ -70,10 +70,10 @@ def _run(words: Sequence[str]) -> int:
 def _unknown(name: str) -> str:
     """What to say of a sub-command that does not exist."""
     if os.path.exists(name):
-        return f"{name} is no command; to read it: deepseek-ocr read {name}"
+        return f"{name} is not a command; to read it: deepseek-ocr read {name}"
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}."
-    return f"there is no command {name!r}; {hint}"
+    return f"unknown command {name!r}; {hint}"
 
 
 def _missing(name: str, error: ModuleNotFoundError) -> str:

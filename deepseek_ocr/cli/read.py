@@ -116,16 +116,15 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     """What most people need: it stands first."""
     add = parser.add_argument
     add("-o", "--output", type=Path, metavar="FOLDER",
-        help="write FOLDER/NAME/ for each document and FOLDER/manifest.jsonl; the same command "
-        "again goes on: pages that are done are not read again")  # fmt: skip
+        help="write FOLDER/NAME/ for each document; the same command again goes on")  # fmt: skip
     add("--format", metavar="NAMES",
-        help="printed: txt (default: as the model writes it), md (cleaned) or json; with -o some "
-        f"of {','.join(FORMATS)} (default: md)")  # fmt: skip
+        help="printed: txt (default), md or json; with -o some of "
+        f"{','.join(FORMATS)} (default: md)")  # fmt: skip
     add_model(parser)
     tasks = "; ".join(f"{name}: {task.purpose}" for name, task in presets.TASKS.items())
     add("--task", type=named(presets.task_title), help=f"{tasks} (default: markdown; pocket: ocr)")
     add("--reference", metavar="TEXT", help="what --task locate is to find")
-    add("--prompt", metavar="TEXT", help="a prompt of your own instead of --task; <image> in front")
+    add("--prompt", metavar="TEXT", help="a prompt of your own instead of --task")
     sizes = ", ".join(presets.PRESETS)
     add("--size", type=named(presets.preset_title), help=f"{sizes} (gundam; pocket: tiny)")
 
@@ -133,15 +132,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _add_documents(group: argparse._ArgumentGroup) -> None:
     add, base = group.add_argument, RenderSettings()
     add("--pages", metavar="1-3,7,-1",
-        help="which pages of each document: -1 is the last, 5- is from the fifth on "
-        "(--pages=-3--1 if it begins with a dash)")  # fmt: skip
+        help="which pages; -1 is the last, 5- the fifth and later")  # fmt: skip
     add("--password", metavar="TEXT", help="of encrypted PDFs and zips")
-    add("--dpi", type=int, default=base.dpi, metavar="N", help="resolution of PDF pages, lowered "
-        f"above {base.max_pixels // 10**6} megapixels (default: %(default)s)")  # fmt: skip
+    text = "resolution of PDF pages (default: %(default)s)"
+    add("--dpi", type=int, default=base.dpi, metavar="N", help=text)
     add("--rotate", choices=("auto", "0", "90", "180", "270"), default="auto", metavar="TURN",
-        help="auto (default): as PDF and EXIF flags say; 0, 90, 180, 270: degrees")  # fmt: skip
+        help="0, 90, 180, 270 or auto, as flags say (default)")  # fmt: skip
     add("--timeout", type=float, default=0.0, metavar="S",
-        help="seconds a page may take; what was read by then is kept (default: none)")  # fmt: skip
+        help="seconds for a page; what was read is kept")  # fmt: skip
     add("--stdout", action="store_true", help="print page after page; the same as no -o")
 
 
@@ -149,34 +147,34 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--overwrite", action="store_true", default=None, help="read everything again")
     tries = ", ".join(retry.name for retry in presets.RETRIES)
-    add("--retries", type=int, metavar="N", help="more tries for a page that loops, is cut or "
-        f"comes out empty: 0 to {len(presets.RETRIES)} (default): {tries}")  # fmt: skip
+    add("--retries", type=int, metavar="N", help="more tries for a page that goes wrong, "
+        f"0 to {len(presets.RETRIES)} (default): {tries}")  # fmt: skip
     add("--join-tables", action=argparse.BooleanOptionalAction, default=None,
-        help="join tables that go on over a page break (default: yes)")  # fmt: skip
+        help="join tables over page breaks (default: yes)")  # fmt: skip
     add("--existing-text", choices=get_args(ExistingText), metavar="MODE",
-        help="text that pages of searchable PDFs have: skip (default: leave it), "
-        "replace (a page of visible text becomes a picture at --dpi), both")  # fmt: skip
-    text = "in Markdown: dollars (default: $x$, $$x$$) or brackets (\\(x\\), \\[x\\])"
+        help="text that pages have, in searchable PDFs: "
+        "skip (default), replace, both")  # fmt: skip
+    text = "dollars (default: $x$) or brackets (\\(x\\))"
     add("--formulas", choices=get_args(FormulaDelimiters), metavar="STYLE", help=text)
-    add("--shard", metavar="I/N", help="read the I-th of N parts of the inputs, on N machines")
-    add("--devices", metavar="A,B", help="read on several devices at once: cuda:0,cuda:1")
+    add("--shard", metavar="I/N", help="read part I of N, on N machines")
+    add("--devices", metavar="A,B", help="read on several devices: cuda:0,cuda:1")
 
 
 _DECODING = {
     "sampling (greedy unless --temperature is given)": {
         "max_new_tokens": "longest answer in tokens",
-        "temperature": "0 always takes the likeliest token",
-        "top_p": "sample from the likeliest tokens of this share",
-        "top_k": "sample from so many likeliest tokens; 0 is off",
+        "temperature": "0 takes the likeliest token",
+        "top_p": "share of tokens to sample from",
+        "top_k": "how many tokens to sample from; 0: all",
         "seed": "of the sampling",
     },
     "repetition guard": {
-        "repetition_penalty": "above 1 discourages tokens already written",
-        "no_repeat_ngram_size": "forbid sequences of so many tokens to return; 0 is off",
-        "no_repeat_window": "how many tokens back that looks; 0 is all",
-        "exempt_tokens": "tokens that are never forbidden (default: those of tables)",
-        "exempt_ngrams": "also allow sequences that hold such a token (default: yes)",
-        "stop_on_loop": "end a page whose text goes in circles (default: yes)",
+        "repetition_penalty": "above 1 avoids repetition",
+        "no_repeat_ngram_size": "N tokens never come twice; 0: off",
+        "no_repeat_window": "tokens it looks back; 0: all",
+        "exempt_tokens": "tokens never forbidden (default: of tables)",
+        "exempt_ngrams": "sequences with them neither (default: yes)",
+        "stop_on_loop": "end a page that repeats itself (default: yes)",
     },
 }
 """Fields of `DecodeSettings` by the headings under which their flags stand."""

@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 
 from deepseek_ocr.cli.number_types import share
-from deepseek_ocr.cli.terminal import COULD_NOT_START, DONE, INTERRUPTED, SOME_FAILED, complain
+from deepseek_ocr.cli.terminal import (
+    COULD_NOT_START,
+    DONE,
+    INTERRUPTED,
+    SOME_FAILED,
+    complain,
+    write_line,
+)
 
 DESCRIPTION = "Split annotated pictures into train.json and test.json."
 
@@ -50,7 +57,7 @@ def run(flags: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         complain("interrupted; nothing was written.")
         return INTERRUPTED
-    print(
+    write_line(
         f"{len(train)} samples in train.json, {len(test)} in test.json, "
         f"{len(found.rejections)} rejected (rejected.json), {found.twins} of a picture that is "
         "there already (kept on one side)"

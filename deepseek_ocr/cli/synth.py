@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepseek_ocr.cli.number_types import positive
-from deepseek_ocr.cli.terminal import COULD_NOT_START, DONE, INTERRUPTED, complain
+from deepseek_ocr.cli.terminal import COULD_NOT_START, DONE, INTERRUPTED, complain, write_line
 from deepseek_ocr.training.synthetic.recipes import CLEAN_LINES, DRAWN_KINDS, MIXED, Recipe
 
 DESCRIPTION = """\
@@ -64,7 +64,7 @@ def run(flags: argparse.Namespace) -> int:
     if others > 0:
         what = f"{flags.output} holds {others} more pages from before"
         complain(f"{what}; choose an empty --output to have only these.")
-    print(f"{flags.pages} pages with annotations are in {flags.output}.")
+    write_line(f"{flags.pages} pages with annotations are in {flags.output}.")
     return DONE
 
 

@@ -31,6 +31,11 @@ def write(text: str) -> None:
         raise StdoutError(error.strerror) from error
 
 
+def write_line(text: str) -> None:
+    """`write` a line. Raises `StdoutError`."""
+    write(f"{text}\n")
+
+
 def stdout_failed(error: StdoutError) -> int:
     """Say so, unless the reader of our output has just seen enough (`| head`); the status."""
     if not isinstance(error.__cause__, BrokenPipeError):

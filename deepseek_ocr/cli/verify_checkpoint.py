@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from deepseek_ocr import __version__, presets
 from deepseek_ocr.cli.example_pages import examples_folder
 from deepseek_ocr.cli.flags import add_settings, load_settings
-from deepseek_ocr.cli.terminal import COULD_NOT_START, DONE, SOME_FAILED, complain
+from deepseek_ocr.cli.terminal import COULD_NOT_START, DONE, SOME_FAILED, complain, write_line
 from deepseek_ocr.files import write_json
 
 if TYPE_CHECKING:
@@ -71,13 +71,13 @@ def run(flags: argparse.Namespace) -> int:
         complain(str(error))
         return COULD_NOT_START
     load_seconds = time.perf_counter() - began
-    print(f"loaded {folder} on {engine.device} in {load_seconds:.1f} s: every tensor fits")
+    write_line(f"loaded {folder} on {engine.device} in {load_seconds:.1f} s: every tensor fits")
     results = [run_check(engine, check) for check in CHECKS]
     report = {**_machine(engine), "load_seconds": load_seconds, "checks": results}
     write_json(flags.report, report)
     passed = all(result["passed"] for result in results)
-    print(f"{'all found' if passed else 'something is missing'}; the report is {flags.report}, "
-          "please attach it to an issue of this project")  # fmt: skip
+    found = "all found" if passed else "something is missing"
+    write_line(f"{found}; the report is {flags.report}, please attach it to an issue")
     return DONE if passed else SOME_FAILED
 
 
@@ -101,7 +101,7 @@ def run_check(engine: OcrEngine, check: Check) -> dict[str, Any]:
         }  # fmt: skip
     seconds = time.perf_counter() - began
     verdict = "ok" if not missing else f"missing: {', '.join(missing)}"
-    print(f"{check.page:14}{check.task:10}{check.size:8}{seconds:8.1f} s  {verdict}")
+    write_line(f"{check.page:14}{check.task:10}{check.size:8}{seconds:8.1f} s  {verdict}")
     return result
 
 

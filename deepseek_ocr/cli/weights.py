@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deepseek_ocr import configuration
-from deepseek_ocr.cli.terminal import DONE, INTERRUPTED, SOME_FAILED, complain
+from deepseek_ocr.cli.terminal import DONE, INTERRUPTED, SOME_FAILED, complain, write_line
 from deepseek_ocr.console import readable
 from deepseek_ocr.errors import CheckpointError, SettingsError
 from deepseek_ocr.weights import catalog, folders, registry
@@ -79,39 +79,39 @@ def run(flags: argparse.Namespace) -> int:
 def _expanded(folder: str) -> Path:
     try:
         return Path(folder).expanduser()
-    except RuntimeError as error:  # ~somebody who does not exist
-        raise SettingsError(f"{folder} names nobody's home: {error}") from error
+    except RuntimeError as error:  # ~name of a user that does not exist
+        raise SettingsError(f"the folder {folder} begins with an unknown user: {error}") from error
 
 
 def _list(flags: argparse.Namespace, checkpoints: Path, source: str) -> None:
     for name, checkpoint in catalog.CHECKPOINTS.items():
         if not checkpoint.sources:
-            print(f"{name}: bundled, {registry.ensure(name, checkpoints, fetch=False)}")
+            write_line(f"{name}: bundled, {registry.ensure(name, checkpoints, fetch=False)}")
             continue
         state = folders.examine(checkpoints / name)
-        print(f"{name}: {state.condition.value}, {checkpoints / name}")
+        write_line(f"{name}: {state.condition.value}, {checkpoints / name}")
         if state.condition is Condition.READY:
             record = folders.read_record(checkpoints / name)
             size = sum(entry.size for entry in record.files.values())
-            print(f"  {readable(size)} from {record.source} {record.revision}".rstrip())
+            write_line(f"  {readable(size)} from {record.source} {record.revision}".rstrip())
         elif state.condition is Condition.UNRECORDED:
-            print(f"  record them with: deepseek-ocr weights adopt {checkpoints / name}")
+            write_line(f"  record them with: deepseek-ocr weights adopt {checkpoints / name}")
         elif state.condition is not Condition.ABSENT:
-            print(f"  {state.detail}")
+            write_line(f"  {state.detail}")
 
 
 def _fetch(flags: argparse.Namespace, checkpoints: Path, source: str) -> None:
-    print(f"{flags.name} is in {registry.ensure(flags.name, checkpoints, source)}")
+    write_line(f"{flags.name} is in {registry.ensure(flags.name, checkpoints, source)}")
 
 
 def _verify(flags: argparse.Namespace, checkpoints: Path, source: str) -> None:
     record = registry.verify(flags.name, checkpoints)
     if record is None:
-        print(f"{flags.name} is whole; it is bundled, without sums to compare with")
+        write_line(f"{flags.name} is whole; it is bundled, without sums to compare with")
     else:
         count = len(record.files)
-        print(f"{flags.name}: all {count} files are as they came from {record.source}")
+        write_line(f"{flags.name}: all {count} files are as they came from {record.source}")
 
 
 def _adopt(flags: argparse.Namespace, checkpoints: Path, source: str) -> None:
-    print(f"{flags.name} is in {registry.adopt(flags.folder, checkpoints, flags.name)}")
+    write_line(f"{flags.name} is in {registry.adopt(flags.folder, checkpoints, flags.name)}")

@@ -11,7 +11,7 @@ from typing import Any
 from deepseek_ocr.engine.results import Failure, Reading
 from deepseek_ocr.errors import OcrError, OutputError, SettingsError
 from deepseek_ocr.files import atomic_write
-from deepseek_ocr.formats import FORMATS, find_format, json_document
+from deepseek_ocr.formats import FORMATS, Format, find_format, json_document
 from deepseek_ocr.formats.figures import FOLDER, save_figures
 from deepseek_ocr.formats.records import DocumentRecord, PageRecord, page_record
 from deepseek_ocr.formats.writing import PdfPages, Render, WriteContext, WriteOptions
@@ -61,13 +61,7 @@ def write(
             if one.uses_figures and not restored:
                 _restore_figures(document, context)
                 restored = True
-            for suffix, writer in one.writers().items():
-                path = folder / f"{document.name}{suffix}"
-                if one.is_text:
-                    _write_text(path, writer(document, context))
-                else:
-                    pdfs[one.name] = writer(document, context, path)
-                written[one.name].append(path)
+            _write_format(one, document, context, written[one.name], pdfs)
         except Exception as error:  # one format must not keep the next from being written
             failed[one.name] = _reason(error)
             cause = error
@@ -75,6 +69,24 @@ def write(
     if failed:
         raise OutputError(failed, files) from cause
     return WrittenFiles(files, pdfs)
+
+
+def _write_format(
+    one: Format,
+    document: DocumentRecord,
+    context: WriteContext,
+    written: list[Path],
+    pdfs: dict[str, PdfPages],
+) -> None:
+    """Write the files of one format. `written` gets the path of each that is complete, `pdfs` what
+    became of the pages of a PDF."""
+    for suffix, writer in one.writers().items():
+        path = context.folder / f"{document.name}{suffix}"
+        if one.is_text:
+            _write_text(path, writer(document, context))
+        else:
+            pdfs[one.name] = writer(document, context, path)
+        written.append(path)
 
 
 def _reason(error: Exception) -> str:

@@ -19,7 +19,7 @@ from deepseek_ocr.images.views import MAX_TILES
 from deepseek_ocr.model import int8_layers
 from deepseek_ocr.model import weight_matrix as rows
 from deepseek_ocr.model.network import Network, empty_network
-from deepseek_ocr.settings import CropSettings
+from deepseek_ocr.settings import VIEW_SIDES, CropSettings
 
 CONTEXT_BYTES = 600 * 10**6
 """What a CUDA context with torch's and cuBLAS's own buffers takes beside the tensors (0.4 to 0.6 GB
@@ -294,8 +294,8 @@ def explained(error: Exception, device: torch.device, crop: CropSettings) -> Gen
     it names the preset to try."""
     # The largest preset that takes less; tiles take more than the global view alone.
     side = max(crop.base_size, crop.image_size) + 1 if crop.crop_mode else crop.image_size
-    sides = {"Base": 1024, "Small": 640, "Tiny": 512}
-    preset = next((name for name, size in sides.items() if size < side), None)
+    smaller = (title for title, size in reversed(VIEW_SIDES.items()) if size < side)
+    preset = next(smaller, None)
     what = (
         f"try the preset {preset}, which takes less"
         if preset

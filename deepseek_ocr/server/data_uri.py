@@ -7,6 +7,13 @@ import re
 
 _HEAD = re.compile(r"data:[^,]{0,1000},", re.IGNORECASE)
 
+_BASE64_HEAD = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+
+
+def is_base64_uri(text: str) -> bool:
+    """Whether `text` begins as a data URI that says it is base64."""
+    return _BASE64_HEAD.match(text) is not None
+
 
 def decode_base64(text: str) -> bytes:
     """The bytes of `text`: base64, in a data URI or not; white space in it is left out. Raises

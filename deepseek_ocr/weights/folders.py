@@ -27,7 +27,8 @@ ESSENTIAL = ("config.json", "tokenizer.json")
 """What the program cannot do without, besides the safetensors."""
 
 _INDEX = "model.safetensors.index.json"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+"""A sum as it is written in records and by hubs."""
 
 
 class Condition(Enum):
@@ -201,7 +202,7 @@ def _file_sum(path: Path) -> FileSum:
 
 def _is_valid(entry: FileSum) -> bool:
     size_fits = type(entry.size) is int and entry.size >= 0
-    return size_fits and isinstance(entry.sha256, str) and bool(_SHA256.fullmatch(entry.sha256))
+    return size_fits and isinstance(entry.sha256, str) and bool(SHA256.fullmatch(entry.sha256))
 
 
 def _is_plain(name: object) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -16,11 +15,11 @@ from typing import Any
 from deepseek_ocr.console import one_line
 from deepseek_ocr.errors import CheckpointError
 from deepseek_ocr.weights.catalog import WeightSource
+from deepseek_ocr.weights.folders import SHA256
 
 TAR_NAME = "part.tar"
 
 _LONGEST_LISTING = 16 * 2**20
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _GONE = (404, 410)
 """Answers to HEAD that a download would get too; others may mean only that HEAD is not served."""
 
@@ -98,7 +97,7 @@ def _remote(name: str, url: str, size: Any, sha256: Any) -> RemoteFile:
     """Checked before use: these numbers decide what is accepted and how much room is asked for."""
     if size is not None and (type(size) is not int or size < 0):
         raise CheckpointError(f"the listing gives {one_line(name)} the size {one_line(size)!r}.")
-    if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256.lower())):
+    if sha256 is not None and not (isinstance(sha256, str) and SHA256.fullmatch(sha256.lower())):
         raise CheckpointError(f"the listing gives {one_line(name)} a SHA-256 that is none.")
     return RemoteFile(name, url, size, sha256.lower() if sha256 else None)
 

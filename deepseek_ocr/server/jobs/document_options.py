@@ -5,7 +5,6 @@ The names are those of the command line's flags and of the chat routes' extra fi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -14,6 +13,7 @@ from deepseek_ocr import configuration, presets, settings
 from deepseek_ocr.documents.inputs import PageSelection, parse_pages
 from deepseek_ocr.documents.plan import Plan
 from deepseek_ocr.errors import SettingsError
+from deepseek_ocr.files import NOT_TEXT
 from deepseek_ocr.formats import find_format
 from deepseek_ocr.formats.writing import WriteOptions
 from deepseek_ocr.weights.catalog import Checkpoint
@@ -34,12 +34,9 @@ KNOWN = (
 LONGEST_FIELD = 20_000
 """Characters of a field."""
 
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
-"""What cannot be kept and sent: JSON may escape halves of characters."""
-
 
 def as_fields(data: Mapping[str, Any]) -> dict[str, str]:
-    """Fields of a form or of JSON as text. Raises `SettingsError` for one that nobody knows."""
+    """Fields of a form or of JSON as text. Raises `SettingsError` for an unknown one."""
     found = {}
     for name, value in data.items():
         if name not in KNOWN:
@@ -49,15 +46,15 @@ def as_fields(data: Mapping[str, Any]) -> dict[str, str]:
         if not isinstance(value, (str, int, float)):
             raise SettingsError(f"{name} must be text, a number, true or false.")
         text = str(value).lower() if isinstance(value, bool) else str(value)
-        if len(text) > LONGEST_FIELD or _NO_TEXT.search(text):
-            raise SettingsError(f"{name} is too long, or holds what is no text.")
+        if len(text) > LONGEST_FIELD or NOT_TEXT.search(text):
+            raise SettingsError(f"{name} is too long, or holds characters that are not text.")
         found[name] = text
     return found
 
 
 def with_defaults(given: Mapping[str, str], known: Checkpoint) -> dict[str, str]:
     """The fields `given`, and the task and the preset that the model, which is `known`, is best at
-    where they name none: what is kept with a document, so that nothing else decides later."""
+    if they name none: what is kept with a document, so that nothing else decides later."""
     task = {} if "prompt" in given else {"task": presets.task_title(known.task)}
     return {**task, "resolution": presets.preset_title(known.preset), **given}
 

@@ -121,7 +121,7 @@ class JobManager:
         self.queue.end_listening()
         if self._errands:
             await asyncio.wait(self._errands)
-        self.runner.renderer.close()  # or threads wait for pages that nobody wants any more
+        self.runner.renderer.close()  # or threads wait for pages that are not wanted any more
         self.threads.close()
         self.database.close()
 
@@ -152,12 +152,12 @@ class JobManager:
             if tasks := live.cancel():
                 await asyncio.wait(tasks)
             live.tell(job_events.ended("cancelled", live.counts()))
-        await self.database.end(job, None)  # first: whoever makes an output of it then stops soon
+        await self.database.end(job, None)  # first: a thread at its outputs stops soon
         await self.threads.finish(job)  # it would put files where some were removed
         await self.threads.run(job, lambda: self.store.clear(job))
 
     def spawn(self, errand: Coroutine[Any, Any, None]) -> None:
-        """Run something to its end while nobody waits for it."""
+        """Run something to its end without waiting for it."""
         task = asyncio.create_task(_logged(errand))
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
@@ -169,7 +169,7 @@ class JobManager:
             self.spawn(self._forget_surplus())
 
     async def _fail(self, live: LiveJob, error: BaseException) -> None:
-        """End a job of which nothing more can be read or kept; whoever listens is told."""
+        """End a job of which nothing more can be read or kept; its listeners get the last event."""
         reason = job_events.reason_of(error)
         if self.queue.jobs.pop(live.job.id, None) is None:
             return

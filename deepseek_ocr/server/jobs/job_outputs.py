@@ -39,7 +39,7 @@ def status_of(jobs: JobManager, job: OcrJob, pages: Mapping[str, int]) -> dict[s
 
 async def events_of(jobs: JobManager, job: OcrJob) -> AsyncIterator[JobEvent]:
     """What happened to `job` so far and, while it is being read, what happens, to its end. Ends
-    early if the server stops, or nobody took the events for long."""
+    early if the server stops, or the events were not taken for long."""
     live = jobs.queue.jobs.get(job.id)
     heard: asyncio.Queue[JobEvent | None] = asyncio.Queue()
     missed = []

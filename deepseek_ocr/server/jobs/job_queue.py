@@ -13,7 +13,7 @@ from deepseek_ocr.server.jobs.job_store import OcrJob, counts_of
 JobEvent = dict[str, Any]
 
 _MOST_UNHEARD = 20_000
-"""Events that wait for somebody who does not listen; then they are cut off, and may come again."""
+"""Events that wait for a listener that takes none; then it is cut off, and may come again."""
 
 _FIRST_PAGE_S, _LAST_PAGES = 10.0, 8
 """Seconds that a page is thought to take before any was read; pages over which it is averaged."""
@@ -42,7 +42,7 @@ class LiveJob:
     listeners: set[asyncio.Queue[JobEvent | None]] = field(default_factory=set)
 
     def tell(self, event: JobEvent | None) -> None:
-        """Tell everybody who listens; None is the end."""
+        """Send an event to every listener; None is the end."""
         for listener in list(self.listeners):
             if event is not None and listener.qsize() >= _MOST_UNHEARD:
                 self.listeners.discard(listener)
@@ -50,7 +50,7 @@ class LiveJob:
             listener.put_nowait(event)
 
     def tell_of_page(self, event: JobEvent) -> None:
-        """Tell everybody, and whoever comes to listen while the page is being read."""
+        """Send an event to every listener, and to those that come while the page is being read."""
         page = self.reading[event["page"]]
         if event["type"] == "page.retried":
             del page.events[1:]
@@ -103,7 +103,7 @@ class JobQueue:
         return None
 
     def end_listening(self) -> None:
-        """Tell everybody who listens to a job that no more is told of it."""
+        """Send every listener of a job the end of its events."""
         for live in self.jobs.values():
             live.tell(None)
 

@@ -57,8 +57,8 @@ class OcrJob:
 
     - `id`: not to be guessed; `client`: whose it is
     - `created`, `deadline`: seconds since 1970; no page is begun after the deadline
-    - `kept`: false where it goes with the request that brought it
-    - `error`: why nothing more of it will be read, where it failed as a whole
+    - `kept`: false if it goes with the request that brought it
+    - `error`: why nothing more of it will be read, if it failed as a whole
     - `file`: safe name of the upload; `kind`: what it is; `numbers`: its pages to read, from 1
     - `fields`: how to read it, as the client said
     """
@@ -78,7 +78,7 @@ class OcrJob:
 
 
 class JobStore:
-    """The folder of jobs; any thread may call. Raises `SettingsError` where the folder cannot be
+    """The folder of jobs; any thread may call. Raises `SettingsError` if the folder cannot be
     used, or another server uses it."""
 
     def __init__(self, folder: Path) -> None:
@@ -133,7 +133,7 @@ class JobStore:
         self._run("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def get(self, job: str, client: str) -> OcrJob | None:
-        """A job of this client's; None where there is none, or it is somebody else's."""
+        """A job of this client's; None if there is none, or it is another client's."""
         found = self._run("SELECT * FROM jobs WHERE id = ? AND client = ?", (job, client))
         return _job(found[0]) if found else None
 
@@ -226,7 +226,7 @@ class JobStore:
         )
 
     def page(self, job: str, number: int) -> PageRecord | None:
-        """The record of a page; None where it is not read yet."""
+        """The record of a page; None if it is not read yet."""
         rows = self._run("SELECT record FROM pages WHERE job = ? AND number = ?", (job, number))
         return records.record_from_json(json.loads(rows[0][0])) if rows else None
 

@@ -48,8 +48,8 @@ class JobDatabase:
         return [(now, counts) for job, counts in found if (now := self._as_it_stands(job))]
 
     async def end(self, job: str, reason: str | None) -> None:
-        """Write down why a job failed, or, without a `reason`, that it is no more: now, or when the
-        store can take that again."""
+        """Write down why a job failed, or, without a `reason`, that it was deleted: now, or when
+        the store can take that again."""
         self._untold[job] = reason
         await self._tell(job)
 
@@ -104,7 +104,7 @@ class JobThreads:
         self, job: str, work: Callable[[], T], turns: asyncio.Semaphore | None = None
     ) -> T:
         """What `work` over files of `job` gives. One of `turns` is held until `work` ends, also if
-        nobody waits for it any more."""
+        no request waits for it any more."""
         if turns is not None:
             await turns.acquire()
         loop = asyncio.get_running_loop()

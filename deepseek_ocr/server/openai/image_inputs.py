@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import re
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
@@ -12,7 +11,7 @@ from deepseek_ocr.errors import ImageError
 from deepseek_ocr.images.image_loading import check_pixels, open_frames
 from deepseek_ocr.images.limits import ImageLimits
 from deepseek_ocr.server.api_errors import ApiError
-from deepseek_ocr.server.data_uri import decode_base64
+from deepseek_ocr.server.data_uri import decode_base64, is_base64_uri
 from deepseek_ocr.server.server_state import Caller
 
 P = ParamSpec("P")
@@ -21,8 +20,6 @@ Made = TypeVar("Made")
 _AT_ONCE = 2**16
 """Characters and bytes up to which a picture is decoded and looked at on the event loop: that takes
 a fraction of a millisecond, to another thread and back takes more beside one that computes."""
-
-_HEAD = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
 async def pictures(caller: Caller, images: Sequence[tuple[str, str]]) -> list[bytes]:
@@ -75,7 +72,7 @@ def _check_head(data: bytes, limits: ImageLimits) -> None:
 
 
 def _from_data_uri(url: str, param: str) -> bytes:
-    if not _HEAD.match(url):
+    if not is_base64_uri(url):
         raise ApiError(400, "A data URI must read data:image/jpeg;base64,…", "invalid_image", param)
     try:
         return decode_base64(url)

@@ -14,6 +14,7 @@ from typing import Any
 
 from deepseek_ocr import presets
 from deepseek_ocr.errors import InputError
+from deepseek_ocr.files import NOT_TEXT
 from deepseek_ocr.grounding.parser import SCALE, Box
 
 LONGEST_TEXT = 400_000
@@ -30,9 +31,6 @@ KEYS = ("text", "markdown", "regions", "reference", "figure")
 
 _SPECIAL = re.compile(r"<[|｜][^<>\n]{1,60}?[|｜]>|<image>")
 """Special tokens of the model that no page text may hold. Table tags are tokens too, but text."""
-
-_UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
-"""Characters that are no text: the null character, halves of surrogate pairs."""
 
 
 class AnnotationError(InputError):
@@ -150,7 +148,7 @@ def _text(raw: object, where: str, longest: int = LONGEST_TEXT, empty: bool = Fa
         raise AnnotationError(
             f"{where} holds {found[0]!r}, a special token of the model; write plain text."
         )
-    if _UNWRITABLE.search(raw):
+    if NOT_TEXT.search(raw):
         raise AnnotationError(f"{where} holds a null character or half a surrogate pair.")
     return raw
 

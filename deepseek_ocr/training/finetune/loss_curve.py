@@ -35,9 +35,9 @@ def write_curve(
     write_bytes(path, packed.getvalue())
 
 
-def smoothed(values: Sequence[float], weight: float = 0.95) -> list[float]:
+def smoothed(values: Sequence[float]) -> list[float]:
     """Exponential moving average, corrected for its start."""
-    average, total, result = 0.0, 0.0, []
+    weight, average, total, result = 0.95, 0.0, 0.0, []
     for value in values:
         average = weight * average + (1 - weight) * value
         total = weight * total + (1 - weight)

@@ -61,11 +61,11 @@ def number(rng: Random) -> str:
     return rng.choice(_NUMBERS)(rng)
 
 
-def word(rng: Random, made_up: float = 0.3) -> str:
-    """A word (a `made_up` share of them invented), a number now and then, in any case."""
+def word(rng: Random) -> str:
+    """A word (three of ten invented), a number now and then, in any case."""
     if rng.random() < 0.12:
         return number(rng)
-    text = made_up_word(rng) if rng.random() < made_up else rng.choice(english_words())
+    text = made_up_word(rng) if rng.random() < 0.3 else rng.choice(english_words())
     case = rng.random()
     if case < 0.2:
         text = text.capitalize()
